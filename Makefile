@@ -1,0 +1,88 @@
+# On a fresh Debian or Ubuntu machine, as root: `make run` runs hvprobe, `make test` tests it.
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+# In the order they run; those of tests/guests, which boot machines, last.
+TEST_FOLDERS := $(wildcard $(addprefix tests/, \
+	unit server monitoring cluster kernel prometheus live guests))
+C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
+SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
+
+# Kernels that tests/guests boots: versions separated by commas, or all.
+HVPROBE_KERNELS ?= 6.1
+export HVPROBE_KERNELS
+# HVPROBE_REQUIRE=kernel,guests,cluster,prometheus turns skipped tests into failed ones. It
+# reaches the tests through the environment.
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels \
+	test-cluster test-server test-monitoring bench clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## install what is missing and run the agent without a cluster (ARGS="..." for more flags)
+	@scripts/install.sh --root run
+	@echo "run: hvprobe agent --standalone $(ARGS)"
+	@exec .venv/bin/hvprobe agent --standalone $(ARGS)
+
+test: ## install what tests need, lint, and run all tests
+	@scripts/install.sh --root run test
+	@$(MAKE) --no-print-directory lint
+	@echo "test: $(TEST_FOLDERS), kernels $(HVPROBE_KERNELS)"
+	@exec $(PYTEST) $(TEST_FOLDERS) $(ARGS)
+
+demo: ## start one accelerated and one emulated guest to look at, until Ctrl-C
+	@scripts/install.sh run demo
+	@exec $(PYTHON) scripts/demo.py
+
+install: ## install what hvprobe needs: distribution packages, .venv, the project
+	@scripts/install.sh run
+
+install-dev: ## install what tests and linters need as well
+	@scripts/install.sh run test
+
+lint: install-dev ## check style, types, layers, C and shell
+	@echo "lint: ruff, mypy, import-linter, clang-format, shellcheck"
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m ruff format --quiet --check . || \
+		{ echo "lint: files are not formatted (see above or run: make format)" >&2; exit 1; }
+	@$(PYTHON) -m mypy --no-error-summary
+	@.venv/bin/lint-imports --no-cache >.venv/lint-imports.txt || \
+		{ cat .venv/lint-imports.txt >&2; exit 1; }
+	@.venv/bin/clang-format --dry-run --Werror $(C_FILES)
+	@shellcheck $(SHELL_FILES)
+
+format: install-dev ## format Python and C, and fix what can be fixed
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix --quiet .
+	@.venv/bin/clang-format -i $(C_FILES)
+
+test-unit: install-dev ## tests that need no root and no kernel features
+	@exec $(PYTEST) tests/unit $(ARGS)
+
+test-kernel: install-dev ## tests with real hooks and real guests on this machine's kernel
+	@exec $(PYTEST) tests/kernel $(ARGS)
+
+test-kernels: export HVPROBE_KERNELS = all
+test-kernels: install-dev ## the same on other kernels, booted in QEMU
+	@exec $(PYTEST) tests/guests $(ARGS)
+
+test-cluster: install-dev ## tests against an API server
+	@exec $(PYTEST) tests/cluster $(ARGS)
+
+test-server: install-dev ## tests of the HTTP server
+	@exec $(PYTEST) tests/server $(ARGS)
+
+test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a real Prometheus
+	@exec $(PYTEST) $(wildcard tests/monitoring tests/prometheus) $(ARGS)
+
+bench: install-dev ## measure what hvprobe costs
+	@exec $(PYTEST) -s tests/bench $(ARGS)
+
+clean: ## remove what make made
+	@echo "clean: .venv, builds and caches"
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	@find ebpf probes tests scripts -name __pycache__ -type d -exec rm -rf {} +

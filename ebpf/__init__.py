@@ -1,0 +1,1 @@
+"""What the kernel says of the processes that run virtual machines. Knows no pods and no VMIs."""

@@ -1,0 +1,161 @@
+"""The hooks hvprobe wants, in order of preference, and what each one proves. Pure data.
+
+A hook is one question to the kernel. It can be answered by several attach points; session.py
+tries them in order and reports which one it got. Nothing here depends on a kernel version.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Backend(StrEnum):
+    """How a hook is attached (label ``backend`` of hvprobe_hook_attached)."""
+
+    KPROBE = "kprobe"
+    RAW_TRACEPOINT = "raw_tracepoint"
+    TRACEPOINT = "tracepoint"
+    NONE = "none"
+
+
+class Question(StrEnum):
+    """What a hook tells about a process."""
+
+    CREATES_VM = "creates_vm"
+    CREATES_VCPU = "creates_vcpu"
+    RUNS_VCPU = "runs_vcpu"
+    USERSPACE_EXITS = "userspace_exits"
+    EXITS = "exits"
+    BECOMES_VMM = "becomes_vmm"
+    ENDS = "ends"
+    IS_FREED = "is_freed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachPoint:
+    """One way to attach a hook."""
+
+    backend: Backend
+    target: str
+    """Function name (kprobe), tracepoint name (raw), ``category:event`` (tracepoint)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """A wanted hook: the program that answers the question and where it may be attached."""
+
+    name: str
+    """The kernel's own name of the function or tracepoint (label ``hook``)."""
+    question: Question
+    program: str
+    """Function in the BPF text."""
+    points: tuple[AttachPoint, ...]
+    """In order of preference."""
+    proves: str
+    """What is known when it fires, in one clause."""
+    module: str | None = None
+    """The kernel module that has to be there first; None: the kernel proper."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookStatus:
+    """A wanted hook and how it is attached now."""
+
+    hook: Hook
+    backend: Backend
+    reason: str | None = None
+    """Why it is not attached, one line; None when it is."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hook counts at all."""
+        return self.backend is not Backend.NONE
+
+
+def _kprobe(function: str) -> tuple[AttachPoint, ...]:
+    return (AttachPoint(backend=Backend.KPROBE, target=function),)
+
+
+def _tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
+    return (
+        AttachPoint(backend=Backend.RAW_TRACEPOINT, target=event),
+        AttachPoint(backend=Backend.TRACEPOINT, target=f"{category}:{event}"),
+    )
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        name="kvm_dev_ioctl",
+        question=Question.CREATES_VM,
+        program="on_kvm_dev_ioctl",
+        points=_kprobe("kvm_dev_ioctl"),
+        proves="the process asked for a VM; nothing about running it",
+        module="kvm",
+    ),
+    Hook(
+        name="kvm_vm_ioctl",
+        question=Question.CREATES_VCPU,
+        program="on_kvm_vm_ioctl",
+        points=_kprobe("kvm_vm_ioctl"),
+        proves="the process asked for a vCPU; nothing about running it",
+        module="kvm",
+    ),
+    Hook(
+        name="kvm_vcpu_ioctl",
+        question=Question.RUNS_VCPU,
+        program="on_kvm_vcpu_ioctl",
+        points=_kprobe("kvm_vcpu_ioctl"),
+        proves="the process entered KVM_RUN",
+        module="kvm",
+    ),
+    Hook(
+        name="kvm_userspace_exit",
+        question=Question.USERSPACE_EXITS,
+        program="on_kvm_userspace_exit",
+        points=_tracepoint("kvm", "kvm_userspace_exit"),
+        proves="KVM_RUN returned to the process",
+        module="kvm",
+    ),
+    Hook(
+        name="kvm_exit",
+        question=Question.EXITS,
+        program="on_kvm_exit",
+        points=_tracepoint("kvm", "kvm_exit"),
+        proves="a guest of the process ran on this CPU and left it",
+        module="kvm",
+    ),
+    Hook(
+        name="sched_process_exec",
+        question=Question.BECOMES_VMM,
+        program="on_sched_process_exec",
+        points=_tracepoint("sched", "sched_process_exec"),
+        proves="the process executed a program named like QEMU",
+    ),
+    Hook(
+        name="sched_process_exit",
+        question=Question.ENDS,
+        program="on_sched_process_exit",
+        points=_tracepoint("sched", "sched_process_exit"),
+        proves="the process's main thread ended",
+    ),
+    Hook(
+        name="sched_process_free",
+        question=Question.IS_FREED,
+        program="on_sched_process_free",
+        # Its argument is needed, so only the form whose layout tracefs describes will do.
+        points=(AttachPoint(backend=Backend.TRACEPOINT, target="sched:sched_process_free"),),
+        proves="the process is gone and its number may be used again",
+    ),
+)
+
+PROGRAM_FILES: tuple[str, ...] = (
+    "ledger.bpf.c",
+    "kvm_ioctls.bpf.c",
+    "vm_exits.bpf.c",
+    "processes.bpf.c",
+)
+"""Package files that make up the BPF text, in order: the tables come first."""
+
+
+def unattached(reason: str) -> tuple[HookStatus, ...]:
+    """Every wanted hook, not attached for the same one-line reason."""
+    return tuple(HookStatus(hook=hook, backend=Backend.NONE, reason=reason) for hook in HOOKS)

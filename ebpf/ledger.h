@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The ledger: what the kernel writes down about each process that may be a
+ * virtual machine monitor. These records are read by ledger.py, which mirrors
+ * them with ctypes; both sides are compared by a test that compiles this file
+ * in plain user space. Fixed-width types only, explicit padding only.
+ *
+ * Counters only ever grow. A record lives as long as its process.
+ */
+#ifndef HVPROBE_LEDGER_H
+#define HVPROBE_LEDGER_H
+
+#ifdef __KERNEL__
+#include <linux/types.h>
+#else
+#include <stdint.h>
+typedef uint32_t __u32;
+typedef uint64_t __u64;
+#endif
+
+/*
+ * One a process (key: tgid as the initial PID namespace numbers it), written
+ * rarely. Times are CLOCK_MONOTONIC nanoseconds; 0 means "did not happen".
+ */
+struct ledger_process {
+	__u64 first_ns;	      /* when the process first came to the ledger's notice */
+	__u64 exec_ns;	      /* when it executed a program named like a VMM */
+	__u64 leader_exit_ns; /* when its main thread ended */
+	__u64 vms_created;    /* KVM_CREATE_VM asked for */
+	__u64 vcpus_created;  /* KVM_CREATE_VCPU asked for */
+};
+
+/* One a process and CPU, written at every event. */
+struct ledger_activity {
+	__u64 runs;	       /* KVM_RUN entered */
+	__u64 userspace_exits; /* KVM_RUN returned to the VMM (kvm_userspace_exit) */
+	__u64 exits;	       /* the guest left the CPU (kvm_exit) */
+};
+
+/* Index of each per-CPU total that belongs to no process. */
+enum ledger_total {
+	LEDGER_DROPPED,	 /* events that found no room in the ledger */
+	LEDGER_DEPARTED, /* processes that executed a VMM and have ended */
+	LEDGER_TOTALS,
+};
+
+#endif

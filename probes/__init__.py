@@ -1,0 +1,1 @@
+"""From kernel facts to a named VMI, and out: metrics, live view, JSON, page."""

@@ -1,0 +1,94 @@
+"""EDGE: what this node's own accelerators can do: /dev/kvm, /dev/mshv, and whose modules they are.
+
+Owns the trial of an accelerator. Must not know any process or VMI. A trial opens the device and
+creates an empty VM, which is closed at once: on an idle node that switches virtualization on for
+a moment, so the caller tries rarely, and not at all where running VMs prove the same.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from probes.node import Accelerator, NodeVirtualization
+from probes.vmm import HypervisorType
+
+_KVM_CREATE_VM = 0xAE01
+_VENDOR_MODULES: Mapping[str, str] = {"vmx": "kvm_intel", "svm": "kvm_amd"}
+"""Vendor module by the CPU flag of /proc/cpuinfo that it needs."""
+_NOT_VENDORS = frozenset({"kvm", "kvm_guest"})
+
+
+class Accelerators:
+    """The accelerators of the node whose /dev, /sys and /proc are given."""
+
+    def __init__(
+        self,
+        *,
+        dev_root: Path = Path("/dev"),
+        sys_root: Path = Path("/sys"),
+        proc_root: Path = Path("/proc"),
+    ) -> None:
+        self._dev = dev_root
+        self._sys = sys_root
+        self._proc = proc_root
+
+    def try_kvm(self) -> Accelerator:
+        """Open /dev/kvm and create an empty VM."""
+        device = self._dev / "kvm"
+        try:
+            _create_empty_vm(device)
+        except OSError as err:
+            available, reason = self._why_not(device, err)
+            return Accelerator(type=HypervisorType.KVM, available=available, reason=reason)
+        return Accelerator(type=HypervisorType.KVM, available=True, reason=None)
+
+    def virtualization(self) -> NodeVirtualization:
+        """Vendor module and nesting, as sysfs and cpuinfo tell them."""
+        flags = self._cpu_flags()
+        return NodeVirtualization(
+            module=self._module(flags),
+            nested=None if flags is None else "hypervisor" in flags,
+        )
+
+    def _why_not(self, device: Path, err: OSError) -> tuple[bool | None, str]:
+        detail = f"{device}: {os.strerror(err.errno or 0)}"
+        if err.errno in (errno.EACCES, errno.EPERM):
+            return None, f"{detail}; hvprobe may not try: give it access to the device"
+        if err.errno == errno.ENOENT and (self._sys / "class/misc/kvm").exists():
+            return None, f"{detail}; the node has KVM: mount its /dev/kvm into the container"
+        if err.errno == errno.ENOENT:
+            return False, f"{detail}; load kvm_intel or kvm_amd, enable virtualization in firmware"
+        return False, detail
+
+    def _module(self, flags: frozenset[str] | None) -> str | None:
+        with contextlib.suppress(OSError):
+            names = {entry.name for entry in (self._sys / "module").glob("kvm_*")} - _NOT_VENDORS
+            for flag, module in _VENDOR_MODULES.items():
+                if flag in (flags or ()) and module in names:
+                    return module
+            others = sorted(names - set(_VENDOR_MODULES.values()))
+            if others:
+                return others[0]
+        if (self._sys / "class/misc/kvm").exists() or (self._dev / "kvm").exists():
+            return "builtin"
+        return None
+
+    def _cpu_flags(self) -> frozenset[str] | None:
+        """CPU flags on x86; None elsewhere, where /proc/cpuinfo has none that tell."""
+        with contextlib.suppress(OSError), (self._proc / "cpuinfo").open() as cpuinfo:
+            for line in cpuinfo:
+                name, _, value = line.partition(":")
+                if name.strip() == "flags":
+                    return frozenset(value.split())
+        return None
+
+
+def _create_empty_vm(device: Path) -> None:
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.close(fcntl.ioctl(fd, _KVM_CREATE_VM, 0))
+    finally:
+        os.close(fd)

@@ -1,0 +1,145 @@
+"""What this node can prove, from a report. Pure renderer.
+
+Owns the questions a person asks of a node and their remedies. Must not find anything out itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from ebpf.hooks import HookStatus, Question
+from probes.report import CounterTrust, NodeReport
+from probes.vmm import HypervisorType
+
+
+class Outcome(StrEnum):
+    """How a check ended."""
+
+    GOOD = "ok"
+    LESS = "less"
+    """Something is missing, and something else stands in for it."""
+    BAD = "no"
+
+
+class Ability(IntEnum):
+    """What the node can do for a verdict; the value is the exit code of ``hvprobe doctor``."""
+
+    VERIFIED = 0
+    INFERRED = 1
+    NOTHING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One question, answered."""
+
+    question: str
+    outcome: Outcome
+    finding: str
+    remedy: str | None = None
+
+
+def checks(report: NodeReport) -> tuple[Check, ...]:
+    """All checks of a node, most important first."""
+    return (
+        *_accelerator(report),
+        _runs(report),
+        *_counters(report),
+        _processes(report),
+    )
+
+
+def ability(report: NodeReport) -> Ability:
+    """Whether verdicts on this node are verified, inferred, or not to be had at all."""
+    if _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS):
+        return Ability.VERIFIED
+    return Ability.INFERRED if report.proc_readable else Ability.NOTHING
+
+
+def lines(report: NodeReport) -> Iterator[str]:
+    """The checks as text, one line each."""
+    for check in checks(report):
+        remedy = f"; {check.remedy}" if check.remedy else ""
+        yield f"{check.outcome.value:<4}  {check.question}: {check.finding}{remedy}"
+    yield {
+        Ability.VERIFIED: "verdicts can be verified on this node",
+        Ability.INFERRED: "verdicts can only be inferred on this node",
+        Ability.NOTHING: "nothing can be said of this node's VMs",
+    }[ability(report)]
+
+
+def _attached(report: NodeReport, *questions: Question) -> list[HookStatus]:
+    return [it for it in report.health.hooks if it.hook.question in questions and it.attached]
+
+
+def _accelerator(report: NodeReport) -> Iterator[Check]:
+    for accelerator in report.accelerators:
+        if accelerator.type is not HypervisorType.KVM:
+            continue
+        module = report.virtualization.module or "no module"
+        nested = ", the node is itself a VM" if report.virtualization.nested else ""
+        outcome = {True: Outcome.GOOD, False: Outcome.BAD, None: Outcome.LESS}
+        yield Check(
+            question="does KVM work here",
+            outcome=outcome[accelerator.available],
+            finding=accelerator.reason or f"yes, by {module}{nested}",
+        )
+
+
+def _runs(report: NodeReport) -> Check:
+    question = "which process uses KVM"
+    hooks = _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS)
+    if hooks:
+        named = " and ".join(f"{it.hook.name} ({it.backend.value})" for it in hooks)
+        return Check(question=question, outcome=Outcome.GOOD, finding=f"seen by {named}")
+    if report.health.ledger_error:
+        return Check(
+            question=question,
+            outcome=Outcome.LESS,
+            finding=f"no BPF: {report.health.ledger_error}",
+        )
+    missing = "; ".join(
+        it.reason or it.hook.name
+        for it in report.health.hooks
+        if it.hook.question in (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
+    )
+    return Check(question=question, outcome=Outcome.LESS, finding=f"no hook: {missing}")
+
+
+def _counters(report: NodeReport) -> Iterator[Check]:
+    for question, trust in (
+        ("how many VM exits", report.health.exits_trust),
+        ("how many returns to user space", report.health.userspace_exits_trust),
+    ):
+        yield {
+            CounterTrust.PROVEN: Check(
+                question=question, outcome=Outcome.GOOD, finding="counted, and seen to count"
+            ),
+            CounterTrust.UNTRIED: Check(
+                question=question,
+                outcome=Outcome.GOOD,
+                finding="attached; no VM has made one yet, so no count is shown",
+            ),
+            CounterTrust.BLIND: Check(
+                question=question,
+                outcome=Outcome.LESS,
+                finding="attached, but this kernel never calls it: no count is shown",
+            ),
+            CounterTrust.MISSING: Check(
+                question=question, outcome=Outcome.LESS, finding="not counted: no hook attached"
+            ),
+        }[trust]
+
+
+def _processes(report: NodeReport) -> Check:
+    question = "which processes become VMMs"
+    hooks = _attached(report, Question.BECOMES_VMM)
+    if hooks:
+        return Check(
+            question=question, outcome=Outcome.GOOD, finding=f"told by {hooks[0].hook.name}"
+        )
+    return Check(
+        question=question,
+        outcome=Outcome.LESS,
+        finding="no hook: all of /proc is read at each look",
+    )

@@ -1,0 +1,61 @@
+"""Pure. Where to listen and with which TLS files, as a user writes it and as the server takes it.
+
+Must not know sockets nor what the files contain.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where to listen."""
+
+    host: str
+    """Name or address, without brackets; empty: all addresses of the machine."""
+    port: int
+    """0: any free port."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> Listen:
+    """Read `HOST:PORT`, `[IPV6]:PORT` or `:PORT`. `ValueError` says in one line what is wrong."""
+
+    def wrong(why: str) -> ValueError:
+        return ValueError(
+            f"listen address {text!r}: {why}; write HOST:PORT, e.g. 0.0.0.0:9747 or [::]:9747"
+        )
+
+    host, colon, digits = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        raise wrong("there is no port")
+    if host.startswith("[") != host.endswith("]") or "[" in host[1:] or "]" in host[:-1]:
+        raise wrong("a bracket is missing or misplaced")
+    if not digits.isascii() or not digits.isdecimal() or int(digits) > 65535:
+        raise wrong(f"port {digits!r} is not a number from 0 to 65535")
+    if host.startswith("["):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise wrong(f"{host!r} is not an IPv6 address") from error
+    elif "/" in host or any(character.isspace() for character in host):
+        raise wrong(f"{host!r} is not a host name or address")
+    elif ":" in host:
+        raise wrong("an IPv6 address must be in brackets")
+    return Listen(host=host, port=int(digits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where the PEM files of TLS are. Symbolic links are followed at every look."""
+
+    cert: Path
+    """The server's certificate, then its intermediates."""
+    key: Path
+    """The certificate's private key, not encrypted."""
+    client_ca: Path | None = None
+    """CAs whose clients are let in. `None`: clients need no certificate."""

@@ -1,0 +1,268 @@
+"""One look at the node: reads the edges, remembers what is settled, gives a NodeReport.
+
+Owns what has to be remembered between two looks, and the order in which the edges are read. Must
+not know who is looking (server, live view, command line).
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from ebpf.errors import LedgerReadError
+from ebpf.hooks import Question, unattached
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.assemble import (
+    JudgedProcess,
+    counter_trusts,
+    process_reports,
+    questions_fired,
+    vmi_reports,
+)
+from probes.evidence import Evidence, gather, ledger_entry
+from probes.identity import Attribution, Candidate, VmName, by_guest_name
+from probes.node import Accelerator, NodeVirtualization
+from probes.report import NodeReport, ProbeHealth, Source
+from probes.verdict import judge
+from probes.vmm import HypervisorType, VmmId, VmmProcess
+
+log = logging.getLogger(__name__)
+
+TRIAL_INTERVAL_S = 60.0
+"""How often at most the node's accelerator is tried by creating an empty VM."""
+
+
+class Ledger(Protocol):
+    """The kernel's books (ebpf.session.Session)."""
+
+    def read(self) -> KernelSnapshot:
+        """Read it now; LedgerReadError."""
+        ...
+
+    def forget(self, entry: LedgerEntry) -> None:
+        """Remove the record of a process that is gone."""
+        ...
+
+    @property
+    def bcc_version(self) -> str:
+        """Version of the bcc library."""
+        ...
+
+
+class Processes(Protocol):
+    """This node's processes (probes.host.Host)."""
+
+    machine: str
+    kernel: str
+
+    def start_monotonic_ns(self, vmm: VmmId) -> int:
+        """Earliest CLOCK_MONOTONIC time of its start."""
+        ...
+
+    def sweep(self, *, every_fd: bool) -> set[int]:
+        """Tgids named like QEMU, or of all that hold an accelerator."""
+        ...
+
+    def identify(self, tgid: int) -> VmmId | None:
+        """The process that has this tgid now."""
+        ...
+
+    def inspect(self, vmm: VmmId) -> VmmProcess | None:
+        """Everything /proc says of it."""
+        ...
+
+
+class Virtualization(Protocol):
+    """This node's accelerators (probes.accelerators.Accelerators)."""
+
+    def try_kvm(self) -> Accelerator:
+        """Create an empty VM."""
+        ...
+
+    def virtualization(self) -> NodeVirtualization:
+        """Vendor module and nesting."""
+        ...
+
+
+class Observer:
+    """Looks at one node, again and again. Not for use by two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        version: str,
+        ledger: Ledger | None,
+        ledger_error: str | None,
+        processes: Processes,
+        virtualization: Virtualization,
+    ) -> None:
+        """Give ledger_error where there is no ledger: one line that says why."""
+        self._node = node
+        self._version = version
+        self._ledger = ledger
+        self._ledger_error = ledger_error
+        self._host = processes
+        self._virtualization = virtualization
+        self._known: dict[VmmId, JudgedProcess] = {}
+        self._fired: frozenset[Question] = frozenset()
+        self._errors: Counter[Source] = Counter()
+        self._departed_total: int | None = None
+        self._trial: Accelerator | None = None
+        self._tried_at_s = -TRIAL_INTERVAL_S
+
+    def look(self) -> NodeReport:
+        """Read everything now and report it."""
+        kernel = self._read_ledger()
+        self._fired |= questions_fired(kernel)
+        self._known = {
+            process.vmm: process
+            for tgid in sorted(self._tgids(kernel))
+            if (process := self._judged(tgid, kernel)) is not None
+        }
+        attributions = self._attributions()
+        trusts = counter_trusts(kernel, fired=self._fired)
+        processes = process_reports(self._known.values(), attributions=attributions, trusts=trusts)
+        accelerators = self._accelerators()
+        return NodeReport(
+            version=self._version,
+            node=self._node,
+            kernel=self._host.kernel,
+            machine=self._host.machine,
+            taken_unix_s=time.time(),
+            accelerators=accelerators,
+            virtualization=self._virtualization.virtualization(),
+            health=ProbeHealth(
+                hooks=kernel.hooks,
+                exits_trust=trusts.exits,
+                userspace_exits_trust=trusts.userspace_exits,
+                ledger_entries=len(kernel.entries),
+                ledger_capacity=kernel.capacity,
+                ledger_dropped_total=kernel.dropped_total,
+                ledger_error=kernel.error,
+                bcc_version=self._ledger.bcc_version if self._ledger else None,
+                errors_total=dict(self._errors),
+            ),
+            proc_readable=self._host.identify(os.getpid()) is not None,
+            processes=processes,
+            vmis=vmi_reports(
+                attributions, processes, accelerators=accelerators, machine=self._host.machine
+            ),
+        )
+
+    def _read_ledger(self) -> KernelSnapshot:
+        error = self._ledger_error or "there is no ledger"
+        if self._ledger is not None:
+            try:
+                return self._ledger.read()
+            except LedgerReadError as err:
+                self._errors[Source.EBPF] += 1
+                error = str(err)
+        return KernelSnapshot(
+            taken_ns=time.monotonic_ns(),
+            attached_ns=None,
+            entries={},
+            capacity=0,
+            dropped_total=0,
+            departed_total=0,
+            hooks=unattached(error),
+            error=error,
+        )
+
+    def _tgids(self, kernel: KernelSnapshot) -> set[int]:
+        """Everything that may be a VMM now: the ledger's, those known, and those swept up.
+
+        /proc is swept whole once, for what ran before the hooks; by name each time no hook tells
+        of new programs; and by name after a QEMU ended, for one that daemonized itself lives on
+        as a child that executed nothing.
+        """
+        tgids = set(kernel.entries) | {vmm.tgid for vmm in self._known}
+        exec_hook = any(
+            it.attached for it in kernel.hooks if it.hook.question is Question.BECOMES_VMM
+        )
+        if self._departed_total != kernel.departed_total or not exec_hook:
+            tgids |= self._host.sweep(every_fd=self._departed_total is None)
+        self._departed_total = kernel.departed_total
+        return tgids - {os.getpid()}
+
+    def _judged(self, tgid: int, kernel: KernelSnapshot) -> JudgedProcess | None:
+        """The process with its verdict; a settled one is not looked at again."""
+        vmm = self._host.identify(tgid)
+        if vmm is None:
+            self._forget_ended(tgid, kernel)
+            return None
+        start_ns = self._host.start_monotonic_ns(vmm)
+        entry = ledger_entry(vmm, kernel, start_monotonic_ns=start_ns)
+        known = self._known.get(vmm)
+        if known is not None and _still_settled(known, entry):
+            return replace(known, ledger=entry)
+        process = self._host.inspect(vmm)
+        if process is None:
+            return None
+        evidence = gather(process, kernel, start_monotonic_ns=start_ns)
+        if not process.named_like_qemu and not _uses_accelerator(evidence):
+            return None
+        return JudgedProcess(
+            vmm=vmm,
+            comm=process.comm,
+            program=process.program,
+            guest_name=process.command_line.guest_name,
+            cgroup=process.cgroup,
+            named_like_qemu=process.named_like_qemu,
+            capability_probe=evidence.capability_probe,
+            vcpus=max(evidence.kvm_vcpus, evidence.mshv_vps, evidence.tcg_threads) or None,
+            started_unix_s=time.time() - (time.monotonic_ns() - start_ns) / 1e9,
+            verdict=judge(evidence),
+            ledger=entry,
+        )
+
+    def _forget_ended(self, tgid: int, kernel: KernelSnapshot) -> None:
+        """Do what the kernel's own hook does where that hook could not be attached."""
+        freed_hook = any(
+            it.attached for it in kernel.hooks if it.hook.question is Question.IS_FREED
+        )
+        if self._ledger is not None and tgid in kernel.entries and not freed_hook:
+            self._ledger.forget(kernel.entries[tgid])
+
+    def _attributions(self) -> Mapping[VmName, Attribution]:
+        return by_guest_name(
+            Candidate(
+                vmm=process.vmm,
+                named_like_qemu=process.named_like_qemu,
+                program=process.program,
+                guest_name=process.guest_name,
+                capability_probe=process.capability_probe,
+                verdict=process.verdict,
+            )
+            for process in self._known.values()
+        )
+
+    def _accelerators(self) -> tuple[Accelerator, ...]:
+        """KVM is there when a VM is seen to run on it; otherwise it is tried, rarely."""
+        for process in self._known.values():
+            if process.verdict.type is HypervisorType.KVM and process.verdict.verified:
+                return (Accelerator(type=HypervisorType.KVM, available=True, reason=None),)
+        now_s = time.monotonic()
+        if self._trial is None or now_s - self._tried_at_s >= TRIAL_INTERVAL_S:
+            self._trial = self._virtualization.try_kvm()
+            self._tried_at_s = now_s
+        return (self._trial,)
+
+
+def _still_settled(known: JudgedProcess, entry: LedgerEntry | None) -> bool:
+    """Whether the verdict stands: the process executed nothing new and the kernel agrees."""
+    before = known.ledger
+    same_program = (before.exec_ns if before else None) == (entry.exec_ns if entry else None)
+    contradicted = (
+        entry is not None and entry.ran_kvm and known.verdict.type is not HypervisorType.KVM
+    )
+    return known.verdict.settled and same_program and not contradicted
+
+
+def _uses_accelerator(evidence: Evidence) -> bool:
+    return bool(
+        evidence.kvm_fds or evidence.mshv_fds or (evidence.ledger and evidence.ledger.ran_kvm)
+    )

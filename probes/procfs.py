@@ -1,0 +1,169 @@
+"""Parsers of /proc text. Pure: text in, values out; host.py does the reading.
+
+Everything a process can choose (its name, command line, thread names) is treated as hostile: a
+parser either gives a value or raises MalformedProcError with one line, and never anything else.
+Formats: man 5 proc; fs/proc/array.c; fs/proc/base.c (syscall).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from probes.vmm import AcceleratorFds, QemuCommandLine
+
+IOCTL_SYSCALL: Mapping[str, int] = {
+    "x86_64": 16,
+    "aarch64": 29,
+    "riscv64": 29,
+    "s390x": 54,
+    "ppc64le": 54,
+    "loongarch64": 29,
+}
+"""System call number of ioctl(2) by machine (uname -m)."""
+
+_QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")
+_FD_FIELDS: Mapping[str, str] = {
+    "/dev/kvm": "kvm_devices",
+    "anon_inode:kvm-vm": "kvm_vms",
+    "anon_inode:kvm-vcpu": "kvm_vcpus",
+    "anon_inode:kvm-vcpu-stats": "kvm_vcpu_stats",
+    "/dev/mshv": "mshv_devices",
+    "anon_inode:mshv_partition": "mshv_partitions",
+    "anon_inode:mshv_vp": "mshv_vps",
+}
+
+
+class MalformedProcError(ValueError):
+    """A /proc file that does not look as the kernel writes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcStat:
+    """The fields of /proc/TGID/stat or /proc/TGID/task/TID/stat that are used."""
+
+    comm: str
+    state: str
+    """One letter; Z: zombie, X: dead."""
+    cpu_ticks: int
+    """utime + stime."""
+    threads: int
+    """Threads of the process, an ended main thread included as long as others live."""
+    start_ticks: int
+    guest_ticks: int
+    """guest_time; for a process, of all its threads, dead ones too."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the process runs any more, be it reaped or not."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def parse_stat(text: str) -> ProcStat:
+    """Parse a stat line. The name stands in parentheses and may itself hold any character."""
+    left, right = text.find("("), text.rfind(")")
+    fields = text[right + 1 :].split()
+    if not 0 < left < right or len(fields) < 41:
+        raise MalformedProcError(f"not a stat line: {text[:60]!r}")
+    try:
+        return ProcStat(
+            comm=text[left + 1 : right],
+            state=fields[0],
+            cpu_ticks=int(fields[11]) + int(fields[12]),
+            threads=int(fields[17]),
+            start_ticks=int(fields[19]),
+            guest_ticks=int(fields[40]),
+        )
+    except ValueError as err:
+        raise MalformedProcError(f"not a stat line: {text[:60]!r}") from err
+
+
+def parse_ioctl(text: str, *, machine: str) -> tuple[int, int] | None:
+    """Descriptor and request of the ioctl(2) a thread sleeps in, from its ``syscall`` file.
+
+    The file reads ``running`` for a thread on a CPU, ``-1 …`` for one that sleeps outside a
+    system call, else the call's number and its arguments.
+    """
+    words = text.split()
+    if len(words) < 4:
+        return None
+    try:
+        number, fd, request = int(words[0]), int(words[1], 16), int(words[2], 16)
+    except ValueError as err:
+        raise MalformedProcError(f"not a syscall line: {text[:60]!r}") from err
+    if number != IOCTL_SYSCALL.get(machine):
+        return None
+    return fd, request & 0xFFFFFFFF
+
+
+def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> AcceleratorFds:
+    """Sort out the accelerators' descriptors from (number, link target) pairs.
+
+    ``anon_inode:kvm-vcpu:3`` carries the vCPU's index since Linux 4.19, older kernels leave it
+    out. A file somebody named so cannot be mistaken: its target would begin with a slash.
+    """
+    found: dict[str, set[int]] = {}
+    for fd, target in targets:
+        kind = target
+        if target.startswith("anon_inode:"):
+            kind = ":".join(target.split(":")[:2]).replace("[", "").replace("]", "")
+        field = _FD_FIELDS.get(kind)
+        if field is not None:
+            found.setdefault(field, set()).add(fd)
+    return AcceleratorFds(whole=whole, **{name: frozenset(fds) for name, fds in found.items()})
+
+
+def is_qemu_name(name: str) -> bool:
+    """Whether a program or thread name is a QEMU system emulator's (comm is cut to 15 bytes)."""
+    return name.startswith(_QEMU_PROGRAMS)
+
+
+def qemu_architecture(program: str | None) -> str | None:
+    """Guest architecture in ``uname -m`` words from QEMU's program name; None: the node's own."""
+    if program is None or not program.startswith("qemu-system-"):
+        return None
+    return program.removeprefix("qemu-system-").split()[0] or None
+
+
+def parse_command_line(raw: bytes) -> QemuCommandLine:
+    """What a QEMU command line asks for; options may begin with one dash or two.
+
+    Of an option given twice the last counts, as in QEMU, but accelerators add up in order.
+    """
+    words = [word.decode(errors="replace") for word in raw.split(b"\0")]
+    guest_name: str | None = None
+    machine: str | None = None
+    accelerators: list[str] = []
+    for option, value in zip(words[1:], [*words[2:], ""], strict=False):
+        match option.replace("--", "-", 1) if option.startswith("--") else option:
+            case "-name":
+                guest_name = _option(value, "guest", implied=True) or guest_name
+            case "-accel":
+                name = _option(value, "accel", implied=True)
+                accelerators += [name] if name else []
+            case "-enable-kvm":
+                accelerators.append("kvm")
+            case "-machine" | "-M":
+                machine = _option(value, "type", implied=True) or machine
+                accelerators += (_option(value, "accel", implied=False) or "").split(":")
+            case _:
+                continue
+    return QemuCommandLine(
+        guest_name=guest_name,
+        accelerators=tuple(name for name in accelerators if name),
+        machine=machine,
+    )
+
+
+def _option(value: str, key: str, *, implied: bool) -> str | None:
+    """The key's value in a QEMU option list ``a=b,c=d``, where ``,,`` stands for a comma.
+
+    With ``implied`` a first word without ``=`` is the value.
+    """
+    result: str | None = None
+    parts = value.replace(",,", "\0").split(",")
+    for index, part in enumerate(parts):
+        name, equals, word = part.replace("\0", ",").partition("=")
+        if equals and name == key:
+            result = word
+        elif not equals and index == 0 and implied:
+            result = name
+    return result or None

@@ -1,0 +1,239 @@
+"""EDGE. The HTTP server: its listening sockets, and who gets a connection.
+
+Must not know what is served. What happens on one connection is in `connection`, how a request gets
+its answer in `routes`, bytes and TLS in `wire`.
+
+A connection costs a socket and a small task, not a thread. Whatever a peer holds it with has a
+deadline, and when connections run out, the one that has waited longest makes room for the new one:
+peers that idle, or that read or write slowly, do not keep a scrape out.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Mapping
+
+from probes.connection import Connection, Limits, Phase
+from probes.listen import Listen, TlsFiles, parse_listen
+from probes.routes import Handler, Method, Request, Response, Routes
+from probes.wire import Certificates, TlsFilesError, TlsWire, Wire
+
+__all__ = [
+    "BindError",
+    "Handler",
+    "Limits",
+    "Listen",
+    "Method",
+    "Request",
+    "Response",
+    "Server",
+    "TlsFiles",
+    "TlsFilesError",
+    "parse_listen",
+]
+
+BACKLOG = 1024
+"""Connections the kernel keeps until they are accepted; it caps this at net.core.somaxconn."""
+
+SEND_BUFFER_BYTES = 128 * 1024
+"""Per connection, in the kernel, which else grows it to megabytes for a reader that stalls."""
+
+ACCEPT_PAUSE_S = 0.1
+"""Pause when accept() fails for want of descriptors or memory."""
+
+_EVERY_ADDRESS = ("::", "0.0.0.0")  # noqa: S104 - asked for; "::" takes IPv4 too, if it exists
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class BindError(Exception):
+    """The address cannot be listened on. One line: what, which address, why, what to do."""
+
+
+class Server:
+    """One HTTP or HTTPS server. All of it runs on the event loop it is started on."""
+
+    def __init__(
+        self,
+        *,
+        listen: Listen,
+        routes: Mapping[str, Handler],
+        tls: TlsFiles | None,
+        limits: Limits,
+        log: logging.Logger,
+    ) -> None:
+        self._listen = listen
+        self._routes = Routes(handlers=routes, deadline_s=limits.handler_deadline_s, log=log)
+        self._tls = tls
+        self._limits = limits
+        self._log = log
+        self._certificates: Certificates | None = None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._served: dict[Connection, asyncio.Task[None]] = {}
+        self._refused: dict[Connection, asyncio.Task[None]] = {}
+        self._full = False
+
+    async def start(self) -> None:
+        """Listen and serve. `BindError`, `TlsFilesError`."""
+        if self._tls is not None:
+            self._certificates = Certificates(self._tls, log=self._log)
+        self._listeners = _bind(self._listen)
+        self._acceptors = [asyncio.create_task(self._accept(each)) for each in self._listeners]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """(host, port) of each listening socket; the real port where 0 was asked for."""
+        return [each.getsockname()[:2] for each in self._listeners]
+
+    async def stop(self) -> None:
+        """Take no more connections, let requests in flight end within the grace, close all."""
+        for acceptor in self._acceptors:
+            acceptor.cancel()
+        await asyncio.gather(*self._acceptors, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        connections = self._served | self._refused
+        for connection, task in connections.items():
+            connection.last = True
+            if connection.phase is Phase.WAITING:
+                connection.finish()
+                task.cancel()
+        if connections:
+            _, late = await asyncio.wait(connections.values(), timeout=self._limits.stop_grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._routes.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        told = failed = False
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:  # the peer gave up meanwhile
+                    continue
+                if not told:
+                    self._log.error("cannot accept connections: %s", os.strerror(error.errno or 0))
+                told = failed = True
+                # accept() fails for want of a descriptor also when there is nobody to accept.
+                if _pending(listener):
+                    self._evict(self._served)  # frees a descriptor
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            # One success may be owed to an eviction: only the second ends the outage.
+            told, failed = failed, False
+            self._admit(sock)
+            # sock_accept does not wait while connections do: without this, a flood of them would
+            # evict a connection before its request was looked at.
+            await asyncio.sleep(0)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Serve a new connection, instead of another if need be, or refuse it."""
+        full = len(self._served) >= self._limits.connections_max
+        if full and not self._full:
+            self._log.warning(
+                "%d connections: from now on the longest waiting one makes room for a new one",
+                len(self._served),
+            )
+        self._full = full
+        refused = full and not self._evict(self._served)
+        if (
+            refused
+            and len(self._refused) >= self._limits.refusals_max
+            and not self._evict(self._refused)
+        ):
+            sock.close()
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        credentials = self._certificates.current() if self._certificates else None
+        connection = Connection(
+            wire=TlsWire(sock, credentials.context) if credentials else Wire(sock),
+            routes=self._routes,
+            limits=self._limits,
+            certificates=self._certificates,
+            credentials=credentials,
+            refused=refused,
+            log=self._log,
+        )
+        task = asyncio.create_task(connection.serve())
+        (self._refused if refused else self._served)[connection] = task
+        task.add_done_callback(lambda ended: self._ended(connection, ended))
+
+    def _evict(self, among: dict[Connection, asyncio.Task[None]]) -> bool:
+        """End the connection that has waited longest for its peer; False when none waits."""
+        now_s = asyncio.get_running_loop().time()
+        grace_s = self._limits.write_grace_s
+        waiting = [
+            each
+            for each in among
+            if each.phase is Phase.WAITING
+            or (each.phase is Phase.WRITING and now_s - each.since_s >= grace_s)
+        ]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda each: (each.phase is Phase.WRITING, each.since_s))
+        longest.finish()
+        among.pop(longest).cancel()
+        return True
+
+    def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._served.pop(connection, None)
+        self._refused.pop(connection, None)
+        connection.close()  # here: a task cancelled before its first step runs none of its code
+        if not task.cancelled() and task.exception() is not None:  # a bug, on one connection only
+            self._log.error("connection failed", exc_info=task.exception())
+
+
+def _pending(listener: socket.socket) -> bool:
+    """Tell whether a connection waits to be accepted."""
+    poll = select.poll()  # select() cannot take descriptors from 1024 on
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _bind(listen: Listen) -> list[socket.socket]:
+    """Listen on each address of the host; `BindError`."""
+    sockets: list[socket.socket] = []
+    why = "no such address"
+    try:
+        for host in (listen.host,) if listen.host else _EVERY_ADDRESS:
+            found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM)
+            for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+                try:
+                    sockets.append(_listening(family, address))
+                except OSError as error:
+                    # "localhost" is often ::1 too, also where IPv6 is switched off.
+                    if error.errno not in _NO_SUCH_ADDRESS:
+                        raise
+                    why = error.strerror or why
+            if sockets:
+                return sockets
+    except OSError as error:  # socket.gaierror is one
+        for each in sockets:
+            each.close()
+        why = error.strerror or why
+        raise BindError(
+            f"cannot listen on {listen}: {why}; choose another with --listen"
+        ) from error
+    raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen")
+
+
+def _listening(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # inherited
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,201 @@
+"""The command line and its environment variables → Settings. Pure.
+
+Every flag has a variable ``HVPROBE_<FLAG>``; a flag wins over its variable. Must not open, resolve
+or start anything.
+"""
+
+import argparse
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NoReturn
+
+from probes.listen import Listen, parse_listen
+from probes.server import TlsFiles
+from probes.vmm import HypervisorType
+
+DEFAULT_LISTEN = "0.0.0.0:9747"
+EXIT_USAGE = 2
+
+
+class Command(StrEnum):
+    """What hvprobe is asked to do."""
+
+    AGENT = "agent"
+    LIVE = "live"
+    SNAPSHOT = "snapshot"
+    DOCTOR = "doctor"
+
+
+class LogFormat(StrEnum):
+    """Form of the log lines on stderr."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class UsageError(Exception):
+    """A wrong flag or variable: one line, exit code 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a user can set."""
+
+    command: Command
+    node: str
+    """Name of this node, the label ``node`` of every series."""
+    standalone: bool | None
+    """True: no cluster; False: a cluster; None: a cluster when a service account is mounted."""
+    kubeconfig: Path | None
+    proc_root: Path
+    sys_root: Path
+    log_format: LogFormat
+    log_level: str
+    listen: Listen
+    tls: TlsFiles | None
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
+    """Settings of a command line. Raises UsageError; ``--help`` and ``--version`` exit."""
+    parser = _parser(environment, version=version)
+    found = parser.parse_args(arguments)
+    try:
+        return Settings(
+            command=Command(found.command),
+            node=found.node or environment.get("NODE_NAME") or socket.gethostname(),
+            standalone=_standalone(found),
+            kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
+            proc_root=Path(found.proc),
+            sys_root=Path(found.sys),
+            log_format=LogFormat(found.log_format),
+            log_level=found.log_level.upper(),
+            listen=parse_listen(getattr(found, "listen", DEFAULT_LISTEN)),
+            tls=_tls(found),
+        )
+    except ValueError as err:
+        raise UsageError(str(err)) from err
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong usage is one line and an exception of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Flags:
+    """Adds flags, each with its environment variable as default."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+        self._parser = parser
+        self._environment = environment
+
+    def add(self, flag: str, *, metavar: str, default: str | None, text: str) -> None:
+        """A flag with a value."""
+        variable = "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
+        shown = f"; default {default}" if default else ""
+        self._parser.add_argument(
+            flag,
+            metavar=metavar,
+            default=self._environment.get(variable) or default,
+            help=f"{text} ({variable}{shown})",
+        )
+
+    def add_switch(self, flag: str, *, text: str) -> None:
+        """A flag that is on or off; its variable is on with 1, true or yes."""
+        variable = "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
+        self._parser.add_argument(
+            flag,
+            action="store_true",
+            default=self._environment.get(variable, "").lower() in ("1", "true", "yes"),
+            help=f"{text} ({variable})",
+        )
+
+
+_EXAMPLES: Mapping[Command, str] = {
+    Command.AGENT: "  hvprobe agent --standalone\n"
+    "  hvprobe agent --listen '[::]:9747' --log-format json\n"
+    "  curl -s localhost:9747/metrics | grep kubevirt_vmi_hypervisor_info",
+    Command.LIVE: "  hvprobe live\n  hvprobe live --once --type tcg",
+    Command.SNAPSHOT: "  hvprobe snapshot --standalone\n"
+    "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
+    Command.DOCTOR: "  hvprobe doctor\n  hvprobe doctor && echo verdicts can be verified here",
+}
+_SUMMARIES: Mapping[Command, str] = {
+    Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
+    Command.LIVE: "per-process accelerator use, live",
+    Command.SNAPSHOT: "one report as JSON on stdout",
+    Command.DOCTOR: "what this node can prove, what it cannot, and the remedy",
+}
+
+
+def _parser(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hvprobe",
+        description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  hvprobe doctor\n  hvprobe agent --standalone\n  hvprobe snapshot",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hvprobe {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (Command.AGENT, Command.SNAPSHOT, Command.DOCTOR):
+        sub = commands.add_parser(
+            command.value,
+            help=_SUMMARIES[command],
+            description=_SUMMARIES[command],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"examples:\n{_EXAMPLES[command]}",
+            allow_abbrev=False,
+        )
+        flags = _Flags(sub, environment)
+        _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
+        if command is Command.AGENT:
+            _agent_flags(flags)
+    return parser
+
+
+def _common_flags(flags: _Flags, *, log_level: str) -> None:
+    flags.add(
+        "--node", metavar="NAME", default=None, text="this node's name; $NODE_NAME, else host"
+    )
+    flags.add_switch("--standalone", text="no cluster: name VMs from libvirt's domain names")
+    flags.add("--kubeconfig", metavar="FILE", default=None, text="reach the API server with this")
+    flags.add("--proc", metavar="DIR", default="/proc", text="the host's /proc")
+    flags.add("--sys", metavar="DIR", default="/sys", text="the host's /sys")
+    flags.add("--log-format", metavar="text|json", default="text", text="log lines on stderr")
+    flags.add("--log-level", metavar="LEVEL", default=log_level, text="debug, info, warning, error")
+
+
+def _agent_flags(flags: _Flags) -> None:
+    flags.add("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="serve here")
+    flags.add("--tls-cert", metavar="FILE", default=None, text="serve HTTPS with this certificate")
+    flags.add("--tls-key", metavar="FILE", default=None, text="its private key")
+    flags.add("--tls-client-ca", metavar="FILE", default=None, text="demand client certificates")
+
+
+def _standalone(found: argparse.Namespace) -> bool | None:
+    if found.standalone and found.kubeconfig:
+        raise UsageError("--standalone and --kubeconfig exclude each other; give one")
+    if found.standalone:
+        return True
+    return False if found.kubeconfig else None
+
+
+def _tls(found: argparse.Namespace) -> TlsFiles | None:
+    cert, key = getattr(found, "tls_cert", None), getattr(found, "tls_key", None)
+    client_ca = getattr(found, "tls_client_ca", None)
+    if not cert and not key and not client_ca:
+        return None
+    if not cert or not key:
+        raise UsageError("TLS needs both --tls-cert and --tls-key; give the one that is missing")
+    return TlsFiles(
+        cert=Path(cert), key=Path(key), client_ca=Path(client_ca) if client_ca else None
+    )
+
+
+LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
+TYPES = tuple(kind.value for kind in HypervisorType)

@@ -1,0 +1,68 @@
+"""The node as hvprobe sees it, in this process: real hooks, real /proc, the real observer."""
+
+from typing import Self
+
+from kernel_world import DEADLINE_S, wait_for
+
+from ebpf.hooks import Question
+from ebpf.session import Session
+from probes.accelerators import Accelerators
+from probes.host import Host
+from probes.observer import Observer
+from probes.report import NodeReport, ProcessReport
+from probes.vmm import HypervisorType
+
+
+class Node:
+    """A session and an observer, with what tests ask of them."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.observer = Observer(
+            node="test",
+            version="test",
+            ledger=self.session,
+            ledger_error=None,
+            processes=Host(),
+            virtualization=Accelerators(),
+        )
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has(self, question: Question) -> bool:
+        """Whether this kernel let the hook of a question be attached."""
+        return any(it.attached for it in self.session.hooks if it.hook.question is question)
+
+    def report(self) -> NodeReport:
+        """Look now."""
+        return self.observer.look()
+
+    def process(self, tgid: int) -> ProcessReport | None:
+        """Look now, at one process; None: it is not shown."""
+        return next((it for it in self.report().processes if it.vmm.tgid == tgid), None)
+
+    def wait_for_verdict(
+        self, tgid: int, kind: HypervisorType, *, verified: bool, deadline_s: float = DEADLINE_S
+    ) -> ProcessReport:
+        """Look until the verdict is the expected one. A wrong verified one on the way is an error.
+
+        On the way a process may be unknown, or inferred to be what it will be verified to be.
+        """
+
+        def seen() -> ProcessReport | None:
+            process = self.process(tgid)
+            if process is None:
+                return None
+            verdict = process.verdict
+            assert not verdict.verified or verdict.type is kind, f"wrong verdict: {process}"
+            assert verdict.type in (kind, HypervisorType.UNKNOWN), f"wrong type: {process}"
+            return process if (verdict.type, verdict.verified) == (kind, verified) else None
+
+        return wait_for(seen, f"{tgid} is {kind}, verified: {verified}", deadline_s)

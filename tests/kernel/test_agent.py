@@ -1,0 +1,147 @@
+"""The agent as its users have it: a process, asked over HTTP, ended by a signal."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_agent import ROOT, Agent, program_exists, program_ids
+from kernel_world import KvmLoad, Qemu, wait_for
+
+END_WITHIN_S = 2.0
+ALPHA = ("namespace", "default"), ("name", "alpha")
+BETA = ("namespace", "lab"), ("name", "beta")
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    with Agent("--standalone", "--node", "test-node") as started:
+        yield started
+
+
+def labels(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((("node", "test-node"), *pairs)))
+
+
+def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
+    """alpha is kvm, beta is tcg, both verified; a stopped guest is gone at the next scrape."""
+    info = "kubevirt_vmi_hypervisor_info"
+    alpha_kvm = labels(*ALPHA, ("hypervisor_type", "kvm"))
+    beta_tcg = labels(*BETA, ("hypervisor_type", "tcg"))
+    with Qemu("default_alpha") as alpha, Qemu("lab_beta", accel=("tcg",)) as beta:
+        verified = {labels(*ALPHA): 1.0, labels(*BETA): 1.0}
+        wait_for(
+            lambda: agent.samples("kubevirt_vmi_hypervisor_verified") == verified,
+            "both guests are verified",
+        )
+        assert agent.samples(info) == {alpha_kvm: 1.0, beta_tcg: 1.0}
+        assert agent.samples("kubevirt_vmi_hypervisor_fallback") == {
+            labels(*ALPHA): 0.0,
+            labels(*BETA): 1.0,
+        }
+        alpha.kill()
+        wait_for(
+            lambda: agent.samples(info) == {beta_tcg: 1.0}, "alpha's series are gone", deadline_s=2
+        )
+        beta.kill()
+        wait_for(lambda: agent.samples(info) == {}, "beta's series are gone", deadline_s=2)
+
+
+def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path) -> None:
+    """A VM that made 100003 exits to user space is reported with exactly 100003."""
+    program = tmp_path / "qemu-kvm"
+    shutil.copy(kvmload, program)
+    counter = "kubevirt_vmi_vcpu_userspace_exits_total"
+    vm = labels(("namespace", "default"), ("name", "counted"))
+    with KvmLoad(program, "-name", "guest=default_counted", "--userspace-exits", "100003"):
+        wait_for(lambda: agent.samples(counter).get(vm, 0) >= 100003, "all exits are counted")
+        assert agent.samples(counter) == {vm: 100003.0}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_metrics_pass_promtool(agent: Agent) -> None:
+    """Names, types and help texts are as Prometheus's own linter wants them."""
+    with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
+        wait_for(
+            lambda: len(agent.samples("kubevirt_vmi_hypervisor_verified")) == 2, "both are shown"
+        )
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"],
+            input=agent.get("/metrics"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_health_and_readiness(agent: Agent) -> None:
+    """The process is alive and ready once it serves, its probes attached or declared missing."""
+    assert agent.get("/healthz") == "alive\n"
+    assert agent.get("/readyz") == "ready\n"
+    hooks = agent.samples("hvprobe_hook_attached")
+    assert hooks
+    for hook, attached in hooks.items():
+        assert attached == (dict(hook)["backend"] != "none")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_leaves_nothing(agent: Agent, number: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end the agent within 2 s, exit code 0, no program left in the kernel."""
+    agent.get("/metrics")
+    programs = program_ids(agent.tgid)
+    assert programs
+    assert all(program_exists(one) for one in programs)
+    assert agent.end(number, END_WITHIN_S) == 0
+    wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
+
+
+def test_a_killed_agent_leaves_nothing(agent: Agent) -> None:
+    """SIGKILL gives no chance to clean up; the kernel does."""
+    programs = program_ids(agent.tgid)
+    assert programs
+    agent.kill()
+    wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
+
+
+def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
+    """``hvprobe snapshot`` beside a running agent says the same of the same guests."""
+    with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
+        wait_for(
+            lambda: set(agent.samples("kubevirt_vmi_hypervisor_verified").values()) == {1.0},
+            "all are verified",
+        )
+        wait_for(lambda: len(agent.samples("kubevirt_vmi_hypervisor_info")) == 2, "both are shown")
+        taken = json.loads(hvprobe("snapshot", "--standalone", "--node", "test-node"))
+        shown = agent.samples("kubevirt_vmi_hypervisor_info")
+    assert taken["schema"] == "hvprobe/v1"
+    assert {
+        labels(
+            ("namespace", vmi["namespace"]),
+            ("name", vmi["name"]),
+            ("hypervisor_type", vmi["hypervisor_type"]),
+        )
+        for vmi in taken["vmis"]
+    } == set(shown)
+
+
+def test_doctor_says_what_this_node_can_prove() -> None:
+    """With a hook that sees KVM_RUN the exit code is 0; every line names a question."""
+    said = hvprobe("doctor", "--standalone").splitlines()
+    assert said[-1] == "verdicts can be verified on this node"
+    assert any(line.startswith("ok") and "which process uses KVM" in line for line in said)
+
+
+def hvprobe(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "probes", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout

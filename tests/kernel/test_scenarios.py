@@ -1,0 +1,83 @@
+"""Every scenario of the table, with the hooks attached before it and after it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_node import Node
+from kernel_scenarios import SCENARIOS, Expected, Scenario, World
+from kernel_world import Started, wait_for
+
+from ebpf.hooks import Question
+
+LOOKS_AT_NOTHING = 5
+"""Looks at which a process that must not be shown stays away, after the node was seen to look."""
+
+
+@pytest.fixture(scope="module")
+def world(kvmload: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(kvmload=kvmload, scratch=tmp_path_factory.mktemp("scenarios"))
+
+
+@pytest.fixture(scope="module")
+def all_running(world: World) -> Iterator[dict[str, Started]]:
+    """All scenarios at once, all of them there before any hook."""
+    started = {scenario.name: scenario.start(world) for scenario in SCENARIOS}
+    yield started
+    for process in started.values():
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def late_node(all_running: dict[str, Started]) -> Iterator[Node]:
+    with Node() as node:
+        yield node
+
+
+def check(node: Node, tgid: int, expected: Expected | None) -> None:
+    if expected is None:
+        for _ in range(LOOKS_AT_NOTHING):
+            assert node.process(tgid) is None
+        return
+    verified = has_worker(tgid) if expected.verified is None else expected.verified
+    node.wait_for_verdict(tgid, expected.type, verified=verified)
+
+
+def has_worker(tgid: int) -> bool:
+    threads = Path(f"/proc/{tgid}/task").iterdir()
+    return any((thread / "comm").read_text().startswith("kvm-nx-lpage") for thread in threads)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_seen_from_the_start(node: Node, world: World, scenario: Scenario) -> None:
+    """Hooks first: the verdict is the table's, the counts are exact, the record leaves with it."""
+    needs = scenario.seen_early_by
+    early = scenario.early if needs is None or node.has(needs) else None
+    with scenario.start(world) as process:
+        check(node, process.tgid, early)
+        if scenario.userspace_exits is not None:
+            wait_for(
+                lambda: (
+                    node.session.read().entries[process.tgid].userspace_exits
+                    >= scenario.userspace_exits
+                ),
+                "the last exit is recorded",
+            )
+            shown = node.process(process.tgid)
+            assert shown is not None
+            assert shown.userspace_exits == scenario.userspace_exits
+            if node.has(Question.RUNS_VCPU):
+                assert shown.runs == scenario.runs
+        check(node, process.tgid, early)
+    wait_for(
+        lambda: process.tgid not in node.session.read().entries, "the record leaves the ledger"
+    )
+    assert node.process(process.tgid) is None
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_found_running(
+    late_node: Node, all_running: dict[str, Started], scenario: Scenario
+) -> None:
+    """Process first: what is proven without having seen it start is the table's."""
+    check(late_node, all_running[scenario.name].tgid, scenario.late)

@@ -1,0 +1,108 @@
+import configparser
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("pyproject.toml", "LICENSE", "LICENSES", "ebpf", "probes", "scripts", "tests/unit")
+"""What is copied to build from: setuptools writes into the folder it builds, which must not be
+the checkout; the tests and scripts go along because they must not be taken into the wheel."""
+OPTIONAL_SOURCES = ("README.md",)
+PACKAGES = ("ebpf", "probes")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def copy_sources(target: Path) -> None:
+    for source in (*SOURCES, *OPTIONAL_SOURCES):
+        original = ROOT / source
+        if original.is_dir():
+            shutil.copytree(original, target / source, ignore=IGNORED)
+        elif original.exists() or source not in OPTIONAL_SOURCES:
+            shutil.copy(original, target / source)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    checkout = tmp_path_factory.mktemp("checkout")
+    copy_sources(checkout)
+    # No isolated environment: it would be filled from the network.
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = (checkout / "dist").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def shipped(wheel: zipfile.ZipFile) -> set[PurePosixPath]:
+    """Return the wheel's files outside the folder of its metadata."""
+    paths = {PurePosixPath(name) for name in wheel.namelist()}
+    return {path for path in paths if not path.parts[0].endswith(".dist-info")}
+
+
+def on_disk(*patterns: str) -> set[PurePosixPath]:
+    """Return the checkout's files of the patterns, relative to it."""
+    return {
+        PurePosixPath(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
+    }
+
+
+def metadata(wheel: zipfile.ZipFile, name: str) -> str:
+    (path,) = (path for path in wheel.namelist() if path.endswith(f".dist-info/{name}"))
+    return wheel.read(path).decode()
+
+
+def test_every_c_file_and_header_is_shipped(wheel: zipfile.ZipFile) -> None:
+    """The wheel carries all BPF programs and all headers, so it compiles them where it runs."""
+    sources = on_disk("ebpf/*.bpf.c", "ebpf/*.h", "ebpf/include/**/*.h")
+
+    assert PurePosixPath("ebpf/ledger.h") in sources
+    assert PurePosixPath("ebpf/include/linux/types.h") in sources
+    assert sources <= shipped(wheel)
+
+
+def test_every_module_is_shipped(wheel: zipfile.ZipFile) -> None:
+    """The wheel carries all modules of both packages."""
+    modules = on_disk("ebpf/**/*.py", "probes/**/*.py")
+
+    assert {PurePosixPath("ebpf/__init__.py"), PurePosixPath("probes/__init__.py")} <= modules
+    assert modules <= shipped(wheel)
+
+
+def test_nothing_else_is_shipped(wheel: zipfile.ZipFile) -> None:
+    """The wheel holds the two packages and nothing of tests, scripts or docs."""
+    assert {path.parts[0] for path in shipped(wheel)} == set(PACKAGES)
+    assert {path.suffix for path in shipped(wheel)} <= {".py", ".c", ".h", ".typed", ".json"}
+
+
+def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:
+    """Installing the wheel makes one command, hvprobe."""
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(metadata(wheel, "entry_points.txt"))
+
+    assert dict(entry_points["console_scripts"]) == {"hvprobe": "probes.cli:main"}
+
+
+def test_bcc_is_not_a_dependency(wheel: zipfile.ZipFile) -> None:
+    """The wheel does not ask pip for bcc, which would bring an unrelated package of that name."""
+    lines = metadata(wheel, "METADATA").splitlines()
+    required = [line.removeprefix("Requires-Dist: ") for line in lines if "Requires-Dist" in line]
+
+    assert any(requirement.startswith("kubernetes") for requirement in required)
+    assert [requirement for requirement in required if requirement.startswith("bcc")] == []
+
+
+def test_licences_are_shipped(wheel: zipfile.ZipFile) -> None:
+    """The wheel carries the text of both licences, for the C files may be taken under either."""
+    assert "Apache License" in metadata(wheel, "licenses/LICENSE")
+    assert "GNU GENERAL PUBLIC LICENSE" in metadata(wheel, "licenses/LICENSES/GPL-2.0-only.txt")
