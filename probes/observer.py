@@ -109,7 +109,7 @@ class Observer:
         self._virtualization = virtualization
         self._known: dict[VmmId, JudgedProcess] = {}
         self._fired: frozenset[Question] = frozenset()
-        self._errors: Counter[Source] = Counter()
+        self._errors: Counter[Source] = Counter({Source.EBPF: 0, Source.PROC: 0})
         self._departed_total: int | None = None
         self._trial: Accelerator | None = None
         self._tried_at_s = -TRIAL_INTERVAL_S
@@ -127,6 +127,8 @@ class Observer:
         trusts = counter_trusts(kernel, fired=self._fired)
         processes = process_reports(self._known.values(), attributions=attributions, trusts=trusts)
         accelerators = self._accelerators()
+        proc_readable = self._host.identify(os.getpid()) is not None
+        self._errors[Source.PROC] += not proc_readable
         return NodeReport(
             version=self._version,
             node=self._node,
@@ -146,7 +148,7 @@ class Observer:
                 bcc_version=self._ledger.bcc_version if self._ledger else None,
                 errors_total=dict(self._errors),
             ),
-            proc_readable=self._host.identify(os.getpid()) is not None,
+            proc_readable=proc_readable,
             processes=processes,
             vmis=vmi_reports(
                 attributions, processes, accelerators=accelerators, machine=self._host.machine

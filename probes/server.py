@@ -165,7 +165,11 @@ class Server:
         task.add_done_callback(lambda ended: self._ended(connection, ended))
 
     def _evict(self, among: dict[Connection, asyncio.Task[None]]) -> bool:
-        """End the connection that has waited longest for its peer; False when none waits."""
+        """End the connection that has waited longest for its peer; False when none waits.
+
+        Slow readers go first: if others did, slow readers could hold all places but one, and the
+        newcomers would only ever push out each other.
+        """
         now_s = asyncio.get_running_loop().time()
         grace_s = self._limits.write_grace_s
         waiting = [
@@ -176,7 +180,7 @@ class Server:
         ]
         if not waiting:
             return False
-        longest = min(waiting, key=lambda each: (each.phase is Phase.WRITING, each.since_s))
+        longest = min(waiting, key=lambda each: (each.phase is Phase.WAITING, each.since_s))
         longest.finish()
         among.pop(longest).cancel()
         return True

@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
-from probes.listen import Listen, parse_listen
-from probes.server import TlsFiles
+from probes.listen import Listen, TlsFiles, parse_listen
+
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"

@@ -16,6 +16,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -67,7 +68,12 @@ class Site:
     """The agent's pages."""
 
     def __init__(self, look: Callable[[], NodeReport]) -> None:
-        """Serve what look() reports."""
+        """Serve what look() reports.
+
+        No ``_created`` series: they would double the counters, and process_start_time_seconds
+        already tells when hvprobe began to count.
+        """
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

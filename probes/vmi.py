@@ -1,0 +1,266 @@
+"""What hvprobe keeps of a VirtualMachineInstance, and the index of those on this node. Pure.
+
+Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, and the
+immutable snapshot that the join reads. Must not know: HTTP, threads, processes.
+
+Field names are those of KubeVirt's staging/src/kubevirt.io/api/core/v1/types.go. Nothing that a
+tenant may write (labels, annotations, spec beyond the architecture) is kept or trusted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from probes.cgroup import PodUid, canonical_pod_uid
+
+
+class MalformedVmi(ValueError):
+    """An object that cannot be a VMI; one line: which object, which field, what stands there."""
+
+
+class VmiPhase(Enum):
+    """status.phase. A phase this version does not know counts as UNKNOWN, never as RUNNING."""
+
+    UNSET = ""
+    PENDING = "Pending"
+    SCHEDULING = "Scheduling"
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    WAITING_FOR_SYNC = "WaitingForSync"
+    UNKNOWN = "Unknown"
+
+
+class MigrationMode(Enum):
+    """status.migrationState.mode: who runs the guest while memory still moves."""
+
+    PRE_COPY = "PreCopy"
+    POST_COPY = "PostCopy"
+    PAUSED = "Paused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """The latest live migration of a VMI; KubeVirt keeps it after the end, too."""
+
+    source_node: str | None
+    target_node: str | None
+    target_pod: str | None
+    """The target pod's name (not its uid)."""
+    mode: MigrationMode | None
+    """None until memory moves, or a mode this version does not know."""
+    completed: bool
+    """True once it is over, whether it went well or not."""
+    failed: bool
+    ended: bool
+    """True: the end time stamp is set."""
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether two launcher pods may be working on this VMI now."""
+        return not (self.completed or self.failed or self.ended)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vmi:
+    """One VirtualMachineInstance, as the API server last told."""
+
+    namespace: str
+    name: str
+    uid: str
+    """Of this incarnation: a VM restarted under the same name has another."""
+    phase: VmiPhase
+    node_name: str | None
+    """status.nodeName: where the guest runs; during a migration the source, until handover."""
+    active_pods: tuple[tuple[PodUid, str], ...]
+    """(pod uid, node) of its launcher pods, sorted; two during a migration."""
+    migration: Migration | None
+    architecture: str | None
+    """The guest's, in Go's words (`amd64`, `arm64`, `s390x`); None in objects of old KubeVirts."""
+    deletion: bool
+    """True: deletion was asked for; the guest may still run."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name): unique at any one time."""
+        return (self.namespace, self.name)
+
+
+class IndexState(Enum):
+    """How far an index can be relied on."""
+
+    NOT_SYNCED = "not_synced"
+    """No complete list was ever received: absence means nothing."""
+    CURRENT = "current"
+    """The watch is up: what the API server knows, this knows."""
+    STALE = "stale"
+    """The watch is down: the last known VMIs; the age says how old."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmiIndex:
+    """The VMIs of this node at one moment. Build it with `VmiIndex.of`."""
+
+    state: IndexState
+    synced_at_unix_s: float | None
+    """When the API server last confirmed the content; None: never."""
+    vmis: Mapping[tuple[str, str], Vmi]
+    """By (namespace, name)."""
+    pods: Mapping[PodUid, Vmi]
+    """By uid of an active launcher pod, wherever that pod runs."""
+    contested_pods: frozenset[PodUid] = field(default_factory=frozenset)
+    """Pods that two VMIs claim; they are in `pods` for neither."""
+
+    @classmethod
+    def of(
+        cls, vmis: Iterable[Vmi], *, state: IndexState, synced_at_unix_s: float | None
+    ) -> VmiIndex:
+        """Index `vmis`, of which no two may have the same key."""
+        by_key = {vmi.key: vmi for vmi in vmis}
+        pods: dict[PodUid, Vmi] = {}
+        contested: set[PodUid] = set()
+        for vmi in by_key.values():
+            for uid, _node in vmi.active_pods:
+                if pods.setdefault(uid, vmi) is not vmi:
+                    contested.add(uid)
+        for uid in contested:
+            del pods[uid]
+        return cls(
+            state=state,
+            synced_at_unix_s=synced_at_unix_s,
+            vmis=MappingProxyType(by_key),
+            pods=MappingProxyType(pods),
+            contested_pods=frozenset(contested),
+        )
+
+    def age_s(self, now_unix_s: float) -> float | None:
+        """Seconds since the API server last confirmed the content; None: never did."""
+        if self.synced_at_unix_s is None:
+            return None
+        return max(0.0, now_unix_s - self.synced_at_unix_s)
+
+
+EMPTY_INDEX = VmiIndex.of((), state=IndexState.NOT_SYNCED, synced_at_unix_s=None)
+
+
+def parse_vmi(obj: Mapping[str, object]) -> Vmi:
+    """Make a VMI of the decoded JSON of one object; raises MalformedVmi."""
+    namespace, name = vmi_key(obj)
+    where = f"VMI {namespace}/{name}"
+    metadata = _mapping(obj, "metadata", where)
+    spec = _mapping(obj, "spec", where)
+    status = _mapping(obj, "status", where)
+    uid = _text(metadata, "uid", where)
+    if uid is None:
+        raise MalformedVmi(f"{where}: metadata.uid is missing")
+    return Vmi(
+        namespace=sys.intern(namespace),
+        name=name,
+        uid=uid,
+        phase=_phase(_text(status, "phase", where)),
+        node_name=_interned(_text(status, "nodeName", where)),
+        active_pods=_active_pods(status, where),
+        migration=_migration(status, where),
+        architecture=_interned(_text(spec, "architecture", where)),
+        deletion=_text(metadata, "deletionTimestamp", where) is not None,
+    )
+
+
+def vmi_key(obj: Mapping[str, object]) -> tuple[str, str]:
+    """(namespace, name) of an object, all that a deletion needs; raises MalformedVmi."""
+    metadata = _mapping(obj, "metadata", "VMI")
+    namespace = _text(metadata, "namespace", "VMI")
+    name = _text(metadata, "name", "VMI")
+    if namespace is None or name is None:
+        missing = "namespace" if namespace is None else "name"
+        raise MalformedVmi(f"VMI: metadata.{missing} is missing")
+    if not (namespace.isprintable() and name.isprintable()):
+        raise MalformedVmi(f"VMI: {_shown(f'{namespace}/{name}')} is no Kubernetes name")
+    return (namespace, name)
+
+
+def _phase(text: str | None) -> VmiPhase:
+    try:
+        return VmiPhase(text or "")
+    except ValueError:
+        return VmiPhase.UNKNOWN
+
+
+def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid, str], ...]:
+    """status.activePods, `{pod uid: node}`."""
+    pods: list[tuple[PodUid, str]] = []
+    for text, node in _mapping(status, "activePods", where).items():
+        uid = canonical_pod_uid(text)
+        if uid is None:
+            raise MalformedVmi(f"{where}: activePods has {_shown(text)}, which is no pod uid")
+        if not isinstance(node, str):
+            raise MalformedVmi(f"{where}: activePods[{uid}] is a {_kind(node)}, not a node's name")
+        pods.append((uid, sys.intern(node)))
+    return tuple(sorted(pods))
+
+
+def _migration(status: Mapping[str, object], where: str) -> Migration | None:
+    state = _mapping(status, "migrationState", where)
+    if not state:
+        return None
+    try:
+        mode = MigrationMode(_text(state, "mode", where))
+    except ValueError:
+        mode = None
+    return Migration(
+        source_node=_interned(_text(state, "sourceNode", where)),
+        target_node=_interned(_text(state, "targetNode", where)),
+        target_pod=_text(state, "targetPod", where),
+        mode=mode,
+        completed=_flag(state, "completed", where),
+        failed=_flag(state, "failed", where),
+        ended=_text(state, "endTimestamp", where) is not None,
+    )
+
+
+def _mapping(parent: Mapping[str, object], key: str, where: str) -> Mapping[str, object]:
+    """Read an object-valued field; absent and null are both an empty one, as in Go's decoder."""
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise MalformedVmi(f"{where}: {key} is a {_kind(value)}, not an object")
+    return value
+
+
+def _text(parent: Mapping[str, object], key: str, where: str) -> str | None:
+    """Read a string-valued field; absent, null and empty are None."""
+    value = parent.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise MalformedVmi(f"{where}: {key} is a {_kind(value)}, not a string")
+    return value
+
+
+def _flag(parent: Mapping[str, object], key: str, where: str) -> bool:
+    value = parent.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise MalformedVmi(f"{where}: {key} is a {_kind(value)}, not true or false")
+    return value
+
+
+def _interned(text: str | None) -> str | None:
+    """Node names and architectures repeat in every VMI of a node; one copy of each will do."""
+    return None if text is None else sys.intern(text)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _shown(text: str) -> str:
+    """Foreign text fit for one line of an error."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -1,0 +1,172 @@
+"""What the watch has learnt, between the thread that learns it and those that ask.
+
+Owns: the current VMIs of this node, how fresh they are and how the watch is doing, under one lock.
+Must not know: HTTP, the list-and-watch protocol, who asks. Losing the API server changes the state
+and the age, never the content.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from probes.vmi import EMPTY_INDEX, IndexState, MalformedVmi, Vmi, VmiIndex, parse_vmi, vmi_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchStatus:
+    """How the watch is doing."""
+
+    up: bool
+    """A watch is open now."""
+    synced: bool
+    """A complete list was received at least once."""
+    last_sync_unix_s: float | None
+    """When the API server last sent anything that confirms the VMIs we have; None: never."""
+    restarts: int
+    """Watches opened again after anything but an orderly end, since start."""
+    error: str | None
+    """Why it is not up, in one line; None: it is, or was never tried."""
+    malformed_total: int
+    """Objects skipped because they cannot be VMIs, since start."""
+
+
+class VmiCache:
+    """The VMIs of one node. Readers get immutable values; one thread writes."""
+
+    def __init__(self, on_log: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._on_log = on_log
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._vmis: dict[tuple[str, str], Vmi] = {}
+        self._index: VmiIndex | None = EMPTY_INDEX
+        self._last_skip: str | None = None
+        self._last_loss: str | None = None
+        self._broken = False
+        self._status = WatchStatus(
+            up=False,
+            synced=False,
+            last_sync_unix_s=None,
+            restarts=0,
+            error=None,
+            malformed_total=0,
+        )
+
+    def status(self) -> WatchStatus:
+        """Tell how the watch is doing now."""
+        with self._lock:
+            return self._status
+
+    def index(self) -> VmiIndex:
+        """Return the VMIs known now; the same object until something changes."""
+        with self._lock:
+            status = self._status
+            if self._index is None:
+                # Built when asked for: a burst of events costs one index per scrape.
+                self._index = VmiIndex.of(
+                    self._vmis.values(),
+                    state=_state(status),
+                    synced_at_unix_s=status.last_sync_unix_s,
+                )
+            elif self._index.synced_at_unix_s != status.last_sync_unix_s or (
+                self._index.state is not _state(status)
+            ):
+                self._index = replace(
+                    self._index,
+                    state=_state(status),
+                    synced_at_unix_s=status.last_sync_unix_s,
+                )
+            return self._index
+
+    def replace_all(self, vmis: Iterable[Vmi]) -> None:
+        """Take in a complete list: what is not in it is gone."""
+        fresh = {vmi.key: vmi for vmi in vmis}
+        with self._lock:
+            self._vmis = fresh
+            self._index = None
+            self._confirm()
+
+    def parse(self, obj: object) -> Vmi | None:
+        """Find the VMI in a decoded object; None, counted and told once, when it holds none."""
+        try:
+            if not isinstance(obj, Mapping):
+                raise MalformedVmi(f"VMI: a {type(obj).__name__} stands where an object should")
+            return parse_vmi(obj)
+        except MalformedVmi as error:
+            self._skip(str(error))
+            return None
+
+    def put(self, obj: Mapping[str, object]) -> None:
+        """Take in an object that was added or changed.
+
+        A malformed one is skipped, as a new list would skip it: what was known of that VMI before
+        is no longer true, so it goes.
+        """
+        vmi = self.parse(obj)
+        if vmi is None:
+            self.drop(obj)
+            return
+        with self._lock:
+            self._vmis[vmi.key] = vmi
+            self._index = None
+            self._confirm()
+
+    def drop(self, obj: Mapping[str, object]) -> bool:
+        """Forget an object that is gone, or that the node selector no longer matches.
+
+        False: it does not say which object that is.
+        """
+        try:
+            key = vmi_key(obj)
+        except MalformedVmi as error:
+            self._skip(str(error))
+            return False
+        with self._lock:
+            if self._vmis.pop(key, None) is not None:
+                self._index = None
+            self._confirm()
+        return True
+
+    def confirm(self) -> None:
+        """Note that the server said: nothing else has changed."""
+        with self._lock:
+            self._confirm()
+
+    def opened(self) -> None:
+        """Note that a watch is open."""
+        with self._lock:
+            status = self._status
+            self._status = replace(
+                status, up=True, error=None, restarts=status.restarts + self._broken
+            )
+            self._broken = False
+            recovered, self._last_loss = self._last_loss is not None, None
+        if recovered:
+            self._on_log("VMI watch: up again")
+
+    def lost(self, line: str | None) -> None:
+        """Note that no watch is open; `line` says why, None when it was stopped on purpose."""
+        with self._lock:
+            self._broken = self._broken or self._status.up
+            self._status = replace(self._status, up=False, error=line)
+            news = line is not None and line != self._last_loss
+            self._last_loss = line
+        if line is not None and news:
+            self._on_log(f"VMI watch: {line}")
+
+    def _confirm(self) -> None:
+        self._status = replace(self._status, synced=True, last_sync_unix_s=self._clock())
+
+    def _skip(self, line: str) -> None:
+        with self._lock:
+            self._status = replace(self._status, malformed_total=self._status.malformed_total + 1)
+            news, self._last_skip = line != self._last_skip, line
+        if news:
+            self._on_log(f"VMI watch: skipped a malformed object: {line}")
+
+
+def _state(status: WatchStatus) -> IndexState:
+    if not status.synced:
+        return IndexState.NOT_SYNCED
+    return IndexState.CURRENT if status.up else IndexState.STALE

@@ -1,0 +1,63 @@
+"""How much of the kubernetes package the watch brings into the process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from apiserver import ApiServer
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, sys
+from probes.kube import ApiReader, InCluster
+token, ca, port = sys.argv[1:]
+environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
+from pathlib import Path
+reader = ApiReader(
+    InCluster(token_file=Path(token), ca_file=Path(ca), environ=environ),
+    connect_timeout_s=5.0, idle_deadline_s=5.0,
+)
+from probes.listwatch import Verb
+response = reader.get(Verb.LIST, {})
+assert json.loads(response.read())["kind"] == "VirtualMachineInstanceList"
+names = sorted(sys.modules)
+import kubernetes
+assert kubernetes.client.CoreV1Api is not None
+assert kubernetes.watch.Watch is not None
+json.dump(names, sys.stdout)
+"""
+
+
+def test_in_a_cluster_most_of_the_package_stays_out(api: ApiServer) -> None:
+    """In cluster mode no models, OAuth, YAML or pydantic are loaded; the rest still can be."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            str(api.token_file),
+            str(api.authority.ca_file),
+            str(api.port),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    names = set(json.loads(done.stdout))
+    assert "urllib3" in names
+    for costly in (
+        "pydantic",
+        "oauthlib",
+        "requests",
+        "yaml",
+        "websocket",
+        "dateutil",
+        "kubernetes",
+    ):
+        assert costly not in names

@@ -1,0 +1,228 @@
+"""The VMI watch against a strict API server over TLS: what it learns while all goes well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from apiserver import ApiServer
+from cluster_watch import NODE, QUICK, Begin, names, until
+from vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, pod_uid, vmi
+
+from probes.cgroup import PodUid
+from probes.kube import Kubeconfig
+from probes.vmi import IndexState, MigrationMode, VmiPhase
+
+PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
+
+
+def lists(api: ApiServer) -> int:
+    return api.answered("list")
+
+
+def test_only_the_vmis_of_this_node_are_read(api: ApiServer, begin: Begin) -> None:
+    """All pages of the node's VMIs arrive; nothing but that one resource is ever asked for."""
+    for number in range(10):
+        api.store.create(vmi(f"vm-{number}"))
+        api.store.create(vmi(f"other-{number}", node="node-b"))
+    api.store.create(vmi("pending", node=None, phase="Pending"))
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    assert names(watch) == {f"default/vm-{number}" for number in range(10)}
+    assert {request.path for request in api.requests} == {PATH}
+    assert {request.params["labelSelector"] for request in api.requests} == {
+        "kubevirt.io/nodeName=node-a"
+    }
+    assert lists(api) == 4
+    assert watch.status().synced
+    assert watch.status().restarts == 0
+    assert watch.status().error is None
+    assert watch.index().state is IndexState.CURRENT
+
+
+def test_an_empty_node_is_known_to_be_empty(api: ApiServer, begin: Begin) -> None:
+    """A node without VMIs is synced with an empty index, unlike one that was never read."""
+    watch = begin()
+    until(lambda: watch.status().synced, "synced")
+    assert watch.index().vmis == {}
+
+
+def test_the_fields_the_join_needs_are_kept(api: ApiServer, begin: Begin) -> None:
+    """Phase, node, pods, architecture and uid come through as KubeVirt wrote them."""
+    stored = api.store.create(vmi("alpha", namespace="lab", architecture="arm64"))
+    watch = begin()
+    until(lambda: watch.status().synced, "synced")
+    found = watch.index().vmis["lab", "alpha"]
+    assert found.phase is VmiPhase.RUNNING
+    assert found.node_name == NODE
+    assert found.architecture == "arm64"
+    assert found.active_pods == ((PodUid(pod_uid("lab", "alpha")), NODE),)
+    metadata = stored["metadata"]
+    assert isinstance(metadata, dict)
+    assert found.uid == metadata["uid"]
+    assert found.migration is None
+    assert not found.deletion
+    assert watch.index().pods[PodUid(pod_uid("lab", "alpha"))] is found
+
+
+def test_changes_arrive(api: ApiServer, begin: Begin) -> None:
+    """VMIs created, changed and deleted after the list are in the index as they happen."""
+    api.store.create(vmi("first", phase="Scheduled"))
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    api.store.create(vmi("second"))
+    until(lambda: names(watch) == {"default/first", "default/second"}, "second")
+    api.store.update(vmi("first", phase="Running"))
+    until(lambda: watch.index().vmis["default", "first"].phase is VmiPhase.RUNNING, "first runs")
+    api.store.update(deleting(vmi("second")))
+    until(lambda: watch.index().vmis["default", "second"].deletion, "second is going")
+    api.store.delete("default", "second")
+    until(lambda: names(watch) == {"default/first"}, "second gone")
+    assert lists(api) == 1
+    assert watch.status().restarts == 0
+
+
+def test_a_restarted_vm_has_its_new_pod(api: ApiServer, begin: Begin) -> None:
+    """After a restart under the same name the old pod's uid names nobody."""
+    api.store.create(vmi("alpha"))
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    api.store.delete("default", "alpha")
+    api.store.create(vmi("alpha", generation=2))
+    new = PodUid(pod_uid("default", "alpha", 2))
+    until(lambda: new in watch.index().pods, "the new pod")
+    assert PodUid(pod_uid("default", "alpha", 1)) not in watch.index().pods
+
+
+def test_a_vmi_leaves_and_comes_with_its_node_label(api: ApiServer, begin: Begin) -> None:
+    """A changed nodeName label is a deletion on the one node and an addition on the other."""
+    api.store.create(vmi("alpha"))
+    here, there = begin(), begin(node="node-b")
+    until(lambda: here.status().up and there.status().up, "both up")
+
+    def move(obj: Vmi) -> None:
+        obj["metadata"]["labels"]["kubevirt.io/nodeName"] = "node-b"
+        obj["status"]["nodeName"] = "node-b"
+
+    api.store.edit("default", "alpha", move)
+    until(lambda: names(here) == set() and names(there) == {"default/alpha"}, "moved")
+
+
+def test_a_migration_seen_from_both_ends(api: ApiServer, begin: Begin) -> None:
+    """The source has the VMI, both pods included, until handover; the target has it from then."""
+    moving = migrating(vmi("alpha"), "node-b")
+    api.store.create(vmi("alpha"))
+    source, target = begin(), begin(node="node-b")
+    until(lambda: source.status().up and target.status().up, "both up")
+    api.store.update(moving)
+    until(lambda: len(source.index().pods) == 2, "both pods at the source")
+    migration = source.index().vmis["default", "alpha"].migration
+    assert migration is not None
+    assert (migration.source_node, migration.target_node) == (NODE, "node-b")
+    assert migration.mode is MigrationMode.PRE_COPY
+    assert migration.in_flight
+    assert names(target) == set()
+    api.store.update(migrated(moving))
+    until(lambda: names(source) == set() and names(target) == {"default/alpha"}, "handed over")
+    after = target.index().vmis["default", "alpha"]
+    assert after.migration is not None
+    assert after.migration.completed
+    assert not after.migration.in_flight
+    assert [node for _, node in after.active_pods] == ["node-b"]
+
+
+def test_a_failed_migration_leaves_the_vmi(api: ApiServer, begin: Begin) -> None:
+    """After a failed migration the source has the VMI with its one pod, and says it failed."""
+    moving = migrating(vmi("alpha"), "node-b", mode="PostCopy")
+    api.store.create(moving)
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    api.store.update(migration_failed(moving))
+    until(lambda: len(watch.index().pods) == 1, "target pod gone")
+    migration = watch.index().vmis["default", "alpha"].migration
+    assert migration is not None
+    assert migration.failed
+    assert migration.ended
+
+
+def test_the_index_is_a_snapshot(api: ApiServer, begin: Begin) -> None:
+    """An index never changes once handed out, and is the same object while nothing happens."""
+    api.store.create(vmi("alpha"))
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    before = watch.index()
+    assert watch.index() is before
+    api.store.create(vmi("beta"))
+    until(lambda: watch.index() is not before, "a new index")
+    assert set(before.vmis) == {("default", "alpha")}
+    with pytest.raises(TypeError):
+        before.vmis["default", "mine"] = before.vmis["default", "alpha"]  # type: ignore[index]
+
+
+def test_bookmarks_carry_the_version_on(api: ApiServer, begin: Begin) -> None:
+    """A watch on a quiet node goes on from the bookmark's version, past what expired meanwhile."""
+    api.bookmark_interval_s = 0.05
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    api.store.compact()
+    synced = watch.status().last_sync_unix_s
+    reached = api.store.resource_version
+    until(lambda: watch.status().last_sync_unix_s != synced, "a bookmark after the compaction")
+    later = watch.status().last_sync_unix_s
+    until(lambda: watch.status().last_sync_unix_s != later, "one more")
+    api.end_watches()
+    api.wait_for(lambda requests: sum(r.verb == "watch" for r in requests) == 2)
+    assert int(api.requests[-1].params["resourceVersion"]) >= reached
+    assert lists(api) == 1
+    assert watch.status().restarts == 0
+
+
+def test_bookmarks_keep_a_quiet_watch_alive(api: ApiServer, begin: Begin) -> None:
+    """A node on which nothing happens for longer than the idle deadline is not taken for dead."""
+    api.bookmark_interval_s = 0.05
+    watch = begin(timing=replace(QUICK, idle_deadline_s=0.4))
+    until(lambda: watch.status().up, "watch up")
+    first = watch.status().last_sync_unix_s or 0.0
+    until(lambda: (watch.status().last_sync_unix_s or 0.0) > first + 1.0, "a second of quiet")
+    assert watch.status().restarts == 0
+    assert api.answered("watch") == 1
+
+
+def test_the_server_ends_watches_in_order(api: ApiServer, begin: Begin) -> None:
+    """After an orderly end the next watch goes on where the last one was: no list, no restart."""
+    api.store.create(vmi("alpha"))
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    for number in range(3):
+        api.store.create(vmi(f"more-{number}"))
+        until(lambda n=number: f"default/more-{n}" in names(watch), "the event")
+        api.end_watches()
+        api.wait_for(lambda rs, n=number: sum(r.verb == "watch" for r in rs) == n + 2)
+    assert lists(api) == 1
+    assert watch.status().restarts == 0
+
+
+def test_the_server_is_asked_to_end_watches(api: ApiServer, begin: Begin) -> None:
+    """Each watch asks for bookmarks and for an end of its own, spread over a range."""
+    watch = begin()
+    until(lambda: watch.status().up, "watch up")
+    params = api.requests[-1].params
+    assert params["allowWatchBookmarks"] == "true"
+    assert 60 <= int(params["timeoutSeconds"]) < 120
+
+
+def test_a_kubeconfig_serves_as_well(api: ApiServer, begin: Begin) -> None:
+    """Outside a pod, a kubeconfig with inline CA and token reaches the same VMIs."""
+    api.store.create(vmi("alpha"))
+    watch = begin(Kubeconfig(file=api.kubeconfig(), context="test"))
+    until(lambda: names(watch) == {"default/alpha"}, "the VMI")
+
+
+def test_a_thousand_vmis_in_pages(api: ApiServer, begin: Begin) -> None:
+    """A node of a thousand VMIs is read whole with the page size of production."""
+    for number in range(1000):
+        api.store.create(vmi(f"vm-{number}"))
+    watch = begin(timing=replace(QUICK, page_limit=100))
+    until(lambda: watch.status().synced, "synced", 30.0)
+    assert len(watch.index().vmis) == len(watch.index().pods) == 1000
+    assert lists(api) == 10

@@ -1,0 +1,96 @@
+"""The kernels that the bench boots: one line each.
+
+Owns which distribution kernel is paired with which root file system, and the names that the rest
+of the bench derives from that. Must not know how anything is downloaded, built or booted.
+"""
+
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SELECTION_VARIABLE = "HVPROBE_KERNELS"
+
+
+class Architecture(enum.Enum):
+    """A machine architecture by its Debian name."""
+
+    AMD64 = "amd64"
+    ARM64 = "arm64"
+
+
+class Suite(enum.Enum):
+    """A Debian suite. Its BCC: bookworm 0.26, trixie 0.31, sid 0.37 or later."""
+
+    BULLSEYE = "bullseye"
+    BOOKWORM = "bookworm"
+    TRIXIE = "trixie"
+    SID = "sid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestKernel:
+    """One kernel of the bench and the world it boots into."""
+
+    name: str
+    """What users write in HVPROBE_KERNELS: the kernel's version, `-arm64` appended off amd64."""
+    architecture: Architecture
+    kernel_suite: Suite
+    """Where the kernel package comes from."""
+    root_suite: Suite
+    """Where user space comes from: the suite whose BCC knows this kernel."""
+    release: str
+    """Pattern that the whole of `uname -r` matches; the newest match in the suite is taken."""
+    kvm_modules: tuple[str, ...]
+    """Modules that make /dev/kvm appear; empty where KVM is built in."""
+
+
+_AMD = ("kvm_amd",)
+_X86, _ARM = Architecture.AMD64, Architecture.ARM64
+
+
+def _line(
+    name: str,
+    architecture: Architecture,
+    kernel_suite: Suite,
+    root_suite: Suite,
+    release: str,
+    kvm_modules: tuple[str, ...],
+) -> GuestKernel:
+    return GuestKernel(
+        name=name,
+        architecture=architecture,
+        kernel_suite=kernel_suite,
+        root_suite=root_suite,
+        release=release,
+        kvm_modules=kvm_modules,
+    )
+
+
+KERNELS: tuple[GuestKernel, ...] = (
+    _line("5.10", _X86, Suite.BULLSEYE, Suite.BOOKWORM, r"5\.10\.[0-9.]+-\d+-amd64", _AMD),
+    _line("6.1", _X86, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-amd64", _AMD),
+    _line("6.12", _X86, Suite.TRIXIE, Suite.TRIXIE, r"6\.12\.[0-9.]+\+deb13-amd64", _AMD),
+    _line("7.2", _X86, Suite.SID, Suite.SID, r"7\.2\.[0-9.]+\+deb\d+-amd64", _AMD),
+    _line("6.1-arm64", _ARM, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-arm64", ()),
+)
+
+
+class UnknownKernelError(Exception):
+    """A kernel was asked for that the table does not hold."""
+
+
+def kernel_named(name: str) -> GuestKernel:
+    """The table's line of that name."""
+    for kernel in KERNELS:
+        if kernel.name == name:
+            return kernel
+    known = ", ".join(kernel.name for kernel in KERNELS)
+    raise UnknownKernelError(f"no guest kernel is called {name!r}: take one of {known}")
+
+
+def selected(environ: Mapping[str, str] = os.environ) -> tuple[GuestKernel, ...]:
+    """The kernels that HVPROBE_KERNELS names, comma separated; all when it is unset or `all`."""
+    names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
+    wanted = [name for name in names if name and name != "all"]
+    return tuple(kernel_named(name) for name in wanted) if wanted else KERNELS

@@ -1,0 +1,158 @@
+"""EDGE: boots a kernel of the bench in QEMU, runs one command inside and brings its result back.
+
+Owns the QEMU command line and the life of the QEMU process: it ends with its command, at the
+deadline, or with whoever started it. QEMU emulates everything (TCG), nested virtualization
+included, so the machine needs neither /dev/kvm nor privilege. Must not know what the command does.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest_build import BuiltGuest, initramfs
+from guest_kernels import Architecture
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONSOLE = "console.log"
+EXIT_CODE = "exit-code"
+COMMAND = "command.sh"
+_MEMORY_MIB = 3072
+
+QEMU = {
+    Architecture.AMD64: "qemu-system-x86_64",
+    Architecture.ARM64: "qemu-system-aarch64",
+}
+_MACHINE = {
+    # What costs much to emulate and proves nothing here is left out: 5-level page tables,
+    # and pointer authentication by its architected algorithm (36 s a boot instead of 11 s).
+    Architecture.AMD64: ("-machine", "q35", "-cpu", "max,la57=off"),
+    Architecture.ARM64: (
+        "-machine",
+        "virt,virtualization=on,gic-version=3",
+        "-cpu",
+        "max,pauth-impdef=on",
+    ),
+}
+_TTY = {Architecture.AMD64: "ttyS0", Architecture.ARM64: "ttyAMA0"}
+_KERNEL_ARGUMENTS = (
+    # A panic ends QEMU (-no-reboot) at once; the watchdogs are not made for an emulated CPU.
+    "panic=-1 loglevel=5 nowatchdog audit=0 "
+    # Emulating the mitigations of a processor that is emulated costs time for nothing.
+    "mitigations=off"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestResult:
+    """What came of one boot."""
+
+    exit_code: int | None
+    """Exit status of the command; None when the guest died or met its deadline."""
+    console: Path
+    duration_s: float
+
+    def console_tail(self, lines: int = 60) -> str:
+        """The end of the console, for a failure's message."""
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def boot(
+    guest: BuiltGuest,
+    command: str,
+    results: Path,
+    *,
+    deadline_s: float,
+    environment: Mapping[str, str] | None = None,
+    kernel_arguments: str = "",
+) -> GuestResult:
+    """Boot, run the shell command in /repo (read-only), and wait for the guest's end.
+
+    `results` is an existing directory, /results inside. The console holds the command's output.
+    """
+    exports = [f"export {k}={shlex.quote(v)}\n" for k, v in (environment or {}).items()]
+    (results / COMMAND).write_text("".join(exports) + command + "\n")
+    begun_s = time.monotonic()
+    archive = results / "initramfs"
+    archive.write_bytes(initramfs(guest))
+    line = qemu_command(guest, archive, results, kernel_arguments=kernel_arguments)
+    _run_to_end(line, results / "qemu.log", deadline_s)
+    archive.unlink()
+    return GuestResult(
+        exit_code=_exit_code(results / EXIT_CODE),
+        console=results / CONSOLE,
+        duration_s=time.monotonic() - begun_s,
+    )
+
+
+def qemu_command(
+    guest: BuiltGuest, archive: Path, results: Path, *, kernel_arguments: str = ""
+) -> list[str]:
+    """The command line of the machine that this guest runs in."""
+    architecture = guest.kernel.architecture
+    arguments = f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {kernel_arguments}".strip()
+    command = [
+        # QEMU dies with us, also when we are killed.
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *(QEMU[architecture], *_MACHINE[architecture]),
+        *("-accel", "tcg,thread=multi", "-smp", "2", "-m", f"{_MEMORY_MIB}M"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-serial", f"file:{results / CONSOLE}"),
+        *("-kernel", str(guest.image), "-initrd", str(archive), "-append", arguments),
+    ]
+    shares = {
+        "root": guest.root,
+        "repo": REPOSITORY,
+        "packages": guest.packages,
+        "results": results,
+    }
+    for tag, path in shares.items():
+        access = "" if tag == "results" else ",readonly=on"
+        command += [
+            *("-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"),
+            *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+        ]
+    return command
+
+
+def unavailable(architecture: Architecture) -> str | None:
+    """Why this machine cannot boot such a guest, with the remedy; None when it can."""
+    if platform.machine() != "x86_64":
+        return f"the bench is built on x86_64 machines, this is {platform.machine()}"
+    x86 = architecture is Architecture.AMD64
+    needed = {
+        QEMU[architecture]: "qemu-system-x86" if x86 else "qemu-system-arm",
+        "setpriv": "util-linux",
+        "apt-get": "apt",
+        "dpkg-deb": "dpkg",
+    }
+    for program, package in needed.items():
+        if shutil.which(program) is None:
+            return f"{program} is missing: install the package {package}"
+    return None
+
+
+def _run_to_end(command: list[str], log: Path, deadline_s: float) -> None:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(os.environ)
+        ) as qemu,
+    ):
+        try:
+            qemu.wait(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            with (log.parent / CONSOLE).open("a") as console:
+                console.write(f"\nguest_vm: deadline of {deadline_s:.0f} s met, guest ended\n")
+        finally:
+            qemu.kill()
+
+
+def _exit_code(path: Path) -> int | None:
+    return int(path.read_text()) if path.exists() else None

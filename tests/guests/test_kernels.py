@@ -1,0 +1,85 @@
+"""The kernel tests on other kernels: each boots in QEMU and runs tests/kernel inside.
+
+HVPROBE_KERNELS chooses kernels by name, comma separated. What a guest leaves (console, JUnit
+report, versions) stays in build/test-kernels/NAME.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from guest_build import build
+from guest_kernels import GuestKernel, selected
+from guest_programs import build_programs
+from guest_results import RESULTS, results_of
+from guest_vm import CONSOLE, GuestResult, boot, unavailable
+
+DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "1500"))
+"""For one guest, boot included."""
+BUILD_S = 900
+"""For what is not in the cache yet, over a slow network."""
+JUNIT = "junit.xml"
+FACTS = "facts.json"
+COMMAND = f"""\
+python3 tests/guests/check_guest.py /results/{FACTS} || exit 90
+exec python3 -m pytest tests/kernel -p no:cacheprovider --timeout 600 --junitxml=/results/{JUNIT} \
+    -o junit_family=xunit2 $HVPROBE_GUEST_PYTEST
+"""
+SELF_CHECK_FAILED = 90
+
+
+def environment() -> dict[str, str]:
+    """What the tests in a guest are told."""
+    return {
+        "HVPROBE_REQUIRE": "kernel",
+        "HVPROBE_KVMLOAD": "/results/bin/kvmload",
+        "HVPROBE_TEST_DEADLINE_S": "120",
+        "HVPROBE_GUEST_PYTEST": os.environ.get("HVPROBE_GUEST_PYTEST", ""),
+    }
+
+
+def require(reason: str | None) -> None:
+    """Skip where the machine cannot boot guests, fail where it was promised."""
+    if reason is None:
+        return
+    if "guests" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
+        pytest.fail(f"HVPROBE_REQUIRE=guests, but {reason}")
+    pytest.skip(reason)
+
+
+def not_passed(junit: Path) -> list[str]:
+    """Names of the tests that failed, or that could not run."""
+    cases = ET.parse(junit).getroot().iter("testcase")
+    return [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+
+def verdict(result: GuestResult, results: Path) -> str | None:
+    """Why the guest's run is no success; None when it is one."""
+    if result.exit_code is None:
+        return "the guest died or met its deadline"
+    if result.exit_code == SELF_CHECK_FAILED:
+        return "the bench's self-check failed, the kernel tests did not run"
+    if result.exit_code:
+        failed = not_passed(results / JUNIT) if (results / JUNIT).exists() else []
+        return "\n  ".join([f"pytest in the guest ended with {result.exit_code}", *failed])
+    return None
+
+
+@pytest.mark.timeout(DEADLINE_S + BUILD_S)
+@pytest.mark.parametrize("kernel", selected(), ids=lambda kernel: kernel.name)
+def test_kernel(kernel: GuestKernel) -> None:
+    """All kernel tests pass inside the guest, with real hooks and real nested KVM guests."""
+    require(unavailable(kernel.architecture))
+    guest = build(kernel)
+    with results_of(kernel.name) as results:
+        build_programs(kernel.architecture, results / "bin")
+        result = boot(guest, COMMAND, results, deadline_s=DEADLINE_S, environment=environment())
+        wrong = verdict(result, results)
+        tail = result.console_tail()
+    if wrong:
+        pytest.fail(f"{kernel.name}: {wrong}\n{RESULTS / kernel.name / CONSOLE}:\n{tail}")

@@ -1,0 +1,109 @@
+"""Real certificates, made by the openssl command."""
+
+import os
+import shutil
+import ssl
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.server import TlsFiles
+
+_CONFIG = """\
+[req]
+distinguished_name = name
+prompt = no
+[name]
+CN = {name}
+[ca]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[leaf]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+subjectAltName = IP:127.0.0.1, IP:::1, DNS:localhost
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """A CA in a directory of its own, and what it issues there."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._name = name
+        key = directory / "ca.key"
+        self.cert = directory / "ca.crt"
+        self._config = directory / "openssl.cnf"
+        self._config.write_text(_CONFIG.format(name=name))
+        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
+        request = ("req", "-new", "-x509", "-config", self._config, "-extensions", "ca")
+        _openssl(*request, "-key", key, "-days", "2", "-out", self.cert)
+        self._key = key
+
+    def issue(self, name: str) -> Pair:
+        key, asked = self._directory / f"{name}.key", self._directory / f"{name}.csr"
+        cert = self._directory / f"{name}.crt"
+        config = self._directory / f"{name}.cnf"
+        config.write_text(_CONFIG.format(name=name))
+        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
+        _openssl("req", "-new", "-config", config, "-key", key, "-out", asked)
+        issuer = ("-CA", self.cert, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
+        extensions = ("-extfile", config, "-extensions", "leaf")
+        _openssl("x509", "-req", "-in", asked, *issuer, *extensions, "-out", cert)
+        return Pair(cert=cert, key=key)
+
+    def server_files(self, name: str = "server", *, client_ca: Path | None = None) -> TlsFiles:
+        pair = self.issue(name)
+        return TlsFiles(cert=pair.cert, key=pair.key, client_ca=client_ca)
+
+    def client_context(self, pair: Pair | None = None) -> ssl.SSLContext:
+        """A client that trusts this CA alone, with a certificate of its own if given."""
+        context = ssl.create_default_context(cafile=self.cert)
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+        if pair is not None:
+            context.load_cert_chain(pair.cert, pair.key)
+        return context
+
+
+class MountedSecret:
+    """A directory as the kubelet mounts a Secret: all files change at once, by one symlink."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._generation = 0
+
+    def publish(self, pair: Pair, client_ca: Path) -> TlsFiles:
+        self._generation += 1
+        data = self._directory / f"..{self._generation}"
+        data.mkdir()
+        sources = {"tls.crt": pair.cert, "tls.key": pair.key, "ca.crt": client_ca}
+        for name, source in sources.items():
+            shutil.copyfile(source, data / name)
+        link = self._directory / "..data_tmp"
+        link.symlink_to(data.name)
+        old = (self._directory / "..data").resolve()
+        link.rename(self._directory / "..data")
+        for name in sources:
+            if not (self._directory / name).is_symlink():
+                (self._directory / name).symlink_to(f"..data/{name}")
+        if old.name.startswith("..") and old.name != "..data":
+            shutil.rmtree(old)
+        files = self._directory
+        return TlsFiles(cert=files / "tls.crt", key=files / "tls.key", client_ca=files / "ca.crt")
+
+
+def _openssl(*arguments: str | Path) -> None:
+    command = ["openssl", *(os.fspath(each) for each in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

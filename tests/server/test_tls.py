@@ -1,0 +1,366 @@
+"""TLS with real certificates: who gets in, and certificates that are replaced meanwhile."""
+
+import http.client
+import logging
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from certificates import Authority, MountedSecret
+from serving import DEADLINE_S, LOG, Peer, Serving, text
+
+from probes.server import Limits, TlsFiles, TlsFilesError
+from probes.wire import RETRY_S, Certificates
+
+LONG = bytes(range(256)) * 10_000
+
+NOT_A_CA = "not one or more whole certificates"
+
+ROUTES = {"/": text("hello"), "/long": text(LONG)}
+
+
+def ask(serving: Serving, context: ssl.SSLContext) -> bytes:
+    """GET / on a new connection. The certificate that was shown, in DER."""
+    with Peer(serving.port, tls=context) as peer:
+        peer.get("/")
+        assert peer.answer().body == b"hello"
+        assert isinstance(peer.sock, ssl.SSLSocket)
+        shown = peer.sock.getpeercert(binary_form=True)
+    assert shown is not None
+    return shown
+
+
+def let_in(serving: Serving, context: ssl.SSLContext) -> bool:
+    """Whether a client gets an answer. Under TLS 1.3 it learns of a refusal on reading only."""
+    try:
+        ask(serving, context)
+    except (ssl.SSLError, ConnectionError):
+        return False
+    return True
+
+
+def resumed_in(serving: Serving, context: ssl.SSLContext, session: ssl.SSLSession | None) -> bool:
+    """Whether a client that offers to go on with an old session gets an answer."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", serving.port), DEADLINE_S) as sock,
+            context.wrap_socket(sock, server_hostname="127.0.0.1", session=session) as resumed,
+        ):
+            resumed.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return resumed.recv(1) != b""
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def der(cert: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(cert.read_text())
+
+
+def test_https(authority: Authority) -> None:
+    """A client that checks certificate and host name gets its answers, of any size, in order."""
+    with Serving(ROUTES, tls=authority.server_files()) as serving:
+        client = http.client.HTTPSConnection(
+            "127.0.0.1", serving.port, context=authority.client_context(), timeout=DEADLINE_S
+        )
+        for path, body in (("/", b"hello"), ("/long", LONG), ("/", b"hello")):
+            client.request("GET", path)
+            assert client.getresponse().read() == body
+        client.close()
+
+
+def test_curl(authority: Authority) -> None:
+    """The curl command, which would rather speak HTTP/2, is served over one connection."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    pair = authority.issue("curl")
+    with Serving(ROUTES, tls=authority.server_files(client_ca=authority.cert)) as serving:
+        url = f"https://127.0.0.1:{serving.port}/"
+        files = ["--cacert", str(authority.cert), "--cert", str(pair.cert), "--key", str(pair.key)]
+        command = ["curl", "-sS", "-m", "20", *files, "-w", "%{num_connects}", url, url]
+        assert subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout == (
+            b"hello1hello0"
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "served"),
+    [
+        (ssl.TLSVersion.TLSv1, False),
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_versions(
+    authority: Authority,
+    version: ssl.TLSVersion,
+    served: bool,
+) -> None:
+    """TLS 1.2 and 1.3 are spoken; older versions are refused by the server, with the reason."""
+    context = authority.client_context()
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # or the client refuses by itself
+    context.minimum_version = context.maximum_version = version
+    with Serving(ROUTES, tls=authority.server_files()) as serving:
+        if served:
+            assert ask(serving, context)
+        else:
+            with pytest.raises(ssl.SSLError) as caught:
+                ask(serving, context)
+            assert caught.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_client_certificates(
+    authority: Authority, stranger: Authority, version: ssl.TLSVersion
+) -> None:
+    """With a client CA, only clients with a certificate of that CA are let in."""
+    foreign = authority.client_context(stranger.issue("prometheus"))
+    nobody = authority.client_context()
+    known = authority.client_context(authority.issue("prometheus"))
+    for context in (foreign, nobody, known):
+        context.maximum_version = version
+    with Serving(ROUTES, tls=authority.server_files(client_ca=authority.cert)) as serving:
+        assert not let_in(serving, foreign)
+        assert not let_in(serving, nobody)
+        assert let_in(serving, known)
+
+
+def test_plain_http(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """Plain HTTP to the TLS port is told what is wrong, garbage is not; both do no harm."""
+    with Serving(ROUTES, tls=authority.server_files()) as serving:
+        with Peer(serving.port) as peer:
+            peer.get("/")
+            reply = b"".join(iter(lambda: peer.sock.recv(4096), b""))
+        assert reply.startswith(b"HTTP/1.0 400 ")
+        assert reply.endswith(b"\r\n\r\nthis port speaks HTTPS: use https://\n")
+        for garbage in (b"\x00" * 100, b"\x16\x03\x01\x00\x02xx", b"\xff" * 70_000, b""):
+            with Peer(serving.port) as peer:
+                try:
+                    peer.send(garbage)
+                    peer.sock.shutdown(socket.SHUT_WR)
+                    while peer.sock.recv(4096):
+                        pass
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # cut while sending: as good
+        assert let_in(serving, authority.client_context())
+    assert caplog.records == []
+
+
+def test_handshake_deadline(authority: Authority) -> None:
+    """A peer that does not go through with the handshake is cut off."""
+    limits = Limits(handshake_deadline_s=0.1)
+    with Serving(ROUTES, tls=authority.server_files(), limits=limits) as serving:
+        with Peer(serving.port) as silent, Peer(serving.port) as slow:
+            slow.send(b"\x16\x03\x01")
+            assert silent.ended()
+            assert slow.ended()
+        assert let_in(serving, authority.client_context())
+
+
+def test_end_is_said(authority: Authority) -> None:
+    """The server ends with close_notify: a client can tell the end from a cut."""
+    with (
+        Serving(ROUTES, tls=authority.server_files()) as serving,
+        Peer(serving.port, tls=authority.client_context()) as peer,
+    ):
+        peer.get("/", "Connection: close")
+        assert peer.answer().body == b"hello"
+        assert peer.ended()
+
+
+def test_certificate_is_replaced(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Secret replaced by the kubelet's symlink swap is used for the next connection.
+
+    A connection opened before gets its next answer, and is asked to come again.
+    """
+    secret = MountedSecret(tmp_path / "mount")
+    first, second = authority.issue("first"), authority.issue("second")
+    client = authority.client_context(authority.issue("client"))
+    files = secret.publish(first, authority.cert)
+    with Serving(ROUTES, tls=files) as serving:
+        assert ask(serving, client) == der(first.cert)
+        with Peer(serving.port, tls=client) as kept:
+            kept.get("/")
+            assert "connection" not in kept.answer().headers
+            secret.publish(second, authority.cert)
+            assert ask(serving, client) == der(second.cert)
+            kept.get("/")
+            answer = kept.answer()
+            assert (answer.body, answer.headers["connection"]) == (b"hello", "close")
+            assert kept.ended()
+        assert ask(serving, client) == der(second.cert)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"TLS certificates re-read from {files.cert}"
+    ]
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda files, new: shutil.copyfile(new.cert, files.cert), "key values mismatch"),
+        (lambda files, new: _half(files.cert), "cannot use TLS certificate"),
+        (lambda files, new: _half(files.key), "cannot use TLS certificate"),
+        (lambda files, new: files.cert.write_bytes(b""), "cannot use TLS certificate"),
+        (lambda files, new: files.key.unlink(), "No such file or directory"),
+        (
+            lambda files, new: files.client_ca.write_text("soon"),
+            NOT_A_CA,
+        ),
+        (lambda files, new: files.client_ca.write_text(""), NOT_A_CA),
+    ],
+)
+def test_half_written_files(
+    authority: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[TlsFiles, TlsFiles], object],
+    why: str,
+) -> None:
+    """Files that do not fit are not used: the old ones stay, one line is logged; then the new."""
+    old, new = authority.server_files("old"), authority.server_files("new")
+    client_ca = tmp_path / "ca.crt"
+    files = TlsFiles(cert=tmp_path / "tls.crt", key=tmp_path / "tls.key", client_ca=client_ca)
+
+    def write(source: TlsFiles) -> None:
+        shutil.copyfile(source.cert, files.cert)
+        shutil.copyfile(source.key, files.key)
+        shutil.copyfile(authority.cert, client_ca)
+
+    write(old)
+    client = authority.client_context(authority.issue("client"))
+    with Serving(ROUTES, tls=files) as serving:
+        damage(files, new)
+        for _ in range(3):
+            assert ask(serving, client) == der(old.cert)
+        write(new)
+        assert ask(serving, client) == der(new.cert)
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+    assert lines[0].endswith("; keeping the certificates loaded before")
+    assert str(tmp_path) in lines[0]
+    assert why in lines[0]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_client_ca_is_replaced(
+    authority: Authority, stranger: Authority, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """Clients of a removed CA are out at once: anew, on a kept connection, by a resumed session."""
+    secret = MountedSecret(tmp_path / "mount")
+    pair = authority.issue("server")
+    old = authority.client_context(authority.issue("old"))
+    new = authority.client_context(stranger.issue("new"))
+    old.maximum_version = new.maximum_version = version
+    with Serving(ROUTES, tls=secret.publish(pair, authority.cert)) as serving:
+        assert not let_in(serving, new)
+        with Peer(serving.port, tls=old) as kept:
+            kept.get("/")
+            assert kept.answer().status == 200
+            assert isinstance(kept.sock, ssl.SSLSocket)
+            session = kept.sock.session
+            assert resumed_in(serving, old, session)
+            secret.publish(pair, stranger.cert)
+            kept.get("/")
+            assert kept.ended()
+        assert let_in(serving, new)
+        assert not let_in(serving, old)
+        assert not resumed_in(serving, old, session)
+
+
+def test_both_cas_during_a_rotation(
+    authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    """A client CA file with both CAs lets the clients of both in."""
+    both = tmp_path / "both.crt"
+    both.write_text(f"# old \u2192 new\n{authority.cert.read_text()}{stranger.cert.read_text()}")
+    with Serving(ROUTES, tls=authority.server_files(client_ca=both)) as serving:
+        for issuer in (authority, stranger):
+            assert let_in(serving, authority.client_context(issuer.issue("client")))
+
+
+def test_failed_read_is_tried_again(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """New files that cannot be read for want of descriptors are tried again, and logged once."""
+    files = TlsFiles(cert=tmp_path / "tls.crt", key=tmp_path / "tls.key")
+    old, new = authority.issue("a"), authority.issue("b")
+    now_s = 0.0
+    shutil.copyfile(old.cert, files.cert)
+    shutil.copyfile(old.key, files.key)
+    certificates = Certificates(files, log=LOG, clock_s=lambda: now_s)
+    before = certificates.current()
+    shutil.copyfile(new.cert, files.cert)
+    shutil.copyfile(new.key, files.key)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        for _ in range(3):
+            now_s += RETRY_S
+            assert certificates.current() is before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert certificates.current() is before
+    now_s += RETRY_S
+    after = certificates.current()
+    assert after is not before
+    assert [r.levelno for r in caplog.records] == [logging.WARNING, logging.INFO]
+    assert certificates.current() is after
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "why"),
+    [
+        (lambda files: files.cert.unlink(), "tls.crt", "No such file or directory"),
+        (lambda files: files.key.unlink(), "tls.key", "No such file or directory"),
+        (lambda files: files.client_ca.unlink(), "ca.crt", "No such file or directory"),
+        (lambda files: files.cert.write_text("x"), "tls.crt", "cannot use TLS certificate"),
+        (
+            lambda files: files.client_ca.write_text(""),
+            "ca.crt",
+            NOT_A_CA,
+        ),
+    ],
+)
+def test_start_with_unusable_files(
+    authority: Authority,
+    tmp_path: Path,
+    damage: Callable[[TlsFiles], object],
+    file: str,
+    why: str,
+) -> None:
+    """The server does not start, and says in one line which file is wrong, how, and what to do."""
+    pair = authority.issue("server")
+    files = MountedSecret(tmp_path / "mount").publish(pair, authority.cert)
+    damage(files)
+    with pytest.raises(TlsFilesError) as caught, Serving(ROUTES, tls=files):
+        pass
+    line = str(caught.value)
+    assert line.startswith("cannot ")
+    assert file in line
+    assert why in line
+    assert "; " in line
+    assert "\n" not in line
+
+
+def test_encrypted_key(authority: Authority, tmp_path: Path) -> None:
+    """A key with a password is an error, not a question on the terminal."""
+    pair = authority.issue("server")
+    key = tmp_path / "encrypted.key"
+    command = ["openssl", "pkey", "-in", str(pair.key), "-aes256", "-passout", "pass:x"]
+    subprocess.run([*command, "-out", str(key)], check=True, stdin=subprocess.DEVNULL)
+    tls = TlsFiles(cert=pair.cert, key=key)
+    with pytest.raises(TlsFilesError, match="the key unencrypted"), Serving(ROUTES, tls=tls):
+        pass
