@@ -38,6 +38,8 @@ class JudgedProcess:
     started_unix_s: float
     verdict: Verdict
     ledger: LedgerEntry | None
+    ledger_lost_events: bool = False
+    """Whether a missing ledger entry may be one there was no room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,8 @@ def _process_report(
     accelerated = process.verdict.type in (HypervisorType.KVM, HypervisorType.MSHV)
 
     def count(trust: CounterTrust, value: int) -> int | None:
-        believed = value > 0 or trust is CounterTrust.PROVEN
-        return value if accelerated and believed else None
+        counted = value > 0 or (trust is CounterTrust.PROVEN and not process.ledger_lost_events)
+        return value if accelerated and counted and trust is not CounterTrust.MISSING else None
 
     ledger = process.ledger
     return ProcessReport(

@@ -51,9 +51,11 @@ def checks(report: NodeReport) -> tuple[Check, ...]:
 
 def ability(report: NodeReport) -> Ability:
     """Whether verdicts on this node are verified, inferred, or not to be had at all."""
+    if not report.proc_readable:
+        return Ability.NOTHING
     if _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS):
         return Ability.VERIFIED
-    return Ability.INFERRED if report.proc_readable else Ability.NOTHING
+    return Ability.INFERRED
 
 
 def lines(report: NodeReport) -> Iterator[str]:
@@ -133,6 +135,13 @@ def _counters(report: NodeReport) -> Iterator[Check]:
 
 def _processes(report: NodeReport) -> Check:
     question = "which processes become VMMs"
+    if not report.proc_readable:
+        return Check(
+            question=question,
+            outcome=Outcome.BAD,
+            finding="the host's /proc cannot be read",
+            remedy="run as root; in a container mount it and give its place with --proc",
+        )
     hooks = _attached(report, Question.BECOMES_VMM)
     if hooks:
         return Check(

@@ -19,6 +19,7 @@ from probes.procfs import (
     ProcStat,
     classify_fds,
     is_qemu_name,
+    merged_fds,
     parse_command_line,
     parse_ioctl,
     parse_stat,
@@ -44,7 +45,9 @@ class Host:
 
         /proc counts from boot with suspended time (CLOCK_BOOTTIME), in whole ticks.
         """
-        suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        # In this order: a pause between the two makes the start earlier, never later.
+        monotonic_ns = time.monotonic_ns()
+        suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic_ns
         return vmm.start_ticks * (1_000_000_000 // self._ticks_per_s) - suspended_ns
 
     def sweep(self, *, every_fd: bool) -> set[int]:
@@ -53,6 +56,11 @@ class Host:
         Costs a walk over the whole of /proc, and with every_fd over all descriptors of the node.
         """
         psutil.PROCFS_PATH = str(self._proc)
+        try:
+            if not any(name.isdigit() for name in os.listdir(self._proc)):
+                return set()
+        except OSError:
+            return set()
         found: set[int] = set()
         for process in psutil.process_iter(["name"]):
             if is_qemu_name(process.info["name"] or ""):
@@ -80,7 +88,7 @@ class Host:
         if stat is None:
             return None
         program = self._program(directory)
-        fds = self._fds(directory if stat.state != "Z" else self._living_thread(directory))
+        fds = self._fds(directory) if stat.state != "Z" else self._fds_of_threads(directory)
         command_line = self._read(directory / "cmdline") or b""
         cgroup = self._read(directory / "cgroup")
         process = VmmProcess(
@@ -104,14 +112,17 @@ class Host:
             return parse_stat(raw.decode(errors="replace"))
         return None
 
-    @staticmethod
-    def _living_thread(directory: Path) -> Path:
-        """A thread's directory of a process whose main thread has ended (and shows no fds)."""
+    def _fds_of_threads(self, directory: Path) -> AcceleratorFds:
+        """Those of a process whose main thread has ended (and shows none).
+
+        KVM's worker threads have a table of their own, an empty one: the threads' tables together
+        are the process's.
+        """
+        tables = []
         with contextlib.suppress(OSError):
-            for tid in os.listdir(directory / "task"):
-                if tid != directory.name:
-                    return directory / "task" / tid
-        return directory
+            tids = set(os.listdir(directory / "task")) - {directory.name}
+            tables = [self._fds(directory / "task" / tid) for tid in tids]
+        return merged_fds(tables)
 
     def _program(self, directory: Path) -> str | None:
         try:

@@ -26,7 +26,7 @@ from probes.evidence import Evidence, gather, ledger_entry
 from probes.identity import Attribution, Candidate, VmName, by_guest_name
 from probes.node import Accelerator, NodeVirtualization
 from probes.report import NodeReport, ProbeHealth, Source
-from probes.verdict import judge
+from probes.verdict import Reason, judge
 from probes.vmm import HypervisorType, VmmId, VmmProcess
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class Observer:
         self._fired: frozenset[Question] = frozenset()
         self._errors: Counter[Source] = Counter({Source.EBPF: 0, Source.PROC: 0})
         self._departed_total: int | None = None
+        self._dropped_total = 0
         self._trial: Accelerator | None = None
         self._tried_at_s = -TRIAL_INTERVAL_S
 
@@ -159,17 +160,20 @@ class Observer:
         error = self._ledger_error or "there is no ledger"
         if self._ledger is not None:
             try:
-                return self._ledger.read()
+                read = self._ledger.read()
             except LedgerReadError as err:
                 self._errors[Source.EBPF] += 1
                 error = str(err)
+            else:
+                self._dropped_total = read.dropped_total
+                return read
         return KernelSnapshot(
             taken_ns=time.monotonic_ns(),
             attached_ns=None,
             entries={},
             capacity=0,
-            dropped_total=0,
-            departed_total=0,
+            dropped_total=self._dropped_total,
+            departed_total=self._departed_total or 0,
             hooks=unattached(error),
             error=error,
         )
@@ -199,14 +203,15 @@ class Observer:
         start_ns = self._host.start_monotonic_ns(vmm)
         entry = ledger_entry(vmm, kernel, start_monotonic_ns=start_ns)
         known = self._known.get(vmm)
-        if known is not None and _still_settled(known, entry):
-            return replace(known, ledger=entry)
+        if known is not None and _still_settled(known, entry, kernel):
+            return known if kernel.error else replace(known, ledger=entry)
         process = self._host.inspect(vmm)
         if process is None:
             return None
         evidence = gather(process, kernel, start_monotonic_ns=start_ns)
         if not process.named_like_qemu and not _uses_accelerator(evidence):
             return None
+        verdict = judge(evidence)
         return JudgedProcess(
             vmm=vmm,
             comm=process.comm,
@@ -214,11 +219,12 @@ class Observer:
             guest_name=process.command_line.guest_name,
             cgroup=process.cgroup,
             named_like_qemu=process.named_like_qemu,
-            capability_probe=evidence.capability_probe,
+            capability_probe=verdict.reasons[0] is Reason.CAPABILITY_PROBE,
             vcpus=max(evidence.kvm_vcpus, evidence.mshv_vps, evidence.tcg_threads) or None,
             started_unix_s=time.time() - (time.monotonic_ns() - start_ns) / 1e9,
-            verdict=judge(evidence),
+            verdict=verdict,
             ledger=entry,
+            ledger_lost_events=evidence.ledger_lost_events,
         )
 
     def _forget_ended(self, tgid: int, kernel: KernelSnapshot) -> None:
@@ -254,10 +260,20 @@ class Observer:
         return (self._trial,)
 
 
-def _still_settled(known: JudgedProcess, entry: LedgerEntry | None) -> bool:
-    """Whether the verdict stands: the process executed nothing new and the kernel agrees."""
+def _still_settled(known: JudgedProcess, entry: LedgerEntry | None, kernel: KernelSnapshot) -> bool:
+    """Whether the verdict stands: the process executed nothing new and the kernel agrees.
+
+    Executing a program ends a record and, if it is a VMM, begins another. A ledger that could not
+    be read says nothing of it.
+    """
+    if kernel.error:
+        return known.verdict.settled
     before = known.ledger
-    same_program = (before.exec_ns if before else None) == (entry.exec_ns if entry else None)
+    same_program = (
+        before.first_ns == (entry.first_ns if entry else None)
+        if before
+        else entry is None or entry.exec_ns is None
+    )
     contradicted = (
         entry is not None and entry.ran_kvm and known.verdict.type is not HypervisorType.KVM
     )

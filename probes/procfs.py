@@ -5,7 +5,7 @@ parser either gives a value or raises MalformedProcError with one line, and neve
 Formats: man 5 proc; fs/proc/array.c; fs/proc/base.c (syscall).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.vmm import AcceleratorFds, QemuCommandLine
@@ -91,7 +91,7 @@ def parse_ioctl(text: str, *, machine: str) -> tuple[int, int] | None:
         raise MalformedProcError(f"not a syscall line: {text[:60]!r}") from err
     if number != IOCTL_SYSCALL.get(machine):
         return None
-    return fd, request & 0xFFFFFFFF
+    return fd & 0xFFFFFFFF, request & 0xFFFFFFFF
 
 
 def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> AcceleratorFds:
@@ -102,13 +102,22 @@ def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> Accelera
     """
     found: dict[str, set[int]] = {}
     for fd, target in targets:
-        kind = target
+        kind = target.removesuffix(" (deleted)")
         if target.startswith("anon_inode:"):
             kind = ":".join(target.split(":")[:2]).replace("[", "").replace("]", "")
         field = _FD_FIELDS.get(kind)
         if field is not None:
             found.setdefault(field, set()).add(fd)
     return AcceleratorFds(whole=whole, **{name: frozenset(fds) for name, fds in found.items()})
+
+
+def merged_fds(tables: Sequence[AcceleratorFds]) -> AcceleratorFds:
+    """Several threads' tables as one; whole where there are any and all were read whole."""
+    found = {
+        name: frozenset().union(*(getattr(table, name) for table in tables))
+        for name in _FD_FIELDS.values()
+    }
+    return AcceleratorFds(whole=bool(tables) and all(it.whole for it in tables), **found)
 
 
 def is_qemu_name(name: str) -> bool:
@@ -120,7 +129,7 @@ def qemu_architecture(program: str | None) -> str | None:
     """Guest architecture in ``uname -m`` words from QEMU's program name; None: the node's own."""
     if program is None or not program.startswith("qemu-system-"):
         return None
-    return program.removeprefix("qemu-system-").split()[0] or None
+    return program.removeprefix("qemu-system-").strip() or None
 
 
 def parse_command_line(raw: bytes) -> QemuCommandLine:
@@ -132,6 +141,7 @@ def parse_command_line(raw: bytes) -> QemuCommandLine:
     guest_name: str | None = None
     machine: str | None = None
     accelerators: list[str] = []
+    of_machine: list[str] = []
     for option, value in zip(words[1:], [*words[2:], ""], strict=False):
         match option.replace("--", "-", 1) if option.startswith("--") else option:
             case "-name":
@@ -143,12 +153,13 @@ def parse_command_line(raw: bytes) -> QemuCommandLine:
                 accelerators.append("kvm")
             case "-machine" | "-M":
                 machine = _option(value, "type", implied=True) or machine
-                accelerators += (_option(value, "accel", implied=False) or "").split(":")
+                listed = _option(value, "accel", implied=False)
+                of_machine = listed.split(":") if listed else of_machine
             case _:
                 continue
     return QemuCommandLine(
         guest_name=guest_name,
-        accelerators=tuple(name for name in accelerators if name),
+        accelerators=tuple(name for name in (*of_machine, *accelerators) if name),
         machine=machine,
     )
 
@@ -161,9 +172,9 @@ def _option(value: str, key: str, *, implied: bool) -> str | None:
     result: str | None = None
     parts = value.replace(",,", "\0").split(",")
     for index, part in enumerate(parts):
-        name, equals, word = part.replace("\0", ",").partition("=")
+        name, equals, word = part.partition("=")
         if equals and name == key:
             result = word
-        elif not equals and index == 0 and implied:
-            result = name
-    return result or None
+        elif index == 0 and implied and (not equals or "\0" in name):
+            result = part
+    return result.replace("\0", ",") if result else None

@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
-from probes.listen import Listen, TlsFiles, parse_listen
-
+from probes.listen import Listen, parse_listen
+from probes.server import TlsFiles
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             proc_root=Path(found.proc),
             sys_root=Path(found.sys),
             log_format=LogFormat(found.log_format),
-            log_level=found.log_level.upper(),
+            log_level=_log_level(found.log_level),
             listen=parse_listen(getattr(found, "listen", DEFAULT_LISTEN)),
             tls=_tls(found),
         )
@@ -83,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but a wrong usage is one line and an exception of ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
 
 
 class _Flags:
@@ -183,6 +183,12 @@ def _standalone(found: argparse.Namespace) -> bool | None:
     if found.standalone:
         return True
     return False if found.kubeconfig else None
+
+
+def _log_level(word: str) -> str:
+    if word.upper() not in LEVELS:
+        raise UsageError(f"log level {word!r} is not known; give debug, info, warning or error")
+    return word.upper()
 
 
 def _tls(found: argparse.Namespace) -> TlsFiles | None:

@@ -5,7 +5,7 @@ only ever narrows or contradicts, and a contradiction is reported, never believe
 evidence is not evidence of absence: where nothing is proven the type is unknown or not verified.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from probes.evidence import Evidence
@@ -37,6 +37,7 @@ class Reason(StrEnum):
     NO_PROCESS = "no process found for this VM"
     CLAIMS_WITHOUT_FDS = "a thread claims an accelerator of which no descriptor is held"
     GUEST_TIME_WITHOUT_FDS = "guest CPU time without any vCPU descriptor"
+    CONTRADICTS_THREAD_NAMES = "not what its threads call themselves"
     CONTRADICTS_COMMAND_LINE = "not what the command line asks for"
 
 
@@ -59,13 +60,15 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """Apply the rules in order; the first that fits decides."""
     verdict = _kvm(evidence) or _mshv(evidence) or _without_accelerator(evidence)
-    if _contradicts_command_line(verdict, evidence):
-        return Verdict(
-            type=verdict.type,
-            verified=verdict.verified,
-            reasons=(*verdict.reasons, Reason.CONTRADICTS_COMMAND_LINE),
+    contradicted = tuple(
+        reason
+        for reason, holds in (
+            (Reason.CONTRADICTS_THREAD_NAMES, _contradicts_thread_names(verdict, evidence)),
+            (Reason.CONTRADICTS_COMMAND_LINE, _contradicts_command_line(verdict, evidence)),
         )
-    return verdict
+        if holds
+    )
+    return replace(verdict, reasons=(*verdict.reasons, *contradicted))
 
 
 def _kvm(evidence: Evidence) -> Verdict | None:
@@ -154,3 +157,8 @@ def _contradicts_command_line(verdict: Verdict, evidence: Evidence) -> bool:
         and bool(evidence.asked_for)
         and verdict.type.value not in evidence.asked_for
     )
+
+
+def _contradicts_thread_names(verdict: Verdict, evidence: Evidence) -> bool:
+    """Whether threads name themselves after another accelerator than the one in use."""
+    return verdict.type is not HypervisorType.UNKNOWN and bool(evidence.claimed - {verdict.type})

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from kernel_world import DEADLINE_S, wait_for
+from kernel_world import wait_for
 
 from ebpf.hooks import Question
 from ebpf.session import Session
@@ -48,21 +48,22 @@ class Node:
         """Look now, at one process; None: it is not shown."""
         return next((it for it in self.report().processes if it.vmm.tgid == tgid), None)
 
-    def wait_for_verdict(
-        self, tgid: int, kind: HypervisorType, *, verified: bool, deadline_s: float = DEADLINE_S
-    ) -> ProcessReport:
-        """Look until the verdict is the expected one. A wrong verified one on the way is an error.
+    def verdict(self, tgid: int, kind: HypervisorType) -> tuple[HypervisorType, bool] | None:
+        """Look now: type and verified of a process that really is of the given kind.
 
-        On the way a process may be unknown, or inferred to be what it will be verified to be.
+        None: it is not shown yet. A wrong type is an error at once: until it is known, a process
+        may only be unknown.
         """
+        process = self.process(tgid)
+        if process is None:
+            return None
+        verdict = process.verdict
+        assert verdict.type in (kind, HypervisorType.UNKNOWN), f"wrong verdict: {process}"
+        return verdict.type, verdict.verified
 
-        def seen() -> ProcessReport | None:
-            process = self.process(tgid)
-            if process is None:
-                return None
-            verdict = process.verdict
-            assert not verdict.verified or verdict.type is kind, f"wrong verdict: {process}"
-            assert verdict.type in (kind, HypervisorType.UNKNOWN), f"wrong type: {process}"
-            return process if (verdict.type, verdict.verified) == (kind, verified) else None
-
-        return wait_for(seen, f"{tgid} is {kind}, verified: {verified}", deadline_s)
+    def wait_for_verdict(self, tgid: int, kind: HypervisorType, *, verified: bool) -> None:
+        """Look until the verdict is the expected one."""
+        wait_for(
+            lambda: self.verdict(tgid, kind) == (kind, verified),
+            f"{tgid} is {kind}, verified: {verified}",
+        )

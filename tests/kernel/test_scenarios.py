@@ -39,13 +39,10 @@ def check(node: Node, tgid: int, expected: Expected | None) -> None:
         for _ in range(LOOKS_AT_NOTHING):
             assert node.process(tgid) is None
         return
-    verified = has_worker(tgid) if expected.verified is None else expected.verified
-    node.wait_for_verdict(tgid, expected.type, verified=verified)
-
-
-def has_worker(tgid: int) -> bool:
-    threads = Path(f"/proc/{tgid}/task").iterdir()
-    return any((thread / "comm").read_text().startswith("kvm-nx-lpage") for thread in threads)
+    wait_for(
+        lambda: node.verdict(tgid, expected.type) == (expected.type, expected.proof.holds(tgid)),
+        f"{tgid} is {expected}",
+    )
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)

@@ -1,0 +1,158 @@
+"""What a node's accelerator can do, tried on device files and read from sysfs trees."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from probes.accelerators import Accelerators
+from probes.vmm import HypervisorType
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """An empty node: folders dev, sys and proc."""
+    for name in ("dev", "sys/module", "proc"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path
+
+
+def accelerators(node: Path) -> Accelerators:
+    return Accelerators(dev_root=node / "dev", sys_root=node / "sys", proc_root=node / "proc")
+
+
+def has_kvm(node: Path) -> None:
+    (node / "sys/class/misc/kvm").mkdir(parents=True)
+
+
+def open_descriptors() -> set[str]:
+    return {link.name for link in Path("/proc/self/fd").iterdir()}
+
+
+# the trial
+
+
+def test_no_device_no_kvm(node: Path) -> None:
+    """Neither device nor driver: the node has no KVM, and the remedy is told."""
+    found = accelerators(node).try_kvm()
+    assert (found.type, found.available) == (HypervisorType.KVM, False)
+    assert found.reason is not None
+    assert "No such file" in found.reason
+    assert "kvm_intel" in found.reason
+
+
+def test_no_device_in_this_container(node: Path) -> None:
+    """The driver is there and only the device is missing here: that is not known to be false."""
+    has_kvm(node)
+    found = accelerators(node).try_kvm()
+    assert found.available is None
+    assert found.reason is not None
+    assert "mount" in found.reason
+
+
+def test_device_that_may_not_be_opened(node: Path) -> None:
+    """Without access nothing is known of the accelerator."""
+    # A read-only attribute of sysfs refuses to be opened for writing, whoever asks.
+    (node / "dev/kvm").symlink_to("/sys/kernel/uevent_seqnum")
+    found = accelerators(node).try_kvm()
+    assert found.available is None
+    assert found.reason is not None
+    assert "Permission denied" in found.reason
+
+
+@pytest.mark.parametrize("kind", ["file", "null", "folder"])
+def test_device_that_is_none(node: Path, kind: str) -> None:
+    """What opens and makes no VM, or does not open, is no accelerator; the reason is one line."""
+    device = node / "dev/kvm"
+    match kind:
+        case "file":
+            device.write_bytes(b"")
+        case "null":
+            device.symlink_to("/dev/null")
+        case _:
+            device.mkdir()
+    found = accelerators(node).try_kvm()
+    assert found.available is False
+    assert found.reason is not None
+    assert str(device) in found.reason
+    assert "\n" not in found.reason
+
+
+def test_trial_leaves_no_descriptor(node: Path) -> None:
+    """A failed trial closes the device again."""
+    (node / "dev/kvm").write_bytes(b"")
+    before = open_descriptors()
+    accelerators(node).try_kvm()
+    assert open_descriptors() == before
+
+
+def test_the_real_device() -> None:
+    """On this very machine the answer is one of three; only a working device needs no reason."""
+    before = len(open_descriptors())
+    found = Accelerators().try_kvm()
+    assert (found.reason is None) == (found.available is True)
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        assert found.available is not None
+    assert len(open_descriptors()) == before
+
+
+# whose modules
+
+
+@pytest.mark.parametrize(
+    ("modules", "flags", "kvm", "module"),
+    [
+        (("kvm", "kvm_intel", "irqbypass"), "fpu vmx", True, "kvm_intel"),
+        (("kvm", "kvm_amd"), "fpu svm hypervisor", True, "kvm_amd"),
+        # Both are built in; the CPU tells which one is in use.
+        (("kvm_amd", "kvm_intel"), "svm", True, "kvm_amd"),
+        (("kvm_amd", "kvm_intel"), "vmx", True, "kvm_intel"),
+        (("kvm", "kvm_pvm"), "fpu hypervisor", True, "kvm_pvm"),
+        # Built in and unusable: the CPU has neither extension.
+        (("kvm_intel", "kvm_amd", "kvm_pvm"), "fpu hypervisor", True, "kvm_pvm"),
+        (("kvm", "kvm_hv"), None, True, "kvm_hv"),
+        (("kvm",), None, True, "builtin"),
+        ((), None, True, "builtin"),
+        ((), "fpu", False, None),
+        # Only the guest side: this node is a VM of somebody's KVM.
+        (("kvm_guest",), "fpu hypervisor", False, None),
+    ],
+)
+def test_vendor_module(
+    node: Path, modules: tuple[str, ...], flags: str | None, module: str | None, *, kvm: bool
+) -> None:
+    """The module that provides KVM here: the one whose CPU extension is there."""
+    for name in modules:
+        (node / "sys/module" / name).mkdir()
+    if flags is not None:
+        (node / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    if kvm:
+        has_kvm(node)
+    assert accelerators(node).virtualization().module == module
+
+
+def test_device_without_sysfs(tmp_path: Path) -> None:
+    """With no sysfs to ask, a device file still tells that there is KVM."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kvm").write_bytes(b"")
+    assert accelerators(tmp_path).virtualization().module == "builtin"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "nested"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu vmx hypervisor\n", True),
+        ("processor\t: 0\nflags\t\t: fpu vmx\n", False),
+        ("processor\t: 0\nflags\t\t: fpu hypervisors\n", False),
+        ("processor\t: 0\nmodel name\t: hypervisor\nflags\t\t:\n", False),
+        # arm64 and s390x: no such line, or another word for it.
+        ("processor\t: 0\nFeatures\t: fp asimd\n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_nesting(node: Path, cpuinfo: str | None, *, nested: bool | None) -> None:
+    """x86 tells a VM by the CPU flag ``hypervisor``; where there are no flags it is not known."""
+    if cpuinfo is not None:
+        (node / "proc/cpuinfo").write_text(cpuinfo)
+    assert accelerators(node).virtualization().nested is nested

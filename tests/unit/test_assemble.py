@@ -1,0 +1,267 @@
+"""What a counter's silence means, what counts as fallback, and that nothing false is shown."""
+
+from dataclasses import replace
+
+import pytest
+from facts import (
+    KVM_ABSENT,
+    KVM_AVAILABLE,
+    KVM_UNTRIED,
+    VMM,
+    entry,
+    hooks,
+    kernel,
+)
+
+from ebpf.hooks import Question
+from ebpf.ledger import LedgerEntry
+from probes.assemble import (
+    BLIND_AFTER,
+    CounterTrusts,
+    JudgedProcess,
+    counter_trusts,
+    process_reports,
+    questions_fired,
+    vmi_reports,
+)
+from probes.identity import Attribution, VmName
+from probes.node import Accelerator
+from probes.report import CounterTrust, ProcessReport, ProcessState
+from probes.verdict import Reason, Verdict
+from probes.vmm import HypervisorType, VmmId
+
+PROVEN, UNTRIED = CounterTrust.PROVEN, CounterTrust.UNTRIED
+BLIND, MISSING = CounterTrust.BLIND, CounterTrust.MISSING
+ALL_PROVEN = CounterTrusts(runs=PROVEN, userspace_exits=PROVEN, exits=PROVEN)
+ALPHA = VmName(namespace="default", name="alpha")
+KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.KVM_RUN_RECORDED,))
+MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
+TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
+UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
+PROCESS = JudgedProcess(
+    vmm=VMM,
+    comm="qemu-system-x86",
+    program="qemu-system-x86_64",
+    guest_name="default_alpha",
+    cgroup="0::/\n",
+    named_like_qemu=True,
+    capability_probe=False,
+    vcpus=2,
+    started_unix_s=1.5,
+    verdict=KVM,
+    ledger=entry(runs=3, userspace_exits=2, exits=40),
+)
+NAMED = {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture=None)}
+
+
+# trust in counters
+
+
+@pytest.mark.parametrize(
+    ("attached", "fired", "returns", "expected"),
+    [
+        (frozenset(Question), frozenset(), 0, (UNTRIED, UNTRIED, UNTRIED)),
+        (frozenset(Question), frozenset(Question), 500, (PROVEN, PROVEN, PROVEN)),
+        (frozenset(), frozenset(Question), 500, (MISSING, MISSING, MISSING)),
+        # kvm_pvm: KVM_RUN returns by the hundred and the tracepoint kvm_exit never fires.
+        (
+            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER,
+            (MISSING, PROVEN, BLIND),
+        ),
+        (
+            frozenset(Question),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER - 1,
+            (UNTRIED, PROVEN, UNTRIED),
+        ),
+        (
+            frozenset(Question),
+            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
+            BLIND_AFTER,
+            (UNTRIED, PROVEN, PROVEN),
+        ),
+        (
+            frozenset({Question.USERSPACE_EXITS}),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER,
+            (MISSING, PROVEN, MISSING),
+        ),
+    ],
+)
+def test_trust(
+    attached: frozenset[Question],
+    fired: frozenset[Question],
+    returns: int,
+    expected: tuple[CounterTrust, ...],
+) -> None:
+    """A counter is believed once its hook has fired.
+
+    Without one it is missing; silent while guests return to user space, it is blind.
+    """
+    snapshot = kernel(entry(userspace_exits=returns), hooks=hooks(attached))
+    found = counter_trusts(snapshot, fired=fired)
+    assert (found.runs, found.userspace_exits, found.exits) == expected
+
+
+def test_blindness_is_found_on_all_guests_together() -> None:
+    """Many guests with few returns each tell as much as one with many."""
+    entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
+    found = counter_trusts(kernel(*entries), fired=frozenset({Question.USERSPACE_EXITS}))
+    assert found.exits is BLIND
+
+
+@pytest.mark.parametrize(
+    ("entries", "fired"),
+    [
+        ((), frozenset()),
+        ((entry(vms_created=1, vcpus_created=1),), frozenset()),
+        ((entry(1, runs=1),), {Question.RUNS_VCPU}),
+        (
+            (entry(1, userspace_exits=1), entry(2, exits=1)),
+            {Question.USERSPACE_EXITS, Question.EXITS},
+        ),
+    ],
+)
+def test_questions_fired(entries: tuple[LedgerEntry, ...], fired: set[Question]) -> None:
+    """A question has fired when any process has a count of it."""
+    assert questions_fired(kernel(*entries)) == fired
+
+
+# processes
+
+
+def one(process: JudgedProcess, trusts: CounterTrusts = ALL_PROVEN) -> ProcessReport:
+    (found,) = process_reports([process], attributions=NAMED, trusts=trusts)
+    return found
+
+
+def test_process_is_passed_on() -> None:
+    """Everything known of a process that has a name."""
+    assert one(PROCESS) == ProcessReport(
+        vmm=VMM,
+        comm="qemu-system-x86",
+        guest_name="default_alpha",
+        vm=ALPHA,
+        state=ProcessState.ATTRIBUTED,
+        verdict=KVM,
+        vcpus=2,
+        started_unix_s=1.5,
+        runs=3,
+        userspace_exits=2,
+        exits=40,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trust", "count", "shown"),
+    [
+        (PROVEN, 7, 7),
+        (PROVEN, 0, 0),
+        (UNTRIED, 0, None),
+        (BLIND, 0, None),
+        (MISSING, 0, None),
+        # Fired just now: what was counted was counted.
+        (UNTRIED, 7, 7),
+    ],
+)
+def test_zero_is_shown_only_where_believed(
+    trust: CounterTrust, count: int, shown: int | None
+) -> None:
+    """Never a false 0: it stands for a true one, or the counter is absent."""
+    process = replace(PROCESS, ledger=entry(runs=count, userspace_exits=count, exits=count))
+    found = one(process, CounterTrusts(runs=trust, userspace_exits=trust, exits=trust))
+    assert (found.runs, found.userspace_exits, found.exits) == (shown, shown, shown)
+
+
+@pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
+def test_no_counters_without_acceleration(verdict: Verdict) -> None:
+    """An emulated VM has no VM exits to count, which is not the same as 0 of them."""
+    found = one(replace(PROCESS, verdict=verdict, ledger=None))
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+
+
+@pytest.mark.parametrize("verdict", [KVM, MSHV])
+def test_accelerated_but_quiet_since_attached(verdict: Verdict) -> None:
+    """An accelerated VM that the ledger has seen nothing of has made 0 exits since attaching."""
+    found = one(replace(PROCESS, verdict=verdict, ledger=None))
+    assert (found.runs, found.userspace_exits, found.exits) == (0, 0, 0)
+
+
+def test_states() -> None:
+    """With a name, without one, and libvirt's capability probe; sorted by process."""
+    unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
+    probe = replace(
+        PROCESS, vmm=VmmId(tgid=90, start_ticks=1), capability_probe=True, verdict=UNKNOWN
+    )
+    found = process_reports([unnamed, PROCESS, probe], attributions=NAMED, trusts=ALL_PROVEN)
+    assert [(it.vmm.tgid, it.vm, it.state) for it in found] == [
+        (90, None, ProcessState.PROBE),
+        (VMM.tgid, ALPHA, ProcessState.ATTRIBUTED),
+        (5000, None, ProcessState.UNATTRIBUTED),
+    ]
+
+
+# VMIs
+
+
+@pytest.mark.parametrize(
+    ("verdict", "architecture", "accelerators", "fallback"),
+    [
+        (TCG, None, (KVM_AVAILABLE,), True),
+        (TCG, "x86_64", (KVM_AVAILABLE,), True),
+        (TCG, "x86_64", (KVM_ABSENT,), False),
+        (TCG, "x86_64", (KVM_UNTRIED,), None),
+        (TCG, "x86_64", (), None),
+        (TCG, "x86_64", (KVM_UNTRIED, KVM_AVAILABLE), True),
+        # Emulated because the guest is of another architecture: on purpose.
+        (TCG, "aarch64", (KVM_AVAILABLE,), False),
+        (TCG, "aarch64", (KVM_UNTRIED,), False),
+        (KVM, "x86_64", (KVM_AVAILABLE,), False),
+        (MSHV, "x86_64", (KVM_UNTRIED,), False),
+        (UNKNOWN, "x86_64", (KVM_AVAILABLE,), False),
+    ],
+)
+def test_fallback(
+    verdict: Verdict,
+    architecture: str | None,
+    accelerators: tuple[Accelerator, ...],
+    *,
+    fallback: bool | None,
+) -> None:
+    """Emulated although the node could accelerate it; not known where the node may not try."""
+    attributions = {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)}
+    processes = [one(replace(PROCESS, verdict=verdict))]
+    (found,) = vmi_reports(attributions, processes, accelerators=accelerators, machine="x86_64")
+    assert found.fallback is fallback
+
+
+def test_vmi_is_passed_on() -> None:
+    """A VM has its process's verdict and counters."""
+    process = one(PROCESS)
+    (found,) = vmi_reports(NAMED, [process], accelerators=(KVM_AVAILABLE,), machine="x86_64")
+    assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
+    assert (found.userspace_exits, found.exits) == (2, 40)
+
+
+@pytest.mark.parametrize("vmm", [None, VmmId(tgid=1, start_ticks=1)])
+def test_vmi_without_a_process(vmm: VmmId | None) -> None:
+    """A VM whose process was not found, or went meanwhile, is unknown, and that is the reason."""
+    attributions = {ALPHA: Attribution(vm=ALPHA, vmm=vmm, architecture=None)}
+    (found,) = vmi_reports(
+        attributions, [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64"
+    )
+    assert found.verdict == Verdict(
+        type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
+    )
+    assert (found.vmm, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.fallback is False
+
+
+def test_vmis_are_sorted() -> None:
+    """By namespace, then name: outputs do not jump."""
+    names = [VmName(namespace=ns, name=name) for ns, name in ("ba", "ab", "aa")]
+    attributions = {vm: Attribution(vm=vm, vmm=None, architecture=None) for vm in names}
+    found = vmi_reports(attributions, [], accelerators=(), machine="x86_64")
+    assert [it.vm for it in found] == sorted(names)

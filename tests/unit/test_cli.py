@@ -1,0 +1,230 @@
+"""The command hvprobe: exit codes, what goes to stdout and what to stderr."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from facts import captured, plant
+
+from probes.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def no_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of an unrelated package named bcc, found before the real one: no BPF is loaded."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / "bcc.py").write_text('"""Body-centred cubic."""\n')
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "bcc", raising=False)
+    return folder
+
+
+@pytest.fixture
+def quiet_logging() -> Iterator[None]:
+    """main() sets up logging for the whole process: put back what was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    sys.modules.pop("bcc", None)
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [it for it in os.environ if it.startswith("HVPROBE_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["watch"], "watch"),
+        (["agent", "--listen", "nowhere"], "nowhere"),
+        (["snapshot", "--log-level", "loud"], "loud"),
+        (["doctor", "--log-format", "xml"], "xml"),
+        (["agent", "--tls-cert", "x"], "--tls-key"),
+        (["agent", "--standalone", "--kubeconfig", "x"], "exclude"),
+        (["doctor", "a\nb"], "a"),
+    ],
+    ids=lambda it: " ".join(it).replace("\n", " ") if isinstance(it, list) else "",
+)
+def test_wrong_usage(
+    arguments: list[str],
+    says: str,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2, one line on stderr, nothing on stdout."""
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("hvprobe: ")
+    assert len(told.err.splitlines()) == 1
+    assert says in told.err
+
+
+def test_wrong_variable(
+    clean: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong variable is a wrong usage."""
+    monkeypatch.setenv("HVPROBE_LOG_FORMAT", "xml")
+    assert main(["doctor"]) == 2
+    assert "xml" in capsys.readouterr().err
+
+
+def test_wrong_usage_of_the_program() -> None:
+    """The same as a program of its own, arguments from the command line, without a traceback."""
+    found = subprocess.run(
+        [sys.executable, "-m", "probes", "watch"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert len(found.stderr.splitlines()) == 1
+    assert "watch" in found.stderr
+
+
+def test_snapshot(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """stdout is one JSON report of the node under --proc; what went wrong is on stderr."""
+    plant(proc, captured("tcg_multi"))
+    assert main(["snapshot", "--standalone", "--node", "n", "--proc", str(proc)]) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert (report["schema"], report["node"]["name"]) == ("hvprobe/v1", "n")
+    assert [(it["name"], it["hypervisor_type"]) for it in report["vmis"]] == [("beta", "tcg")]
+    assert report["vmis"][0]["verified"] is False
+    assert "no BPF" in told.err
+    assert report["health"]["ledger"]["error"] in told.err
+
+
+def test_wrong_bcc_is_told_with_its_remedy(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The package named bcc on the Python index is told apart, with its place and the remedy.
+
+    In a PID namespace of its own no bcc is tried at all, and that is told instead.
+    """
+    from ebpf.session import in_initial_pid_namespace
+
+    plant(proc, captured("tcg_multi"))
+    main(["doctor", "--proc", str(proc)])
+    told = capsys.readouterr().out
+    if in_initial_pid_namespace():
+        assert str(no_bcc / "bcc.py") in told
+        assert "python3-bpfcc" in told
+    else:
+        assert "hostPID" in told
+
+
+def test_doctor_of_the_real_node(
+    clean: None, no_bcc: Path, quiet_logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without BPF and with a readable /proc verdicts can only be inferred: exit code 1."""
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "verdicts can only be inferred on this node"
+    )
+
+
+def test_doctor_without_proc(
+    tmp_path: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A /proc that is not there: nothing works, exit code 2, told and not raised."""
+    assert main(["doctor", "--proc", str(tmp_path / "nowhere")]) == 2
+    assert "nothing can be said" in capsys.readouterr().out
+
+
+def test_agent_that_cannot_listen(
+    clean: None, no_bcc: Path, quiet_logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An address that is not this machine's: exit code 1 and one line that names it."""
+    # TEST-NET-1 of RFC 5737 belongs to nobody.
+    assert main(["agent", "--standalone", "--listen", "192.0.2.1:9747"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    last = told.err.splitlines()[-1]
+    assert last.startswith("hvprobe: ")
+    assert "192.0.2.1" in last
+
+
+def test_logs_as_json(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With --log-format json every line of stderr is an object, whatever is logged."""
+    plant(proc, captured("tcg_multi"))
+    main(["doctor", "--proc", str(proc), "--log-format", "json"])
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("x").exception("a %s\nb", '"')
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["level"] == "warning"
+    assert lines[0]["message"].startswith("no BPF")
+    assert (lines[-1]["level"], lines[-1]["logger"]) == ("error", "x")
+    assert lines[-1]["message"] == 'a "\nb'
+    assert "ValueError: two" in lines[-1]["exception"]
+    assert all(it["time"][10] == "T" for it in lines)
+
+
+def test_log_level(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Below the level asked for nothing is logged."""
+    plant(proc, captured("tcg_multi"))
+    main(["doctor", "--proc", str(proc), "--log-level", "error"])
+    assert capsys.readouterr().err == ""
+
+
+def test_reader_that_went_away(proc: Path, no_bcc: Path) -> None:
+    """A snapshot whose reader has gone ends quietly."""
+    plant(proc, captured("tcg_multi"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        found = subprocess.run(
+            [sys.executable, "-m", "probes", "snapshot", "--proc", proc, "--log-level", "error"],
+            check=False,
+            cwd=ROOT,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(no_bcc)},
+        )
+    finally:
+        os.close(writer)
+    assert (found.returncode, found.stderr) == (0, "")

@@ -1,0 +1,84 @@
+"""The table of hooks is complete, unambiguous, and agrees with the BPF text it names."""
+
+import re
+from importlib import resources
+
+import pytest
+
+from ebpf.hooks import HOOKS, PROGRAM_FILES, Backend, Hook, HookStatus, Question, unattached
+
+
+def _bpf_text() -> str:
+    return "".join(resources.files("ebpf").joinpath(name).read_text() for name in PROGRAM_FILES)
+
+
+def test_each_question_has_exactly_one_hook() -> None:
+    """No question is left without a hook and none is asked twice."""
+    assert [hook.question for hook in HOOKS] == list(Question)
+
+
+@pytest.mark.parametrize("attribute", ["name", "program"])
+def test_names_are_unique(attribute: str) -> None:
+    """A hook's name is a metric label and its program is loaded once: both are its own."""
+    values = [getattr(hook, attribute) for hook in HOOKS]
+    assert len(set(values)) == len(values)
+
+
+def test_programs_are_those_of_the_bpf_text() -> None:
+    """Each program named is a function of the BPF text, and each function there is named."""
+    written = re.findall(r"^int (on_\w+)\(", _bpf_text(), flags=re.MULTILINE)
+    assert sorted(written) == sorted(hook.program for hook in HOOKS)
+
+
+def test_tables_come_first() -> None:
+    """BPF text is one file to the compiler: what the others use is declared before them."""
+    assert PROGRAM_FILES[0] == "ledger.bpf.c"
+    shipped = {it.name for it in resources.files("ebpf").iterdir() if it.name.endswith(".bpf.c")}
+    assert set(PROGRAM_FILES) <= shipped
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
+    """The cheapest hook is tried first, and every point is where the hook's name says."""
+    cost = [Backend.KPROBE, Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
+    order = [cost.index(point.backend) for point in hook.points]
+    assert order
+    assert order == sorted(set(order))
+    assert all(point.target.rpartition(":")[2] == hook.name for point in hook.points)
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_module_is_told_where_there_is_one(hook: Hook) -> None:
+    """A hook of KVM tells that kvm has to be there first; a hook of the scheduler needs none."""
+    assert hook.module == ("kvm" if hook.name.startswith("kvm_") else None)
+
+
+def test_argument_free_programs_only_may_be_raw() -> None:
+    """A program that reads its context is never attached to a raw tracepoint.
+
+    There it would find the arguments in another layout.
+    """
+    bodies = re.split(r"^int (?=on_)", _bpf_text(), flags=re.MULTILINE)[1:]
+    readers = {body.partition("(")[0] for body in bodies if "ctx" in body.partition("{")[2]}
+    raw = {
+        hook.program
+        for hook in HOOKS
+        if any(point.backend is Backend.RAW_TRACEPOINT for point in hook.points)
+    }
+    assert readers
+    assert not readers & raw
+
+
+def test_unattached_names_every_hook_and_the_reason() -> None:
+    """Without any BPF each wanted hook is still reported, with backend none and the reason."""
+    statuses = unattached("no BPF here")
+    assert [it.hook for it in statuses] == list(HOOKS)
+    assert {(it.backend, it.reason, it.attached) for it in statuses} == {
+        (Backend.NONE, "no BPF here", False)
+    }
+
+
+@pytest.mark.parametrize("backend", [it for it in Backend if it is not Backend.NONE])
+def test_any_backend_but_none_is_attached(backend: Backend) -> None:
+    """A hook counts whichever way it is attached."""
+    assert HookStatus(hook=HOOKS[0], backend=backend).attached

@@ -1,0 +1,136 @@
+"""The kernel's record and its mirror in Python are the same, byte for byte."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from facts import entry, hooks, kernel
+
+from ebpf.hooks import Question
+from ebpf.ledger import ActivityRecord, ProcessRecord, Total, entry_from
+
+RECORDS: dict[str, type[ctypes.Structure]] = {
+    "ledger_process": ProcessRecord,
+    "ledger_activity": ActivityRecord,
+}
+
+
+def _program() -> str:
+    """C that prints the size of each record, place and size of each field, and each total."""
+    lines = []
+    for struct, mirror in RECORDS.items():
+        lines.append(f'printf("{struct} size %zu\\n", sizeof(struct {struct}));')
+        for field, *_ in mirror._fields_:
+            member = f"((struct {struct} *)0)->{field}"
+            lines.append(
+                f'printf("{struct} {field} %zu %zu\\n", '
+                f"offsetof(struct {struct}, {field}), sizeof({member}));"
+            )
+    lines += [f'printf("LEDGER_{it.name} %d\\n", LEDGER_{it.name});' for it in Total]
+    lines.append('printf("LEDGER_TOTALS %d\\n", LEDGER_TOTALS);')
+    body = "\n\t".join(lines)
+    return (
+        '#include "ledger.h"\n#include <stddef.h>\n#include <stdio.h>\n\n'
+        f"int main(void)\n{{\n\t{body}\n\treturn 0;\n}}\n"
+    )
+
+
+def _mirrored() -> Iterator[str]:
+    for struct, mirror in RECORDS.items():
+        yield f"{struct} size {ctypes.sizeof(mirror)}"
+        for field, *_ in mirror._fields_:
+            place = getattr(mirror, field)
+            yield f"{struct} {field} {place.offset} {place.size}"
+    yield from (f"LEDGER_{it.name} {it.value}" for it in Total)
+    yield f"LEDGER_TOTALS {len(Total)}"
+
+
+@pytest.fixture
+def compiler() -> str:
+    found = shutil.which("gcc") or shutil.which("cc")
+    if found is None:
+        if "kernel" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
+            pytest.fail("HVPROBE_REQUIRE=kernel, but there is no C compiler: install gcc")
+        pytest.skip("no C compiler here: install gcc")
+    return found
+
+
+def test_mirror_of_the_header_is_exact(compiler: str, tmp_path: Path) -> None:
+    """Every size, offset and number that ledger.h gives is the one ledger.py reads by.
+
+    The header compiles in plain user space without a warning.
+    """
+    source, program = tmp_path / "layout.c", tmp_path / "layout"
+    source.write_text(_program())
+    with resources.as_file(resources.files("ebpf")) as headers:
+        warnings = ("-Wall", "-Wextra", "-Wpadded", "-Werror")
+        command = [compiler, *warnings, "-I", str(headers), "-o", str(program), str(source)]
+        subprocess.run(command, check=True)
+    said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == list(_mirrored())
+
+
+def test_every_field_of_the_header_is_mirrored() -> None:
+    """A field added to the header and not to the mirror is noticed without a compiler, too."""
+    header = resources.files("ebpf").joinpath("ledger.h").read_text()
+    for struct, mirror in RECORDS.items():
+        body = header.partition(f"struct {struct} {{")[2].partition("};")[0]
+        members = [
+            line.strip().split()[1].removesuffix(";")
+            for line in body.splitlines()
+            if line.strip().startswith("__u")
+        ]
+        assert members == [name for name, *_ in mirror._fields_]
+
+
+def test_counters_of_all_cpus_add_up() -> None:
+    """Each counter is the sum over CPUs, and 0 times mean that it did not happen."""
+    record = ProcessRecord(first_ns=7, exec_ns=0, leader_exit_ns=0, vms_created=1, vcpus_created=2)
+    cpus = [
+        ActivityRecord(runs=1, userspace_exits=10, exits=100),
+        ActivityRecord(runs=0, userspace_exits=0, exits=0),
+        ActivityRecord(runs=2, userspace_exits=20, exits=2**63),
+    ]
+    assert entry_from(5, record, cpus) == entry(
+        5,
+        first_ns=7,
+        exec_ns=None,
+        leader_exit_ns=None,
+        vms_created=1,
+        vcpus_created=2,
+        runs=3,
+        userspace_exits=30,
+        exits=2**63 + 100,
+    )
+
+
+def test_times_are_kept() -> None:
+    """Times that did happen are given as they stand; a process without counters has zeros."""
+    record = ProcessRecord(first_ns=7, exec_ns=8, leader_exit_ns=9)
+    found = entry_from(5, record, ())
+    assert (found.first_ns, found.exec_ns, found.leader_exit_ns) == (7, 8, 9)
+    assert (found.runs, found.userspace_exits, found.exits) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("counter", ["runs", "userspace_exits", "exits"])
+def test_any_use_of_a_vcpu_counts_as_running(counter: str) -> None:
+    """One event of any of the three hooks shows that the process ran a vCPU."""
+    assert entry(**{counter: 1}).ran_kvm
+
+
+def test_making_a_vm_is_not_running_it() -> None:
+    """KVM_CREATE_VM and KVM_CREATE_VCPU alone are no use of a vCPU."""
+    assert not entry(vms_created=1, vcpus_created=64).ran_kvm
+
+
+def test_snapshot_has_no_error_unless_told() -> None:
+    """A snapshot that was read has no error; hooks keep the order in which they are wanted."""
+    read = kernel(entry())
+    assert read.error is None
+    assert [it.hook.question for it in read.hooks] == list(Question)
+    assert all(it.attached for it in hooks())

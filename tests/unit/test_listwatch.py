@@ -1,0 +1,180 @@
+"""The list-and-watch protocol as values: pages, events, lines, refusals, waiting."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.listwatch import (
+    EventType,
+    PayloadError,
+    Verb,
+    backoff_s,
+    decode_event,
+    failure_of_error_event,
+    lines_of,
+    refusal,
+    status_message,
+    walk_list,
+)
+
+SERVER = "https://10.96.0.1:443"
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    items=st.lists(_JSON, max_size=5),
+    others=st.dictionaries(st.text(), _JSON, max_size=3),
+    token=st.text(),
+    indent=st.sampled_from([None, 1]),
+    items_first=st.booleans(),
+)
+def test_a_page_gives_its_items(
+    items: list[object],
+    others: dict[str, object],
+    token: str,
+    indent: int | None,
+    items_first: bool,
+) -> None:
+    """Items come in order and unchanged, whatever stands around them and in whichever order."""
+    metadata = {"resourceVersion": "17", "continue": token}
+    page = {"items": items, **others, "metadata": metadata}
+    page = page if items_first else {**others, "metadata": metadata, "items": items}
+    seen: list[object] = []
+    end = walk_list(json.dumps(page, indent=indent).encode(), seen.append)
+    assert seen == page["items"]
+    assert end.resource_version == "17"
+    assert end.continue_token == (token or None)
+
+
+def test_a_page_without_items() -> None:
+    """Go writes a nil slice as null: an empty page."""
+    seen: list[object] = []
+    walk_list(b'{"items":null,"metadata":{"resourceVersion":"1"}} \n', seen.append)
+    assert seen == []
+
+
+@given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_page_or_refused(body: bytes) -> None:
+    """What is no list page is refused by PayloadError and nothing else."""
+    with pytest.raises(PayloadError):
+        walk_list(body, lambda item: None)
+
+
+@given(st.data())
+def test_a_cut_page_is_refused(data: st.DataObject) -> None:
+    """A page that ends early, wherever, is never taken for a whole one."""
+    whole = b'{"items":[{"a":1},{"b":[2]}],"metadata":{"resourceVersion":"1"}}'
+    length = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(PayloadError):
+        walk_list(whole[:length], lambda item: None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"1" * 5000, b'{"a":' + b"[" * 100_000, b'{"items":[' + b'{"a":' * 100_000, b"{}x"]
+)
+def test_hostile_pages_are_refused(body: bytes) -> None:
+    """Deep nesting and endless numbers are refusals, not crashes."""
+    with pytest.raises(PayloadError):
+        walk_list(body, lambda item: None)
+
+
+@given(st.lists(st.binary(min_size=1).filter(lambda b: b"\n" not in b and b.strip())), st.data())
+def test_lines_do_not_depend_on_the_cuts(lines: list[bytes], data: st.DataObject) -> None:
+    """However the network cuts the stream, the same lines come out."""
+    stream = b"".join(line + b"\n" for line in lines) + b'{"half'
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert list(lines_of(chunks)) == [line.strip() for line in lines]
+
+
+def test_an_endless_line_is_refused() -> None:
+    """A stream without newlines does not fill the memory."""
+    with pytest.raises(PayloadError, match="longer than"):
+        list(lines_of(b"x" * (1 << 20) for _ in range(1000)))
+
+
+def test_an_event() -> None:
+    """Type, object and the version to go on from."""
+    event = decode_event(b'{"type":"ADDED","object":{"metadata":{"resourceVersion":"5"}}}')
+    assert event.type is EventType.ADDED
+    assert event.resource_version == "5"
+    assert decode_event(b'{"type":"DELETED","object":{"metadata":3}}').resource_version is None
+
+
+@given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_an_event_or_refused(line: bytes) -> None:
+    """What is no event is refused by PayloadError and nothing else."""
+    with pytest.raises(PayloadError):
+        decode_event(line)
+
+
+@given(st.integers(400, 599), st.none() | st.text(), st.sampled_from(Verb), st.none() | st.text())
+def test_a_refusal_is_one_line(
+    code: int, message: str | None, verb: Verb, retry_after: str | None
+) -> None:
+    """Whatever the server says, the error is one printable line that names server and code."""
+    error = refusal(SERVER, verb, code, message, retry_after=retry_after)
+    assert str(error).isprintable()
+    assert SERVER in str(error)
+    assert str(code) in str(error)
+    assert len(str(error)) < 800
+    assert error.expired == (code == 410)
+    assert error.retry_after_s is None or error.retry_after_s >= 0
+
+
+def test_a_forbidden_verb_is_named() -> None:
+    """403 says verb, resource and remedy, and what the server said."""
+    line = str(refusal(SERVER, Verb.WATCH, 403, 'User "x" cannot watch resource'))
+    assert "not allowed to watch virtualmachineinstances.kubevirt.io" in line
+    assert "grant the verb watch" in line
+    assert 'User "x" cannot watch resource' in line
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1", 1.0),
+        ("30", 30.0),
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("\u0661", None),
+    ],
+)
+def test_retry_after(text: str | None, seconds: float | None) -> None:
+    """Whole seconds are understood; anything else is as if it were not there."""
+    assert refusal(SERVER, Verb.LIST, 429, None, retry_after=text).retry_after_s == seconds
+
+
+def test_an_error_event_is_a_refusal() -> None:
+    """A Status in an ERROR event means what it means as an HTTP answer."""
+    assert failure_of_error_event(SERVER, {"code": 410, "message": "too old"}).expired
+    assert not failure_of_error_event(SERVER, {"code": 500}).expired
+    assert "HTTP 500" in str(failure_of_error_event(SERVER, {}))
+
+
+def test_the_message_of_a_refusal() -> None:
+    """A Status' message, or the text of whoever answered in its place."""
+    assert status_message(b'{"kind":"Status","message":"no"}') == "no"
+    assert status_message(b"Too many requests.\n") == "Too many requests."
+    assert status_message(b"") is None
+    assert status_message(b'{"message":7}') is None
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_stays_between_its_bounds(failures: int, random: float) -> None:
+    """Never less than half the base, never more than the cap, and half of it at the least there."""
+    wait_s = backoff_s(failures, 0.5, 30.0, random)
+    assert 0.25 <= wait_s <= 30.0
+    assert failures < 6 or wait_s >= 15.0

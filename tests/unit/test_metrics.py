@@ -1,0 +1,240 @@
+"""NodeReport → /metrics: the text that users' dashboards and alerts rely on."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import prometheus_client
+import pytest
+from facts import INTEL_HOST
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
+from prometheus_client.parser import text_string_to_metric_families as families_of
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from rich_report import KVM, TCG, rich_report, vmi
+
+from probes.identity import VmName
+from probes.metrics import families
+from probes.node import Accelerator, NodeVirtualization
+from probes.report import NodeReport
+from probes.vmm import HypervisorType
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics.txt"
+PER_VM = {"node", "namespace", "name"}
+
+
+class Rendered(Collector):
+    """A report's families, for prometheus_client's own encoders."""
+
+    def __init__(self, report: NodeReport) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        return families(self._report)
+
+
+def registry_of(report: NodeReport) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(Rendered(report))
+    return registry
+
+
+def openmetrics(registry: CollectorRegistry) -> bytes:
+    return bytes(openmetrics_text(registry))  # type: ignore[no-untyped-call] # theirs
+
+
+def text_of(report: NodeReport) -> str:
+    return prometheus_client.generate_latest(registry_of(report)).decode()
+
+
+def samples_of(report: NodeReport) -> Iterator[Sample]:
+    for family in families_of(text_of(report)):
+        yield from family.samples
+
+
+def values(report: NodeReport, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """Samples of one name: the given labels' values → value."""
+    return {
+        tuple(sample.labels[label] for label in labels): sample.value
+        for sample in samples_of(report)
+        if sample.name == name
+    }
+
+
+def test_golden() -> None:
+    """The whole text: names, help, labels and order.
+
+    After a wanted change run the tests with HVPROBE_UPDATE_GOLDEN=1 and read the difference
+    before committing it.
+    """
+    text = text_of(rich_report())
+    if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_promtool_finds_nothing_to_say() -> None:
+    """Prometheus's own linter accepts the golden text: names, types, help, units."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        if "prometheus" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
+            pytest.fail("HVPROBE_REQUIRE=prometheus, but there is no promtool: install prometheus")
+        pytest.skip("no promtool here: install prometheus")
+    said = subprocess.run(
+        [promtool, "check", "metrics"], input=GOLDEN.read_bytes(), capture_output=True, check=False
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (0, b"", b"")
+
+
+def test_openmetrics_says_the_same() -> None:
+    """The OpenMetrics form parses strictly and has the very same samples."""
+    text = openmetrics(registry_of(rich_report())).decode()
+    parsed_families = openmetrics_of(text)  # type: ignore[no-untyped-call] # theirs
+    parsed = [sample for family in parsed_families for sample in family.samples]
+    assert [(it.name, it.labels, it.value) for it in parsed] == [
+        (it.name, it.labels, it.value) for it in samples_of(rich_report())
+    ]
+
+
+def test_labels_of_per_vm_series() -> None:
+    """Exactly node, namespace, name, and the type where it is the question."""
+    per_vm = [it for it in samples_of(rich_report()) if it.name.startswith("kubevirt_vmi_")]
+    assert {it.name for it in per_vm} == {
+        "kubevirt_vmi_hypervisor_info",
+        "kubevirt_vmi_hypervisor_verified",
+        "kubevirt_vmi_hypervisor_fallback",
+        "kubevirt_vmi_vcpu_exits_total",
+        "kubevirt_vmi_vcpu_userspace_exits_total",
+    }
+    for sample in per_vm:
+        extra = {"hypervisor_type"} if sample.name.endswith("_info") else set()
+        assert set(sample.labels) == PER_VM | extra
+
+
+def test_each_vm_has_one_type() -> None:
+    """Exactly one series per VMI, always 1."""
+    found = values(rich_report(), "kubevirt_vmi_hypervisor_info", "name", "hypervisor_type")
+    assert found == {
+        ("alpha", "kvm"): 1,
+        ("beta", "tcg"): 1,
+        ("delta", "mshv"): 1,
+        ("epsilon", "tcg"): 1,
+        ("gamma", "kvm"): 1,
+        ("zeta", "unknown"): 1,
+    }
+
+
+def test_unknown_makes_no_sample() -> None:
+    """What is not known is absent; what is known to be 0 is 0."""
+    report = rich_report()
+    assert values(report, "kubevirt_vmi_vcpu_exits_total", "name") == {
+        ("alpha",): 41,
+        ("gamma",): 0,
+    }
+    assert values(report, "kubevirt_vmi_vcpu_userspace_exits_total", "name") == {
+        ("alpha",): 2,
+        ("delta",): 0,
+        ("gamma",): 0,
+    }
+    assert ("epsilon",) not in values(report, "kubevirt_vmi_hypervisor_fallback", "name")
+    assert values(report, "kubevirt_vmi_hypervisor_fallback", "name")["beta",] == 1
+
+
+def test_no_vms_no_series() -> None:
+    """A node without VMs has no per-VM sample, and everything else."""
+    idle = replace(rich_report(), vmis=(), processes=())
+    assert not [it for it in samples_of(idle) if it.name.startswith("kubevirt_vmi_")]
+    assert values(idle, "hvprobe_processes", "state") == {
+        ("attributed",): 0,
+        ("unattributed",): 0,
+        ("probe",): 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("available", "shown"), [(True, {("kvm",): 1}), (False, {("kvm",): 0}), (None, {})]
+)
+def test_available_only_where_it_could_be_tried(
+    available: bool | None, shown: dict[tuple[str, ...], float]
+) -> None:
+    """Absent where the agent may not try."""
+    accelerator = Accelerator(type=HypervisorType.KVM, available=available, reason=None)
+    report = replace(rich_report(), accelerators=(accelerator,))
+    assert values(report, "kubevirt_node_hypervisor_available", "hypervisor_type") == shown
+
+
+@pytest.mark.parametrize(
+    ("virtualization", "shown"),
+    [
+        (INTEL_HOST, {("kvm_intel", "false"): 1}),
+        (NodeVirtualization(module="kvm_pvm", nested=True), {("kvm_pvm", "true"): 1}),
+        (NodeVirtualization(module="builtin", nested=None), {("builtin", "unknown"): 1}),
+        (NodeVirtualization(module=None, nested=True), {}),
+    ],
+)
+def test_node_info(virtualization: NodeVirtualization, shown: dict[tuple[str, ...], float]) -> None:
+    """Module and nesting; no series without KVM."""
+    report = replace(rich_report(), virtualization=virtualization)
+    assert values(report, "kubevirt_node_hypervisor_info", "module", "nested") == shown
+
+
+def test_hooks_that_are_missing() -> None:
+    """One series per wanted hook; a missing one is 0 with backend none."""
+    found = values(rich_report(), "hvprobe_hook_attached", "hook", "backend")
+    assert found["kvm_vcpu_ioctl", "none"] == 0
+    assert found["sched_process_free", "none"] == 0
+    assert found["kvm_userspace_exit", "raw_tracepoint"] == 1
+    assert sum(found.values()) == len(found) - 2
+
+
+HOSTILE = 'a"b\\c\nd} 1\n# TYPE x counter\nx 1'
+
+
+@pytest.mark.parametrize("encode", [prometheus_client.generate_latest, openmetrics])
+def test_hostile_labels_are_escaped(encode: Callable[[CollectorRegistry], bytes]) -> None:
+    """Whatever stands in a label stays in it: no line is added and the value is given back."""
+    name = VmName(namespace=HOSTILE, name=HOSTILE)
+    hostile = replace(
+        rich_report(),
+        node=HOSTILE,
+        kernel=HOSTILE,
+        version=HOSTILE,
+        virtualization=NodeVirtualization(module=HOSTILE, nested=True),
+        vmis=(replace(vmi("x", KVM, exits=(1, 2)), vm=name),),
+    )
+    plain = replace(rich_report(), vmis=(vmi("x", KVM, exits=(1, 2)),))
+    text = encode(registry_of(hostile)).decode()
+    expected = encode(registry_of(plain)).decode()
+    assert len(text.splitlines()) == len(expected.splitlines())
+    parse = openmetrics_of if encode is openmetrics else families_of
+    parsed = [sample for family in parse(text) for sample in family.samples]
+    infos = [it for it in parsed if it.name == "kubevirt_vmi_hypervisor_info"]
+    assert [(it.labels["node"], it.labels["namespace"], it.labels["name"]) for it in infos] == [
+        (HOSTILE, HOSTILE, HOSTILE)
+    ]
+
+
+def test_every_family_is_told_even_when_empty() -> None:
+    """Names, types and order do not depend on what runs: a scrape never changes its shape."""
+    bare = replace(
+        rich_report(),
+        vmis=(),
+        processes=(),
+        accelerators=(),
+        virtualization=NodeVirtualization(module=None, nested=None),
+    )
+    names = [(it.name, it.type) for it in families(rich_report())]
+    assert [(it.name, it.type) for it in families(bare)] == names
+    assert len(set(names)) == len(names)
+
+
+def test_verified_and_types_are_separate() -> None:
+    """Verified is 0 or 1 whatever the type."""
+    report = replace(rich_report(), vmis=(vmi("a", KVM), vmi("b", replace(TCG, verified=False))))
+    assert values(report, "kubevirt_vmi_hypervisor_verified", "name") == {("a",): 1, ("b",): 0}

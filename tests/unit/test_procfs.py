@@ -1,0 +1,414 @@
+"""/proc text → values: what the kernel writes is read right, what a process chose does no harm."""
+
+import pytest
+from facts import captured
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.procfs import (
+    MalformedProcError,
+    classify_fds,
+    is_qemu_name,
+    parse_command_line,
+    parse_ioctl,
+    parse_stat,
+    qemu_architecture,
+)
+from probes.vmm import AcceleratorFds, QemuCommandLine
+
+NUMBERS = (
+    "{state} 1 6816 20573 0 -1 138412416 4475 0 0 0 6 394 0 0 20 0 {threads} 0 259531 431124480 "
+    "9941 18446744073709551615 94856571539456 94856577399893 140725106222848 0 0 0 268444224 4100 "
+    "16963 0 0 0 17 0 0 0 0 {guest} 0 94856580511992 94856585716144"
+)
+
+
+def stat_line(comm: str, *, state: str = "S", threads: int = 5, guest: int = 1) -> str:
+    return f"8110 ({comm}) {NUMBERS.format(state=state, threads=threads, guest=guest)}\n"
+
+
+# stat
+
+
+def test_captured_stat() -> None:
+    """A real QEMU's line: name, state, CPU time, threads, start and guest time."""
+    stat = parse_stat(captured("kvm_two_vcpus").stat)
+    assert stat.comm == "qemu-system-x86"
+    assert stat.state == "S"
+    assert stat.cpu_ticks == 6 + 394
+    assert stat.threads == 5
+    assert stat.start_ticks == 259531
+    assert stat.guest_ticks == 1
+    assert not stat.ended
+
+
+HOSTILE_NAMES = {
+    "looks like the end and a state": "a) R 1 (b",
+    "looks like a whole line": "a) Z 1 1 1 1 1 1 1 (b",
+    "only brackets": ")(",
+    "closing at the end": "x)",
+    "newlines": "a\nb\n) S 1",
+    "empty": "",
+    "spaces and tabs": " \t ",
+    "no text encoding": b"\xff\xfe\xc3".decode(errors="replace"),
+    "NUL": "a\0b",
+    "unicode digits": "١٢٣",
+}
+
+
+@pytest.mark.parametrize("comm", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
+def test_name_cannot_shift_the_fields(comm: str) -> None:
+    """Whatever a process calls itself, the numbers after its name are read from their places."""
+    stat = parse_stat(stat_line(comm))
+    assert (stat.comm, stat.state, stat.start_ticks, stat.guest_ticks) == (comm, "S", 259531, 1)
+
+
+@given(st.text(max_size=15))
+def test_any_name_is_given_back(comm: str) -> None:
+    """No name at all changes what is read."""
+    stat = parse_stat(stat_line(comm))
+    assert (stat.comm, stat.threads) == (comm, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "8110",
+        "8110 (qemu",
+        "8110 qemu) S 1",
+        "(qemu) S 1",
+        ")8110(",
+        "8110 (qemu) S 1 2 3",
+        stat_line("qemu").replace(" 259531 ", " soon "),
+        stat_line("qemu").rsplit(" ", 6)[0],
+        "8110 (" + "x" * 100_000,
+    ],
+)
+def test_short_or_garbled_stat_is_malformed(text: str) -> None:
+    """A line that is not a stat line is told as such, in one line, however long it is."""
+    with pytest.raises(MalformedProcError) as caught:
+        parse_stat(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@given(st.text())
+def test_stat_parser_raises_nothing_else(text: str) -> None:
+    """Any text is either a stat line or malformed."""
+    try:
+        parse_stat(text)
+    except MalformedProcError:
+        return
+    pytest.fail("no text of this kind is a stat line")
+
+
+@pytest.mark.parametrize(
+    ("state", "threads", "ended"),
+    [
+        ("R", 1, False),
+        ("S", 4, False),
+        ("Z", 1, True),
+        ("Z", 2, False),
+        ("X", 0, True),
+        ("X", 1, True),
+        ("D", 0, False),
+    ],
+)
+def test_a_process_has_ended_with_its_last_thread(state: str, threads: int, *, ended: bool) -> None:
+    """A zombie main thread is no dead process while other threads run the guest."""
+    assert parse_stat(stat_line("qemu", state=state, threads=threads)).ended is ended
+
+
+# syscall
+
+KVM_RUN = 0xAE80
+INSIDE_X86 = "16 0x9 0xae80 0x0 0x0 0x564584a9b290 0xff 0x7f7197dfd530 0x7f719939ed6b\n"
+INSIDE_ARM = "29 0xc 0xae80 0x0 0x0 0xffff8a7fe6c0 0xffff8a7fde98 0xffff8a7fdd70 0xffff8c1d3b1c\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "found"),
+    [
+        (INSIDE_X86, "x86_64", (9, KVM_RUN)),
+        (INSIDE_ARM, "aarch64", (12, KVM_RUN)),
+        (INSIDE_ARM.replace("29 ", "54 ", 1), "s390x", (12, KVM_RUN)),
+        ("16 0x5 0x8100b800 0x7f00 0x0 0x0 0x0 0x7ff0 0x7ff8\n", "x86_64", (5, 0x8100B800)),
+        # libc sign-extends an int: the kernel looks at the lower half only.
+        ("16 0x9 0xffffffff8100b800 0 0x0 0x0 0x0 0x0 0x0\n", "x86_64", (9, 0x8100B800)),
+        (INSIDE_X86, "aarch64", None),
+        (INSIDE_ARM, "x86_64", None),
+        (INSIDE_X86, "machine of the future", None),
+        ("running\n", "x86_64", None),
+        ("-1 0x7ffd89dcccc0 0x7fbbe5968366\n", "x86_64", None),
+        ("-1 0x0 0x0\n", "x86_64", None),
+        ("271 0x556eae0729a0 0x4 0x7ffd89dcccc0 0x0 0x8 0x0 0x7ffd 0x7fbb\n", "x86_64", None),
+        ("", "x86_64", None),
+        ("\n", "x86_64", None),
+        ("16 0x9\n", "x86_64", None),
+    ],
+)
+def test_ioctl_that_a_thread_sleeps_in(
+    text: str, machine: str, found: tuple[int, int] | None
+) -> None:
+    """Only a line with ioctl(2)'s number on this architecture gives a descriptor and a request."""
+    assert parse_ioctl(text, machine=machine) == found
+
+
+def test_descriptor_is_the_lower_half_of_its_register() -> None:
+    """ioctl(2) takes an unsigned int (fs/ioctl.c).
+
+    What a caller leaves in the upper half of the register is shown by /proc and means nothing.
+    """
+    line = "16 0xdeadbeef00000009 0xae80 0x0 0x0 0x0 0x0 0x7ffd 0x7fbb\n"
+    assert parse_ioctl(line, machine="x86_64") == (9, KVM_RUN)
+
+
+@pytest.mark.parametrize("text", ["a b c d", "16 nine 0xae80 0x0", "16 0x9 run 0x0"])
+def test_garbled_syscall_is_malformed(text: str) -> None:
+    """Words where the kernel writes numbers are told as such."""
+    with pytest.raises(MalformedProcError):
+        parse_ioctl(text, machine="x86_64")
+
+
+# fd
+
+
+def test_captured_descriptors() -> None:
+    """A real QEMU's table: one device, one VM, two vCPUs, and nothing else counts."""
+    targets = [(int(fd), target) for fd, target in captured("kvm_two_vcpus").fd.items()]
+    assert classify_fds(targets, whole=True) == AcceleratorFds(
+        kvm_devices=frozenset({3}),
+        kvm_vms=frozenset({8}),
+        kvm_vcpus=frozenset({9, 11}),
+        whole=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [
+        ("/dev/kvm", "kvm_devices"),
+        ("/dev/mshv", "mshv_devices"),
+        ("anon_inode:kvm-vm", "kvm_vms"),
+        ("anon_inode:[kvm-vm]", "kvm_vms"),
+        ("anon_inode:kvm-vcpu", "kvm_vcpus"),
+        ("anon_inode:kvm-vcpu:0", "kvm_vcpus"),
+        ("anon_inode:kvm-vcpu:4095", "kvm_vcpus"),
+        ("anon_inode:[kvm-vcpu]", "kvm_vcpus"),
+        ("anon_inode:[kvm-vcpu:7]", "kvm_vcpus"),
+        ("anon_inode:kvm-vcpu-stats:0", "kvm_vcpu_stats"),
+        ("anon_inode:[kvm-vcpu-stats:0]", "kvm_vcpu_stats"),
+        ("anon_inode:mshv_partition", "mshv_partitions"),
+        ("anon_inode:[mshv_partition]", "mshv_partitions"),
+        ("anon_inode:mshv_vp", "mshv_vps"),
+        ("anon_inode:[mshv_vp]", "mshv_vps"),
+    ],
+)
+def test_accelerators_descriptors_are_known_by_their_target(target: str, field: str) -> None:
+    """Every spelling kernels give to these files, with an index and brackets or without."""
+    found = classify_fds([(1, "/dev/null"), (7, target)], whole=True)
+    assert found == AcceleratorFds(whole=True, **{field: frozenset({7})})
+    assert (found.kvm, found.mshv) == (field.startswith("kvm"), field.startswith("mshv"))
+
+
+def test_unlinked_device_is_still_the_device() -> None:
+    """A descriptor survives its /dev entry: the table of its holder is not free of accelerators.
+
+    udev or a container runtime may make the entry anew.
+    """
+    found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], whole=True)
+    assert (found.kvm_devices, found.mshv_devices) == (frozenset({3}), frozenset({4}))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        # A file of that name in the working directory: /proc shows the absolute path.
+        "/home/guest/anon_inode:kvm-vcpu:0",
+        "/anon_inode:kvm-vm",
+        "/tmp/dev/kvm",
+        "/dev/kvm/",
+        "/dev/kvmfr0",
+        "/dev/vhost-net",
+        "anon_inode:kvm",
+        "anon_inode:kvm-gmem",
+        "anon_inode:[eventfd]",
+        "anon_inode:",
+        "pipe:[95313]",
+        "",
+        "anon_inode:\n:kvm-vm",
+    ],
+)
+def test_other_files_are_no_accelerators(target: str) -> None:
+    """Nothing that only resembles an accelerator's file counts as one."""
+    assert classify_fds([(3, target)], whole=True) == AcceleratorFds(whole=True)
+
+
+@given(targets=st.lists(st.tuples(st.integers(), st.text())), whole=st.booleans())
+def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, whole: bool) -> None:
+    """Whatever the links say, the table is as whole as the reader knows."""
+    assert classify_fds(targets, whole=whole).whole is whole
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("name", "qemu"),
+    [
+        ("qemu-system-x86_64", True),
+        ("qemu-system-x86", True),
+        ("qemu-kvm", True),
+        ("qemu-img", False),
+        ("qemu-nbd", False),
+        ("qemu-aarch64", False),
+        ("virt-qemu-run", False),
+        ("kvm", False),
+        ("", False),
+        ("my-qemu-kvm", False),
+    ],
+)
+def test_system_emulators_by_name(name: str, *, qemu: bool) -> None:
+    """QEMU's system emulators, and none of the tools that come with them."""
+    assert is_qemu_name(name) is qemu
+
+
+@pytest.mark.parametrize(
+    ("program", "architecture"),
+    [
+        ("qemu-system-x86_64", "x86_64"),
+        ("qemu-system-aarch64", "aarch64"),
+        ("qemu-system-s390x", "s390x"),
+        ("qemu-system-riscv64", "riscv64"),
+        ("qemu-kvm", None),
+        ("firecracker", None),
+        ("", None),
+        (None, None),
+        ("qemu-system-", None),
+        ("qemu-system- ", None),
+    ],
+)
+def test_guest_architecture_by_program(program: str | None, architecture: str | None) -> None:
+    """The program's name tells the guest's architecture; one that does not is the node's own."""
+    assert qemu_architecture(program) == architecture
+
+
+@given(st.text())
+def test_any_program_name_has_an_answer(rest: str) -> None:
+    """A program may be called anything: no name makes this raise."""
+    qemu_architecture("qemu-system-" + rest)
+
+
+# cmdline
+
+
+def cmdline(*words: str) -> bytes:
+    return b"".join(word.encode() + b"\0" for word in words)
+
+
+def line(
+    name: str | None = None, accelerators: tuple[str, ...] = (), machine: str | None = None
+) -> QemuCommandLine:
+    return QemuCommandLine(guest_name=name, accelerators=accelerators, machine=machine)
+
+
+Q = "qemu-system-x86_64"
+COMMAND_LINES = {
+    "libvirt's": (
+        cmdline(
+            *(Q, "-name", "guest=default_alpha,debug-threads=on", "-S"),
+            *("-machine", "pc-q35-rhel9.4.0,usb=off,memory-backend=pc.ram"),
+            *("-accel", "kvm", "-cpu", "host"),
+        ),
+        line("default_alpha", ("kvm",), "pc-q35-rhel9.4.0"),
+    ),
+    "older libvirt's": (
+        cmdline(Q, "-machine", "q35,accel=kvm,usb=off", "-name", "guest=a_b"),
+        line("a_b", ("kvm",), "q35"),
+    ),
+    "capability probe": (
+        cmdline(Q, "-S", "-machine", "none,accel=kvm:tcg", "-nodefaults"),
+        line(None, ("kvm", "tcg"), "none"),
+    ),
+    "list of accelerators": (
+        cmdline(Q, "-machine", "q35,accel=kvm:tcg"),
+        line(None, ("kvm", "tcg"), "q35"),
+    ),
+    "several -accel": (
+        cmdline(Q, "-accel", "kvm", "-accel", "tcg,thread=single"),
+        line(None, ("kvm", "tcg")),
+    ),
+    "accel by its key": (cmdline(Q, "-accel", "accel=tcg,thread=multi"), line(None, ("tcg",))),
+    "-enable-kvm": (cmdline(Q, "-enable-kvm"), line(None, ("kvm",))),
+    "two dashes": (
+        cmdline(Q, "--name", "guest=a_b", "--accel", "kvm", "--machine", "q35", "--enable-kvm"),
+        line("a_b", ("kvm", "kvm"), "q35"),
+    ),
+    "three dashes are no option": (cmdline(Q, "---name", "guest=a_b"), line()),
+    "-M": (cmdline(Q, "-M", "virt"), line(None, (), "virt")),
+    "type by its key": (
+        cmdline(Q, "-machine", "type=virt,accel=tcg"),
+        line(None, ("tcg",), "virt"),
+    ),
+    "name without a key": (cmdline(Q, "-name", "a_b,debug-threads=on"), line("a_b")),
+    "name not first": (cmdline(Q, "-name", "debug-threads=on,guest=a_b"), line("a_b")),
+    "name with no guest": (cmdline(Q, "-name", "debug-threads=on"), line()),
+    "word without a key, not first": (cmdline(Q, "-name", "debug-threads=on,a_b"), line()),
+    "doubled commas": (cmdline(Q, "-name", "guest=a,,b_c,,,debug-threads=on"), line("a,b_c,")),
+    "only commas": (cmdline(Q, "-name", ",,"), line(",")),
+    "doubled commas hide no key": (cmdline(Q, "-name", "x,,guest=y_z"), line("x,guest=y_z")),
+    "equals in a name": (cmdline(Q, "-name", "guest=a=b"), line("a=b")),
+    "name twice: the last": (
+        cmdline(Q, "-name", "guest=first_vm", "-name", "guest=second_vm"),
+        line("second_vm"),
+    ),
+    "guest twice in one option": (cmdline(Q, "-name", "guest=a_b,guest=c_d"), line("c_d")),
+    "name given, then only its flags": (
+        cmdline(Q, "-name", "guest=a_b", "-name", "debug-threads=on"),
+        line("a_b"),
+    ),
+    "machine twice": (
+        cmdline(Q, "-machine", "pc", "-machine", "q35"),
+        line(None, (), "q35"),
+    ),
+    "accelerators of two -machine: the last": (
+        cmdline(Q, "-machine", "q35,accel=kvm", "-machine", "accel=tcg"),
+        line(None, ("tcg",), "q35"),
+    ),
+    "empty values": (cmdline(Q, "-name", "", "-accel", "", "-machine", ""), line()),
+    "accel= without a value": (cmdline(Q, "-machine", "q35,accel="), line(None, (), "q35")),
+    "option at the very end": (cmdline(Q, "-name"), line()),
+    "option at the very end, no NUL": (b"qemu\0-accel", line()),
+    "no NUL at the end": (b"qemu\0-accel\0tcg", line(None, ("tcg",))),
+    "the program is no option": (cmdline("-name", "guest=a_b"), line()),
+    "empty: a kernel thread, a zombie": (b"", line()),
+    "one word, as a process may rewrite it": (b"qemu-kvm", line()),
+    "only NULs": (b"\0\0\0\0", line()),
+    "bytes of no encoding": (
+        cmdline(Q, "-name") + b"guest=\xff_\xfe\0",
+        line("\ufffd_\ufffd"),
+    ),
+    "newlines": (cmdline(Q, "-name", "guest=a_b\nc"), line("a_b\nc")),
+    "huge": (
+        cmdline(Q, *(["-device", "x" * 100] * 20_000), "-name", "guest=a_b"),
+        line("a_b"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("raw", "found"), COMMAND_LINES.values(), ids=COMMAND_LINES.keys())
+def test_command_line(raw: bytes, found: QemuCommandLine) -> None:
+    """What a command line asks for, as QEMU reads it; no shape of it is an error."""
+    assert parse_command_line(raw) == found
+
+
+WORDS = st.sampled_from(["-name", "-accel", "-M", ",,", "guest=", "="])
+
+
+@given(st.binary() | st.lists(WORDS).map(lambda words: cmdline(Q, *words)))
+def test_no_command_line_is_an_error(raw: bytes) -> None:
+    """Any bytes give a value, and what it holds is never an empty word."""
+    found = parse_command_line(raw)
+    assert "" not in (found.guest_name, found.machine, *found.accelerators)

@@ -1,0 +1,147 @@
+"""NodeReport → JSON: every key that ``hvprobe snapshot`` promises."""
+
+import json
+from dataclasses import replace
+
+from rich_report import rich_report
+
+from ebpf.hooks import HOOKS
+from probes.report import SCHEMA, CounterTrust, ProcessState, Source, to_json
+
+
+def section(name: str, *inner: str) -> object:
+    found: object = json.loads(json.dumps(to_json(rich_report())))[name]
+    for key in inner:
+        assert isinstance(found, dict)
+        found = found[key]
+    return found
+
+
+def test_report_survives_json() -> None:
+    """Plain values only: what is written is what is read back, and the schema is told."""
+    plain = to_json(rich_report())
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["schema"] == SCHEMA == "hvprobe/v1"
+    assert (plain["version"], plain["taken_unix_s"]) == ("0.1.0", 1700000100.5)
+
+
+def test_node() -> None:
+    """Node, kernel, vendor module, nesting, accelerators with the reason."""
+    assert section("node") == {
+        "name": "node-1",
+        "kernel": "6.12.0-test",
+        "machine": "x86_64",
+        "module": "kvm_intel",
+        "nested": False,
+        "accelerators": [
+            {"type": "kvm", "available": True, "reason": None},
+            {"type": "mshv", "available": False, "reason": "/dev/mshv: not here"},
+        ],
+    }
+
+
+def test_health() -> None:
+    """Hooks with backend and reason, trust in the counters, the ledger, errors by source."""
+    hooks = section("health", "hooks")
+    assert isinstance(hooks, list)
+    assert [it["hook"] for it in hooks] == [hook.name for hook in HOOKS]
+    assert hooks[2] == {
+        "hook": "kvm_vcpu_ioctl",
+        "backend": "none",
+        "reason": "kvm_vcpu_ioctl is not here",
+    }
+    assert hooks[3] == {
+        "hook": "kvm_userspace_exit",
+        "backend": "raw_tracepoint",
+        "reason": None,
+    }
+    assert section("health", "counters") == {"exits": "blind", "userspace_exits": "proven"}
+    assert section("health", "ledger") == {
+        "entries": 3,
+        "capacity": 4096,
+        "dropped_total": 17,
+        "error": None,
+    }
+    assert section("health", "bcc_version") == "0.26.0"
+    assert section("health", "errors_total") == {"ebpf": 1, "proc": 0}
+
+
+def test_vmis() -> None:
+    """A VM with everything, and one without a process: not known is null, never 0."""
+    vmis = section("vmis")
+    assert isinstance(vmis, list)
+    assert [it["name"] for it in vmis] == ["alpha", "beta", "delta", "epsilon", "gamma", "zeta"]
+    assert vmis[0] == {
+        "namespace": "default",
+        "name": "alpha",
+        "hypervisor_type": "kvm",
+        "verified": True,
+        "reasons": ["VM exits recorded", "KVM_RUN recorded"],
+        "fallback": False,
+        "tgid": 4711,
+        "vcpu_userspace_exits_total": 2,
+        "vcpu_exits_total": 41,
+    }
+    assert vmis[5] == {
+        "namespace": "default",
+        "name": "zeta",
+        "hypervisor_type": "unknown",
+        "verified": False,
+        "reasons": ["no process found for this VM"],
+        "fallback": False,
+        "tgid": None,
+        "vcpu_userspace_exits_total": None,
+        "vcpu_exits_total": None,
+    }
+    assert vmis[3]["fallback"] is None
+
+
+def test_processes() -> None:
+    """Every VMM process, with a VM's name or without."""
+    processes = section("processes")
+    assert isinstance(processes, list)
+    assert processes[1] == {
+        "tgid": 4711,
+        "start_ticks": 6000,
+        "started_unix_s": 1700000000.25,
+        "comm": "qemu-system-x86",
+        "guest_name": "default_alpha",
+        "namespace": "default",
+        "name": "alpha",
+        "state": "attributed",
+        "hypervisor_type": "kvm",
+        "verified": True,
+        "reasons": ["VM exits recorded", "KVM_RUN recorded"],
+        "vcpus": 2,
+        "kvm_runs_total": 3,
+        "vcpu_userspace_exits_total": 2,
+        "vcpu_exits_total": 41,
+    }
+    assert [it["state"] for it in processes] == [
+        "probe",
+        "attributed",
+        "attributed",
+        "unattributed",
+    ]
+    probe = processes[0]
+    assert (probe["namespace"], probe["name"], probe["guest_name"]) == (None, None, None)
+    assert (probe["vcpus"], probe["vcpu_exits_total"]) == (None, None)
+
+
+def test_hostile_names_stay_in_their_string() -> None:
+    """What a process calls itself cannot break the JSON or its line."""
+    hostile = '"}],\n\u2028\ufffd\x1b[31m'
+    report = rich_report()
+    named = replace(report.processes[0], comm=hostile, guest_name=hostile)
+    text = json.dumps(to_json(replace(report, processes=(named,))))
+    assert "\n" not in text
+    assert "\x1b" not in text
+    (found,) = json.loads(text)["processes"]
+    assert (found["comm"], found["guest_name"]) == (hostile, hostile)
+
+
+def test_words_are_the_contract() -> None:
+    """Label and JSON values that users write into queries."""
+    assert [it.value for it in ProcessState] == ["attributed", "unattributed", "probe"]
+    assert [it.value for it in CounterTrust] == ["proven", "untried", "blind", "missing"]
+    assert [it.value for it in Source] == ["ebpf", "proc", "kube"]

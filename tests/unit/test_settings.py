@@ -1,0 +1,177 @@
+"""Flags and variables → Settings: which wins, and that a wrong one is told in one line."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from probes.settings import Command, LogFormat, Settings, UsageError, parse
+
+COMMANDS = ["agent", "snapshot", "doctor"]
+
+
+def settings(*arguments: str, **environment: str) -> Settings:
+    return parse(arguments, environment, version="1.2.3")
+
+
+def test_defaults() -> None:
+    """With nothing given: this host, its own /proc and /sys, all addresses, no TLS.
+
+    Whether there is a cluster is left open.
+    """
+    found = settings("agent")
+    assert found.command is Command.AGENT
+    assert found.node == socket.gethostname()
+    assert (found.proc_root, found.sys_root) == (Path("/proc"), Path("/sys"))
+    assert (found.listen.host, found.listen.port) == ("0.0.0.0", 9747)
+    assert (found.standalone, found.kubeconfig, found.tls) == (None, None, None)
+    assert (found.log_format, found.log_level) == (LogFormat.TEXT, "INFO")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command: str) -> None:
+    """Each command takes the common flags."""
+    found = settings(command, "--node", "n", "--proc", "/host/proc", "--sys", "/host/sys")
+    assert found.command.value == command
+    assert found.node == "n"
+    assert (found.proc_root, found.sys_root) == (Path("/host/proc"), Path("/host/sys"))
+
+
+FLAGS = {
+    "--listen": ("HVPROBE_LISTEN", "127.0.0.1:1", "[::1]:2"),
+    "--node": ("HVPROBE_NODE", "by-variable", "by-flag"),
+    "--kubeconfig": ("HVPROBE_KUBECONFIG", "a.conf", "b.conf"),
+    "--proc": ("HVPROBE_PROC", "/a", "/b"),
+    "--sys": ("HVPROBE_SYS", "/a", "/b"),
+    "--log-format": ("HVPROBE_LOG_FORMAT", "json", "text"),
+    "--log-level": ("HVPROBE_LOG_LEVEL", "debug", "error"),
+}
+
+
+def shown(found: Settings, flag: str) -> str | None:
+    match flag:
+        case "--listen":
+            return str(found.listen)
+        case "--proc" | "--sys":
+            return str(getattr(found, flag.removeprefix("--") + "_root"))
+        case "--log-level":
+            return found.log_level.lower()
+        case _:
+            value = getattr(found, flag.removeprefix("--").replace("-", "_"))
+            return None if value is None else str(value)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flag_wins_over_its_variable(flag: str) -> None:
+    """A variable counts, a flag counts more, and an empty variable is none at all."""
+    variable, by_variable, by_flag = FLAGS[flag]
+    assert shown(settings("agent", **{variable: by_variable}), flag) == by_variable
+    assert shown(settings("agent", flag, by_flag), flag) == by_flag
+    assert shown(settings("agent", flag, by_flag, **{variable: by_variable}), flag) == by_flag
+    assert shown(settings("agent", f"{flag}={by_flag}"), flag) == by_flag
+    assert shown(settings("agent", **{variable: ""}), flag) == shown(settings("agent"), flag)
+
+
+def test_node_name_of_the_pod() -> None:
+    """$NODE_NAME, as a pod has it, counts less than our own flag and variable."""
+    assert settings("agent", NODE_NAME="pod").node == "pod"
+    assert settings("agent", NODE_NAME="pod", HVPROBE_NODE="ours").node == "ours"
+    assert settings("agent", "--node", "flag", NODE_NAME="pod", HVPROBE_NODE="ours").node == "flag"
+    assert settings("agent", NODE_NAME="").node == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "standalone"),
+    [
+        (("--standalone",), {}, True),
+        ((), {"HVPROBE_STANDALONE": "1"}, True),
+        ((), {"HVPROBE_STANDALONE": "true"}, True),
+        ((), {"HVPROBE_STANDALONE": "YES"}, True),
+        ((), {"HVPROBE_STANDALONE": "0"}, None),
+        ((), {"HVPROBE_STANDALONE": "false"}, None),
+        ((), {"HVPROBE_STANDALONE": ""}, None),
+        (("--kubeconfig", "x"), {}, False),
+        ((), {"HVPROBE_KUBECONFIG": "x"}, False),
+    ],
+)
+def test_standalone(
+    arguments: Sequence[str], environment: Mapping[str, str], *, standalone: bool | None
+) -> None:
+    """On by flag or variable, off by a kubeconfig, else as the surroundings tell."""
+    assert settings("agent", *arguments, **environment).standalone is standalone
+
+
+def test_tls() -> None:
+    """Certificate and key, and the clients' CA if they need one."""
+    found = settings("agent", "--tls-cert", "c", "--tls-key", "k").tls
+    assert found is not None
+    assert (found.cert, found.key, found.client_ca) == (Path("c"), Path("k"), None)
+    found = settings("agent", "--tls-client-ca", "a", HVPROBE_TLS_CERT="c", HVPROBE_TLS_KEY="k").tls
+    assert found is not None
+    assert found.client_ca == Path("a")
+
+
+WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
+    "no command": ((), {}, "COMMAND"),
+    "unknown command": (("watch",), {}, "watch"),
+    "unknown flag": (("agent", "--speed"), {}, "--speed"),
+    "shortened flag": (("agent", "--stand"), {}, "--stand"),
+    "flag of another command": (("doctor", "--listen", ":1"), {}, "--listen"),
+    "stray word": (("doctor", "please"), {}, "please"),
+    "flag without its value": (("agent", "--listen"), {}, "--listen"),
+    "listen without a port": (("agent", "--listen", "localhost"), {}, "port"),
+    "listen with a wrong port": (("agent", "--listen", "localhost:http"), {}, "http"),
+    "listen by variable": (("agent",), {"HVPROBE_LISTEN": "localhost"}, "localhost"),
+    "log format": (("agent", "--log-format", "xml"), {}, "xml"),
+    "log format by variable": (("agent",), {"HVPROBE_LOG_FORMAT": "xml"}, "xml"),
+    "log level": (("agent", "--log-level", "loud"), {}, "loud"),
+    "log level by variable": (("doctor",), {"HVPROBE_LOG_LEVEL": "loud"}, "loud"),
+    "standalone and kubeconfig": (("agent", "--standalone", "--kubeconfig", "x"), {}, "exclude"),
+    "certificate without key": (("agent", "--tls-cert", "c"), {}, "--tls-key"),
+    "key without certificate": (("agent", "--tls-key", "k"), {}, "--tls-cert"),
+    "clients' CA alone": (("agent", "--tls-client-ca", "a"), {}, "--tls-cert"),
+    "newline in a word": (("doctor", "a\nb"), {}, "a"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "environment", "says"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], says: str) -> None:
+    """A wrong usage is one line that names what is wrong."""
+    with pytest.raises(UsageError) as caught:
+        parse(arguments, environment, version="1.2.3")
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help tells every flag with its variable, ends with examples, and is no error."""
+    with pytest.raises(SystemExit) as caught:
+        parse([*command.split(), "--help"], {}, version="1.2.3")
+    assert not caught.value.code
+    told = capsys.readouterr()
+    assert told.err == ""
+    examples = told.out.rpartition("examples:\n")[2].rstrip().splitlines()
+    assert examples
+    assert all(line.startswith("  ") for line in examples)
+    assert any(f"hvprobe {command}".strip() in line for line in examples)
+    if command:
+        variables = [it[0] for flag, it in FLAGS.items() if flag != "--listen"]
+        assert [it for it in variables if it not in told.out] == []
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_survives_any_variable(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands in the environment cannot break the help text."""
+    with pytest.raises(SystemExit):
+        parse([*command.split(), "--help"], {"HVPROBE_NODE": "100%s %(x)s"}, version="1.2.3")
+    assert "usage: hvprobe" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version tells it on stdout."""
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"], {}, version="1.2.3")
+    assert not caught.value.code
+    assert capsys.readouterr().out == "hvprobe 1.2.3\n"

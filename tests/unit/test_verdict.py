@@ -1,0 +1,360 @@
+"""The rules of judgement (DESIGN.md), one row each, and what must hold of any evidence."""
+
+from dataclasses import replace
+
+import pytest
+from facts import VMM, entry, evidence
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpf.ledger import LedgerEntry
+from probes.evidence import Evidence
+from probes.verdict import Reason, Verdict, judge
+from probes.vmm import HypervisorType
+
+KVM, TCG, MSHV = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.MSHV
+UNKNOWN = HypervisorType.UNKNOWN
+R = Reason
+
+RUNNING = {"kvm_fds": True, "kvm_vcpus": 2, "claimed": frozenset({KVM})}
+"""A QEMU with KVM vCPUs; nothing shows yet that they ran."""
+EMULATING = {"tcg_threads": 2, "tcg_cpu_ticks": 7, "claimed": frozenset({TCG})}
+"""A QEMU whose TCG threads compute, its descriptor table whole and free of accelerators."""
+LATE = {"hooks_since_start": False}
+HONEST = {**RUNNING, "ledger": entry(runs=1)}
+LYING = {**HONEST, "claimed": frozenset({TCG}), "tcg_threads": 1}
+NO_HOOKS = {"hooks_prove_running": False, "hooks_since_start": False}
+
+RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ...]]] = {
+    # 1. kvm, verified: the kernel recorded it, or shows it now
+    "1: KVM_RUN recorded": (
+        {**RUNNING, "ledger": entry(runs=1)},
+        KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+    "1: a userspace exit recorded": (
+        {**RUNNING, "ledger": entry(userspace_exits=1)},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED,),
+    ),
+    "1: a VM exit recorded": (
+        {**RUNNING, "ledger": entry(exits=1)},
+        KVM, True, (R.VM_EXITS_RECORDED,),
+    ),
+    "1: all recorded, the strongest first": (
+        {**RUNNING, "ledger": entry(runs=3, userspace_exits=2, exits=9)},
+        KVM, True, (R.VM_EXITS_RECORDED, R.USERSPACE_EXITS_RECORDED, R.KVM_RUN_RECORDED),
+    ),
+    "1: a vCPU inside KVM_RUN now": (
+        {**RUNNING, **NO_HOOKS, "kvm_vcpus_in_run": 1},
+        KVM, True, (R.INSIDE_KVM_RUN,),
+    ),
+    "1: KVM's worker was started by a KVM_RUN": (
+        {**RUNNING, **NO_HOOKS, "kvm_run_worker": True},
+        KVM, True, (R.KVM_RUN_WORKER,),
+    ),
+    "1: guest time accounted to a holder of vCPUs": (
+        {**RUNNING, **NO_HOOKS, "guest_ticks": 1},
+        KVM, True, (R.GUEST_TIME,),
+    ),
+    "1: recorded, its descriptors cannot be read": (
+        {"ledger": entry(runs=1), "fds_whole": False},
+        KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+    "1: recorded of a program that is no QEMU": (
+        {"ledger": entry(runs=1), "named_like_qemu": False},
+        KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+    # 2. kvm, not verified: vCPUs held, never seen to run
+    "2: paused or migration target": (
+        {**RUNNING, "ledger": entry(vms_created=1, vcpus_created=2)},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
+    "2: vCPUs held, no hooks": ({**RUNNING, **NO_HOOKS}, KVM, False, (R.HOLDS_VCPUS,)),
+    "2: a vCPU among descriptors not read whole": (
+        {**RUNNING, "fds_whole": False},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
+    "2: vCPUs held, threads compute": (
+        {**RUNNING, "tcg_cpu_ticks": 7},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
+    # 3. tcg
+    "3: computes, hooks since its start": (EMULATING, TCG, True, (R.TCG_COMPUTES,)),
+    "3: ledger knows it and has no run": (
+        {**EMULATING, "ledger": entry()},
+        TCG, True, (R.TCG_COMPUTES,),
+    ),
+    "3: fell back from KVM, which it asked for a VM": (
+        {**EMULATING, "ledger": entry(vms_created=1), "asked_for": ("kvm", "tcg")},
+        TCG, True, (R.TCG_COMPUTES,),
+    ),
+    "3: older than the hooks, descriptors stand in": (
+        {**EMULATING, **LATE},
+        TCG, True, (R.TCG_COMPUTES, R.HOOKS_LATE),
+    ),
+    "3: no hooks that would see KVM_RUN": (
+        {**EMULATING, **NO_HOOKS},
+        TCG, False, (R.TCG_COMPUTES, R.HOOKS_MISSING),
+    ),
+    "3: the ledger dropped events": (
+        {**EMULATING, "ledger_lost_events": True},
+        TCG, False, (R.TCG_COMPUTES, R.LEDGER_INCOMPLETE),
+    ),
+    "3: paused, nothing computed yet": (
+        {**EMULATING, "tcg_cpu_ticks": 0},
+        TCG, False, (R.TCG_IDLE,),
+    ),
+    "3: threads without names, only tcg asked for": (
+        {"asked_for": ("tcg",)},
+        TCG, False, (R.ASKED_FOR_TCG,),
+    ),
+    "3: threads without names, tcg one of two": (
+        {"asked_for": ("kvm", "tcg")},
+        UNKNOWN, False, (R.NO_VCPU_THREADS,),
+    ),
+    "3: threads without names, nothing asked for": ({}, UNKNOWN, False, (R.NO_VCPU_THREADS,)),
+    "3: descriptors cannot be read": (
+        {**EMULATING, "fds_whole": False},
+        UNKNOWN, False, (R.FDS_UNREADABLE,),
+    ),
+    "3: computes, but holds /dev/kvm": (
+        {**EMULATING, "kvm_fds": True},
+        UNKNOWN, False, (R.NO_VCPU_YET,),
+    ),
+    "3: computes, but holds an mshv partition": (
+        {**EMULATING, "mshv_fds": True},
+        UNKNOWN, False, (R.NO_VCPU_YET,),
+    ),
+    "3: computes, but the kernel accounted guest time": (
+        {**EMULATING, "guest_ticks": 5},
+        UNKNOWN, False, (R.GUEST_TIME_WITHOUT_FDS,),
+    ),
+    "3: contradiction, a thread claims KVM": (
+        {"claimed": frozenset({KVM})},
+        UNKNOWN, False, (R.CLAIMS_WITHOUT_FDS,),
+    ),
+    "3: contradiction, threads claim KVM and TCG": (
+        {**EMULATING, "claimed": frozenset({KVM, TCG})},
+        UNKNOWN, False, (R.CLAIMS_WITHOUT_FDS,),
+    ),
+    "3: contradiction, a thread claims MSHV": (
+        {**EMULATING, "claimed": frozenset({MSHV, TCG})},
+        UNKNOWN, False, (R.CLAIMS_WITHOUT_FDS,),
+    ),
+    "3: TCG threads of a program that is no QEMU": (
+        {**EMULATING, "named_like_qemu": False},
+        UNKNOWN, False, (R.NO_VCPU_THREADS,),
+    ),
+    # 4. mshv
+    "4: inside MSHV_RUN_VP": (
+        {"mshv_fds": True, "mshv_vps": 2, "mshv_vps_in_run": 1},
+        MSHV, True, (R.INSIDE_MSHV_RUN,),
+    ),
+    "4: guest time accounted to a holder of vCPUs": (
+        {"mshv_fds": True, "mshv_vps": 2, "guest_ticks": 1},
+        MSHV, True, (R.GUEST_TIME,),
+    ),
+    "4: both": (
+        {"mshv_fds": True, "mshv_vps": 2, "mshv_vps_in_run": 2, "guest_ticks": 1},
+        MSHV, True, (R.INSIDE_MSHV_RUN, R.GUEST_TIME),
+    ),
+    "4: vCPUs held, not seen to run": (
+        {"mshv_fds": True, "mshv_vps": 1},
+        MSHV, False, (R.HOLDS_MSHV_VPS,),
+    ),
+    # 5. anything else
+    "5: a VM without a vCPU": ({"kvm_fds": True}, UNKNOWN, False, (R.NO_VCPU_YET,)),
+    "5: no QEMU and no accelerator": (
+        {"named_like_qemu": False},
+        UNKNOWN, False, (R.NO_VCPU_THREADS,),
+    ),
+    # 6. KVM_CREATE_VM, names and command lines prove nothing; the kernel wins
+    "6: libvirt's capability probe": (
+        {
+            "capability_probe": True,
+            "kvm_fds": True,
+            "ledger": entry(vms_created=1),
+            "asked_for": ("kvm", "tcg"),
+        },
+        UNKNOWN, False, (R.CAPABILITY_PROBE,),
+    ),
+    "6: probe without descriptors to read": (
+        {"capability_probe": True, "fds_whole": False},
+        UNKNOWN, False, (R.CAPABILITY_PROBE,),
+    ),
+    "6: KVM_CREATE_VM and KVM_CREATE_VCPU only": (
+        {"ledger": entry(vms_created=1, vcpus_created=1)},
+        UNKNOWN, False, (R.NO_VCPU_THREADS,),
+    ),
+    "6: asked for kvm, nothing else": (
+        {"asked_for": ("kvm",)},
+        UNKNOWN, False, (R.NO_VCPU_THREADS,),
+    ),
+    "6: asked for kvm, runs tcg": (
+        {**EMULATING, "asked_for": ("kvm",)},
+        TCG, True, (R.TCG_COMPUTES, R.CONTRADICTS_COMMAND_LINE),
+    ),
+    "6: asked for tcg, runs kvm": (
+        {**RUNNING, "ledger": entry(runs=1), "asked_for": ("tcg",)},
+        KVM, True, (R.KVM_RUN_RECORDED, R.CONTRADICTS_COMMAND_LINE),
+    ),
+    "6: asked for tcg, holds kvm vCPUs": (
+        {**RUNNING, "asked_for": ("tcg",)},
+        KVM, False, (R.HOLDS_VCPUS, R.CONTRADICTS_COMMAND_LINE),
+    ),
+    "6: says it is a probe, runs kvm": (
+        {**RUNNING, "ledger": entry(runs=1), "capability_probe": True},
+        KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+    "6: asked for what it runs": (
+        {**RUNNING, "ledger": entry(runs=1), "asked_for": ("kvm",)},
+        KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("known", "kind", "verified", "reasons"), RULES.values(), ids=RULES.keys())
+def test_rule(
+    known: dict[str, object], kind: HypervisorType, reasons: tuple[Reason, ...], *, verified: bool
+) -> None:
+    """The rule named gives this type, this certainty, and these reasons in this order."""
+    assert judge(evidence(**known)) == Verdict(type=kind, verified=verified, reasons=reasons)
+
+
+def test_every_reason_of_the_rules_is_shown_by_a_row() -> None:
+    """No reason is left without a row; that no process was found is not for the rules to say."""
+    shown = {reason for *_, reasons in RULES.values() for reason in reasons}
+    shown |= set(judge(evidence(**LYING)).reasons)
+    assert shown == set(Reason) - {Reason.NO_PROCESS}
+
+
+def test_thread_names_that_contradict_the_kernel_are_reported() -> None:
+    """Rule 6: where thread names contradict the kernel, the kernel wins and the report says so."""
+    told, contradicted = judge(evidence(**HONEST)), judge(evidence(**LYING))
+    assert (contradicted.type, contradicted.verified) == (KVM, True)
+    assert contradicted.reasons[0] is told.reasons[0]
+    assert set(contradicted.reasons) > set(told.reasons)
+
+
+@pytest.mark.parametrize("known", [RUNNING, {**RUNNING, "ledger": entry(runs=1)}])
+def test_threads_that_call_themselves_tcg_and_compute(known: dict[str, object]) -> None:
+    """Whoever holds KVM vCPUs is not emulated, whatever its threads are called and consume."""
+    plain, saying = judge(evidence(**known)), judge(evidence(**{**known, **EMULATING}))
+    assert (saying.type, saying.verified) == (plain.type, plain.verified)
+
+
+COUNTS = st.integers(min_value=0, max_value=3)
+FLAGS = st.booleans()
+LEDGERS = st.none() | st.builds(
+    LedgerEntry,
+    tgid=st.just(VMM.tgid),
+    first_ns=st.just(1),
+    exec_ns=st.none() | st.just(1),
+    leader_exit_ns=st.none(),
+    vms_created=COUNTS,
+    vcpus_created=COUNTS,
+    runs=COUNTS,
+    userspace_exits=COUNTS,
+    exits=COUNTS,
+)
+ANY_EVIDENCE = st.builds(
+    Evidence,
+    vmm=st.just(VMM),
+    named_like_qemu=FLAGS,
+    capability_probe=FLAGS,
+    asked_for=st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(tuple),
+    claimed=st.frozensets(st.sampled_from([KVM, TCG, MSHV])),
+    fds_whole=FLAGS,
+    kvm_fds=FLAGS,
+    kvm_vcpus=COUNTS,
+    kvm_vcpus_in_run=COUNTS,
+    kvm_run_worker=FLAGS,
+    mshv_fds=FLAGS,
+    mshv_vps=COUNTS,
+    mshv_vps_in_run=COUNTS,
+    guest_ticks=COUNTS,
+    tcg_threads=COUNTS,
+    tcg_cpu_ticks=COUNTS,
+    ledger=LEDGERS,
+    hooks_prove_running=FLAGS,
+    hooks_since_start=FLAGS,
+    ledger_lost_events=FLAGS,
+).map(
+    # As gather() makes it: a vCPU is a descriptor, and only what is held can be in use.
+    lambda it: replace(
+        it,
+        kvm_fds=it.kvm_fds or it.kvm_vcpus > 0,
+        mshv_fds=it.mshv_fds or it.mshv_vps > 0,
+        kvm_vcpus_in_run=min(it.kvm_vcpus_in_run, it.kvm_vcpus),
+        kvm_run_worker=it.kvm_run_worker and it.kvm_vcpus > 0,
+        mshv_vps_in_run=min(it.mshv_vps_in_run, it.mshv_vps),
+        hooks_since_start=it.hooks_since_start and it.hooks_prove_running,
+        ledger_lost_events=it.ledger_lost_events and it.ledger is None,
+    )
+)
+
+
+@given(ANY_EVIDENCE)
+def test_any_evidence_is_judged(any_evidence: Evidence) -> None:
+    """There is a verdict for all evidence, with a reason and without repeating one.
+
+    Unknown is never verified, and what is verified is settled, nothing else.
+    """
+    verdict = judge(any_evidence)
+    assert verdict.reasons
+    assert len(set(verdict.reasons)) == len(verdict.reasons)
+    assert not (verdict.type is UNKNOWN and verdict.verified)
+    assert verdict.settled is verdict.verified
+
+
+@given(ANY_EVIDENCE)
+def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
+    """kvm is verified if and only if the kernel recorded a run, or shows one that it made."""
+    verdict = judge(any_evidence)
+    ledger = any_evidence.ledger
+    proven = (
+        (ledger is not None and ledger.ran_kvm)
+        or any_evidence.kvm_vcpus_in_run > 0
+        or any_evidence.kvm_run_worker
+        or (any_evidence.kvm_vcpus > 0 and any_evidence.guest_ticks > 0)
+    )
+    assert (verdict.type is KVM and verdict.verified) == proven
+
+
+@given(ANY_EVIDENCE)
+def test_verified_tcg_has_no_trace_of_an_accelerator(any_evidence: Evidence) -> None:
+    """tcg is verified only of threads that computed, with a whole table free of accelerators.
+
+    Hooks that would have seen KVM_RUN did not, and nobody claims otherwise.
+    """
+    verdict = judge(any_evidence)
+    if verdict.type is not TCG:
+        return
+    assert not any_evidence.kvm_fds
+    assert not any_evidence.mshv_fds
+    assert any_evidence.fds_whole
+    assert not (any_evidence.ledger and any_evidence.ledger.ran_kvm)
+    assert not any_evidence.claimed & {KVM, MSHV}
+    if verdict.verified:
+        assert any_evidence.tcg_cpu_ticks > 0
+        assert any_evidence.hooks_prove_running
+        assert not any_evidence.ledger_lost_events
+
+
+@given(ANY_EVIDENCE, st.frozensets(st.sampled_from([KVM, TCG, MSHV])))
+def test_own_word_never_makes_kvm(
+    any_evidence: Evidence, claimed: frozenset[HypervisorType]
+) -> None:
+    """Names of threads and the command line never make kvm, nor make it verified."""
+    speechless = replace(any_evidence, claimed=frozenset(), asked_for=())
+    saying = replace(any_evidence, claimed=claimed, asked_for=("kvm",))
+    before, after = judge(speechless), judge(saying)
+    assert (after.type is KVM) == (before.type is KVM)
+    assert (after.type is KVM and after.verified) == (before.type is KVM and before.verified)
+
+
+@given(ANY_EVIDENCE)
+def test_more_proof_never_makes_less_sure(any_evidence: Evidence) -> None:
+    """One recorded KVM_RUN more, and any evidence at all is verified kvm."""
+    ran = replace(any_evidence, ledger=entry(runs=1), ledger_lost_events=False)
+    verdict = judge(ran)
+    assert (verdict.type, verdict.verified) == (KVM, True)
