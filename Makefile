@@ -5,7 +5,7 @@ PYTEST := $(PYTHON) -m pytest
 
 # In the order they run; those of tests/guests, which boot machines, last.
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
-	unit server monitoring cluster kernel prometheus live guests))
+	unit server page monitoring cluster kernel prometheus live guests))
 C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
 

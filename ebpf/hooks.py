@@ -4,7 +4,8 @@ A hook is one question to the kernel. It can be answered by several attach point
 tries them in order and reports which one it got. Nothing here depends on a kernel version.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -28,6 +29,21 @@ class Question(StrEnum):
     BECOMES_VMM = "becomes_vmm"
     ENDS = "ends"
     IS_FREED = "is_freed"
+    RUNS_MSHV_VP = "runs_mshv_vp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """What has to be loaded before a hook can be attached, and may be unloaded under it."""
+
+    module: str
+    """The module that has the function or tracepoint (/sys/module)."""
+    device: str
+    """The device it registers when it can be used (/sys/class/misc)."""
+
+
+KVM = Driver(module="kvm", device="kvm")
+MSHV = Driver(module="mshv_root", device="mshv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +68,10 @@ class Hook:
     """In order of preference."""
     proves: str
     """What is known when it fires, in one clause."""
-    module: str | None = None
-    """The kernel module that has to be there first; None: the kernel proper."""
+    driver: Driver | None = None
+    """Whose hook it is; None: the kernel proper, which is always there."""
+    optional: bool = False
+    """Wanted only where its driver's device exists when hvprobe starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +82,39 @@ class HookStatus:
     backend: Backend
     reason: str | None = None
     """Why it is not attached, one line; None when it is."""
+    attached_total: int = 0
+    """How often it was attached: above 1, its driver came back."""
+    needless: bool = False
+    """Not attached because its driver is not loaded: nobody can do what it would see."""
 
     @property
     def attached(self) -> bool:
         """Whether the hook counts at all."""
         return self.backend is not Backend.NONE
+
+    def attached_by(self, backend: Backend) -> "HookStatus":
+        """The status once a backend holds."""
+        return replace(
+            self,
+            backend=backend,
+            reason=None,
+            attached_total=self.attached_total + 1,
+            needless=False,
+        )
+
+    def failed(self, reason: str) -> "HookStatus":
+        """The status when no backend holds."""
+        return replace(self, backend=Backend.NONE, reason=reason, needless=False)
+
+    def driver_gone(self) -> "HookStatus":
+        """The status while the driver cannot be used by anybody."""
+        device = self.hook.driver.device if self.hook.driver else ""
+        return replace(
+            self,
+            backend=Backend.NONE,
+            reason=f"there is no /dev/{device} on this node now, and nothing to see",
+            needless=True,
+        )
 
 
 def _kprobe(function: str) -> tuple[AttachPoint, ...]:
@@ -89,7 +135,7 @@ HOOKS: tuple[Hook, ...] = (
         program="on_kvm_dev_ioctl",
         points=_kprobe("kvm_dev_ioctl"),
         proves="the process asked for a VM; nothing about running it",
-        module="kvm",
+        driver=KVM,
     ),
     Hook(
         name="kvm_vm_ioctl",
@@ -97,7 +143,7 @@ HOOKS: tuple[Hook, ...] = (
         program="on_kvm_vm_ioctl",
         points=_kprobe("kvm_vm_ioctl"),
         proves="the process asked for a vCPU; nothing about running it",
-        module="kvm",
+        driver=KVM,
     ),
     Hook(
         name="kvm_vcpu_ioctl",
@@ -105,7 +151,7 @@ HOOKS: tuple[Hook, ...] = (
         program="on_kvm_vcpu_ioctl",
         points=_kprobe("kvm_vcpu_ioctl"),
         proves="the process entered KVM_RUN",
-        module="kvm",
+        driver=KVM,
     ),
     Hook(
         name="kvm_userspace_exit",
@@ -113,7 +159,7 @@ HOOKS: tuple[Hook, ...] = (
         program="on_kvm_userspace_exit",
         points=_tracepoint("kvm", "kvm_userspace_exit"),
         proves="KVM_RUN returned to the process",
-        module="kvm",
+        driver=KVM,
     ),
     Hook(
         name="kvm_exit",
@@ -121,7 +167,7 @@ HOOKS: tuple[Hook, ...] = (
         program="on_kvm_exit",
         points=_tracepoint("kvm", "kvm_exit"),
         proves="a guest of the process ran on this CPU and left it",
-        module="kvm",
+        driver=KVM,
     ),
     Hook(
         name="sched_process_exec",
@@ -145,17 +191,31 @@ HOOKS: tuple[Hook, ...] = (
         points=(AttachPoint(backend=Backend.TRACEPOINT, target="sched:sched_process_free"),),
         proves="the process is gone and its number may be used again",
     ),
+    Hook(
+        name="mshv_vp_ioctl",
+        question=Question.RUNS_MSHV_VP,
+        program="on_mshv_vp_ioctl",
+        points=_kprobe("mshv_vp_ioctl"),
+        proves="the process entered MSHV_RUN_VP",
+        driver=MSHV,
+        optional=True,
+    ),
 )
 
 PROGRAM_FILES: tuple[str, ...] = (
     "ledger.bpf.c",
     "kvm_ioctls.bpf.c",
+    "mshv_ioctls.bpf.c",
     "vm_exits.bpf.c",
     "processes.bpf.c",
 )
 """Package files that make up the BPF text, in order: the tables come first."""
 
 
-def unattached(reason: str) -> tuple[HookStatus, ...]:
-    """Every wanted hook, not attached for the same one-line reason."""
-    return tuple(HookStatus(hook=hook, backend=Backend.NONE, reason=reason) for hook in HOOKS)
+def unattached(reason: str, hooks: Sequence[Hook] = HOOKS) -> tuple[HookStatus, ...]:
+    """Every hook that is wanted everywhere, not attached for the same one-line reason."""
+    return tuple(
+        HookStatus(hook=hook, backend=Backend.NONE, reason=reason)
+        for hook in hooks
+        if not hook.optional or hooks is not HOOKS
+    )

@@ -35,6 +35,7 @@ struct ledger_activity {
 	__u64 runs;	       /* KVM_RUN entered */
 	__u64 userspace_exits; /* KVM_RUN returned to the VMM (kvm_userspace_exit) */
 	__u64 exits;	       /* the guest left the CPU (kvm_exit) */
+	__u64 mshv_runs;       /* MSHV_RUN_VP entered */
 };
 
 /* Index of each per-CPU total that belongs to no process. */

@@ -31,6 +31,7 @@ class ActivityRecord(ctypes.Structure):
         ("runs", ctypes.c_uint64),
         ("userspace_exits", ctypes.c_uint64),
         ("exits", ctypes.c_uint64),
+        ("mshv_runs", ctypes.c_uint64),
     )
 
 
@@ -67,10 +68,12 @@ class LedgerEntry:
     """Returns of KVM_RUN to the VMM."""
     exits: int
     """VM exits."""
+    mshv_runs: int = 0
+    """MSHV_RUN_VP calls entered."""
 
     @property
     def ran_kvm(self) -> bool:
-        """Whether any hook saw this process run a vCPU."""
+        """Whether any hook saw this process run a vCPU of KVM."""
         return bool(self.runs or self.userspace_exits or self.exits)
 
 
@@ -100,11 +103,12 @@ def entry_from(
     tgid: int, process: ProcessRecord, activity: Iterable[ActivityRecord]
 ) -> LedgerEntry:
     """Join a process's record with its counters of all CPUs."""
-    runs = userspace_exits = exits = 0
+    runs = userspace_exits = exits = mshv_runs = 0
     for cpu in activity:
         runs += cpu.runs
         userspace_exits += cpu.userspace_exits
         exits += cpu.exits
+        mshv_runs += cpu.mshv_runs
     return LedgerEntry(
         tgid=tgid,
         first_ns=process.first_ns,
@@ -115,4 +119,5 @@ def entry_from(
         runs=runs,
         userspace_exits=userspace_exits,
         exits=exits,
+        mshv_runs=mshv_runs,
     )

@@ -1,27 +1,21 @@
-"""EDGE: compile, attach, read and detach the BPF programs. The only importer of bcc.
+"""EDGE: the ledger of this node: its programs attached, followed through module life, and read.
 
-Owns the one BPF object of this process. Must not know what a VMM, a pod or a VMI is: it gives
-the kernel's records and the state of each hook, and nothing else.
-
-bcc reports nearly every failure as a bare ``Exception`` (or ends the process), and the compiler's
-and verifier's words go to file descriptor 2: both are turned into one line each here.
+Owns which hook is attached how, and when that has to change. Must not know what a VMM, a pod or a
+VMI is: it gives the kernel's records and the state of each hook, and nothing else.
 """
 
 import contextlib
 import ctypes
-import errno
-import importlib
-import os
 import re
-import tempfile
 import time
-from collections.abc import Iterator
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ebpf.bcc_library import Programs
 from ebpf.errors import BpfUnavailableError, LedgerReadError
-from ebpf.hooks import HOOKS, PROGRAM_FILES, AttachPoint, Backend, Hook, HookStatus
+from ebpf.hooks import HOOKS, PROGRAM_FILES, AttachPoint, Driver, Hook, HookStatus, unattached
 from ebpf.ledger import (
     ActivityRecord,
     KernelSnapshot,
@@ -32,32 +26,56 @@ from ebpf.ledger import (
 )
 
 DEFAULT_CAPACITY = 4096
-"""Processes in the ledger. Each costs 24 bytes a possible CPU and 40 once, plus the table's own."""
+"""Processes in the ledger. Each costs 32 bytes a possible CPU and 40 once, plus the table's own."""
 
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DriverState:
+    """What sysfs says of a driver: compared between two looks."""
+
+    device: bool
+    """Whether its device is registered, for which KVM's vendor module has to be there, too."""
+    module_inode: int | None
+    """Of the module's directory in sysfs, which is another after a reload; None: not loaded."""
+
+
 class Session:
     """The programs, attached; one a process. Use as a context manager or call close()."""
 
-    def __init__(self, *, capacity: int = DEFAULT_CAPACITY, sys_root: Path = Path("/sys")) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = DEFAULT_CAPACITY,
+        sys_root: Path = Path("/sys"),
+        hooks: Sequence[Hook] = HOOKS,
+    ) -> None:
         """Compile and attach everything that can be attached.
 
         Raises BpfUnavailableError when there can be no ledger at all.
         """
         self._capacity = capacity
         self._sys_root = sys_root
-        self._bcc = _import_bcc()
-        self._bpf = self._compile()
-        self._processes = self._bpf.get_table(b"processes", leaftype=ProcessRecord)
-        self._activity = self._bpf.get_table(b"activity", leaftype=ActivityRecord)
-        self._totals = self._bpf.get_table(b"totals")
-        self._statuses = tuple(self._attach(hook) for hook in HOOKS)
-        if not any(status.attached for status in self._statuses):
-            self.close()
-            raise BpfUnavailableError(f"no hook can be attached: {self._statuses[-1].reason}")
+        flags = [f"-DLEDGER_CAPACITY={capacity}", *self._freed_tid_flags()]
+        self._programs = Programs(PROGRAM_FILES, flags, sys_root=sys_root)
+        self._processes = self._programs.table("processes", ProcessRecord)
+        self._activity = self._programs.table("activity", ActivityRecord)
+        self._totals = self._programs.table("totals")
+        wanted = [hook for hook in hooks if not hook.optional or self._driver(hook.driver).device]
+        self._statuses = {it.hook.name: it for it in unattached("not tried yet", wanted)}
+        self._points: dict[str, AttachPoint] = {}
+        self._drivers = {hook.driver: self._driver(hook.driver) for hook in wanted}
         self._attached_ns = time.monotonic_ns()
+        for driver, state in self._drivers.items():
+            if state.device:
+                self._attach_all(driver)
+            else:
+                self._detach_all(driver)
+        if not self._points:
+            self.close()
+            raise BpfUnavailableError(f"no hook can be attached: {self.hooks[-1].reason}")
 
     def __enter__(self) -> Self:
         return self
@@ -68,15 +86,19 @@ class Session:
     @property
     def hooks(self) -> tuple[HookStatus, ...]:
         """State of each wanted hook, in the order of hooks.HOOKS."""
-        return self._statuses
+        return tuple(self._statuses.values())
 
     @property
     def bcc_version(self) -> str:
         """Version of the bcc library in use."""
-        return str(self._bcc.__version__)
+        return self._programs.bcc_version
 
     def read(self) -> KernelSnapshot:
-        """Read the ledger now. Raises LedgerReadError."""
+        """Read the ledger now. Raises LedgerReadError.
+
+        Hooks follow their driver here: let go when it leaves, attached again when it is back.
+        """
+        self._follow_drivers()
         try:
             entries = self._read_entries()
             totals = self._read_totals()
@@ -89,7 +111,7 @@ class Session:
             capacity=self._capacity,
             dropped_total=totals[Total.DROPPED],
             departed_total=totals[Total.DEPARTED],
-            hooks=self._statuses,
+            hooks=self.hooks,
         )
 
     def forget(self, entry: LedgerEntry) -> None:
@@ -101,26 +123,60 @@ class Session:
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""
-        if self._bpf is not None:
-            self._bpf.cleanup()
-            self._bpf = None
+        self._programs.close()
 
-    def _compile(self) -> Any:  # noqa: ANN401 - bcc has no types
-        source = resources.files("ebpf")
-        os.environ["BCC_KERNEL_SOURCE"] = str(source)
-        text = "".join(
-            f'#line 1 "{name}"\n{source.joinpath(name).read_text()}\n' for name in PROGRAM_FILES
-        )
-        flags = [
-            f"-I{source}",
-            f"-DLEDGER_CAPACITY={self._capacity}",
-            *self._freed_tid_flags(),
-        ]
-        with _stderr_captured() as said:
-            try:
-                return self._bcc.BPF(text=text.encode(), cflags=flags)
-            except (Exception, SystemExit) as err:
-                raise BpfUnavailableError(_why_unavailable(err, said())) from err
+    def _driver(self, driver: Driver | None) -> _DriverState:
+        if driver is None:
+            return _DriverState(device=True, module_inode=None)
+        inode = None
+        with contextlib.suppress(OSError):
+            inode = (self._sys_root / "module" / driver.module).stat().st_ino
+        device = (self._sys_root / "class/misc" / driver.device).exists()
+        return _DriverState(device=device, module_inode=inode)
+
+    def _follow_drivers(self) -> None:
+        """Compare each driver with the last look.
+
+        A tracepoint of a module keeps it loaded, and a kprobe in one goes dead when it is unloaded
+        without an error anywhere. So when the device has gone (the vendor module was removed)
+        everything is let go, that the rest can be unloaded, too; and when the device is there
+        again, or the module is another one, everything is attached anew.
+        """
+        for driver, before in self._drivers.items():
+            now = self._driver(driver)
+            if now == before:
+                continue
+            self._drivers[driver] = now
+            if now.device and now.module_inode == before.module_inode and before.device:
+                continue
+            self._detach_all(driver)
+            if now.device:
+                self._attach_all(driver)
+
+    def _attach_all(self, driver: Driver | None) -> None:
+        """Try each hook's attach points in order; the first that holds is it."""
+        for name, status in self._statuses.items():
+            if status.hook.driver != driver:
+                continue
+            reasons: list[str] = []
+            for point in status.hook.points:
+                reason = self._programs.attach(point, status.hook.program)
+                if reason is None:
+                    self._points[name] = point
+                    self._statuses[name] = status.attached_by(point.backend)
+                    break
+                reasons.append(reason)
+            else:
+                self._statuses[name] = status.failed("; ".join(reasons))
+        self._attached_ns = time.monotonic_ns()
+
+    def _detach_all(self, driver: Driver | None) -> None:
+        for name, status in self._statuses.items():
+            if status.hook.driver == driver:
+                point = self._points.pop(name, None)
+                if point is not None:
+                    self._programs.detach(point)
+                self._statuses[name] = status.driver_gone()
 
     def _freed_tid_flags(self) -> list[str]:
         """Where sched_process_free keeps the thread id on this kernel, as a compiler flag."""
@@ -131,64 +187,6 @@ class Session:
                 if found:
                     return [f"-DFREED_TID_OFFSET={found[1]}"]
         return []
-
-    def _attach(self, hook: Hook) -> HookStatus:
-        """Try the hook's attach points in order; the first that holds is it."""
-        reasons: list[str] = []
-        for point in hook.points:
-            reason = self._attach_at(hook, point)
-            if reason is None:
-                return HookStatus(hook=hook, backend=point.backend)
-            reasons.append(reason)
-        return HookStatus(hook=hook, backend=Backend.NONE, reason="; ".join(reasons))
-
-    def _attach_at(self, hook: Hook, point: AttachPoint) -> str | None:
-        """Attach the hook's program at one point; the reason when that fails."""
-        program = hook.program.encode()
-        with _stderr_captured() as said:
-            try:
-                match point.backend:
-                    case Backend.KPROBE:
-                        self._bpf.attach_kprobe(event=point.target.encode(), fn_name=program)
-                    case Backend.RAW_TRACEPOINT:
-                        self._bpf.attach_raw_tracepoint(tp=point.target.encode(), fn_name=program)
-                    case Backend.TRACEPOINT:
-                        self._bpf.attach_tracepoint(tp=point.target.encode(), fn_name=program)
-                    case Backend.NONE:
-                        return "no attach point"
-            except (Exception, SystemExit) as err:  # noqa: BLE001 - bcc raises nothing narrower
-                code = ctypes.get_errno()
-                self._unload(program)
-                return self._why_unattached(point, code, err, said())
-        return None
-
-    def _unload(self, program: bytes) -> None:
-        """Let the program be loaded again as another type by the next attach point."""
-        function = self._bpf.funcs.pop(program, None)
-        if function is not None:
-            os.close(function.fd)
-
-    def _why_unattached(self, point: AttachPoint, code: int, err: BaseException, said: str) -> str:
-        what = f"{point.backend} {point.target}"
-        if point.backend is Backend.KPROBE:
-            if not self._has_kprobes():
-                return f"{what}: this kernel has no kprobes (CONFIG_KPROBES)"
-            if point.target not in _kernel_functions(point.target):
-                return f"{what}: the kernel has no such function now; is the module loaded?"
-        if code in (errno.EPERM, errno.EACCES):
-            return f"{what}: not permitted; needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"
-        if code == errno.ENOENT:
-            return f"{what}: the kernel has no such hook now; is the module loaded?"
-        detail = _one_line(said) or _one_line(str(err)) or type(err).__name__
-        named = f" ({os.strerror(code)})" if code else ""
-        return f"{what}: {detail}{named}"
-
-    def _has_kprobes(self) -> bool:
-        return (
-            (self._sys_root / "bus/event_source/devices/kprobe").exists()
-            or (self._sys_root / "kernel/tracing/kprobe_events").exists()
-            or (self._sys_root / "kernel/debug/tracing/kprobe_events").exists()
-        )
 
     def _read_entries(self) -> dict[int, LedgerEntry]:
         """All records. One that leaves while being read is simply not there."""
@@ -210,63 +208,3 @@ class Session:
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:
     """Whether the tgids BPF gives are the ones this process sees in /proc."""
     return (proc_root / "self/ns/pid").stat().st_ino == INIT_PID_NAMESPACE_INODE
-
-
-def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
-    """The distribution's bcc. The package of that name on the Python index is another thing."""
-    try:
-        bcc = importlib.import_module("bcc")
-    except ImportError as err:
-        raise BpfUnavailableError(
-            f"cannot import bcc ({err}): install the distribution's package python3-bpfcc"
-        ) from err
-    if not hasattr(bcc, "BPF"):
-        raise BpfUnavailableError(
-            f"{bcc.__file__} is not the BPF Compiler Collection: "
-            "uninstall it and install the distribution's package python3-bpfcc"
-        )
-    return bcc
-
-
-def _why_unavailable(err: BaseException, said: str) -> str:
-    detail = _one_line(said) or _one_line(str(err)) or type(err).__name__
-    if ctypes.get_errno() == errno.EPERM or os.geteuid() != 0:
-        return (
-            f"BPF is not permitted here ({detail}): run as root, in a container with CAP_BPF and "
-            "CAP_PERFMON (or privileged), on a kernel not in lockdown=confidentiality"
-        )
-    return f"cannot prepare the BPF programs: {detail}"
-
-
-def _one_line(text: str) -> str:
-    """The line of a tool's output that says most: its first error, else its first line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() and "modprobe" not in line]
-    return (errors or lines or [""])[0][:300]
-
-
-def _kernel_functions(name: str) -> set[str]:
-    """The given function if /proc/kallsyms names it (the file is readable without root)."""
-    with contextlib.suppress(OSError), Path("/proc/kallsyms").open() as symbols:
-        for line in symbols:
-            if line.split()[2] == name:
-                return {name}
-    return set()
-
-
-@contextlib.contextmanager
-def _stderr_captured() -> Iterator[Any]:
-    """File descriptor 2 goes to a file meanwhile; yields a function giving what was written."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-
-        def said() -> str:
-            sink.seek(0)
-            return sink.read().decode(errors="replace")
-
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -10,18 +10,26 @@ import logging
 import signal
 from collections.abc import Iterator
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
 from ebpf.session import Session, in_initial_pid_namespace
 from probes.accelerators import Accelerators
+from probes.credentials import InCluster, Kubeconfig
 from probes.host import Host
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
 from probes.server import Limits, Server
-from probes.settings import Settings
+from probes.settings import Command, Settings
 from probes.site import Site
 
+if TYPE_CHECKING:
+    from probes.vmiwatch import VmiWatch
+
 log = logging.getLogger(__name__)
+
+FIRST_LIST_WAIT_S = 5.0
+"""How long commands that look once wait for the first list of VMIs."""
 
 
 def version() -> str:
@@ -35,8 +43,11 @@ def version() -> str:
 @contextlib.contextmanager
 def observing(settings: Settings) -> Iterator[Observer]:
     """An observer of this node, its probes attached as far as they can be; detached at the end."""
+    watch = _open_watch(settings)
     session, error = _open_session(settings)
     try:
+        if watch is not None and settings.command is not Command.AGENT:
+            _wait_for_names(watch)
         yield Observer(
             node=settings.node,
             version=version(),
@@ -44,10 +55,37 @@ def observing(settings: Settings) -> Iterator[Observer]:
             ledger_error=error,
             processes=Host(proc_root=settings.proc_root),
             virtualization=Accelerators(sys_root=settings.sys_root, proc_root=settings.proc_root),
+            vmis=watch,
         )
     finally:
+        if watch is not None:
+            watch.stop()
         if session is not None:
             session.close()
+
+
+def _open_watch(settings: Settings) -> "VmiWatch | None":
+    """Begin to follow the cluster's API server; None: standalone, there is no cluster."""
+    if settings.standalone:
+        return None
+    account = InCluster()
+    if settings.kubeconfig is None and not account.mounted():
+        log.info("no service account is mounted: standalone, domain names name the VMs")
+        return None
+    # Here: standalone does without what it costs (about 13 MiB).
+    from probes.vmiwatch import VmiWatch  # noqa: PLC0415
+
+    config = Kubeconfig(file=settings.kubeconfig) if settings.kubeconfig else account
+    watch = VmiWatch(config, settings.node, log.warning)
+    watch.start()
+    log.info("the API server names the VMs of node %s", settings.node)
+    return watch
+
+
+def _wait_for_names(watch: "VmiWatch") -> None:
+    if not watch.wait_synced(FIRST_LIST_WAIT_S):
+        why = watch.status().error or "the API server has not answered"
+        log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, why)
 
 
 def _open_session(settings: Settings) -> tuple[Session | None, str | None]:
@@ -78,7 +116,11 @@ async def _serve(settings: Settings, observer: Observer) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    site = Site(observer.look)
+    site = Site(
+        observer.look,
+        # Asked at scrapes only, hence when there is a server.
+        tls_reload_failed=(lambda: server.tls_reload_failed) if settings.tls else None,
+    )
     server = Server(
         listen=settings.listen, routes=site.routes, tls=settings.tls, limits=Limits(), log=log
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ebpf.hooks import Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.cgroup import PodCgroup
 from probes.identity import Attribution, VmName
 from probes.node import Accelerator
 from probes.report import CounterTrust, ProcessReport, ProcessState, VmiReport
@@ -31,7 +32,9 @@ class JudgedProcess:
     comm: str
     program: str | None
     guest_name: str | None
-    cgroup: str | None
+    pod: PodCgroup | None
+    """Read with the rest, so for good once the verdict is settled: a container's processes are put
+    into its cgroup before they execute its program, and nothing moves them out of the pod."""
     named_like_qemu: bool
     capability_probe: bool
     vcpus: int | None
@@ -51,12 +54,14 @@ class CounterTrusts:
     exits: CounterTrust
 
 
-def counter_trusts(kernel: KernelSnapshot, *, fired: frozenset[Question]) -> CounterTrusts:
+def counter_trusts(
+    kernel: KernelSnapshot, *, fired: frozenset[Question], exits_missed: bool
+) -> CounterTrusts:
     """Judge the counters by what they were seen to do.
 
-    fired: questions whose hook has counted anything on this node so far.
+    fired: questions whose hook has counted anything on this node so far. exits_missed: whether
+    guests ran, at this look or before, without the VM exit hook noticing (missed_exits).
     """
-    userspace_exits = sum(entry.userspace_exits for entry in kernel.entries.values())
 
     def trust(question: Question, *, blind: bool = False) -> CounterTrust:
         if not any(it.attached for it in kernel.hooks if it.hook.question is question):
@@ -68,8 +73,13 @@ def counter_trusts(kernel: KernelSnapshot, *, fired: frozenset[Question]) -> Cou
     return CounterTrusts(
         runs=trust(Question.RUNS_VCPU),
         userspace_exits=trust(Question.USERSPACE_EXITS),
-        exits=trust(Question.EXITS, blind=userspace_exits >= BLIND_AFTER),
+        exits=trust(Question.EXITS, blind=exits_missed),
     )
+
+
+def missed_exits(kernel: KernelSnapshot) -> bool:
+    """Whether processes returned to user space so often that VM exits must have been among them."""
+    return sum(entry.userspace_exits for entry in kernel.entries.values()) >= BLIND_AFTER
 
 
 def questions_fired(kernel: KernelSnapshot) -> frozenset[Question]:
@@ -159,7 +169,8 @@ def _vmi_report(
     machine: str,
 ) -> VmiReport:
     if process is None:
-        verdict = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,))
+        reason = attribution.missing or Reason.NO_PROCESS
+        verdict = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(reason,))
     else:
         verdict = process.verdict
     native = attribution.architecture in (None, machine)

@@ -46,6 +46,7 @@ def checks(report: NodeReport) -> tuple[Check, ...]:
         _runs(report),
         *_counters(report),
         _processes(report),
+        _names(report),
     )
 
 
@@ -151,4 +152,30 @@ def _processes(report: NodeReport) -> Check:
         question=question,
         outcome=Outcome.LESS,
         finding="no hook: all of /proc is read at each look",
+    )
+
+
+def _names(report: NodeReport) -> Check:
+    question = "where VMI names come from"
+    watch = report.health.vmi_watch
+    if watch is None:
+        return Check(
+            question=question,
+            outcome=Outcome.GOOD,
+            finding="libvirt's domain names, <namespace>_<name>: no cluster is asked",
+        )
+    if watch.up:
+        return Check(question=question, outcome=Outcome.GOOD, finding="the API server")
+    why = watch.error or "it has not answered yet"
+    if watch.synced:
+        return Check(
+            question=question,
+            outcome=Outcome.LESS,
+            finding=f"the API server, as last known: {why}",
+        )
+    return Check(
+        question=question,
+        outcome=Outcome.BAD,
+        finding=f"from nowhere, no VM has a name: {why}",
+        remedy="or give --standalone to name VMs by libvirt's domain names",
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ebpf.hooks import Question
+from ebpf.hooks import HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.procfs import is_qemu_name
 from probes.vmm import HypervisorType, VmmId, VmmProcess, VmmThread
@@ -18,7 +18,7 @@ KVM_RUN = 0xAE80
 MSHV_RUN_VP = 0x8100B800
 """ioctl request of an mshv_vp descriptor (include/uapi/linux/mshv.h)."""
 
-_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
+_KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
 """Any use of a vCPU passes these, whereas a VM exit alone may go unseen on some vendor modules."""
 
 _KVM_WORKER = "kvm-nx-lpage"
@@ -60,6 +60,8 @@ class Evidence:
     """Virtual processor descriptors of the Microsoft hypervisor it holds."""
     mshv_vps_in_run: int
     """Distinct ones on which a thread is inside MSHV_RUN_VP now."""
+    stats_exits: int | None
+    """VM exits by KVM's own statistics of its vCPUs; None: it holds none open."""
     guest_ticks: int
     """CPU time the kernel accounted to its threads as guest time, clock ticks."""
     tcg_threads: int
@@ -69,7 +71,9 @@ class Evidence:
     ledger: LedgerEntry | None
     """What the hooks recorded of it; None: nothing."""
     hooks_prove_running: bool
-    """Whether a hook is attached that no use of a vCPU can pass unseen."""
+    """Whether hooks are attached that no use of a vCPU, of whichever accelerator, passes unseen."""
+    hooks_see_returns: bool
+    """Whether a hook is attached that every KVM_RUN passes on its way back, unless refused."""
     hooks_since_start: bool
     """Whether such hooks were attached since before it started."""
     ledger_lost_events: bool
@@ -85,9 +89,7 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
     in_run = _ioctls(thread for thread in process.threads if thread not in workers)
     tcg = [thread for thread in process.threads if _claim(thread) is HypervisorType.TCG]
     entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
-    proving = any(
-        status.attached and status.hook.question in _RUN_PROVING for status in kernel.hooks
-    )
+    proving = _hooks_prove_running(kernel.hooks)
     covered = kernel.attached_ns is not None and start_monotonic_ns >= kernel.attached_ns
     fds = process.fds
     return Evidence(
@@ -104,11 +106,15 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
         mshv_fds=fds.mshv,
         mshv_vps=len(fds.mshv_vps),
         mshv_vps_in_run=sum((fd, MSHV_RUN_VP) in in_run for fd in fds.mshv_vps),
+        stats_exits=process.stats_exits,
         guest_ticks=process.guest_ticks,
         tcg_threads=len(tcg),
         tcg_cpu_ticks=sum(thread.cpu_ticks for thread in tcg),
         ledger=entry,
         hooks_prove_running=proving,
+        hooks_see_returns=any(
+            it.attached for it in kernel.hooks if it.hook.question is Question.USERSPACE_EXITS
+        ),
         hooks_since_start=proving and covered,
         ledger_lost_events=entry is None and kernel.dropped_total > 0,
     )
@@ -122,6 +128,14 @@ def ledger_entry(
     if entry is None or entry.first_ns < start_monotonic_ns:
         return None
     return entry
+
+
+def _hooks_prove_running(hooks: Iterable[HookStatus]) -> bool:
+    """Whether every accelerator that can be used on this node is watched."""
+    kvm = [it for it in hooks if it.hook.question in _KVM_RUN_PROVING]
+    mshv = [it for it in hooks if it.hook.question is Question.RUNS_MSHV_VP]
+    kvm_watched = any(it.attached for it in kvm) or (kvm and all(it.needless for it in kvm))
+    return bool(kvm_watched) and all(it.attached or it.needless for it in mshv)
 
 
 def _ioctls(threads: Iterable[VmmThread]) -> set[tuple[int | None, int | None]]:

@@ -6,14 +6,16 @@ because psutil would read more files for it and gives start times as rounded sec
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
+from probes.kvmstats import MAX_BYTES, statistic
 from probes.procfs import (
     MalformedProcError,
     ProcStat,
@@ -26,6 +28,9 @@ from probes.procfs import (
 )
 from probes.vmm import AcceleratorFds, VmmId, VmmProcess, VmmThread
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_SYS_PIDFD_GETFD = 438
+"""System call number of pidfd_getfd(2), the same on every architecture; since Linux 5.6."""
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
@@ -100,6 +105,7 @@ class Host:
             cgroup=None if cgroup is None else cgroup.decode(errors="replace"),
             fds=fds,
             threads=tuple(self._threads(directory, in_ioctl=fds.kvm or fds.mshv)),
+            stats_exits=self._stats_exits(vmm.tgid, fds.kvm_vcpu_stats),
             guest_ticks=stat.guest_ticks,
         )
         return process if self.identify(vmm.tgid) == vmm else None
@@ -147,6 +153,33 @@ class Host:
             except OSError:
                 whole = False
         return classify_fds(targets, whole=whole)
+
+    def _stats_exits(self, tgid: int, fds: Iterable[int]) -> int | None:
+        """VM exits of all vCPUs, read through the process's own statistics descriptors.
+
+        pidfd_getfd(2) gives a copy of a descriptor (CAP_SYS_PTRACE); reading it takes nothing from
+        the process, for the statistics are read by position.
+        """
+        found: list[int] = []
+        try:
+            process = os.pidfd_open(tgid)
+        except OSError:
+            return None
+        try:
+            for fd in fds:
+                copy = _LIBC.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+                if copy < 0:
+                    continue
+                try:
+                    exits = statistic(os.pread(copy, MAX_BYTES, 0), "exits")
+                except OSError:
+                    exits = None
+                finally:
+                    os.close(copy)
+                found += [] if exits is None else [exits]
+        finally:
+            os.close(process)
+        return sum(found) if found else None
 
     def _threads(self, directory: Path, *, in_ioctl: bool) -> Iterator[VmmThread]:
         """All threads; with in_ioctl, also which ioctl(2) each sleeps in."""

@@ -1,15 +1,18 @@
 """Which process is which VM? Pure.
 
-Owns the naming rules. Must not judge accelerators: it is given verdicts only to prefer, among
-several processes that could be the same VM, the one the kernel knows most about.
+Owns the naming rules: by libvirt's domain name without a cluster, by pod with one. Must not judge
+accelerators: it is given verdicts only to prefer, among several processes that could be the same
+VM, the one the kernel knows most about. Nothing that a tenant can set on a VMI but its name counts.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from probes.cgroup import PodCgroup, PodUid
 from probes.procfs import qemu_architecture
-from probes.verdict import Verdict
+from probes.verdict import Reason, Verdict
+from probes.vmi import Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -17,6 +20,10 @@ _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 """DNS subdomain (RFC 1123), as Kubernetes wants an object's name; at most 253 characters."""
 _NAME_MAX = 253
+
+_ACCELERATED = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
+_MACHINES: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Go's words for architectures where ``uname -m`` has others (s390x is s390x in both)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -40,6 +47,8 @@ class Candidate:
     capability_probe: bool
     """Started without a machine: never a VM."""
     verdict: Verdict
+    pod: PodCgroup | None = None
+    """Where in a pod it sits; None: in none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,8 @@ class Attribution:
     """None: no process was found for it."""
     architecture: str | None
     """The guest's, in ``uname -m`` words; None: the node's."""
+    missing: Reason | None = None
+    """Why no process is it; None: one is."""
 
 
 def vm_name(guest_name: str | None) -> VmName | None:
@@ -93,3 +104,110 @@ def rank(candidate: Candidate) -> tuple[bool, bool, int, int]:
         candidate.vmm.start_ticks,
         candidate.vmm.tgid,
     )
+
+
+def by_pod(
+    candidates: Iterable[Candidate], index: VmiIndex, *, node: str
+) -> Mapping[VmName, Attribution]:
+    """Name VMs as the API server does: process → pod (its cgroup) → VMI (status.activePods).
+
+    Only VMIs that run on this node are named, each of them, whether its process was found or not.
+    During a live migration that is the source's business until status.nodeName moves.
+    """
+    in_pod: dict[PodUid, list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.pod is not None and _may_be_guest(candidate):
+            in_pod.setdefault(candidate.pod.uid, []).append(candidate)
+    return {
+        it.vm: it
+        for it in (
+            _attribution(vmi, index, in_pod, node=node)
+            for vmi in index.vmis.values()
+            if vmi.phase is VmiPhase.RUNNING and vmi.node_name == node
+        )
+    }
+
+
+def _may_be_guest(candidate: Candidate) -> bool:
+    """Whether a process of a launcher pod can be its guest at all.
+
+    The pod also holds CRI-O's monitor, libvirt's capability probes, and perhaps sidecars, which
+    are taken for a guest under another name only where the kernel knows a vCPU of theirs.
+    """
+    if candidate.capability_probe or (candidate.pod is not None and candidate.pod.conmon):
+        return False
+    return candidate.named_like_qemu or candidate.verdict.type is not HypervisorType.UNKNOWN
+
+
+def _attribution(
+    vmi: Vmi, index: VmiIndex, in_pod: Mapping[PodUid, Sequence[Candidate]], *, node: str
+) -> Attribution:
+    """The process of one VMI of this node.
+
+    Two pods of it are on the node when it came back from a migration and the old pod still ends:
+    then its guest is in the pod of the younger process.
+    """
+    vm = VmName(namespace=vmi.namespace, name=vmi.name)
+    architecture = _MACHINES.get(vmi.architecture or "", vmi.architecture)
+    pods = [uid for uid, pod_node in vmi.active_pods if pod_node == node]
+    named = [uid for uid in pods if uid not in index.contested_pods]
+    guests = [_guest_of_pod(in_pod[uid], vm) for uid in named if uid in in_pod]
+    found = [guest for guest in guests if guest is not None]
+    if found:
+        guest = max(
+            found,
+            key=lambda it: (it.verdict.type is not HypervisorType.UNKNOWN, it.vmm.start_ticks),
+        )
+        return Attribution(
+            vm=vm,
+            vmm=guest.vmm,
+            architecture=architecture or qemu_architecture(guest.program),
+        )
+    missing = Reason.NO_PROCESS
+    if not pods:
+        missing = Reason.NO_POD
+    elif not named:
+        missing = Reason.POD_CONTESTED
+    elif guests:
+        missing = Reason.SEVERAL_PROCESSES
+    return Attribution(vm=vm, vmm=None, architecture=architecture, missing=missing)
+
+
+def _guest_of_pod(candidates: Sequence[Candidate], vm: VmName) -> Candidate | None:
+    """The guest among the processes of one pod; None: it cannot be told.
+
+    It cannot where the kernel knows of a guest that does not bear the VM's domain name while
+    another process does and emulates, by its own word, one that does not run yet.
+    """
+    direct = [it for it in candidates if it.pod is not None and not it.pod.nested]
+    eligible = direct or candidates
+    guest = max(eligible, key=lambda it: _standing(it, vm))
+    if not _bears_name(guest, vm) and any(
+        _bears_name(it, vm) and it.verdict.type is not HypervisorType.UNKNOWN for it in eligible
+    ):
+        return None
+    return guest
+
+
+def _standing(candidate: Candidate, vm: VmName) -> tuple[bool, bool, bool, bool, bool, int, int]:
+    """Order among the processes of a pod.
+
+    A guest the kernel itself knows of goes before what only says that it is one. Of several the
+    domain's name tells; of several that bear it, vCPUs in the kernel's books go before threads
+    that call themselves TCG, proof before inference, and youth decides between equals.
+    """
+    verdict = candidate.verdict
+    accelerated = verdict.type in _ACCELERATED
+    return (
+        accelerated or verdict.verified,
+        _bears_name(candidate, vm),
+        accelerated,
+        verdict.verified,
+        verdict.type is not HypervisorType.UNKNOWN,
+        candidate.vmm.start_ticks,
+        candidate.vmm.tgid,
+    )
+
+
+def _bears_name(candidate: Candidate, vm: VmName) -> bool:
+    return candidate.named_like_qemu and candidate.guest_name == f"{vm.namespace}_{vm.name}"

@@ -14,19 +14,18 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
+from probes.credentials import InCluster, Kubeconfig
 from probes.listwatch import (
     PATH,
     RESOURCE,
@@ -38,31 +37,7 @@ from probes.listwatch import (
     status_message,
 )
 
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _REFUSAL_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InCluster:
-    """The service account that Kubernetes mounts into a pod."""
-
-    token_file: Path = _SERVICE_ACCOUNT / "token"
-    ca_file: Path = _SERVICE_ACCOUNT / "ca.crt"
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    """Holds KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT."""
-
-    def mounted(self) -> bool:
-        """Whether this process runs in a pod that has a service account."""
-        return "KUBERNETES_SERVICE_HOST" in self.environ and self.token_file.is_file()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kubeconfig:
-    """A kubeconfig file, as kubectl reads it."""
-
-    file: Path
-    context: str | None = None
-    """None: the file's current context."""
 
 
 @dataclass(frozen=True, slots=True)

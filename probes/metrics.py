@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from probes.report import NodeReport, ProcessState, VmiReport
+from probes.vmi import WatchStatus
 
 _VM = ("node", "namespace", "name")
 
@@ -18,7 +19,8 @@ def families(report: NodeReport) -> Iterator[Metric]:
     yield from _vmi_gauges(report)
     yield from _vmi_counters(report)
     yield from _node(report)
-    yield from _probe_health(report)
+    yield from _processes(report)
+    yield from health_families(report)
 
 
 def _labels(report: NodeReport, vmi: VmiReport) -> tuple[str, str, str]:
@@ -98,11 +100,25 @@ def _node(report: NodeReport) -> Iterator[Metric]:
     yield info
 
 
-def _probe_health(report: NodeReport) -> Iterator[Metric]:
+def _processes(report: NodeReport) -> Iterator[Metric]:
+    processes = GaugeMetricFamily(
+        "hvprobe_processes",
+        "VMM processes by what they are: attributed to a VM; unattributed, without a VM's name "
+        "(hvprobe live shows them); probe, libvirt asking QEMU what it can do.",
+        labels=("state",),
+    )
+    for state in ProcessState:
+        processes.add_metric((state.value,), sum(it.state is state for it in report.processes))
+    yield processes
+
+
+def health_families(report: NodeReport) -> Iterator[Metric]:
+    """Those of hvprobe itself alone: for a report too old to speak of VMs and the node."""
     health = report.health
     build = GaugeMetricFamily(
         "hvprobe_build_info",
-        "Always 1. Versions of hvprobe, of the bcc library (empty: none usable) and of the kernel.",
+        "Always 1. Versions of hvprobe, of the bcc library (empty: none usable) and of the kernel; "
+        "more than one version among the nodes is a rollout that has not ended.",
         labels=("version", "bcc_version", "kernel"),
     )
     build.add_metric((report.version, health.bcc_version or "", report.kernel), 1)
@@ -118,7 +134,7 @@ def _probe_health(report: NodeReport) -> Iterator[Metric]:
     yield hooks
     yield GaugeMetricFamily(
         "hvprobe_ledger_entries",
-        "Processes in the kernel table.",
+        "Processes in the kernel table; at hvprobe_ledger_capacity it drops events.",
         value=health.ledger_entries,
     )
     yield GaugeMetricFamily(
@@ -128,22 +144,41 @@ def _probe_health(report: NodeReport) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "hvprobe_ledger_dropped",
-        "Events the kernel table had no room for. Above 0, counters may be too low.",
+        "Events the kernel table had no room for. While it rises, counters are too low and "
+        "verdicts of new VMs inferred: more processes than hvprobe_ledger_capacity use KVM.",
         value=health.ledger_dropped_total,
     )
-    processes = GaugeMetricFamily(
-        "hvprobe_processes",
-        "VMM processes: attributed to a VM, unattributed, or a capability probe of libvirt.",
-        labels=("state",),
-    )
-    for state in ProcessState:
-        processes.add_metric((state.value,), sum(it.state is state for it in report.processes))
-    yield processes
+    if health.vmi_watch is not None:
+        yield from _vmi_watch(health.vmi_watch)
     errors = CounterMetricFamily(
         "hvprobe_refresh_errors",
-        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube.",
+        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. What it "
+        "would have told is missing or last known; hvprobe doctor and the agent's log say why.",
         labels=("source",),
     )
     for source, count in health.errors_total.items():
         errors.add_metric((source.value,), count)
     yield errors
+
+
+def _vmi_watch(watch: WatchStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "hvprobe_vmi_watch_up",
+        "1: the API server tells of this node's VMIs as they change. 0: it does not, and the last "
+        "known VMIs are shown; the agent's log and hvprobe doctor say why.",
+        value=watch.up,
+    )
+    last_sync = GaugeMetricFamily(
+        "hvprobe_vmi_watch_last_sync_timestamp_seconds",
+        "When the API server last confirmed the VMIs known here; absent until it first did. Its "
+        "age grows while the API server is lost, and by up to a minute otherwise.",
+    )
+    if watch.last_sync_unix_s is not None:
+        last_sync.add_metric((), watch.last_sync_unix_s)
+    yield last_sync
+    yield CounterMetricFamily(
+        "hvprobe_vmi_watch_restarts",
+        "Times the watch of VMIs was opened again after it broke. Rising steadily: look at the "
+        "network to the API server, and at the agent's log.",
+        value=watch.restarts,
+    )

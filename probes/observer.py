@@ -18,15 +18,18 @@ from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.assemble import (
     JudgedProcess,
     counter_trusts,
+    missed_exits,
     process_reports,
     questions_fired,
     vmi_reports,
 )
+from probes.cgroup import pod_of
 from probes.evidence import Evidence, gather, ledger_entry
-from probes.identity import Attribution, Candidate, VmName, by_guest_name
+from probes.identity import Attribution, Candidate, VmName, by_guest_name, by_pod
 from probes.node import Accelerator, NodeVirtualization
 from probes.report import NodeReport, ProbeHealth, Source
 from probes.verdict import Reason, judge
+from probes.vmi import VmiIndex, WatchStatus
 from probes.vmm import HypervisorType, VmmId, VmmProcess
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,18 @@ class Virtualization(Protocol):
         ...
 
 
+class VmiSource(Protocol):
+    """Who knows this node's VMIs (probes.vmiwatch.VmiWatch); neither call waits."""
+
+    def index(self) -> VmiIndex:
+        """The VMIs known now."""
+        ...
+
+    def status(self) -> WatchStatus:
+        """How current they are kept."""
+        ...
+
+
 class Observer:
     """Looks at one node, again and again. Not for use by two threads at once."""
 
@@ -99,16 +114,22 @@ class Observer:
         ledger_error: str | None,
         processes: Processes,
         virtualization: Virtualization,
+        vmis: VmiSource | None = None,
     ) -> None:
-        """Give ledger_error where there is no ledger: one line that says why."""
+        """Give ledger_error where there is no ledger: one line that says why.
+
+        vmis names VMs in a cluster; None: standalone, libvirt's domain names do.
+        """
         self._node = node
         self._version = version
         self._ledger = ledger
         self._ledger_error = ledger_error
         self._host = processes
         self._virtualization = virtualization
+        self._vmis = vmis
         self._known: dict[VmmId, JudgedProcess] = {}
         self._fired: frozenset[Question] = frozenset()
+        self._exits_missed = False
         self._errors: Counter[Source] = Counter({Source.EBPF: 0, Source.PROC: 0})
         self._departed_total: int | None = None
         self._dropped_total = 0
@@ -116,7 +137,15 @@ class Observer:
         self._tried_at_s = -TRIAL_INTERVAL_S
 
     def look(self) -> NodeReport:
-        """Read everything now and report it."""
+        """Read everything now and report it.
+
+        The VMIs first: the process of one that is Running has started before the API server says
+        so, hence a process read later is not missed for being young.
+        """
+        index = self._vmis.index() if self._vmis else None
+        watch = self._vmis.status() if self._vmis else None
+        if watch is not None:
+            self._errors[Source.KUBE] += watch.error is not None
         kernel = self._read_ledger()
         self._fired |= questions_fired(kernel)
         self._known = {
@@ -124,8 +153,9 @@ class Observer:
             for tgid in sorted(self._tgids(kernel))
             if (process := self._judged(tgid, kernel)) is not None
         }
-        attributions = self._attributions()
-        trusts = counter_trusts(kernel, fired=self._fired)
+        attributions = self._attributions(index)
+        self._exits_missed |= missed_exits(kernel)
+        trusts = counter_trusts(kernel, fired=self._fired, exits_missed=self._exits_missed)
         processes = process_reports(self._known.values(), attributions=attributions, trusts=trusts)
         accelerators = self._accelerators()
         proc_readable = self._host.identify(os.getpid()) is not None
@@ -148,6 +178,7 @@ class Observer:
                 ledger_error=kernel.error,
                 bcc_version=self._ledger.bcc_version if self._ledger else None,
                 errors_total=dict(self._errors),
+                vmi_watch=watch,
             ),
             proc_readable=proc_readable,
             processes=processes,
@@ -203,21 +234,22 @@ class Observer:
         start_ns = self._host.start_monotonic_ns(vmm)
         entry = ledger_entry(vmm, kernel, start_monotonic_ns=start_ns)
         known = self._known.get(vmm)
-        if known is not None and _still_settled(known, entry, kernel):
-            return known if kernel.error else replace(known, ledger=entry)
+        settled = known if known and _still_settled(known, entry, kernel) else None
+        if settled and not _vcpus_created(settled.ledger, entry):
+            return settled if kernel.error else replace(settled, ledger=entry)
         process = self._host.inspect(vmm)
         if process is None:
             return None
         evidence = gather(process, kernel, start_monotonic_ns=start_ns)
         if not process.named_like_qemu and not _uses_accelerator(evidence):
             return None
-        verdict = judge(evidence)
+        verdict = settled.verdict if settled else judge(evidence)
         return JudgedProcess(
             vmm=vmm,
             comm=process.comm,
             program=process.program,
             guest_name=process.command_line.guest_name,
-            cgroup=process.cgroup,
+            pod=pod_of(process.cgroup) if process.cgroup else None,
             named_like_qemu=process.named_like_qemu,
             capability_probe=verdict.reasons[0] is Reason.CAPABILITY_PROBE,
             vcpus=max(evidence.kvm_vcpus, evidence.mshv_vps, evidence.tcg_threads) or None,
@@ -235,8 +267,8 @@ class Observer:
         if self._ledger is not None and tgid in kernel.entries and not freed_hook:
             self._ledger.forget(kernel.entries[tgid])
 
-    def _attributions(self) -> Mapping[VmName, Attribution]:
-        return by_guest_name(
+    def _attributions(self, index: VmiIndex | None) -> Mapping[VmName, Attribution]:
+        candidates = [
             Candidate(
                 vmm=process.vmm,
                 named_like_qemu=process.named_like_qemu,
@@ -244,9 +276,13 @@ class Observer:
                 guest_name=process.guest_name,
                 capability_probe=process.capability_probe,
                 verdict=process.verdict,
+                pod=process.pod,
             )
             for process in self._known.values()
-        )
+        ]
+        if index is None:
+            return by_guest_name(candidates)
+        return by_pod(candidates, index, node=self._node)
 
     def _accelerators(self) -> tuple[Accelerator, ...]:
         """KVM is there when a VM is seen to run on it; otherwise it is tried, rarely."""
@@ -274,13 +310,23 @@ def _still_settled(known: JudgedProcess, entry: LedgerEntry | None, kernel: Kern
         if before
         else entry is None or entry.exec_ns is None
     )
-    contradicted = (
-        entry is not None and entry.ran_kvm and known.verdict.type is not HypervisorType.KVM
-    )
+    ran = None if entry is None else _recorded_type(entry)
+    contradicted = ran is not None and known.verdict.type is not ran
     return known.verdict.settled and same_program and not contradicted
 
 
 def _uses_accelerator(evidence: Evidence) -> bool:
-    return bool(
-        evidence.kvm_fds or evidence.mshv_fds or (evidence.ledger and evidence.ledger.ran_kvm)
-    )
+    recorded = evidence.ledger is not None and _recorded_type(evidence.ledger) is not None
+    return evidence.kvm_fds or evidence.mshv_fds or recorded
+
+
+def _vcpus_created(before: LedgerEntry | None, now: LedgerEntry | None) -> bool:
+    """Whether vCPUs were added since: the process is looked at again, its verdict stands."""
+    return now is not None and now.vcpus_created != (before.vcpus_created if before else 0)
+
+
+def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
+    """The accelerator the kernel saw a process use; None: none."""
+    if entry.ran_kvm:
+        return HypervisorType.KVM
+    return HypervisorType.MSHV if entry.mshv_runs else None

@@ -12,6 +12,7 @@ from ebpf.hooks import HookStatus
 from probes.identity import VmName
 from probes.node import Accelerator, NodeVirtualization
 from probes.verdict import Verdict
+from probes.vmi import WatchStatus
 from probes.vmm import VmmId
 
 SCHEMA = "hvprobe/v1"
@@ -64,6 +65,8 @@ class ProbeHealth:
     bcc_version: str | None
     errors_total: Mapping[Source, int]
     """Refreshes in which a source failed."""
+    vmi_watch: WatchStatus | None = None
+    """How the VMIs' names come from the API server; None: standalone, they do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +170,18 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
         },
         "bcc_version": health.bcc_version,
         "errors_total": {source.value: count for source, count in health.errors_total.items()},
+        "vmi_watch": _watch_json(health.vmi_watch) if health.vmi_watch else None,
+    }
+
+
+def _watch_json(watch: WatchStatus) -> dict[str, object]:
+    return {
+        "up": watch.up,
+        "synced": watch.synced,
+        "last_sync_unix_s": watch.last_sync_unix_s,
+        "restarts_total": watch.restarts,
+        "malformed_total": watch.malformed_total,
+        "error": watch.error,
     }
 
 

@@ -88,6 +88,11 @@ class Server:
         """(host, port) of each listening socket; the real port where 0 was asked for."""
         return [each.getsockname()[:2] for each in self._listeners]
 
+    @property
+    def tls_reload_failed(self) -> bool:
+        """Whether the TLS files have changed and cannot be used, so that older ones are."""
+        return self._certificates is not None and self._certificates.reload_failed
+
     async def stop(self) -> None:
         """Take no more connections, let requests in flight end within the grace, close all."""
         for acceptor in self._acceptors:

@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
     try:
         return Settings(
             command=Command(found.command),
-            node=found.node or environment.get("NODE_NAME") or socket.gethostname(),
+            node=_node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
             standalone=_standalone(found),
             kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
             proc_root=Path(found.proc),
@@ -183,6 +183,14 @@ def _standalone(found: argparse.Namespace) -> bool | None:
     if found.standalone:
         return True
     return False if found.kubeconfig else None
+
+
+def _node(name: str) -> str:
+    # Bytes that are no UTF-8 come as surrogates, which no label value can hold; control characters
+    # and direction marks only ever deceive a reader.
+    if not name.isprintable():
+        raise UsageError(f"node name {name!a} has unprintable characters; give another by --node")
+    return name
 
 
 def _log_level(word: str) -> str:

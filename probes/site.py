@@ -1,74 +1,61 @@
-"""EDGE. What the agent serves, by path: one look shared by all who ask within a second.
+"""EDGE. What the agent serves, by path.
 
-Owns the sharing and the readiness. Must not know how a look is taken, nor sockets and TLS.
+Owns the answers and the readiness. Must not know how a look is taken, nor sockets and TLS.
 """
 
-import asyncio
-import contextlib
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 from prometheus_client import (
     CollectorRegistry,
+    Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client import generate_latest as in_text
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
+from prometheus_client.openmetrics.exposition import generate_latest as in_openmetrics
 from prometheus_client.registry import Collector
 
-from probes.metrics import families
+from probes.looks import Seen, SharedLook
+from probes.metrics import families, health_families
+from probes.page import CONTENT_SECURITY_POLICY, page
 from probes.report import NodeReport
-from probes.routes import Handler, Request, Response
+from probes.routes import Handler, Request, Response, plain_text
 
-SHARED_FOR_S = 1.0
-"""Two scrapes within this time share one look."""
-STOP_GRACE_S = 1.0
-"""How long a look that is under way may take when the agent is told to stop."""
+LAST_KNOWN_S = 60.0
+"""How long VMs are shown as last seen when looks fail.
 
+Long enough that one look lost to a busy node breaks no graph and resets no pending alert; short
+enough that nobody is told for long of a VM that is gone.
+"""
 
-class SharedLook:
-    """One look at a time, in a thread of its own, shared by all who ask within a second."""
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+"""Content type of Prometheus's text format."""
 
-    def __init__(self, look: Callable[[], NodeReport], *, durations: Histogram) -> None:
-        self._look = look
-        self._durations = durations
-        self._lock = asyncio.Lock()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="look")
-        self._last: NodeReport | None = None
-        self._taken_s = -SHARED_FOR_S
-
-    async def report(self) -> NodeReport:
-        """A report not older than SHARED_FOR_S."""
-        async with self._lock:
-            if self._last is None or time.monotonic() - self._taken_s >= SHARED_FOR_S:
-                loop = asyncio.get_running_loop()
-                self._last = await loop.run_in_executor(self._executor, self._timed_look)
-                self._taken_s = time.monotonic()
-            return self._last
-
-    async def stop(self) -> None:
-        """Let a look under way end, for a while."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_GRACE_S), self._lock:
-                pass
-
-    def _timed_look(self) -> NodeReport:
-        with self._durations.time():
-            return self._look()
+_VARY = (("Vary", "Accept"),)
+_PAGE_HEADERS = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+)
 
 
 class Site:
     """The agent's pages."""
 
-    def __init__(self, look: Callable[[], NodeReport]) -> None:
-        """Serve what look() reports.
+    def __init__(
+        self,
+        look: Callable[[], NodeReport],
+        *,
+        tls_reload_failed: Callable[[], bool] | None = None,
+    ) -> None:
+        """Serve what look() reports. tls_reload_failed: None without TLS.
 
         No ``_created`` series: they would double the counters, and process_start_time_seconds
         already tells when hvprobe began to count.
@@ -78,49 +65,86 @@ class Site:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        durations = Histogram(
-            "hvprobe_refresh_duration_seconds",
-            "Time one refresh took: reading the kernel table and /proc, judging, naming.",
-            registry=self._registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-        )
-        self.look = SharedLook(look, durations=durations)
+        if tls_reload_failed is not None:
+            Gauge(
+                "hvprobe_tls_reload_failed",
+                "1: the TLS files have changed and cannot be used, so those before are served "
+                "until they expire: the agent's log says what is wrong with them.",
+                registry=self._registry,
+            ).set_function(tls_reload_failed)
+        self.look = SharedLook(look, registry=self._registry)
 
     @property
     def routes(self) -> dict[str, Handler]:
         """Handlers by path."""
         return {
+            "/": self._page,
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
         }
 
+    async def _page(self, _: Request) -> Response:
+        seen = await self.look.seen()
+        body = page(
+            seen.report, previous=seen.previous, failure=seen.failure, last_known_s=LAST_KNOWN_S
+        )
+        return Response(content_type="text/html; charset=utf-8", body=body, headers=_PAGE_HEADERS)
+
     async def _metrics(self, request: Request) -> Response:
-        report = await self.look.report()
-        encode, content_type = choose_encoder(request.accept or "")
-        body = encode(_Exposition(report, self._registry))
-        return Response(status=HTTPStatus.OK, content_type=content_type, body=body)
+        seen = await self.look.seen()
+        exposition = _Exposition(seen, self._registry)
+        if prefers_openmetrics(request.accept):
+            body = in_openmetrics(exposition)  # type: ignore[no-untyped-call]
+            return Response(content_type=OPENMETRICS, body=body, headers=_VARY)
+        return Response(content_type=TEXT, body=in_text(exposition), headers=_VARY)
 
     async def _healthz(self, _: Request) -> Response:
-        return _text(HTTPStatus.OK, "alive\n")
+        return plain_text(HTTPStatus.OK, "alive")
 
     async def _readyz(self, _: Request) -> Response:
-        await self.look.report()
-        return _text(HTTPStatus.OK, "ready\n")
+        seen = await self.look.seen()
+        if seen.failure is not None:
+            return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {seen.failure}")
+        watch = seen.report.health.vmi_watch if seen.report else None
+        if watch is not None and not watch.synced:
+            why = watch.error or "the API server has not answered yet"
+            return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
+        return plain_text(HTTPStatus.OK, "ready")
 
 
 class _Exposition(Collector):
     """What prometheus_client's encoders take for a registry: the report first, then ourselves."""
 
-    def __init__(self, report: NodeReport, registry: CollectorRegistry) -> None:
-        self._report = report
+    def __init__(self, seen: Seen, registry: CollectorRegistry) -> None:
+        self._seen = seen
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
         """Prometheus families, as the encoders want them."""
-        yield from families(self._report)
+        if self._seen.report is not None:
+            known = self._seen.failure is None or self._seen.age_s < LAST_KNOWN_S
+            yield from (families if known else health_families)(self._seen.report)
         yield from self._registry.collect()
 
 
-def _text(status: HTTPStatus, body: str) -> Response:
-    return Response(status=status, content_type="text/plain; charset=utf-8", body=body.encode())
+def prefers_openmetrics(accept: str | None) -> bool:
+    """Whether OpenMetrics 1 is acceptable and not liked less than the text format.
+
+    prometheus_client's own choose_encoder raises for a version that is no number, and passes by the
+    weights.
+    """
+    weights: dict[str, float] = {}
+    for item in (accept or "").lower().split(","):
+        media_type, *rest = (part.strip() for part in item.split(";"))
+        parameters = dict(part.partition("=")[::2] for part in rest)
+        version = parameters.get("version", "")
+        if media_type == "application/openmetrics-text" and version not in ("", "1.0.0"):
+            continue
+        try:
+            weight = float(parameters.get("q", "1"))
+        except ValueError:
+            weight = 0.0
+        weights[media_type] = max(weight, weights.get(media_type, 0.0))
+    wanted = weights.get("application/openmetrics-text", 0.0)
+    return wanted > 0 and wanted >= weights.get("text/plain", 0.0)

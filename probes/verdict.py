@@ -18,10 +18,13 @@ class Reason(StrEnum):
     VM_EXITS_RECORDED = "VM exits recorded"
     USERSPACE_EXITS_RECORDED = "KVM_RUN returns recorded"
     KVM_RUN_RECORDED = "KVM_RUN recorded"
+    KVM_RUN_REFUSED = "KVM_RUN entered, but no guest seen to run"
     INSIDE_KVM_RUN = "vCPU thread inside KVM_RUN"
+    VCPU_STATISTICS = "KVM's own statistics count VM exits"
     KVM_RUN_WORKER = "KVM's worker thread was started by a KVM_RUN"
     GUEST_TIME = "guest CPU time accounted"
     HOLDS_VCPUS = "holds vCPUs, not seen running"
+    MSHV_RUN_RECORDED = "MSHV_RUN_VP recorded"
     INSIDE_MSHV_RUN = "vCPU thread inside MSHV_RUN_VP"
     HOLDS_MSHV_VPS = "holds mshv vCPUs, not seen running"
     TCG_COMPUTES = "TCG threads compute, no accelerator in use"
@@ -35,6 +38,9 @@ class Reason(StrEnum):
     FDS_UNREADABLE = "descriptors cannot be read whole"
     CAPABILITY_PROBE = "capability probe without a guest"
     NO_PROCESS = "no process found for this VM"
+    NO_POD = "the API server names no pod of this VM on this node"
+    POD_CONTESTED = "another VM claims the same pod"
+    SEVERAL_PROCESSES = "several processes of its pod could be this VM"
     CLAIMS_WITHOUT_FDS = "a thread claims an accelerator of which no descriptor is held"
     GUEST_TIME_WITHOUT_FDS = "guest CPU time without any vCPU descriptor"
     CONTRADICTS_THREAD_NAMES = "not what its threads call themselves"
@@ -77,8 +83,9 @@ def _kvm(evidence: Evidence) -> Verdict | None:
         for reason, holds in (
             (Reason.VM_EXITS_RECORDED, evidence.ledger and evidence.ledger.exits),
             (Reason.USERSPACE_EXITS_RECORDED, evidence.ledger and evidence.ledger.userspace_exits),
-            (Reason.KVM_RUN_RECORDED, evidence.ledger and evidence.ledger.runs),
+            (Reason.KVM_RUN_RECORDED, _entered_kvm_run(evidence) and _run_counts(evidence)),
             (Reason.INSIDE_KVM_RUN, evidence.kvm_vcpus_in_run),
+            (Reason.VCPU_STATISTICS, evidence.kvm_vcpus and evidence.stats_exits),
             (Reason.KVM_RUN_WORKER, evidence.kvm_run_worker),
             (Reason.GUEST_TIME, evidence.kvm_vcpus and evidence.guest_ticks),
         )
@@ -88,13 +95,32 @@ def _kvm(evidence: Evidence) -> Verdict | None:
         return Verdict(type=HypervisorType.KVM, verified=True, reasons=proofs)
     if evidence.kvm_vcpus:
         return _inferred(HypervisorType.KVM, Reason.HOLDS_VCPUS)
+    if _entered_kvm_run(evidence):
+        return _inferred(HypervisorType.UNKNOWN, Reason.KVM_RUN_REFUSED)
     return None
+
+
+def _entered_kvm_run(evidence: Evidence) -> bool:
+    return evidence.ledger is not None and evidence.ledger.runs > 0
+
+
+def _run_counts(evidence: Evidence) -> bool:
+    """Whether an entered KVM_RUN proves a running guest.
+
+    KVM refuses the call to a process that inherited the descriptor (-EIO: another address space),
+    before any tracepoint. So where returns are seen, an entry alone proves nothing: one that was
+    not refused shows as a return, a VM exit, or a thread inside KVM_RUN.
+    """
+    ledger = evidence.ledger
+    returned = ledger is not None and bool(ledger.userspace_exits or ledger.exits)
+    return returned or not evidence.hooks_see_returns
 
 
 def _mshv(evidence: Evidence) -> Verdict | None:
     proofs = tuple(
         reason
         for reason, holds in (
+            (Reason.MSHV_RUN_RECORDED, evidence.ledger and evidence.ledger.mshv_runs),
             (Reason.INSIDE_MSHV_RUN, evidence.mshv_vps_in_run),
             (Reason.GUEST_TIME, evidence.mshv_vps and evidence.guest_ticks),
         )

@@ -1,7 +1,8 @@
 """What hvprobe keeps of a VirtualMachineInstance, and the index of those on this node. Pure.
 
 Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, and the
-immutable snapshot that the join reads. Must not know: HTTP, threads, processes.
+immutable snapshot that the join reads, with how fresh it is. Must not know: HTTP, threads,
+processes.
 
 Field names are those of KubeVirt's staging/src/kubevirt.io/api/core/v1/types.go. Nothing that a
 tenant may write (labels, annotations, spec beyond the architecture) is kept or trusted.
@@ -100,6 +101,24 @@ class IndexState(Enum):
     """The watch is up: what the API server knows, this knows."""
     STALE = "stale"
     """The watch is down: the last known VMIs; the age says how old."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchStatus:
+    """How the watch that keeps an index current is doing."""
+
+    up: bool
+    """A watch is open now."""
+    synced: bool
+    """A complete list was received at least once."""
+    last_sync_unix_s: float | None
+    """When the API server last sent anything that confirms the VMIs we have; None: never."""
+    restarts: int
+    """Watches opened again after anything but an orderly end, since start."""
+    error: str | None
+    """Why it is not up, in one line; None: it is, or was never tried."""
+    malformed_total: int
+    """Objects skipped because they cannot be VMIs, since start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

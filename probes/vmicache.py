@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from probes.vmi import EMPTY_INDEX, IndexState, MalformedVmi, Vmi, VmiIndex, parse_vmi, vmi_key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchStatus:
-    """How the watch is doing."""
-
-    up: bool
-    """A watch is open now."""
-    synced: bool
-    """A complete list was received at least once."""
-    last_sync_unix_s: float | None
-    """When the API server last sent anything that confirms the VMIs we have; None: never."""
-    restarts: int
-    """Watches opened again after anything but an orderly end, since start."""
-    error: str | None
-    """Why it is not up, in one line; None: it is, or was never tried."""
-    malformed_total: int
-    """Objects skipped because they cannot be VMIs, since start."""
+from probes.vmi import (
+    EMPTY_INDEX,
+    IndexState,
+    MalformedVmi,
+    Vmi,
+    VmiIndex,
+    WatchStatus,
+    parse_vmi,
+    vmi_key,
+)
 
 
 class VmiCache:
@@ -44,6 +35,7 @@ class VmiCache:
         self._last_skip: str | None = None
         self._last_loss: str | None = None
         self._broken = False
+        self._first_list = threading.Event()
         self._status = WatchStatus(
             up=False,
             synced=False,
@@ -57,6 +49,10 @@ class VmiCache:
         """Tell how the watch is doing now."""
         with self._lock:
             return self._status
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait for the first complete list; False: it did not come in time."""
+        return self._first_list.wait(timeout_s)
 
     def index(self) -> VmiIndex:
         """Return the VMIs known now; the same object until something changes."""
@@ -86,6 +82,7 @@ class VmiCache:
             self._vmis = fresh
             self._index = None
             self._confirm()
+        self._first_list.set()
 
     def parse(self, obj: object) -> Vmi | None:
         """Find the VMI in a decoded object; None, counted and told once, when it holds none."""

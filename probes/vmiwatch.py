@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import urllib3
 
-from probes.kube import ApiReader, InCluster, Kubeconfig, interrupt
+from probes.credentials import InCluster, Kubeconfig
+from probes.kube import ApiReader, interrupt
 from probes.listwatch import (
     NODE_LABEL,
     RESOURCE,
@@ -30,11 +31,11 @@ from probes.listwatch import (
     lines_of,
     walk_list,
 )
-from probes.vmi import Vmi, VmiIndex
-from probes.vmicache import VmiCache, WatchStatus
+from probes.vmi import Vmi, VmiIndex, WatchStatus
+from probes.vmicache import VmiCache
 
 _CHUNK_BYTES = 1 << 16
-_STOP_WAIT_S = 1.5
+_STOP_WAIT_S = 0.5
 _HASTY_WATCH_S = 1.0
 """A watch that ends sooner and without a word is a failure; asking again at once would spin."""
 _RETRY_AFTER_CAP_S = 300.0
@@ -91,7 +92,7 @@ class VmiWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watch; returns within 2 s even while the thread waits for the server."""
+        """End the watch; returns within 1 s even while the thread waits for the server."""
         self._stopping.set()
         with self._lock:
             response = self._response
@@ -101,6 +102,10 @@ class VmiWatch:
             # A connection still being opened cannot be interrupted: the daemon thread then ends by
             # its own time-out, and reads nothing any more.
             self._thread.join(_STOP_WAIT_S)
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait for the first complete list; False: it did not come in time."""
+        return self._cache.wait_synced(timeout_s)
 
     def index(self) -> VmiIndex:
         """Return the VMIs known now; the same object until something changes."""

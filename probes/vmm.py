@@ -102,5 +102,7 @@ class VmmProcess:
     """Text of /proc/TGID/cgroup; None where it cannot be read."""
     fds: AcceleratorFds
     threads: tuple[VmmThread, ...]
+    stats_exits: int | None
+    """VM exits by KVM's own statistics, which newer QEMU holds open; None: not to be had."""
     guest_ticks: int
     """Time its threads spent running guest code (field 43 of /proc/TGID/stat), clock ticks."""

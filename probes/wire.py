@@ -72,6 +72,11 @@ class Certificates:
         self._failure: str | None = None
         self._tried_s = clock_s()
 
+    @property
+    def reload_failed(self) -> bool:
+        """Whether the newest files could not be used when they were looked at last."""
+        return self._failure is not None
+
     def current(self) -> Credentials:
         """Give the credentials for a connection opened now.
 

@@ -9,7 +9,7 @@ import pytest
 from apiserver import ApiServer
 from cluster_watch import NODE, QUICK, Begin
 
-from probes.kube import InCluster, Kubeconfig
+from probes.credentials import InCluster, Kubeconfig
 from probes.vmiwatch import VmiWatch, WatchTiming
 
 

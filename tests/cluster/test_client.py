@@ -12,7 +12,8 @@ from apiserver import ApiServer
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
-from probes.kube import ApiReader, InCluster
+from probes.credentials import InCluster
+from probes.kube import ApiReader
 token, ca, port = sys.argv[1:]
 environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
 from pathlib import Path

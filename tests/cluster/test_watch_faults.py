@@ -16,7 +16,7 @@ from apiserver import ApiServer, Fault, FaultKind, Request
 from cluster_watch import QUICK, Begin, names, until
 from vmi_objects import Vmi, vmi
 
-from probes.kube import InCluster, Kubeconfig
+from probes.credentials import InCluster, Kubeconfig
 from probes.vmi import IndexState
 from probes.vmiwatch import VmiWatch, WatchTiming
 

@@ -25,6 +25,7 @@ def results_of(name: str, below: Path = RESULTS) -> Iterator[Path]:
     with locked("results"):
         _remove_abandoned(name, below)
         running = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=below))
+        running.chmod(0o755)
         held = os.open(running, os.O_RDONLY)
         fcntl.flock(held, fcntl.LOCK_EX)
     try:

@@ -54,11 +54,13 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
         mshv_fds=False,
         mshv_vps=0,
         mshv_vps_in_run=0,
+        stats_exits=None,
         guest_ticks=0,
         tcg_threads=0,
         tcg_cpu_ticks=0,
         ledger=None,
         hooks_prove_running=True,
+        hooks_see_returns=True,
         hooks_since_start=True,
         ledger_lost_events=False,
     )
@@ -126,6 +128,7 @@ def process(vmm: VmmId = VMM, **changes: Any) -> VmmProcess:  # noqa: ANN401 - a
         cgroup="0::/\n",
         fds=NO_FDS,
         threads=(thread("qemu-system-x86", tid=vmm.tgid),),
+        stats_exits=None,
         guest_ticks=0,
     )
     return replace(plain, **changes)

@@ -20,6 +20,7 @@ from probes.assemble import (
     CounterTrusts,
     JudgedProcess,
     counter_trusts,
+    missed_exits,
     process_reports,
     questions_fired,
     vmi_reports,
@@ -43,7 +44,7 @@ PROCESS = JudgedProcess(
     comm="qemu-system-x86",
     program="qemu-system-x86_64",
     guest_name="default_alpha",
-    cgroup="0::/\n",
+    pod=None,
     named_like_qemu=True,
     capability_probe=False,
     vcpus=2,
@@ -101,15 +102,23 @@ def test_trust(
     Without one it is missing; silent while guests return to user space, it is blind.
     """
     snapshot = kernel(entry(userspace_exits=returns), hooks=hooks(attached))
-    found = counter_trusts(snapshot, fired=fired)
+    found = counter_trusts(snapshot, fired=fired, exits_missed=missed_exits(snapshot))
     assert (found.runs, found.userspace_exits, found.exits) == expected
 
 
 def test_blindness_is_found_on_all_guests_together() -> None:
     """Many guests with few returns each tell as much as one with many."""
     entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
-    found = counter_trusts(kernel(*entries), fired=frozenset({Question.USERSPACE_EXITS}))
-    assert found.exits is BLIND
+    assert missed_exits(kernel(*entries))
+    assert not missed_exits(kernel(*entries[1:]))
+
+
+def test_blindness_is_not_forgotten_with_its_guests() -> None:
+    """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
+    returned = frozenset({Question.USERSPACE_EXITS})
+    assert counter_trusts(kernel(), fired=returned, exits_missed=True).exits is BLIND
+    after = counter_trusts(kernel(), fired=returned | {Question.EXITS}, exits_missed=True)
+    assert after.exits is PROVEN
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from ebpf.hooks import Question, unattached
 from probes.doctor import Ability, Check, Outcome, ability, checks, lines
 from probes.node import Accelerator, NodeVirtualization
 from probes.report import CounterTrust, NodeReport
+from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
 
 NO_BPF = health(
@@ -77,13 +78,46 @@ def test_without_bpf() -> None:
     found = list(lines(given))
     assert any("no BPF: not permitted" in line for line in found)
     assert found[-1] == "verdicts can only be inferred on this node"
-    assert [it.outcome for it in checks(given)][1:] == [Outcome.LESS] * 4
+    names = check(given, "VMI names")
+    assert [it.outcome for it in checks(given) if it != names][1:] == [Outcome.LESS] * 4
 
 
 def test_without_anything() -> None:
     """Neither hooks nor /proc."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
     assert list(lines(given))[-1] == "nothing can be said of this node's VMs"
+
+
+LOST = WatchStatus(
+    up=False,
+    synced=True,
+    last_sync_unix_s=1700000000.0,
+    restarts=2,
+    error="cannot watch it: no route",
+    malformed_total=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("watch", "outcome", "finding"),
+    [
+        (None, Outcome.GOOD, "libvirt's domain names"),
+        (replace(LOST, up=True, error=None), Outcome.GOOD, "the API server"),
+        (LOST, Outcome.LESS, "as last known: cannot watch it: no route"),
+        (replace(LOST, synced=False), Outcome.BAD, "no VM has a name: cannot watch it: no route"),
+        (replace(LOST, synced=False, error=None), Outcome.BAD, "it has not answered yet"),
+    ],
+)
+def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, finding: str) -> None:
+    """Domain names, or the API server: current, last known, or never heard, with the reason.
+
+    It does not change what can be verified.
+    """
+    given = replace(report(), health=health(vmi_watch=watch))
+    found = check(given, "VMI names")
+    assert found.outcome is outcome
+    assert finding in found.finding
+    assert ability(given) is Ability.VERIFIED
 
 
 def test_hooks_that_prove_use_of_kvm_are_missing() -> None:

@@ -5,7 +5,17 @@ from importlib import resources
 
 import pytest
 
-from ebpf.hooks import HOOKS, PROGRAM_FILES, Backend, Hook, HookStatus, Question, unattached
+from ebpf.hooks import (
+    HOOKS,
+    KVM,
+    MSHV,
+    PROGRAM_FILES,
+    Backend,
+    Hook,
+    HookStatus,
+    Question,
+    unattached,
+)
 
 
 def _bpf_text() -> str:
@@ -48,9 +58,22 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
-def test_module_is_told_where_there_is_one(hook: Hook) -> None:
+def test_driver_is_told_where_there_is_one(hook: Hook) -> None:
     """A hook of KVM tells that kvm has to be there first; a hook of the scheduler needs none."""
-    assert hook.module == ("kvm" if hook.name.startswith("kvm_") else None)
+    prefixes = {"kvm_": KVM, "mshv_": MSHV, "sched_": None}
+    assert [hook.driver] == [it for prefix, it in prefixes.items() if hook.name.startswith(prefix)]
+
+
+def test_attaching_is_counted_and_a_driver_gone_is_no_failure() -> None:
+    """A hook whose driver left is needless, not broken; attached again, it says how often."""
+    once = HookStatus(hook=HOOKS[0], backend=Backend.NONE).attached_by(Backend.KPROBE)
+    gone = once.driver_gone()
+    again = gone.attached_by(Backend.KPROBE)
+    assert (once.attached_total, once.needless, once.reason) == (1, False, None)
+    assert (gone.attached, gone.needless, gone.attached_total) == (False, True, 1)
+    assert "/dev/kvm" in (gone.reason or "")
+    assert (again.attached, again.needless, again.attached_total) == (True, False, 2)
+    assert not gone.failed("no such function").needless
 
 
 def test_argument_free_programs_only_may_be_raw() -> None:
@@ -72,7 +95,7 @@ def test_argument_free_programs_only_may_be_raw() -> None:
 def test_unattached_names_every_hook_and_the_reason() -> None:
     """Without any BPF each wanted hook is still reported, with backend none and the reason."""
     statuses = unattached("no BPF here")
-    assert [it.hook for it in statuses] == list(HOOKS)
+    assert [it.hook for it in statuses] == [hook for hook in HOOKS if not hook.optional]
     assert {(it.backend, it.reason, it.attached) for it in statuses} == {
         (Backend.NONE, "no BPF here", False)
     }

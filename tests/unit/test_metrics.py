@@ -9,7 +9,7 @@ from pathlib import Path
 
 import prometheus_client
 import pytest
-from facts import INTEL_HOST
+from facts import INTEL_HOST, health
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
@@ -23,6 +23,7 @@ from probes.identity import VmName
 from probes.metrics import families
 from probes.node import Accelerator, NodeVirtualization
 from probes.report import NodeReport
+from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics.txt"
@@ -238,3 +239,31 @@ def test_verified_and_types_are_separate() -> None:
     """Verified is 0 or 1 whatever the type."""
     report = replace(rich_report(), vmis=(vmi("a", KVM), vmi("b", replace(TCG, verified=False))))
     assert values(report, "kubevirt_vmi_hypervisor_verified", "name") == {("a",): 1, ("b",): 0}
+
+
+def watch_samples(watch: WatchStatus | None) -> dict[str, float]:
+    report = replace(rich_report(), health=health(vmi_watch=watch))
+    return {it.name: it.value for it in samples_of(report) if "vmi_watch" in it.name}
+
+
+def test_vmi_watch() -> None:
+    """How current the names are, in a cluster only; a time of sync only once there was one."""
+    never = WatchStatus(
+        up=False,
+        synced=False,
+        last_sync_unix_s=None,
+        restarts=0,
+        error="no route",
+        malformed_total=0,
+    )
+    assert watch_samples(None) == {}
+    assert watch_samples(never) == {
+        "hvprobe_vmi_watch_up": 0,
+        "hvprobe_vmi_watch_restarts_total": 0,
+    }
+    synced = replace(never, up=True, synced=True, last_sync_unix_s=1700000000.5, restarts=2)
+    assert watch_samples(synced) == {
+        "hvprobe_vmi_watch_up": 1,
+        "hvprobe_vmi_watch_last_sync_timestamp_seconds": 1700000000.5,
+        "hvprobe_vmi_watch_restarts_total": 2,
+    }

@@ -139,7 +139,7 @@ class World:
 
 def kvm_world() -> World:
     """One QEMU that runs on KVM."""
-    return World(entry(runs=5), processes=(kvm_process(),))
+    return World(entry(runs=5, userspace_exits=5), processes=(kvm_process(),))
 
 
 def tcg_world() -> World:
@@ -196,7 +196,9 @@ def test_others_are_not_vmms() -> None:
         program="firecracker",
         fds=KVM_FDS,
     )
-    world = World(entry(), entry(5000, first_ns=BETA_NS, runs=1), processes=(other, user))
+    world = World(
+        entry(), entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1), processes=(other, user)
+    )
     report = world.look()
     assert [(it.vmm.tgid, it.state) for it in report.processes] == [
         (5000, ProcessState.UNATTRIBUTED)
@@ -232,7 +234,9 @@ def test_process_that_runs_a_guest_is_no_probe() -> None:
     The process is shown as what it is, under its name.
     """
     says = QemuCommandLine(guest_name="default_alpha", machine="none")
-    world = World(entry(runs=5), processes=(replace(kvm_process(), command_line=says),))
+    world = World(
+        entry(runs=5, userspace_exits=5), processes=(replace(kvm_process(), command_line=says),)
+    )
     report = world.look()
     assert [it.state for it in report.processes] == [ProcessState.ATTRIBUTED]
     assert [(it.vm.name, it.verdict.type) for it in report.vmis] == [("alpha", KVM)]
@@ -267,7 +271,7 @@ def test_counters_of_a_settled_process_go_on() -> None:
     """The verdict is kept, the counters are read anew."""
     world = kvm_world()
     assert world.one().runs == 5
-    world.books.says = kernel(entry(runs=11))
+    world.books.says = kernel(entry(runs=11, userspace_exits=11))
     assert world.one().runs == 11
     assert world.node.inspections == {VMM.tgid: 1}
 
@@ -288,10 +292,10 @@ def test_kernel_overrules_a_settled_tcg() -> None:
     """KVM_RUN recorded of a process that was settled as emulated: it is judged again."""
     world = tcg_world()
     assert type_of(world.one()) == (TCG, True)
-    world.books.says = kernel(entry(runs=1))
+    world.books.says = kernel(entry(runs=1, userspace_exits=1))
     found = world.one()
     assert type_of(found) == (KVM, True)
-    assert found.verdict.reasons[0] is Reason.KVM_RUN_RECORDED
+    assert found.verdict.reasons[0] is Reason.USERSPACE_EXITS_RECORDED
     assert world.node.inspections == {VMM.tgid: 2}
 
 
@@ -320,7 +324,7 @@ def test_execution_is_noticed_of_one_older_than_the_hooks() -> None:
 
     When it executes something else the entry goes, and with it the verdict.
     """
-    world = World(entry(exec_ns=None, runs=5), processes=(kvm_process(),))
+    world = World(entry(exec_ns=None, runs=5, userspace_exits=5), processes=(kvm_process(),))
     assert type_of(world.one()) == (KVM, True)
     world.books.says = kernel()
     world.node.processes[VMM.tgid] = replace(
@@ -354,7 +358,7 @@ def test_ended_process_leaves_at_the_next_look() -> None:
 
 def test_gone_between_ledger_and_proc() -> None:
     """An entry whose process is gone makes no report and no error."""
-    world = World(entry(runs=5), processes=())
+    world = World(entry(runs=5, userspace_exits=5), processes=())
     report = world.look()
     assert report.processes == ()
     assert not any(report.health.errors_total.values())
@@ -445,7 +449,7 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
     Counters are absent meanwhile.
     """
     world = World(
-        entry(runs=5),
+        entry(runs=5, userspace_exits=5),
         entry(5000, first_ns=BETA_NS, exec_ns=BETA_NS),
         processes=(kvm_process(), tcg_process(BETA)),
     )
@@ -466,7 +470,7 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
 def test_settled_verdicts_survive_an_unreadable_ledger() -> None:
     """Rule 7: losing the ledger takes nothing back that it has proven."""
     world = World(
-        entry(runs=5),
+        entry(runs=5, userspace_exits=5),
         entry(5000, first_ns=BETA_NS, exec_ns=BETA_NS),
         processes=(kvm_process(), tcg_process(BETA)),
     )
@@ -482,7 +486,7 @@ def test_counters_return_after_an_unreadable_ledger() -> None:
     world.look()
     world.books.says = LedgerReadError("cannot read the ledger: gone")
     assert world.one().runs is None
-    world.books.says = kernel(entry(runs=12))
+    world.books.says = kernel(entry(runs=12, userspace_exits=12))
     report = world.look()
     assert [it.runs for it in report.processes] == [12]
     assert report.health.errors_total[Source.EBPF] == 1
@@ -492,7 +496,7 @@ def test_counters_return_after_an_unreadable_ledger() -> None:
 def test_dropped_events_are_never_uncounted() -> None:
     """A counter that went back would be read as a restart and counted twice."""
     world = kvm_world()
-    world.books.says = kernel(entry(runs=5), dropped_total=7)
+    world.books.says = kernel(entry(runs=5, userspace_exits=5), dropped_total=7)
     assert world.look().health.ledger_dropped_total == 7
     world.books.says = LedgerReadError("cannot read the ledger: gone")
     assert world.look().health.ledger_dropped_total == 7
@@ -550,7 +554,7 @@ def test_a_hook_that_fired_once_stays_proven() -> None:
     """Trust in a counter outlives the process that gave it."""
     world = World(entry(runs=1, userspace_exits=1, exits=1), processes=(kvm_process(),))
     assert world.look().health.exits_trust is CounterTrust.PROVEN
-    world.books.says = kernel(entry(5000, first_ns=BETA_NS, runs=1))
+    world.books.says = kernel(entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1))
     assert world.look().health.exits_trust is CounterTrust.PROVEN
 
 

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
+from facts import health
 from rich_report import rich_report
 
 from ebpf.hooks import HOOKS
 from probes.report import SCHEMA, CounterTrust, ProcessState, Source, to_json
+from probes.vmi import WatchStatus
 
 
 def section(name: str, *inner: str) -> object:
@@ -64,6 +66,29 @@ def test_health() -> None:
     }
     assert section("health", "bcc_version") == "0.26.0"
     assert section("health", "errors_total") == {"ebpf": 1, "proc": 0}
+    assert section("health", "vmi_watch") is None
+
+
+def test_vmi_watch() -> None:
+    """In a cluster: how current the VMIs are, and why they are not."""
+    watch = WatchStatus(
+        up=False,
+        synced=True,
+        last_sync_unix_s=1700000000.5,
+        restarts=3,
+        error="API server lost",
+        malformed_total=1,
+    )
+    told = to_json(replace(rich_report(), health=health(vmi_watch=watch)))["health"]
+    assert isinstance(told, dict)
+    assert told["vmi_watch"] == {
+        "up": False,
+        "synced": True,
+        "last_sync_unix_s": 1700000000.5,
+        "restarts_total": 3,
+        "malformed_total": 1,
+        "error": "API server lost",
+    }
 
 
 def test_vmis() -> None:

@@ -16,20 +16,34 @@ KVM, TCG, MSHV = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.MSHV
 UNKNOWN = HypervisorType.UNKNOWN
 R = Reason
 
+ENTERED = {"ledger": entry(runs=1), "hooks_see_returns": False}
+"""It entered KVM_RUN, on a kernel where that is all there is to see."""
 RUNNING = {"kvm_fds": True, "kvm_vcpus": 2, "claimed": frozenset({KVM})}
 """A QEMU with KVM vCPUs; nothing shows yet that they ran."""
 EMULATING = {"tcg_threads": 2, "tcg_cpu_ticks": 7, "claimed": frozenset({TCG})}
 """A QEMU whose TCG threads compute, its descriptor table whole and free of accelerators."""
 LATE = {"hooks_since_start": False}
-HONEST = {**RUNNING, "ledger": entry(runs=1)}
+HONEST = {**RUNNING, **ENTERED}
 LYING = {**HONEST, "claimed": frozenset({TCG}), "tcg_threads": 1}
 NO_HOOKS = {"hooks_prove_running": False, "hooks_since_start": False}
 
 RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ...]]] = {
     # 1. kvm, verified: the kernel recorded it, or shows it now
     "1: KVM_RUN recorded": (
-        {**RUNNING, "ledger": entry(runs=1)},
+        {**RUNNING, **ENTERED},
         KVM, True, (R.KVM_RUN_RECORDED,),
+    ),
+    "1: KVM_RUN entered, and a return would have been seen": (
+        {**RUNNING, "ledger": entry(runs=1)},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
+    "1: KVM_RUN entered without holding a vCPU, and never returned": (
+        {**EMULATING, "ledger": entry(runs=1)},
+        UNKNOWN, False, (R.KVM_RUN_REFUSED,),
+    ),
+    "1: KVM_RUN entered and returned": (
+        {**RUNNING, "ledger": entry(runs=2, userspace_exits=1), "hooks_see_returns": True},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED, R.KVM_RUN_RECORDED),
     ),
     "1: a userspace exit recorded": (
         {**RUNNING, "ledger": entry(userspace_exits=1)},
@@ -51,16 +65,24 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         {**RUNNING, **NO_HOOKS, "kvm_run_worker": True},
         KVM, True, (R.KVM_RUN_WORKER,),
     ),
+    "1: KVM's own statistics": (
+        {**RUNNING, **NO_HOOKS, "stats_exits": 12},
+        KVM, True, (R.VCPU_STATISTICS,),
+    ),
+    "2: KVM's own statistics count nothing yet": (
+        {**RUNNING, **NO_HOOKS, "stats_exits": 0},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
     "1: guest time accounted to a holder of vCPUs": (
         {**RUNNING, **NO_HOOKS, "guest_ticks": 1},
         KVM, True, (R.GUEST_TIME,),
     ),
     "1: recorded, its descriptors cannot be read": (
-        {"ledger": entry(runs=1), "fds_whole": False},
+        {**ENTERED, "fds_whole": False},
         KVM, True, (R.KVM_RUN_RECORDED,),
     ),
     "1: recorded of a program that is no QEMU": (
-        {"ledger": entry(runs=1), "named_like_qemu": False},
+        {**ENTERED, "named_like_qemu": False},
         KVM, True, (R.KVM_RUN_RECORDED,),
     ),
     # 2. kvm, not verified: vCPUs held, never seen to run
@@ -145,6 +167,10 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         UNKNOWN, False, (R.NO_VCPU_THREADS,),
     ),
     # 4. mshv
+    "4: MSHV_RUN_VP recorded": (
+        {"mshv_fds": True, "mshv_vps": 2, "ledger": entry(mshv_runs=3)},
+        MSHV, True, (R.MSHV_RUN_RECORDED,),
+    ),
     "4: inside MSHV_RUN_VP": (
         {"mshv_fds": True, "mshv_vps": 2, "mshv_vps_in_run": 1},
         MSHV, True, (R.INSIDE_MSHV_RUN,),
@@ -194,7 +220,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         TCG, True, (R.TCG_COMPUTES, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: asked for tcg, runs kvm": (
-        {**RUNNING, "ledger": entry(runs=1), "asked_for": ("tcg",)},
+        {**RUNNING, **ENTERED, "asked_for": ("tcg",)},
         KVM, True, (R.KVM_RUN_RECORDED, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: asked for tcg, holds kvm vCPUs": (
@@ -202,11 +228,11 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         KVM, False, (R.HOLDS_VCPUS, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: says it is a probe, runs kvm": (
-        {**RUNNING, "ledger": entry(runs=1), "capability_probe": True},
+        {**RUNNING, **ENTERED, "capability_probe": True},
         KVM, True, (R.KVM_RUN_RECORDED,),
     ),
     "6: asked for what it runs": (
-        {**RUNNING, "ledger": entry(runs=1), "asked_for": ("kvm",)},
+        {**RUNNING, **ENTERED, "asked_for": ("kvm",)},
         KVM, True, (R.KVM_RUN_RECORDED,),
     ),
 }  # fmt: skip
@@ -224,7 +250,13 @@ def test_every_reason_of_the_rules_is_shown_by_a_row() -> None:
     """No reason is left without a row; that no process was found is not for the rules to say."""
     shown = {reason for *_, reasons in RULES.values() for reason in reasons}
     shown |= set(judge(evidence(**LYING)).reasons)
-    assert shown == set(Reason) - {Reason.NO_PROCESS}
+    of_identity = {
+        Reason.NO_PROCESS,
+        Reason.NO_POD,
+        Reason.POD_CONTESTED,
+        Reason.SEVERAL_PROCESSES,
+    }
+    assert shown == set(Reason) - of_identity
 
 
 def test_thread_names_that_contradict_the_kernel_are_reported() -> None:
@@ -235,7 +267,7 @@ def test_thread_names_that_contradict_the_kernel_are_reported() -> None:
     assert set(contradicted.reasons) > set(told.reasons)
 
 
-@pytest.mark.parametrize("known", [RUNNING, {**RUNNING, "ledger": entry(runs=1)}])
+@pytest.mark.parametrize("known", [RUNNING, {**RUNNING, **ENTERED}])
 def test_threads_that_call_themselves_tcg_and_compute(known: dict[str, object]) -> None:
     """Whoever holds KVM vCPUs is not emulated, whatever its threads are called and consume."""
     plain, saying = judge(evidence(**known)), judge(evidence(**{**known, **EMULATING}))
@@ -312,7 +344,9 @@ def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
     verdict = judge(any_evidence)
     ledger = any_evidence.ledger
     proven = (
-        (ledger is not None and ledger.ran_kvm)
+        (ledger is not None and (ledger.userspace_exits > 0 or ledger.exits > 0))
+        or (ledger is not None and ledger.runs > 0 and not any_evidence.hooks_see_returns)
+        or (any_evidence.kvm_vcpus > 0 and bool(any_evidence.stats_exits))
         or any_evidence.kvm_vcpus_in_run > 0
         or any_evidence.kvm_run_worker
         or (any_evidence.kvm_vcpus > 0 and any_evidence.guest_ticks > 0)
@@ -354,7 +388,7 @@ def test_own_word_never_makes_kvm(
 
 @given(ANY_EVIDENCE)
 def test_more_proof_never_makes_less_sure(any_evidence: Evidence) -> None:
-    """One recorded KVM_RUN more, and any evidence at all is verified kvm."""
-    ran = replace(any_evidence, ledger=entry(runs=1), ledger_lost_events=False)
+    """One recorded return of KVM_RUN more, and any evidence at all is verified kvm."""
+    ran = replace(any_evidence, ledger=entry(userspace_exits=1), ledger_lost_events=False)
     verdict = judge(ran)
     assert (verdict.type, verdict.verified) == (KVM, True)

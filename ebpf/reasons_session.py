@@ -1,0 +1,106 @@
+"""EDGE: VM exits by reason of chosen processes, counted while somebody looks.
+
+Owns one program on tracepoint kvm:kvm_exit, apart from the ledger's. Must not know why a process
+was chosen. The tracepoint keeps KVM's module loaded until close().
+"""
+
+import contextlib
+import ctypes
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ebpf.bcc_library import Programs
+from ebpf.errors import BpfUnavailableError
+from ebpf.exit_reasons import ReasonCount, ReasonLayout, layout_from, reason_count
+from ebpf.hooks import AttachPoint, Backend
+
+CHOSEN_CAPACITY = 4096
+REASONS_CAPACITY = 16384
+"""Pairs of process and reason. A guest makes some ten different ones."""
+_POINT = AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_exit")
+"""The classic form: what its record looks like is described by the kernel itself."""
+
+
+class ReasonsSession:
+    """The counting program, attached. Close it to detach."""
+
+    def __init__(self, *, sys_root: Path = Path("/sys")) -> None:
+        """Compile for this kernel's layout and attach. Raises BpfUnavailableError."""
+        self._layout = _layout(sys_root)
+        flags = (
+            f"-DCHOSEN_CAPACITY={CHOSEN_CAPACITY}",
+            f"-DREASONS_CAPACITY={REASONS_CAPACITY}",
+            *self._layout.flags,
+        )
+        self._programs = Programs(("exit_reasons.bpf.c",), flags, sys_root=sys_root)
+        self._chosen = self._programs.table("chosen")
+        self._reasons = self._programs.table("reasons")
+        self._lost = self._programs.table("lost")
+        self._watched: frozenset[int] = frozenset()
+        reason = self._programs.attach(_POINT, "on_kvm_exit_reason")
+        if reason is not None:
+            self.close()
+            raise BpfUnavailableError(f"exit reasons cannot be had: {reason}")
+
+    def choose(self, tgids: Collection[int]) -> None:
+        """Count these processes from now on, and no other; those that stay keep their counts."""
+        wanted = frozenset(sorted(tgids)[:CHOSEN_CAPACITY])
+        for tgid in wanted - self._watched:
+            self._chosen[ctypes.c_uint32(tgid)] = ctypes.c_uint32(1)
+        for tgid in self._watched - wanted:
+            with contextlib.suppress(KeyError):
+                del self._chosen[ctypes.c_uint32(tgid)]
+        for key in self._reasons.keys():  # noqa: SIM118 - a bcc table, not a dict
+            if int(key.tgid) not in wanted:
+                with contextlib.suppress(KeyError):
+                    del self._reasons[key]
+        self._watched = wanted
+
+    def read(self) -> Mapping[int, tuple[ReasonCount, ...]]:
+        """Counts by tgid, the most frequent first."""
+        found: dict[int, list[ReasonCount]] = defaultdict(list)
+        for key in self._reasons.keys():  # noqa: SIM118 - a bcc table, not a dict
+            with contextlib.suppress(KeyError):
+                total = int(sum(self._reasons.getvalue(key)))
+                found[int(key.tgid)].append(
+                    reason_count(
+                        self._layout,
+                        isa=int(key.isa),
+                        reason=int(key.reason),
+                        detail=int(key.detail),
+                        total=total,
+                    )
+                )
+        return {
+            tgid: tuple(sorted(counts, key=lambda it: (-it.total, it.name)))
+            for tgid, counts in found.items()
+        }
+
+    @property
+    def lost_total(self) -> int:
+        """Exits that found no room in the table."""
+        return int(sum(self._lost.getvalue(ctypes.c_int(0))))
+
+    def close(self) -> None:
+        """Detach. May be called again."""
+        self._programs.close()
+
+
+def _layout(sys_root: Path) -> ReasonLayout:
+    for tracefs in ("kernel/tracing", "kernel/debug/tracing"):
+        description = sys_root / tracefs / "events/kvm/kvm_exit/format"
+        try:
+            found = layout_from(description.read_text())
+        except OSError:
+            continue
+        if found is None:
+            raise BpfUnavailableError(
+                f"exit reasons cannot be had: the fields of kvm:kvm_exit in {description} are "
+                "not those of x86 or arm64; use live without --reasons"
+            )
+        return found
+    raise BpfUnavailableError(
+        f"exit reasons cannot be had: no description of tracepoint kvm:kvm_exit below {sys_root}; "
+        "load the KVM module, mount tracefs at /sys/kernel/tracing, and run as root"
+    )

@@ -1,0 +1,259 @@
+"""The table of the live view: rows → cells of fitting width. Pure.
+
+Owns the columns: what each shows, and who gets how much room. Must not know header, keys, or where
+the table is shown. Every text that leaves is counted in cells (celltext).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rich.text import Text
+
+from probes.celltext import cells, fit, visible
+from probes.history import MINUTE_S, History
+from probes.rows import Row, Trouble
+from probes.verdict import Reason
+from probes.vmm import HypervisorType
+
+MINUTE_CELLS = int(MINUTE_S)
+"""More would show nothing more."""
+LONG_HEADINGS_FROM = 110
+"""Cells from which the counters' headings are written out."""
+
+
+class Column(StrEnum):
+    """A column; the value is its heading."""
+
+    TGID = "TGID"
+    COMMAND = "COMMAND"
+    VMI = "VMI"
+    TYPE = "TYPE"
+    PROOF = "PROOF"
+    VCPUS = "vCPU"
+    RUNS = "RUN/s"
+    EXITS = "EXIT/s"
+    MINUTE = "1 MIN"
+    AGE = "AGE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How the table is to look."""
+
+    width: int | None
+    """Cells of the terminal; None: as wide as the table needs."""
+    ascii_only: bool
+    minute: bool
+    """Whether there is a last minute to be drawn."""
+    runs_counted: bool
+    """Whether KVM_RUN is counted here; else its returns are shown."""
+
+
+_RIGHT = frozenset({Column.TGID, Column.VCPUS, Column.RUNS, Column.EXITS, Column.AGE})
+_LEAST = {
+    Column.TGID: 4,
+    Column.COMMAND: 7,
+    Column.VMI: 13,
+    Column.TYPE: 7,
+    Column.PROOF: 12,
+    Column.VCPUS: 4,
+    Column.RUNS: 6,
+    Column.EXITS: 6,
+    Column.MINUTE: 5,
+    Column.AGE: 4,
+}
+_DISPENSABLE = (
+    Column.MINUTE,
+    Column.COMMAND,
+    Column.AGE,
+    Column.VCPUS,
+    Column.RUNS,
+    Column.EXITS,
+    Column.PROOF,
+)
+"""Left out one after the other where even the least widths find no room."""
+_GROWING = (Column.VMI, Column.PROOF, Column.COMMAND)
+"""Get what room there is, in this order; the last minute takes the rest."""
+
+SHORT_REASONS = {
+    Reason.VM_EXITS_RECORDED: "exits seen",
+    Reason.USERSPACE_EXITS_RECORDED: "RUN returned",
+    Reason.KVM_RUN_RECORDED: "RUN entered",
+    Reason.INSIDE_KVM_RUN: "in KVM_RUN",
+    Reason.KVM_RUN_WORKER: "KVM's worker",
+    Reason.GUEST_TIME: "guest time",
+    Reason.HOLDS_VCPUS: "not running",
+    Reason.INSIDE_MSHV_RUN: "in RUN_VP",
+    Reason.HOLDS_MSHV_VPS: "not running",
+    Reason.TCG_COMPUTES: "TCG computes",
+    Reason.TCG_IDLE: "TCG idle",
+    Reason.ASKED_FOR_TCG: "asked for",
+    Reason.NO_VCPU_YET: "no vCPU made",
+    Reason.NO_VCPU_THREADS: "no vCPU",
+    Reason.FDS_UNREADABLE: "unreadable",
+    Reason.CAPABILITY_PROBE: "probe",
+    Reason.NO_PROCESS: "no process",
+    Reason.CLAIMS_WITHOUT_FDS: "false claim",
+    Reason.GUEST_TIME_WITHOUT_FDS: "no vCPU held",
+    Reason.CONTRADICTS_THREAD_NAMES: "not as named",
+    Reason.CONTRADICTS_COMMAND_LINE: "not as asked",
+}
+"""Reasons where there is no room for their words; one that is not here is cut."""
+_STYLES = {
+    HypervisorType.KVM: "green",
+    HypervisorType.MSHV: "green",
+    HypervisorType.TCG: "yellow",
+    HypervisorType.UNKNOWN: "magenta",
+}
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+
+
+def table(rows: Sequence[Row], history: History, look: Look) -> list[Text]:
+    """Heading and one line a row, none wider than look.width."""
+    contents = [_contents(row, look) for row in rows]
+    widths = _widths(contents, look)
+    heading = Text()
+    for column, width in widths.items():
+        _append(heading, fit(_heading(column, look), width, right=column in _RIGHT), "bold")
+    lines = [_cut(heading, look)]
+    for row, content in zip(rows, contents, strict=True):
+        line = Text()
+        for column, width in widths.items():
+            text = content.get(column, "")
+            if column is Column.PROOF and cells(text) > width:
+                text = _proof(row, short=True)
+            if column is Column.MINUTE and row.vmm is not None:
+                text = bars(history.minute(row.vmm, width), ascii_only=look.ascii_only)
+            text = fit(text, width, right=column in _RIGHT, ascii_only=look.ascii_only)
+            _append(line, text, _style(row, column))
+        lines.append(_cut(line, look))
+    return lines
+
+
+def number(value: float | None) -> str:
+    """A rate or a count in at most six cells; ``-``: not known."""
+    if value is None:
+        return "-"
+    if 0 < value < 9.95:  # noqa: PLR2004 - below that one digit more tells something
+        return f"{value:.1f}"
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 9999.5:  # noqa: PLR2004 - what four digits can say
+            return f"{value:.0f}{unit}"
+        value /= 1000
+    return f"{value:.0f}P"
+
+
+def age(seconds: float | None) -> str:
+    """How long, in at most four cells."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{min(int(seconds / length), 999)}{unit}"
+    return f"{int(seconds)}s"
+
+
+def bars(values: Sequence[float | None], *, ascii_only: bool) -> str:
+    """One bar a value, against the highest; a blank where there is no value."""
+    steps = _ASCII_BARS if ascii_only else _BARS
+    most = max((it for it in values if it is not None), default=0.0)
+    return "".join(
+        " " if it is None else steps[round(it / most * (len(steps) - 1)) if most else 0]
+        for it in values
+    )
+
+
+def _contents(row: Row, look: Look) -> dict[Column, str]:
+    rates = row.rates
+    runs = rates.runs if look.runs_counted else rates.userspace_exits
+    return {
+        Column.TGID: "-" if row.tgid is None else str(row.tgid),
+        Column.COMMAND: visible(row.command, ascii_only=look.ascii_only),
+        Column.VMI: visible(row.name, ascii_only=look.ascii_only),
+        Column.TYPE: type_mark(row),
+        Column.PROOF: _proof(row, short=False),
+        Column.VCPUS: "-" if row.vcpus is None else str(row.vcpus),
+        Column.RUNS: number(runs),
+        Column.EXITS: number(rates.exits),
+        Column.AGE: age(row.age_s),
+    }
+
+
+def type_mark(row: Row) -> str:
+    """The type, with ``!`` for a fallback and ``?`` for what is only inferred."""
+    kind = row.verdict.type
+    if row.trouble is Trouble.FALLBACK:
+        return f"{kind.value}!"
+    inferred = not row.verdict.verified and kind is not HypervisorType.UNKNOWN
+    return f"{kind.value}?" if inferred else kind.value
+
+
+def _proof(row: Row, *, short: bool) -> str:
+    """The deciding reason; of a contradiction, the last one, which says what contradicts."""
+    reasons = row.verdict.reasons
+    reason = reasons[-1] if row.trouble is Trouble.CONTRADICTION else reasons[0]
+    return SHORT_REASONS.get(reason, reason.value) if short else reason.value
+
+
+def _heading(column: Column, look: Look) -> str:
+    long = look.width is None or look.width >= LONG_HEADINGS_FROM
+    if column is Column.RUNS and not look.runs_counted:
+        return "USER_EXIT/s" if long else "USER/s"
+    if column is Column.RUNS and long:
+        return "KVM_RUN/s"
+    return column.value
+
+
+def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, int]:
+    """Of the columns that are shown, in order."""
+    columns = [it for it in Column if look.minute or it is not Column.MINUTE]
+    wants = {
+        column: max(
+            (cells(it.get(column, "")) for it in contents),
+            default=0,
+        )
+        for column in columns
+    }
+    widths = {it: max(_LEAST[it], len(_heading(it, look))) for it in columns}
+    for column in widths:
+        if column not in _GROWING:
+            widths[column] = max(widths[column], wants[column])
+    if look.width is None:
+        return {it: max(width, wants[it]) for it, width in widths.items()}
+
+    def room() -> int:
+        return (look.width or 0) - sum(widths.values()) - (len(widths) - 1)
+
+    for column in _DISPENSABLE:
+        if room() < 0 and column in widths:
+            del widths[column]
+    for column in _GROWING:
+        if column in widths:
+            widths[column] += max(min(wants[column] - widths[column], room()), 0)
+    if Column.MINUTE in widths:
+        widths[Column.MINUTE] = min(widths[Column.MINUTE] + max(room(), 0), MINUTE_CELLS)
+    return widths
+
+
+def _append(line: Text, text: str, style: str) -> None:
+    if line:
+        line.append(" ")
+    line.append(text, style)
+
+
+def _cut(line: Text, look: Look) -> Text:
+    """Without blanks at the end, and, in a terminal too narrow for anything, cut."""
+    line.rstrip()
+    if look.width is not None and line.cell_len > look.width:
+        line.truncate(look.width)
+    return line
+
+
+def _style(row: Row, column: Column) -> str:
+    if column is Column.TYPE:
+        trouble = row.trouble in (Trouble.FALLBACK, Trouble.CONTRADICTION)
+        return "bold red" if trouble else _STYLES[row.verdict.type]
+    if column is Column.PROOF and row.trouble is Trouble.CONTRADICTION:
+        return "bold red"
+    return {Column.MINUTE: "cyan", Column.AGE: "dim", Column.PROOF: "dim"}.get(column, "")

@@ -1,0 +1,35 @@
+"""Where the credentials for the API server come from.
+
+Owns: what marks a pod that has a service account. Must not know how the server is reached; light,
+so that a program can ask whether it runs in a cluster before it loads what a cluster needs.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InCluster:
+    """The service account that Kubernetes mounts into a pod."""
+
+    token_file: Path = _SERVICE_ACCOUNT / "token"
+    ca_file: Path = _SERVICE_ACCOUNT / "ca.crt"
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    """Holds KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT."""
+
+    def mounted(self) -> bool:
+        """Whether this process runs in a pod that has a service account."""
+        return "KUBERNETES_SERVICE_HOST" in self.environ and self.token_file.is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubeconfig:
+    """A kubeconfig file, as kubectl reads it."""
+
+    file: Path
+    context: str | None = None
+    """None: the file's current context."""

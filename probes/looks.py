@@ -1,0 +1,159 @@
+"""EDGE. Looks at the node for all who ask: shared, and not waited for longer than a scrape lasts.
+
+Owns what is known at the moment somebody asks, and what is said when a look fails or does not end.
+Must not know what a look reads, nor who asks. All of it but the look itself runs on one event loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from probes.report import NodeReport
+
+SHARED_FOR_S = 1.0
+"""Who asks within this time after a look gets what that look found."""
+DEADLINE_S = 4.0
+"""How long a look is waited for. Prometheus gives a scrape 10 s by default, often 5."""
+STOP_GRACE_S = 1.0
+"""How long a look that is under way may take when the agent is told to stop."""
+
+log = logging.getLogger(__name__)
+
+
+class Cause(StrEnum):
+    """Why a look gave nothing (label ``cause`` of hvprobe_refresh_failures_total)."""
+
+    ERROR = "error"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known at the moment somebody asks."""
+
+    report: NodeReport | None
+    """The newest; None: no look has ever succeeded."""
+    previous: NodeReport | None
+    """The one before it, at least SHARED_FOR_S older; None: there is none."""
+    age_s: float
+    """Since the newest report was finished; infinite without one."""
+    failure: str | None
+    """Why there is no newer report although it was asked for, one line; None: there is."""
+
+
+class SharedLook:
+    """One look at a time, in a thread of its own.
+
+    A look that raises (a defect) or hangs (a read of /proc that blocks in the kernel) costs its
+    askers DEADLINE_S at most; they get the report before it, and the failure. While a look hangs no
+    second one is begun, and nobody waits for it again; whenever it ends, its report counts.
+    """
+
+    def __init__(self, look: Callable[[], NodeReport], *, registry: CollectorRegistry) -> None:
+        """Take reports from look(); tell how that goes in the registry."""
+        self._look = look
+        self._report: NodeReport | None = None
+        self._previous: NodeReport | None = None
+        self._reported_s = float("-inf")
+        self._failure: str | None = None
+        self._pending: asyncio.Future[NodeReport] | None = None
+        self._begun_s = self._ended_s = float("-inf")
+        self._durations = Histogram(
+            "hvprobe_refresh_duration_seconds",
+            "Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
+            "scrape timeout, scrapes will be lost: look for a busy node, then raise the timeout.",
+            registry=registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self._failed = Gauge(
+            "hvprobe_refresh_failed",
+            "1: the last refresh failed or has not ended; what is told of VMs is the last known "
+            "for a minute, then absent. See the agent's log; restart it if this stays.",
+            registry=registry,
+        )
+        self._failures = Counter(
+            "hvprobe_refresh_failures",
+            "Refreshes that gave nothing. error: a defect of hvprobe, the log has the traceback. "
+            "deadline: it did not end in time, mostly a read of /proc that blocks in the kernel.",
+            labelnames=("cause",),
+            registry=registry,
+        )
+        for cause in Cause:
+            self._failures.labels(cause=cause.value)
+
+    async def seen(self) -> Seen:
+        """What is known now: looked at within the last SHARED_FOR_S, or the failure to."""
+        if self._pending is None and time.monotonic() - self._ended_s >= SHARED_FOR_S:
+            self._pending = self._begin()
+        if self._pending is not None:
+            left_s = self._begun_s + DEADLINE_S - time.monotonic()
+            await asyncio.wait({self._pending}, timeout=max(0.0, left_s))
+        if self._pending is not None and self._failure is None:
+            self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
+        self._failed.set(self._failure is not None)
+        return Seen(
+            report=self._report,
+            previous=self._previous,
+            age_s=time.monotonic() - self._reported_s,
+            failure=self._failure,
+        )
+
+    async def stop(self) -> None:
+        """Let a look under way end, for a while."""
+        if self._pending is not None:
+            await asyncio.wait({self._pending}, timeout=STOP_GRACE_S)
+
+    def _begin(self) -> "asyncio.Future[NodeReport]":
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[NodeReport] = loop.create_future()
+        ended.add_done_callback(self._end)  # the first: done before whoever waits goes on
+        self._begun_s = time.monotonic()
+
+        def tell(report: NodeReport | None, error: BaseException | None) -> None:
+            if error is not None:
+                ended.set_exception(error)
+            elif report is not None:
+                ended.set_result(report)
+
+        def work() -> None:
+            report: NodeReport | None = None
+            failure: BaseException | None = None
+            try:
+                with self._durations.time():
+                    report = self._look()
+            except BaseException as error:  # noqa: BLE001 - handed on, to whoever waits
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, report, failure)
+
+        # A thread of its own and a daemon: the interpreter waits for an executor's threads at its
+        # end, hence for ever for one that hangs.
+        threading.Thread(target=work, name="look", daemon=True).start()
+        return ended
+
+    def _end(self, ended: "asyncio.Future[NodeReport]") -> None:
+        self._pending = None
+        self._ended_s = time.monotonic()
+        error = ended.exception()
+        if error is not None:
+            self._fail(Cause.ERROR, f"a look at the node failed: {error!r}", error)
+            return
+        if self._failure is not None:
+            log.info("looking at the node succeeds again")
+        self._failure = None
+        self._previous, self._report = self._report, ended.result()
+        self._reported_s = self._ended_s
+
+    def _fail(self, cause: Cause, line: str, error: BaseException | None = None) -> None:
+        """Count a look that gave nothing; log it once until it changes or a look succeeds."""
+        self._failures.labels(cause=cause.value).inc()
+        if line != self._failure:
+            log.error("%s", line, exc_info=error)
+        self._failure = line

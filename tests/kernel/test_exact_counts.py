@@ -1,0 +1,128 @@
+"""Known workloads of prime counts: what the ledger says is what was made, to the last one."""
+
+from pathlib import Path
+
+import pytest
+from kernel_node import Node
+from kernel_world import KvmLoad, wait_for
+
+from ebpf.hooks import Question
+from ebpf.ledger import LedgerEntry
+from probes.report import CounterTrust
+
+DEBUGFS = Path("/sys/kernel/debug/kvm")
+CHURN = 11
+CHURN_EXITS = 7
+
+
+def finished_entry(node: Node, load: KvmLoad) -> LedgerEntry:
+    """The ledger's entry once the last exit of the counted part is in it."""
+    made = load.totals["userspace_exits"] + load.totals["eintr"]
+
+    def last_is_in() -> LedgerEntry | None:
+        entry = node.session.read().entries.get(load.tgid)
+        return entry if entry is not None and entry.userspace_exits >= made else None
+
+    return wait_for(last_is_in, f"{made} userspace exits of {load.tgid}")
+
+
+def kvm_exits(tgid: int) -> int | None:
+    """KVM's own count of a process's VM exits; None: this kernel does not let it be read."""
+    try:
+        found = [int((vm / "exits").read_text()) for vm in DEBUGFS.glob(f"{tgid}-*")]
+    except PermissionError:
+        return None  # lockdown
+    return sum(found) if found else None
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 8])
+@pytest.mark.parametrize("exits", [2003, 10007])
+def test_every_exit_is_counted(node: Node, kvmload: Path, vcpus: int, exits: int) -> None:
+    """With processes coming and going beside it, no exit is lost and none is counted twice.
+
+    Userspace exits and KVM_RUN entries equal the workload; VM exits equal KVM's own counter, where
+    the kernel has the hooks and lets the counter be read.
+    """
+    with KvmLoad(
+        kvmload, "--vcpus", str(vcpus), "--userspace-exits", str(exits), "--churn", str(CHURN)
+    ) as load:
+        load.finish_counted_part()
+        entry = finished_entry(node, load)
+        assert load.totals["userspace_exits"] == exits
+        assert entry.userspace_exits == exits + load.totals["eintr"]
+        if node.has(Question.RUNS_VCPU):
+            assert entry.runs == load.totals["kvm_run"]
+            assert (entry.vms_created, entry.vcpus_created) == (1, vcpus)
+        oracle = kvm_exits(load.tgid)
+        if oracle is not None and node.report().health.exits_trust is CounterTrust.PROVEN:
+            assert node.session.read().entries[load.tgid].exits == oracle
+            assert oracle >= exits
+
+
+def test_exits_handled_in_the_kernel_are_counted(node: Node, kvmload: Path) -> None:
+    """A guest that hardly ever returns to user space still shows every VM exit."""
+    kernel_exits = 1009
+    with KvmLoad(kvmload, "--userspace-exits", "7", "--kernel-exits", str(kernel_exits)) as load:
+        load.finish_counted_part()
+        entry = finished_entry(node, load)
+        assert entry.userspace_exits == 8 + load.totals["eintr"]
+        if node.report().health.exits_trust is not CounterTrust.PROVEN:
+            pytest.skip("kvm_exit does not fire on this kernel")
+        assert entry.exits >= kernel_exits + 8
+        oracle = kvm_exits(load.tgid)
+        assert oracle is None or node.session.read().entries[load.tgid].exits == oracle
+
+
+def test_a_blind_hook_is_said_to_be_blind(node: Node, kvmload: Path) -> None:
+    """After exits to user space either VM exits were counted, or the hook is called blind.
+
+    A blind hook's count is missing from the report, never 0.
+    """
+    with KvmLoad(kvmload, "--userspace-exits", "1009") as load:
+        load.finish_counted_part()
+        entry = finished_entry(node, load)
+        health = node.report().health
+        shown = node.process(load.tgid)
+        assert shown is not None
+        if entry.exits:
+            assert (health.exits_trust, shown.exits) == (CounterTrust.PROVEN, entry.exits)
+        else:
+            assert (health.exits_trust, shown.exits) == (CounterTrust.BLIND, None)
+        assert health.userspace_exits_trust is CounterTrust.PROVEN
+    assert node.report().health.exits_trust is health.exits_trust, "not forgotten with the VM"
+
+
+def test_counts_never_go_backwards(node: Node, kvmload: Path) -> None:
+    """Each step is there in full at the next look."""
+    with KvmLoad(kvmload, "--step", "--paused") as load:
+        load.finish_counted_part()
+        for steps in (1, 2, 3, 101, 1):
+            load.step(steps)
+            entry = finished_entry(node, load)
+            assert entry.userspace_exits == load.totals["userspace_exits"] + load.totals["eintr"]
+
+
+def test_an_attach_later_counts_from_then_on(kvmload: Path) -> None:
+    """Hooks attached after the VM count what comes after them, and only that.
+
+    So does an agent that was restarted: its counters begin again, as those of any process do.
+    """
+    with KvmLoad(kvmload, "--step", "--userspace-exits", "1009") as load:
+        load.finish_counted_part()
+        with Node() as late:
+            assert load.tgid not in late.session.read().entries
+            load.step(13)
+            wait_for(lambda: load.tgid in late.session.read().entries, "the first exit is seen")
+            wait_for(
+                lambda: late.session.read().entries[load.tgid].userspace_exits >= 13,
+                "the last exit is seen",
+            )
+            assert late.session.read().entries[load.tgid].userspace_exits == 13
+
+
+def test_two_sets_of_hooks_do_not_disturb_each_other(node: Node, kvmload: Path) -> None:
+    """A second hvprobe beside the first one counts the same, and leaves the first's counts."""
+    with Node() as second, KvmLoad(kvmload, "--userspace-exits", "2003") as load:
+        load.finish_counted_part()
+        first_entry, second_entry = finished_entry(node, load), finished_entry(second, load)
+        assert first_entry.userspace_exits == second_entry.userspace_exits == 2003

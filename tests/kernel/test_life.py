@@ -1,0 +1,278 @@
+"""Processes that come, go, come back, and pretend: each is judged as what it is."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kernel_agent import ROOT
+from kernel_node import Node
+from kernel_world import MACHINE, QEMU, KvmLoad, Qemu, Started, machine_arguments, wait_for
+
+from ebpf.hooks import Question
+from ebpf.session import Session
+from probes.report import VmiReport
+from probes.vmm import HypervisorType
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+
+def vmi(node: Node, name: str) -> VmiReport | None:
+    return next((it for it in node.report().vmis if it.vm.name == name), None)
+
+
+def test_agent_restarted(kvmload: Path, new_node: Callable[[], Node]) -> None:
+    """A second life of the agent comes to the same verdicts about the same processes."""
+    with (
+        Qemu("default_alpha") as kvm,
+        Qemu("lab_beta", accel=("tcg",)) as tcg,
+        KvmLoad(kvmload, "--userspace-exits", "7", "--then", "halt").finish_counted_part() as load,
+    ):
+        for _ in range(2):
+            node = new_node()
+            node.wait_for_verdict(kvm.tgid, HypervisorType.KVM, verified=True)
+            node.wait_for_verdict(tcg.tgid, HypervisorType.TCG, verified=True)
+            node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
+            node.close()
+
+
+def test_vm_restarted_under_the_same_name(node: Node) -> None:
+    """A VM that comes back emulated is emulated, whatever it was before; and the other way."""
+    for accel, kind in (("kvm", "kvm"), ("tcg", "tcg"), ("kvm", "kvm")):
+        with Qemu("default_again", accel=(accel,)):
+            wait_for(
+                lambda: (it := vmi(node, "again")) is not None and it.verdict.verified,
+                f"the VM is verified as {kind}",
+            )
+            again = vmi(node, "again")
+            assert again is not None
+            assert again.verdict.type.value == kind
+        wait_for(lambda: vmi(node, "again") is None, "the VM is gone")
+
+
+def test_two_processes_with_the_same_guest_name(node: Node) -> None:
+    """One series: the process with the better proof is the VM, the other is shown beside it."""
+    with Qemu("default_twin", "-S") as paused, Qemu("default_twin") as running:
+        node.wait_for_verdict(running.tgid, HypervisorType.KVM, verified=True)
+        node.wait_for_verdict(paused.tgid, HypervisorType.KVM, verified=False)
+        assert [it.vmm.tgid for it in node.report().vmis if it.vmm] == [running.tgid]
+        shown = {it.vmm.tgid: it.state.value for it in node.report().processes}
+        assert (shown[running.tgid], shown[paused.tgid]) == ("attributed", "unattributed")
+
+
+def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> None:
+    """SIGKILL with vCPU threads inside KVM_RUN: the record goes with the process, for good."""
+    with KvmLoad(
+        kvmload, "--vcpus", "8", "--userspace-exits", "80", "--then", "spin"
+    ).finish_counted_part() as load:
+        assert load.tgid in node.session.read().entries
+        load.popen.send_signal(signal.SIGKILL)
+        load.popen.wait()
+    wait_for(lambda: load.tgid not in node.session.read().entries, "the record is gone")
+    assert node.process(load.tgid) is None
+
+
+def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None:
+    """A process lives on without its main thread, and so do its record, verdict and counts."""
+    with KvmLoad(
+        kvmload, "--userspace-exits", "7", "--then", "leave-leader"
+    ).finish_counted_part() as load:
+        wait_for(
+            lambda: node.session.read().entries[load.tgid].leader_exit_ns is not None,
+            "the main thread has ended",
+        )
+        before = node.session.read().entries[load.tgid].userspace_exits
+        wait_for(
+            lambda: node.session.read().entries[load.tgid].userspace_exits > before,
+            "the vCPU goes on",
+        )
+        node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
+    wait_for(lambda: load.tgid not in node.session.read().entries, "the record is gone")
+
+
+def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
+    """A tgid that ran KVM and comes back as an emulated QEMU is that: emulated."""
+    with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
+        node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
+
+    def same_number() -> Qemu | None:
+        LAST_PID.write_text(str(load.tgid - 1))
+        qemu = Qemu("lab_reused", accel=("tcg",))
+        if qemu.tgid == load.tgid:
+            return qemu
+        qemu.kill()
+        return None
+
+    with wait_for(same_number, f"a process gets tgid {load.tgid} again") as qemu:
+        node.wait_for_verdict(qemu.tgid, HypervisorType.TCG, verified=True)
+        entry = node.session.read().entries[qemu.tgid]
+        assert (entry.runs, entry.userspace_exits, entry.exits) == (0, 0, 0)
+
+
+def test_executing_another_program_begins_a_new_life(node: Node) -> None:
+    """A process that ran KVM and then executes QEMU emulated is judged by what it is now."""
+    program = """
+import fcntl, os, sys
+kvm = os.open("/dev/kvm", os.O_RDWR)
+vcpu = fcntl.ioctl(fcntl.ioctl(kvm, 0xAE01, 0), 0xAE41, 0)
+try:
+    fcntl.ioctl(vcpu, 0xAE80, 0)
+except OSError:
+    pass
+print("ran", flush=True)
+sys.stdin.readline()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+    qemu = [QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"]
+    naming = ["-name", "guest=lab_executed,debug-threads=on", "-m", "64"]
+    with Started([sys.executable, "-c", program, *qemu, *naming], stderr=None) as process:
+        assert process.line() == "ran\n"
+        wait_for(
+            lambda: node.session.read().entries[process.tgid].userspace_exits,
+            "KVM_RUN returned once",
+        )
+        node.wait_for_verdict(process.tgid, HypervisorType.KVM, verified=True)
+        process.say("go on\n")
+        wait_for(lambda: node.session.read().entries[process.tgid].exec_ns, "it has executed QEMU")
+        node.wait_for_verdict(process.tgid, HypervisorType.TCG, verified=True)
+
+
+def test_vcpu_hot_plugged(node: Node, tmp_path: Path) -> None:
+    """A vCPU added to a running VM changes no verdict, and shows where its making is seen."""
+    if MACHINE != "x86_64":
+        pytest.skip("QEMU's virt machine has no vCPU hot-plug")
+    path = tmp_path / "qmp"
+    with Qemu(
+        "default_growing",
+        *("-smp", "1,maxcpus=2", "-machine", "q35"),
+        *("-qmp", f"unix:{path},server=on,wait=off"),
+    ) as qemu:
+        node.wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
+        before = node.process(qemu.tgid)
+        assert before is not None
+        assert before.vcpus == 1
+        hot_plug(path)
+
+        def both_are_shown() -> bool:
+            process = node.process(qemu.tgid)
+            return process is not None and process.vcpus == 2
+
+        if node.has(Question.CREATES_VCPU):
+            wait_for(both_are_shown, "the second vCPU is shown")
+        node.wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
+
+
+def hot_plug(path: Path) -> None:
+    """Ask QEMU over QMP for one more vCPU."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        wait_for(path.exists, "QEMU's monitor socket is there")
+        monitor.connect(str(path))
+        answers = monitor.makefile("r")
+        assert "QMP" in json.loads(answers.readline())
+
+        def ask(command: str, **arguments: object) -> object:
+            monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+            while "event" in (answer := json.loads(answers.readline())):
+                continue
+            assert "return" in answer, answer
+            return answer["return"]
+
+        ask("qmp_capabilities")
+        slots = ask("query-hotpluggable-cpus")
+        assert isinstance(slots, list)
+        free = next(slot for slot in slots if "qom-path" not in slot)
+        ask("device_add", driver=free["type"], id="second", **free["props"])
+
+
+def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None:
+    """Where BPF is not permitted as a whole, /proc proves what it can and the report says so."""
+    without = ["setpriv", "--bounding-set", "-sys_admin,-bpf,-perfmon"]
+    with (
+        Qemu("lab_beta", accel=("tcg",)) as tcg,
+        KvmLoad(kvmload, "--userspace-exits", "7", "--then", "halt").finish_counted_part() as kvm,
+    ):
+
+        def seen() -> dict[int, tuple[str, bool]]:
+            out = subprocess.run(  # a new hvprobe each time
+                [*without, sys.executable, "-m", "probes", "snapshot", "--standalone"],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert "verdicts can only be inferred" in out.stderr
+            report = json.loads(out.stdout)
+            assert "not permitted" in report["health"]["ledger"]["error"]
+            assert {hook["backend"] for hook in report["health"]["hooks"]} == {"none"}
+            return {
+                it["tgid"]: (it["hypervisor_type"], it["verified"]) for it in report["processes"]
+            }
+
+        expected = {tcg.tgid: ("tcg", False), kvm.tgid: ("kvm", True)}
+        wait_for(lambda: expected.items() <= seen().items(), "both are judged without BPF")
+
+
+def test_a_full_ledger_counts_what_it_drops(kvmload: Path) -> None:
+    """With room for two processes the third one's events are dropped, and counted as such."""
+    with Session(capacity=2) as session:
+        loads = [
+            KvmLoad(kvmload, "--userspace-exits", "13").finish_counted_part() for _ in range(3)
+        ]
+        try:
+            snapshot = session.read()
+            tgids = {load.tgid for load in loads}
+            assert len(tgids & set(snapshot.entries)) <= 2
+            assert snapshot.capacity == 2
+            assert snapshot.dropped_total >= 13
+        finally:
+            for load in loads:
+                load.kill()
+
+
+def test_a_forked_child_is_another_process(node: Node) -> None:
+    """A child that inherits KVM's descriptors and cannot use them is not taken for its parent."""
+    program = """
+import fcntl, os, sys
+kvm = os.open("/dev/kvm", os.O_RDWR)
+vm = fcntl.ioctl(kvm, 0xAE01, 0)
+vcpu = fcntl.ioctl(vm, 0xAE41, 0)
+child = os.fork()
+if child == 0:
+    try:
+        fcntl.ioctl(vcpu, 0xAE80, 0)
+    except OSError as err:
+        print(err.errno, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+print(child, flush=True)
+"""
+    with PythonProcessWithLines(program) as parent:
+        said = {int(parent.line()) for _ in range(2)}
+        said.discard(errno.EIO)
+        (child,) = said
+        shown = node.process(child)
+        os.kill(child, signal.SIGKILL)
+        assert shown is None or not shown.userspace_exits
+        assert shown is None or not shown.verdict.verified
+
+
+class PythonProcessWithLines(Started):
+    """A Python program whose lines the test reads."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__([sys.executable, "-c", program + "\nsys.stdin.read()\n"], stderr=None)
+
+
+def test_needs_no_tracefs(node: Node) -> None:
+    """The hook that needs tracefs is attached exactly where tracefs can be read."""
+    readable = any(
+        (Path(root) / "events/sched/sched_process_free/format").exists()
+        for root in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+    )
+    assert node.has(Question.IS_FREED) == readable

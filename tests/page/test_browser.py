@@ -1,0 +1,148 @@
+"""The page in a real browser: served by the real server, laid out, asked for its errors."""
+
+import http.client
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from browser import Browser, missing_programs
+from rich_report import KVM, TCG, process, rich_report, vmi
+from serving import Serving
+
+from probes.identity import VmName
+from probes.page import CONTENT_SECURITY_POLICY
+from probes.report import NodeReport, ProcessState
+from probes.site import Site
+
+HOSTILE = (
+    "<img src=//elsewhere.invalid/a.png onerror=alert(1)><script>document.title='owned'</script>"
+    "\u202egnp.\x00\x1b[31m\u2066"
+)
+ZALGO = "z" + "\u0335\u0321\u0301" * 60
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    missing = missing_programs()
+    if missing:
+        line = f"not installed: {', '.join(missing)}"
+        if "prometheus" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
+            pytest.fail(f"HVPROBE_REQUIRE=prometheus, but {line}")
+        pytest.skip(line)
+    folder = tmp_path_factory.mktemp("browser")
+    with Browser(folder) as started:
+        yield started
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def empty() -> NodeReport:
+    return replace(rich_report(), vmis=(), processes=())
+
+
+def hostile() -> NodeReport:
+    names = [VmName(namespace=each, name=each) for each in (HOSTILE, ZALGO, "W" * 400, "שלום")]
+    unnamed = process(4900, TCG, state=ProcessState.UNATTRIBUTED)
+    return replace(
+        rich_report(),
+        node=HOSTILE,
+        kernel=HOSTILE,
+        vmis=tuple(replace(vmi("x", KVM, exits=(1, 2)), vm=name) for name in names),
+        processes=(replace(unnamed, guest_name=HOSTILE, comm=HOSTILE),),
+    )
+
+
+def thousand() -> NodeReport:
+    vmis = tuple(
+        vmi(f"virtual-machine-{number:04}", TCG if number % 50 == 0 else KVM, exits=(number, 7))
+        for number in range(1000)
+    )
+    return replace(rich_report(), vmis=vmis)
+
+
+def failing() -> NodeReport:
+    raise RuntimeError("a defect")
+
+
+REPORTS: dict[str, Callable[[], NodeReport]] = {
+    "rich": rich_report,
+    "empty": empty,
+    "hostile": hostile,
+    "thousand": thousand,
+    "failing": failing,
+}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280], ids=["phone", "desk"])
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_page_in_a_browser(
+    browser: Browser, tmp_path: Path, name: str, width: int, dark: bool
+) -> None:
+    """No console message, no request but for the page, no sideways scrolling, nothing owned.
+
+    With HVPROBE_SCREENSHOTS=DIR the pictures are kept, to be looked at.
+    """
+    browser.console()
+    browser.requests()
+    browser.be(width=width, dark=dark)
+    with Serving(Site(REPORTS[name]).routes) as serving:
+        url = f"http://127.0.0.1:{serving.port}/"
+        browser.open(url)
+        assert browser.console() == []
+        asked = [each for each in browser.requests() if not each.startswith("data:")]
+        assert asked == [url]
+        shots = Path(os.environ.get("HVPROBE_SCREENSHOTS") or tmp_path)
+        if name != "thousand":
+            browser.screenshot(shots / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.title").endswith(" \N{EN DASH} hvprobe")
+    # The style applies: the policy lets it in, and the scheme is followed.
+    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 23, 26)" if dark else "rgb(246, 247, 249)")
+    assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
+    if name == "thousand":
+        rows = browser.evaluate(
+            "document.querySelectorAll('section:first-of-type tbody tr').length"
+        )
+        assert rows == 1000
+
+
+def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
+    """Were markup to get in nevertheless, it could not run, load or post anything."""
+    with Serving(Site(rich_report).routes) as serving:
+        browser.open(f"http://127.0.0.1:{serving.port}/")
+        browser.console()
+        browser.requests()
+        browser.evaluate(
+            "(document.body.insertAdjacentHTML('beforeend', "
+            '\'<img src="/metrics"><p style="color:red" onclick="1">x</p>\'), 0)'
+        )
+        browser.evaluate(
+            "(document.head.appendChild(Object.assign(document.createElement('script'), "
+            "{text: 'document.title = 1'})), 0)"
+        )
+        refused = browser.console()
+        assert browser.evaluate("document.title") == "node-1 \N{EN DASH} hvprobe"
+        assert browser.requests() == []
+    for directive in ("img-src", "style-src", "script-src"):
+        assert [line for line in refused if directive in line], directive
+
+
+def test_the_page_is_compressed_and_has_a_head() -> None:
+    """A thousand VMs travel as less than 40 kB; HEAD tells the same headers."""
+    with Serving(Site(thousand).routes) as serving:
+        client = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
+        client.request("GET", "/", headers={"Accept-Encoding": "gzip"})
+        answer = client.getresponse()
+        body = answer.read()
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert answer.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
+        assert len(body) < 40_000
+        client.request("HEAD", "/")
+        head = client.getresponse()
+        assert (head.status, head.read()) == (200, b"")
+        assert head.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
+        client.close()

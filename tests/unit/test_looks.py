@@ -1,0 +1,351 @@
+"""Looks that are shared, that fail, and that do not end; and what the site says of each."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
+from prometheus_client.parser import text_string_to_metric_families as families_of
+from rich_report import rich_report
+
+from probes import looks, site
+from probes.looks import SharedLook
+from probes.report import NodeReport
+from probes.routes import Handler, Method, Request, Response
+from probes.site import LAST_KNOWN_S, OPENMETRICS, TEXT, Site, prefers_openmetrics
+
+WAIT_S = 20.0
+
+
+@dataclass
+class Node:
+    """A node whose looks give, raise or block as the test says; counts them."""
+
+    outcome: NodeReport | Exception = field(default_factory=rich_report)
+    looked: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    under_way: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def look(self) -> NodeReport:
+        self.looked += 1
+        self.under_way.set()
+        assert self.gate.wait(WAIT_S)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@dataclass
+class Clock:
+    """A clock that only the test moves."""
+
+    now_s: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(looks, "time", found)
+    return found
+
+
+def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's steps, in time."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(WAIT_S):
+            await steps()
+
+    asyncio.run(limited())
+
+
+def shared(node: Node) -> SharedLook:
+    return SharedLook(node.look, registry=CollectorRegistry())
+
+
+async def ask(site_: Site, path: str, *, accept: str | None = None) -> Response:
+    handler: Handler = site_.routes[path]
+    return await handler(Request(method=Method.GET, path=path, accept=accept))
+
+
+async def samples(site_: Site) -> dict[str, float]:
+    """Value by name and labels of what /metrics says now."""
+    text = (await ask(site_, "/metrics")).body.decode()
+    return {
+        sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+        for family in families_of(text)
+        for sample in family.samples
+    }
+
+
+def per_vm(found: dict[str, float]) -> set[str]:
+    return {name for name in found if name.startswith("kubevirt_vmi_")}
+
+
+def test_askers_share_a_look(clock: Clock) -> None:
+    """Ten at the same time, and one within the second after, cost one look; later ones another."""
+    node = Node()
+
+    async def steps() -> None:
+        look = shared(node)
+        node.gate.clear()
+        asked = asyncio.gather(*(look.seen() for _ in range(10)))
+        assert await asyncio.to_thread(node.under_way.wait, WAIT_S)
+        node.gate.set()
+        seen = await asked
+        assert {id(each.report) for each in seen} == {id(node.outcome)}
+        clock.now_s += looks.SHARED_FOR_S * 0.9
+        await look.seen()
+        assert node.looked == 1
+        clock.now_s += looks.SHARED_FOR_S
+        node.outcome = rich_report()
+        newest = await look.seen()
+        assert node.looked == 2
+        assert newest.report is node.outcome
+        assert newest.previous is seen[0].report
+
+    run(steps)
+
+
+def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A look that raises is told and logged once with its traceback; the report before it stays."""
+    node = Node()
+    good = node.outcome
+
+    async def steps() -> None:
+        look = shared(node)
+        await look.seen()
+        for _ in range(3):
+            clock.now_s += 10
+            node.outcome = ZeroDivisionError("a defect")
+            seen = await look.seen()
+            assert seen.report is good
+            assert seen.failure == "a look at the node failed: ZeroDivisionError('a defect')"
+        assert seen.age_s == 30
+        clock.now_s += 10
+        node.outcome = rich_report()
+        assert (await look.seen()).failure is None
+
+    with caplog.at_level(logging.INFO):
+        run(steps)
+    told = [(it.levelname, bool(it.exc_info)) for it in caplog.records if it.name == looks.__name__]
+    assert told == [("ERROR", True), ("INFO", False)]
+
+
+def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first asker waits the deadline, later ones not at all; no second look is begun."""
+    monkeypatch.setattr(looks, "DEADLINE_S", 0.05)
+    monkeypatch.setattr(looks, "SHARED_FOR_S", 0.0)
+    node = Node()
+
+    async def steps() -> None:
+        look = shared(node)
+        good = (await look.seen()).report
+        node.gate.clear()
+        node.outcome = replace(rich_report(), node="after")
+        for _ in range(5):
+            seen = await look.seen()
+            assert seen.failure == "a look at the node has not ended within 0.05 s"
+            assert seen.report is good
+        assert node.looked == 2
+        node.gate.set()
+        while (seen := await look.seen()).failure is not None:
+            await asyncio.sleep(0.001)
+        assert seen.report is node.outcome
+
+    run(steps)
+
+
+def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping waits the grace and no longer; what the look finds afterwards goes nowhere."""
+    monkeypatch.setattr(looks, "DEADLINE_S", 0.01)
+    monkeypatch.setattr(looks, "STOP_GRACE_S", 0.01)
+    node = Node()
+    node.gate.clear()
+
+    async def steps() -> None:
+        look = shared(node)
+        assert (await look.seen()).report is None
+        await look.stop()
+
+    run(steps)
+    assert node.looked == 1
+    (thread,) = [each for each in threading.enumerate() if each.name == "look"]
+    assert thread.daemon
+    node.gate.set()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_metrics_while_looks_fail(clock: Clock) -> None:
+    """VMs are the last known for a minute, then absent; health and the failure are told always."""
+    node = Node()
+
+    async def steps() -> None:
+        served = Site(node.look)
+        well = await samples(served)
+        assert well["hvprobe_refresh_failed"] == 0
+        assert well["hvprobe_refresh_failures_total error"] == 0
+        node.outcome = KeyError("a defect")
+        clock.now_s += LAST_KNOWN_S - 1
+        bad = await samples(served)
+        assert bad["hvprobe_refresh_failed"] == 1
+        assert bad["hvprobe_refresh_failures_total error"] == 1
+        assert per_vm(bad) == per_vm(well) != set()
+        clock.now_s += 2
+        old = await samples(served)
+        assert old["hvprobe_refresh_failures_total error"] == 2
+        assert [name for name in old if name.startswith(("kubevirt_", "hvprobe_processes"))] == []
+        assert {it for it in well if it.startswith("hvprobe_hook_attached")} <= set(old)
+        node.outcome = rich_report()
+        clock.now_s += 2
+        again = await samples(served)
+        assert again["hvprobe_refresh_failed"] == 0
+        assert per_vm(again) == per_vm(well)
+
+    run(steps)
+
+
+def test_metrics_before_any_look_succeeded(clock: Clock) -> None:
+    """The agent's own series and the failure, nothing else, and never an error."""
+    node = Node(outcome=OSError("no /proc"))
+
+    async def steps() -> None:
+        served = Site(node.look)
+        found = await samples(served)
+        assert found["hvprobe_refresh_failed"] == 1
+        assert found["process_open_fds"] > 0
+        assert not [it for it in found if it.startswith(("kubevirt_", "hvprobe_build_info"))]
+
+    run(steps)
+
+
+def test_readiness_and_liveness(clock: Clock) -> None:
+    """Ready is who can look; alive is who can answer, whatever the look does."""
+    node = Node(outcome=OSError("no /proc"))
+
+    async def steps() -> None:
+        served = Site(node.look)
+        answer = await ask(served, "/readyz")
+        assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
+        assert answer.body == b"not ready: a look at the node failed: OSError('no /proc')\n"
+        assert (await ask(served, "/healthz")).status is HTTPStatus.OK
+        node.outcome = rich_report()
+        clock.now_s += 2
+        assert (await ask(served, "/readyz")).body == b"ready\n"
+
+    run(steps)
+
+
+def test_no_created_series_in_either_format() -> None:
+    """Counters and histograms have no ``_created``; OpenMetrics parses and ends as it must."""
+    node = Node()
+
+    async def steps() -> None:
+        served = Site(node.look)
+        plain = await ask(served, "/metrics")
+        assert plain.content_type == TEXT
+        strict = await ask(served, "/metrics", accept="application/openmetrics-text")
+        assert strict.content_type == OPENMETRICS
+        for answer in (plain, strict):
+            assert b"_created" not in answer.body
+        names = {family.name for family in openmetrics_of(strict.body.decode())}
+        assert {"hvprobe_refresh_duration_seconds", "hvprobe_refresh_failures"} <= names
+        assert strict.body.endswith(b"# EOF\n")
+
+    run(steps)
+
+
+def test_tls_reloading_is_told_with_tls_only() -> None:
+    """1 while the files cannot be used; no series without TLS."""
+    node = Node()
+    failed = False
+
+    async def steps() -> None:
+        nonlocal failed
+        served = Site(node.look, tls_reload_failed=lambda: failed)
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
+        failed = True
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
+        assert "hvprobe_tls_reload_failed" not in await samples(Site(node.look))
+
+    run(steps)
+
+
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        (None, False),
+        ("", False),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("application/openmetrics-text", True),
+        (" Application/OpenMetrics-Text ; Version=1.0.0", True),
+        (PROMETHEUS_2, True),
+        (PROMETHEUS_3, True),
+        ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", False),
+        ("application/openmetrics-text;q=0.1,text/plain;q=0.9", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;version=abc", False),
+        ("application/openmetrics-text;q=high", False),
+        (";;;,,;=;q=,version", False),
+    ],
+)
+def test_format_by_accept(accept: str | None, openmetrics: bool) -> None:
+    """OpenMetrics for who likes it at least as much; a header that makes no sense is no error."""
+    assert prefers_openmetrics(accept) is openmetrics
+
+
+def test_page_is_served_with_its_policy() -> None:
+    """HTML under a strict policy, kept by no cache."""
+    node = Node()
+
+    async def steps() -> None:
+        answer = await ask(Site(node.look), "/")
+        headers = dict(answer.headers)
+        assert answer.content_type == "text/html; charset=utf-8"
+        assert headers["Content-Security-Policy"] == site.CONTENT_SECURITY_POLICY
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+
+    run(steps)
+
+
+def test_page_has_rates_of_two_looks(clock: Clock) -> None:
+    """The look before the newest is what rates are taken from."""
+    node = Node()
+
+    async def steps() -> None:
+        served = Site(node.look)
+        assert b"load the page again" in (await ask(served, "/")).body
+        clock.now_s += 30
+        node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
+        assert b"Rates: over 30 s." in (await ask(served, "/")).body
+
+    run(steps)

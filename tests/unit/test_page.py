@@ -1,0 +1,296 @@
+"""NodeReport → the page at ``/``: what it says, and that no text in it can act."""
+
+import base64
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from facts import VMM
+from hypothesis import given
+from hypothesis import strategies as st
+from rich_report import KVM, TCG, process, rich_report, vmi
+
+from probes.identity import VmName
+from probes.page import CONTENT_SECURITY_POLICY, LONGEST_TEXT, page
+from probes.page_style import STYLE
+from probes.report import NodeReport
+from probes.verdict import Verdict
+from probes.vmm import VmmId
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
+VOID = {"meta", "link"}
+DASH = "\N{EN DASH}"
+
+
+class Read(HTMLParser):
+    """A page as a browser takes it apart; tags must be closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.style = ""
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            self.style += data
+            return
+        self.text += data
+        if "td" in self._open or "th" in self._open:
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        (found,) = [row for row in self.rows if row[0] == first]
+        return found
+
+
+def drawn(
+    report: NodeReport | None,
+    *,
+    previous: NodeReport | None = None,
+    failure: str | None = None,
+) -> str:
+    return page(report, previous=previous, failure=failure, last_known_s=60).decode()
+
+
+def earlier(
+    report: NodeReport, seconds: float, **exits: tuple[int | None, int | None]
+) -> NodeReport:
+    """The report as it was: the named VMs with (returns to user space, all exits) of that time."""
+    vmis = tuple(
+        replace(it, userspace_exits=exits[it.vm.name][0], exits=exits[it.vm.name][1])
+        if it.vm.name in exits
+        else it
+        for it in report.vmis
+    )
+    return replace(report, taken_unix_s=report.taken_unix_s - seconds, vmis=vmis)
+
+
+def test_golden() -> None:
+    """The whole page of a report that has a case of everything.
+
+    After a wanted change run the tests with HVPROBE_UPDATE_GOLDEN=1 and look at the page.
+    """
+    text = drawn(rich_report(), previous=earlier(rich_report(), 30, alpha=(1, 11)))
+    if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_it_needs_nothing_from_elsewhere() -> None:
+    """No script, no event handler, no style attribute, no address but its own."""
+    read = Read(drawn(rich_report(), failure="it failed"))
+    assert {tag for tag, _ in read.elements}.isdisjoint({"script", "img", "iframe", "object"})
+    for tag, attributes in read.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+        for name in ("href", "src", "action"):
+            assert attributes.get(name) in (None, "data:,", "metrics", "readyz"), tag
+    assert "url(" not in read.style
+    assert "@import" not in read.style
+
+
+def test_the_policy_allows_the_style_and_nothing_else() -> None:
+    """The hash in Content-Security-Policy is that of the page's own style element."""
+    style = Read(drawn(rich_report())).style
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    directives = dict(each.strip().split(" ", 1) for each in CONTENT_SECURITY_POLICY.split(";"))
+    assert directives == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+
+
+def test_a_vm_says_type_certainty_and_rates() -> None:
+    """Rates are the difference of two looks over the time between them."""
+    now = rich_report()
+    read = Read(drawn(now, previous=earlier(now, 20, alpha=(0, 1), delta=(0, None))))
+    assert read.row("default/alpha")[1:5] == ["kvm", "verified", "2.0", "0.1"]
+    assert read.row("default/beta")[1:5] == ["tcg without need", "verified", DASH, DASH]
+    assert read.row("default/delta")[1:5] == ["mshv", "verified", DASH, "0.0"]
+    assert read.row("default/epsilon")[1:3] == ["tcg", "verified"]
+    assert read.row("default/gamma")[1:5] == ["kvm", "inferred", "0.0", "0.0"]
+    assert read.row("default/zeta")[1:5] == ["unknown", "no proof", DASH, DASH]
+    assert "Rates: over 20 s." in read.text
+
+
+@pytest.mark.parametrize(
+    "previous",
+    [
+        None,
+        pytest.param(earlier(rich_report(), 0), id="the same moment"),
+        pytest.param(earlier(rich_report(), -5), id="the clock was set back"),
+        pytest.param(earlier(rich_report(), 20, alpha=(9, 99)), id="counters went down"),
+        pytest.param(earlier(rich_report(), 20, alpha=(None, None)), id="not counted before"),
+        pytest.param(
+            replace(
+                earlier(rich_report(), 20),
+                vmis=(vmi("alpha", KVM, vmm=VmmId(tgid=1, start_ticks=1), exits=(0, 0)),),
+            ),
+            id="another process",
+        ),
+        pytest.param(replace(earlier(rich_report(), 20), vmis=()), id="not there before"),
+    ],
+)
+def test_no_rate_where_none_is_known(previous: NodeReport | None) -> None:
+    """Never a false 0 and never a negative rate."""
+    assert Read(drawn(rich_report(), previous=previous)).row("default/alpha")[3:5] == [DASH, DASH]
+
+
+def test_what_needs_a_look_comes_first() -> None:
+    """Emulated without need, then unknown, then not verified, then the rest by name."""
+    read = Read(drawn(rich_report()))
+    names = [row[0] for row in read.rows if row and row[0].startswith("default/")]
+    assert names == [
+        f"default/{name}" for name in ("beta", "zeta", "gamma", "alpha", "delta", "epsilon")
+    ]
+
+
+def test_health_is_told() -> None:
+    """Accelerators, kernel table, errors and each hook with its reason."""
+    read = Read(drawn(rich_report()))
+    assert read.row("kvm_vcpu_ioctl")[1] == "none"
+    assert read.row("kvm_vcpu_ioctl")[3] == "kvm_vcpu_ioctl is not here"
+    assert read.row("kvm_exit")[1] == "raw_tracepoint"
+    for said in ("3 of 4096", "17 events dropped", "/dev/mshv: not here", "never calls the hook"):
+        assert said in read.text
+
+
+def test_processes_without_a_vm_are_told() -> None:
+    """One that has no name and libvirt's probe; those that are VMs are not told twice."""
+    read = Read(drawn(rich_report()))
+    assert read.row("qemu-system-x86 90")[4] == "capability probe"
+    assert read.row("qemu-system-x86 4900")[4] == "no VM of this name"
+    assert not [row for row in read.rows if row[0] == f"qemu-system-x86 {VMM.tgid}"]
+
+
+def test_a_node_without_vms() -> None:
+    """It says so, and there is no empty table."""
+    read = Read(drawn(replace(rich_report(), vmis=(), processes=())))
+    assert "No VM with a name runs on this node." in read.text
+    assert "Exits/s" not in read.text
+    assert "VMM processes without a VM" not in read.text
+
+
+def test_a_thousand_vms() -> None:
+    """A row each, within half a megabyte before compression."""
+    vmis = tuple(vmi(f"vm-{number:04}", KVM, exits=(1, 2)) for number in range(1000))
+    text = drawn(replace(rich_report(), vmis=vmis))
+    assert sum(row[0].startswith("default/vm-") for row in Read(text).rows) == 1000
+    assert len(text) < 500_000
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance by WCAG 2 of ``#rgb`` or ``#rrggbb``."""
+    digits = colour.removeprefix("#")
+    pairs = [it * 2 for it in digits] if len(digits) == 3 else re.findall("..", digits)
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (int(pair, 16) / 255 for pair in pairs)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read(scheme: int) -> None:
+    """Every text colour on both grounds has the contrast WCAG 2 AA asks for, 4.5 to 1."""
+    blocks = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]+);", blocks[scheme]))
+    for text in ("ink", "dim", "good", "warn", "bad"):
+        for ground in ("paper", "card"):
+            both = sorted((luminance(colours[text]), luminance(colours[ground])))
+            assert (both[1] + 0.05) / (both[0] + 0.05) >= 4.5, (text, ground)
+
+
+def test_a_failed_look_is_told_first() -> None:
+    """What is shown then is called old; without any report there is only the failure."""
+    assert '</header>\n<main>\n<p class="alarm"' in drawn(rich_report(), failure="it <failed>")
+    assert "it <failed>." in Read(drawn(rich_report(), failure="it <failed>")).text
+    nothing = Read(drawn(None, failure="it failed"))
+    assert "Nothing has been seen yet." in nothing.text
+    assert nothing.rows == []
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></td></table><h1>owned",
+    "&lt;b&gt;",
+    "a\x00b\x1b[31mred\r\nX-Header: 1",
+    "\u202egnp.exe\u2066\u2069\u200b\u2028",
+    "lone \ud800 surrogate",
+    "\U000e0041\ufeff",
+    "x" * 100_000,
+    "مرحبا שלום",
+]
+
+
+def hostile_reports(text: str) -> Iterator[NodeReport]:
+    plain = rich_report()
+    name = VmName(namespace=text, name=text)
+    yield replace(plain, node=text, kernel=text, machine=text, version=text)
+    yield replace(plain, vmis=(replace(vmi("x", TCG), vm=name),))
+    unnamed: Verdict = KVM
+    yield replace(
+        plain, processes=(replace(process(7, unnamed), guest_name=text, comm=text, vm=None),)
+    )
+    yield replace(plain, health=replace(plain.health, ledger_error=text))
+    yield replace(plain, accelerators=(replace(plain.accelerators[0], reason=text),))
+
+
+def acts(text: str) -> list[str]:
+    """Characters that are not seen and change what is: control, format, separators, surrogates."""
+    return [it for it in text if unicodedata.category(it) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_stays_text(text: str) -> None:
+    """The page has the same elements as with a harmless name, and shows what is invisible."""
+    for hostile, harmless in zip(hostile_reports(text), hostile_reports("x"), strict=True):
+        shown = drawn(hostile)
+        read = Read(shown)
+        assert read.elements == Read(drawn(harmless)).elements
+        assert acts(shown.replace("\n", "")) == []
+        assert len(shown) < len(drawn(harmless)) + 5 * 10 * LONGEST_TEXT
+
+
+def test_bidirectional_text_is_isolated() -> None:
+    """A name in a script of the other direction does not turn its neighbours."""
+    shown = drawn(replace(rich_report(), vmis=(vmi("שלום", KVM),)))
+    assert "<bdi>שלום</bdi>" in shown
+
+
+@given(st.text())
+def test_any_text_is_text(text: str) -> None:
+    """Whatever the name, the page parses to the same elements and can be encoded."""
+    named = VmName(namespace="default", name=text)
+    page_of = [drawn(replace(rich_report(), vmis=(replace(vmi("x", KVM), vm=named),)))]
+    page_of.append(drawn(replace(rich_report(), vmis=(vmi("x", KVM),))))
+    assert Read(page_of[0]).elements == Read(page_of[1]).elements
+    assert re.search(r"[\x00-\x09\x0b-\x1f]", page_of[0]) is None
