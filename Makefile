@@ -16,7 +16,7 @@ export HVPROBE_KERNELS
 # reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels \
+.PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
 	test-cluster test-server test-monitoring bench clean
 
 help: ## show this help
@@ -68,6 +68,14 @@ test-kernel: install-dev ## tests with real hooks and real guests on this machin
 test-kernels: export HVPROBE_KERNELS = all
 test-kernels: install-dev ## the same on other kernels, booted in QEMU
 	@exec $(PYTEST) tests/guests $(ARGS)
+
+kernel-matrix: export HVPROBE_KERNELS = all
+kernel-matrix: export HVPROBE_REQUIRE = kernel,guests
+kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/kernels.md from it
+	@mkdir -p build/test-kernels/host
+	@$(PYTEST) tests/kernel --junitxml=build/test-kernels/host/junit.xml -o junit_family=xunit2
+	@$(PYTEST) tests/guests
+	@$(PYTHON) tests/guests/support_matrix.py
 
 test-cluster: install-dev ## tests against an API server
 	@exec $(PYTEST) tests/cluster $(ARGS)

@@ -8,22 +8,27 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
+from ebpf.reasons_session import ReasonsSession
 from ebpf.session import Session, in_initial_pid_namespace
+from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
 from probes.credentials import InCluster, Kubeconfig
 from probes.host import Host
+from probes.node import KernelAbilities
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
+from probes.rows import LiveOptions
 from probes.server import Limits, Server
 from probes.settings import Command, Settings
 from probes.site import Site
 
 if TYPE_CHECKING:
+    from probes.live import Scene
     from probes.vmiwatch import VmiWatch
 
 log = logging.getLogger(__name__)
@@ -43,10 +48,12 @@ def version() -> str:
 @contextlib.contextmanager
 def observing(settings: Settings) -> Iterator[Observer]:
     """An observer of this node, its probes attached as far as they can be; detached at the end."""
-    watch = _open_watch(settings)
     session, error = _open_session(settings)
+    watch: VmiWatch | None = None
     try:
-        if watch is not None and settings.command is not Command.AGENT:
+        # After BCC: while it compiles, what anybody writes to stderr is taken for the compiler's.
+        watch = _open_watch(settings)
+        if watch is not None and _looks_once(settings):
             _wait_for_names(watch)
         yield Observer(
             node=settings.node,
@@ -62,6 +69,13 @@ def observing(settings: Settings) -> Iterator[Observer]:
             watch.stop()
         if session is not None:
             session.close()
+
+
+def _looks_once(settings: Settings) -> bool:
+    """Whether names that come later would come too late."""
+    if settings.command is Command.LIVE:
+        return settings.live.once
+    return settings.command is not Command.AGENT
 
 
 def _open_watch(settings: Settings) -> "VmiWatch | None":
@@ -139,6 +153,68 @@ def snapshot(settings: Settings) -> str:
     """One report as JSON text."""
     with observing(settings) as observer:
         return json.dumps(to_json(observer.look()), indent=2)
+
+
+class NotPermittedError(Exception):
+    """This process may not see what it would have to show: one line with the remedy."""
+
+
+def run_live(settings: Settings) -> None:
+    """Show the live view until told to end.
+
+    Raises NotPermittedError, and BpfUnavailableError where exit reasons are wanted and not to be
+    had; without them it goes on with what /proc shows.
+    """
+    # Here: the agent does without what they cost (rich).
+    from probes.show import show  # noqa: PLC0415
+    from probes.terminal import progress  # noqa: PLC0415
+
+    missing = abilities(settings).capabilities_missing
+    if missing:
+        raise NotPermittedError(
+            f"live may not look at other users' VMs, {' and '.join(missing)} missing: "
+            "run it as root, or by kubectl exec in the agent's pod"
+        )
+    with contextlib.ExitStack() as stack:
+        done = stack.enter_context(progress("hvprobe: attaching the probes ..."))
+        observer = stack.enter_context(observing(settings))
+        reasons = None
+        if settings.live.reasons:
+            reasons = ReasonsSession(sys_root=settings.sys_root)
+            stack.callback(reasons.close)
+        show(_scenes(observer, reasons, settings.live), settings.live, begin=done)
+
+
+def _scenes(
+    observer: Observer, session: ReasonsSession | None, options: LiveOptions
+) -> "Callable[[], Scene]":
+    """What the live view calls for each frame."""
+    from probes.history import History  # noqa: PLC0415
+    from probes.live import Scene  # noqa: PLC0415
+
+    history = History()
+
+    def look() -> Scene:
+        report = options.selection.of(observer.look())
+        reasons = None
+        if session is not None:
+            # Those asked for by number are counted from now on, whatever they are yet.
+            session.choose({it.vmm.tgid for it in report.processes} | options.selection.tgids)
+            reasons = session.read()
+        history.add(report, reasons)
+        return Scene(
+            report=report,
+            history=history,
+            reasons=reasons,
+            reasons_lost_total=session.lost_total if session else 0,
+        )
+
+    return look
+
+
+def abilities(settings: Settings) -> KernelAbilities:
+    """What the kernel and this process's privileges permit."""
+    return find_abilities(proc_root=settings.proc_root, sys_root=settings.sys_root)
 
 
 def report_once(settings: Settings) -> NodeReport:

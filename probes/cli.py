@@ -10,7 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from probes.settings import EXIT_USAGE, Command, LogFormat, Settings, UsageError, parse
+from probes.settings import (
+    EXIT_USAGE,
+    Command,
+    LogFormat,
+    Settings,
+    UsageError,
+    command_line,
+    parse,
+)
 
 
 class _JsonLines(logging.Formatter):
@@ -50,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings) -> int:
+    from ebpf.errors import BpfUnavailableError
     from probes import agent, doctor
+    from probes.completion import Shell, script
     from probes.server import BindError, TlsFilesError
 
     match settings.command:
@@ -62,11 +72,23 @@ def _run(settings: Settings) -> int:
         case Command.SNAPSHOT:
             print(agent.snapshot(settings), flush=True)
         case Command.DOCTOR:
+            from probes.show import print_checks
+
             report = agent.report_once(settings)
-            print("\n".join(doctor.lines(report)), flush=True)
+            print_checks(
+                doctor.checks(report, agent.abilities(settings)),
+                doctor.ability(report),
+                as_json=settings.json,
+            )
             return doctor.ability(report)
         case Command.LIVE:
-            return _fail("live is not part of this version", 1)
+            try:
+                agent.run_live(settings)
+            except (BpfUnavailableError, agent.NotPermittedError) as err:
+                return _fail(str(err), 1)
+        case Command.COMPLETION:
+            parser = command_line({}, version=agent.version())
+            print(script(parser, settings.shell or Shell.BASH), end="", flush=True)
     return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 from ebpf.hooks import HookStatus, Question
+from probes.node import KernelAbilities
 from probes.report import CounterTrust, NodeReport
 from probes.vmm import HypervisorType
 
@@ -39,14 +40,17 @@ class Check:
     remedy: str | None = None
 
 
-def checks(report: NodeReport) -> tuple[Check, ...]:
+def checks(report: NodeReport, kernel: KernelAbilities) -> tuple[Check, ...]:
     """All checks of a node, most important first."""
     return (
         *_accelerator(report),
-        _runs(report),
+        _runs(report, kernel),
         *_counters(report),
+        _late(report, kernel),
         _processes(report),
         _names(report),
+        _permission(kernel),
+        _kernel(kernel),
     )
 
 
@@ -54,14 +58,18 @@ def ability(report: NodeReport) -> Ability:
     """Whether verdicts on this node are verified, inferred, or not to be had at all."""
     if not report.proc_readable:
         return Ability.NOTHING
-    if _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS):
-        return Ability.VERIFIED
-    return Ability.INFERRED
+    runs = [
+        it
+        for it in report.health.hooks
+        if it.hook.question in (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
+    ]
+    seen = any(it.attached for it in runs) or (runs and all(it.needless for it in runs))
+    return Ability.VERIFIED if seen else Ability.INFERRED
 
 
-def lines(report: NodeReport) -> Iterator[str]:
+def lines(report: NodeReport, kernel: KernelAbilities) -> Iterator[str]:
     """The checks as text, one line each."""
-    for check in checks(report):
+    for check in checks(report, kernel):
         remedy = f"; {check.remedy}" if check.remedy else ""
         yield f"{check.outcome.value:<4}  {check.question}: {check.finding}{remedy}"
     yield {
@@ -82,16 +90,32 @@ def _accelerator(report: NodeReport) -> Iterator[Check]:
         module = report.virtualization.module or "no module"
         nested = ", the node is itself a VM" if report.virtualization.nested else ""
         outcome = {True: Outcome.GOOD, False: Outcome.BAD, None: Outcome.LESS}
+        finding, _, remedy = (accelerator.reason or f"yes, by {module}{nested}").partition("; ")
         yield Check(
             question="does KVM work here",
             outcome=outcome[accelerator.available],
-            finding=accelerator.reason or f"yes, by {module}{nested}",
+            finding=finding,
+            remedy=remedy or None,
         )
 
 
-def _runs(report: NodeReport) -> Check:
+def _runs(report: NodeReport, kernel: KernelAbilities) -> Check:
     question = "which process uses KVM"
     hooks = _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS)
+    wanted = [it for it in report.health.hooks if it.hook.question is Question.RUNS_VCPU]
+    if wanted and all(it.needless for it in wanted):
+        return Check(
+            question=question,
+            outcome=Outcome.GOOD,
+            finding="none can: no KVM module is loaded; hooks are attached once one is",
+        )
+    if hooks and not kernel.kprobes:
+        return Check(
+            question=question,
+            outcome=Outcome.GOOD,
+            finding=f"seen by {hooks[0].hook.name} ({hooks[0].backend.value}) at its first return "
+            "from KVM_RUN; this kernel has no kprobes (CONFIG_KPROBES) to see it enter",
+        )
     if hooks:
         named = " and ".join(f"{it.hook.name} ({it.backend.value})" for it in hooks)
         return Check(question=question, outcome=Outcome.GOOD, finding=f"seen by {named}")
@@ -99,7 +123,7 @@ def _runs(report: NodeReport) -> Check:
         return Check(
             question=question,
             outcome=Outcome.LESS,
-            finding=f"no BPF: {report.health.ledger_error}",
+            finding=f"what /proc shows of it now; no BPF: {report.health.ledger_error}",
         )
     missing = "; ".join(
         it.reason or it.hook.name
@@ -127,6 +151,7 @@ def _counters(report: NodeReport) -> Iterator[Check]:
                 question=question,
                 outcome=Outcome.LESS,
                 finding="attached, but this kernel never calls it: no count is shown",
+                remedy="none: the vendor module in use has no VM exit of its own to report",
             ),
             CounterTrust.MISSING: Check(
                 question=question, outcome=Outcome.LESS, finding="not counted: no hook attached"
@@ -155,6 +180,57 @@ def _processes(report: NodeReport) -> Check:
     )
 
 
+def _late(report: NodeReport, kernel: KernelAbilities) -> Check:
+    question = "which VMs that ran before hvprobe"
+    if not report.proc_readable or "CAP_SYS_PTRACE" in kernel.capabilities_missing:
+        return Check(
+            question=question,
+            outcome=Outcome.LESS,
+            finding="only by what they do from now on: descriptors and system calls of other "
+            "users' processes cannot be read",
+            remedy="give CAP_SYS_PTRACE",
+        )
+    return Check(
+        question=question,
+        outcome=Outcome.GOOD,
+        finding="by their descriptors and the system call their vCPU threads are in",
+    )
+
+
+def _permission(kernel: KernelAbilities) -> Check:
+    question = "may hvprobe do what it needs"
+    wrong = [f"{name} is missing" for name in kernel.capabilities_missing]
+    if not kernel.initial_pid_namespace:
+        wrong.append("it runs in a PID namespace of its own")
+    if kernel.lockdown == "confidentiality":
+        wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
+    if not wrong:
+        return Check(question=question, outcome=Outcome.GOOD, finding="yes")
+    return Check(
+        question=question,
+        outcome=Outcome.LESS,
+        finding=", ".join(wrong),
+        remedy="run as root; in a container add the capabilities named and hostPID: true",
+    )
+
+
+def _kernel(kernel: KernelAbilities) -> Check:
+    """What there is to build on; kprobes and tracefs have something that stands in for them."""
+    parts = {
+        "KVM": kernel.kvm_device,
+        "kprobes": kernel.kprobes,
+        "tracefs": kernel.tracefs,
+        "BTF (not needed)": kernel.btf,
+    }
+    finding = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in parts.items())
+    return Check(
+        question="what this kernel offers",
+        outcome=Outcome.GOOD if kernel.kprobes and kernel.tracefs else Outcome.LESS,
+        finding=f"{finding}, lockdown {kernel.lockdown or 'not told'}",
+        remedy=None if kernel.tracefs else "mount tracefs on /sys/kernel/tracing",
+    )
+
+
 def _names(report: NodeReport) -> Check:
     question = "where VMI names come from"
     watch = report.health.vmi_watch
@@ -164,7 +240,7 @@ def _names(report: NodeReport) -> Check:
             outcome=Outcome.GOOD,
             finding="libvirt's domain names, <namespace>_<name>: no cluster is asked",
         )
-    if watch.up:
+    if watch.up or (watch.synced and watch.error is None):
         return Check(question=question, outcome=Outcome.GOOD, finding="the API server")
     why = watch.error or "it has not answered yet"
     if watch.synced:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 from kernel_world import (
     KVM_RUN_ON_DEV_NULL,
+    QEMU,
     RENAME_PROCESS,
     RENAME_THREAD,
     KvmLoad,
     PythonProcess,
     Qemu,
     Started,
+    guest_time,
+    machine_arguments,
     thread_times,
 )
 
@@ -38,15 +41,16 @@ class Proof(Enum):
 
     ALWAYS = "always"
     NEVER = "never"
-    WITH_WORKER = "if and only if KVM gave the process a worker thread"
-    """KVM starts it at the first KVM_RUN and, since Linux 6.14, as a thread of the process."""
+    WITH_TRACE = "if and only if what it did has left a trace in /proc"
+    """A worker thread of KVM, which since Linux 6.14 is a thread of the process, or guest time."""
     WITH_CPU_TIME = "if and only if its TCG threads consumed CPU time"
     """A paused guest's threads need some to be set up: a tick of it on slow machines."""
 
     def holds(self, tgid: int) -> bool:
         """Ask the kernel which case this process is."""
-        if self is Proof.WITH_WORKER:
-            return any(comm.startswith("kvm-nx-lpage") for comm, _ in thread_times(tgid))
+        if self is Proof.WITH_TRACE:
+            worker = any(comm.startswith("kvm-nx-lpage") for comm, _ in thread_times(tgid))
+            return worker or guest_time(tgid) > 0
         if self is Proof.WITH_CPU_TIME:
             return any(ticks for comm, ticks in thread_times(tgid) if comm.endswith("/TCG"))
         return self is Proof.ALWAYS
@@ -62,7 +66,7 @@ class Expected:
 
 KVM = Expected(type=HypervisorType.KVM, proof=Proof.ALWAYS)
 KVM_INFERRED = Expected(type=HypervisorType.KVM, proof=Proof.NEVER)
-KVM_BY_WORKER = Expected(type=HypervisorType.KVM, proof=Proof.WITH_WORKER)
+KVM_BY_TRACE = Expected(type=HypervisorType.KVM, proof=Proof.WITH_TRACE)
 TCG = Expected(type=HypervisorType.TCG, proof=Proof.ALWAYS)
 TCG_BY_CPU_TIME = Expected(type=HypervisorType.TCG, proof=Proof.WITH_CPU_TIME)
 UNKNOWN = Expected(type=HypervisorType.UNKNOWN, proof=Proof.NEVER)
@@ -91,21 +95,11 @@ def _load(*arguments: str) -> Callable[[World], Started]:
 def _fell_back(world: World) -> Started:
     """QEMU asked for kvm or tcg where /dev/kvm is not to be had."""
     script = 'mount --bind /dev/null /dev/kvm && exec "$@"'
-    command = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg"]
     return Started(
         [
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            *command,
-            "-name",
-            "guest=lab_fellback,debug-threads=on",
-            "-display",
-            "none",
-            "-nodefaults",
+            *("unshare", "--mount", "sh", "-c", script, "sh"),
+            *(QEMU, "-accel", "kvm", "-accel", "tcg", *machine_arguments("tcg")),
+            *("-name", "guest=lab_fellback,debug-threads=on", "-display", "none", "-nodefaults"),
         ]
     )
 
@@ -171,15 +165,8 @@ SCENARIOS = (
         name="libvirt's capability probe",
         start=lambda _: Started(
             [
-                "qemu-system-x86_64",
-                "-S",
-                "-no-user-config",
-                "-nodefaults",
-                "-nographic",
-                "-machine",
-                "none,accel=kvm:tcg",
-                "-monitor",
-                "none",
+                *(QEMU, "-S", "-no-user-config", "-nodefaults", "-nographic"),
+                *("-machine", "none,accel=kvm:tcg", "-monitor", "none"),
             ]
         ),
         early=UNKNOWN,
@@ -214,7 +201,7 @@ SCENARIOS = (
         name="KVM user that is no QEMU",
         start=_load("--userspace-exits", "1009", "--then", "hold"),
         early=KVM,
-        late=KVM_BY_WORKER,
+        late=KVM_BY_TRACE,
         runs=1009,
         userspace_exits=1009,
     ),
@@ -229,7 +216,7 @@ SCENARIOS = (
         name="several VMs in one process",
         start=_load("--vms", "3", "--vcpus", "2", "--userspace-exits", "2003", "--then", "hold"),
         early=KVM,
-        late=KVM_BY_WORKER,
+        late=KVM_BY_TRACE,
         runs=2003,
         userspace_exits=2003,
     ),

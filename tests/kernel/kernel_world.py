@@ -204,6 +204,11 @@ def thread_times(tgid: int) -> list[tuple[str, int]]:
     return found
 
 
+def guest_time(tgid: int) -> int:
+    """Clock ticks that the kernel accounted to a process as guest time."""
+    return int(Path(f"/proc/{tgid}/stat").read_text().rpartition(")")[2].split()[40])
+
+
 def build_kvmload(directory: Path) -> Path:
     """Compile kvmload.c, statically: it also runs where there is no compiler."""
     source = Path(__file__).with_name("kvmload.c")

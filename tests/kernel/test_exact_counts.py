@@ -1,5 +1,6 @@
 """Known workloads of prime counts: what the ledger says is what was made, to the last one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,13 @@ def kvm_exits(tgid: int) -> int | None:
 
 @pytest.mark.parametrize("vcpus", [1, 2, 8])
 @pytest.mark.parametrize("exits", [2003, 10007])
-def test_every_exit_is_counted(node: Node, kvmload: Path, vcpus: int, exits: int) -> None:
+def test_every_exit_is_counted(
+    node: Node,
+    kvmload: Path,
+    vcpus: int,
+    exits: int,
+    record_property: Callable[[str, object], None],
+) -> None:
     """With processes coming and going beside it, no exit is lost and none is counted twice.
 
     Userspace exits and KVM_RUN entries equal the workload; VM exits equal KVM's own counter, where
@@ -53,9 +60,14 @@ def test_every_exit_is_counted(node: Node, kvmload: Path, vcpus: int, exits: int
         if node.has(Question.RUNS_VCPU):
             assert entry.runs == load.totals["kvm_run"]
             assert (entry.vms_created, entry.vcpus_created) == (1, vcpus)
+        record_property("userspace_exits", f"{entry.userspace_exits} of {load.totals['kvm_run']}")
+        if node.has(Question.RUNS_VCPU):
+            record_property("kvm_run", f"{entry.runs} of {load.totals['kvm_run']}")
         oracle = kvm_exits(load.tgid)
         if oracle is not None and node.report().health.exits_trust is CounterTrust.PROVEN:
-            assert node.session.read().entries[load.tgid].exits == oracle
+            counted = node.session.read().entries[load.tgid].exits
+            record_property("vm_exits", f"{counted} of {oracle}")
+            assert counted == oracle
             assert oracle >= exits
 
 

@@ -1,6 +1,6 @@
 """Every scenario of the table, with the hooks attached before it and after it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,24 +34,31 @@ def late_node(all_running: dict[str, Started]) -> Iterator[Node]:
         yield node
 
 
-def check(node: Node, tgid: int, expected: Expected | None) -> None:
+def check(node: Node, tgid: int, expected: Expected | None) -> str:
+    """Look until the verdict is the expected one; what was reported in the end."""
     if expected is None:
         for _ in range(LOOKS_AT_NOTHING):
             assert node.process(tgid) is None
-        return
+        return "not shown"
     wait_for(
         lambda: node.verdict(tgid, expected.type) == (expected.type, expected.proof.holds(tgid)),
         f"{tgid} is {expected}",
     )
+    shown = node.process(tgid)
+    assert shown is not None
+    sure = "verified" if shown.verdict.verified else "inferred"
+    return f"{shown.verdict.type}, {sure}: {shown.verdict.reasons[0]}"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_seen_from_the_start(node: Node, world: World, scenario: Scenario) -> None:
+def test_seen_from_the_start(
+    node: Node, world: World, scenario: Scenario, record_property: Callable[[str, object], None]
+) -> None:
     """Hooks first: the verdict is the table's, the counts are exact, the record leaves with it."""
     needs = scenario.seen_early_by
     early = scenario.early if needs is None or node.has(needs) else None
     with scenario.start(world) as process:
-        check(node, process.tgid, early)
+        record_property("verdict", check(node, process.tgid, early))
         if scenario.userspace_exits is not None:
             wait_for(
                 lambda: (
@@ -74,7 +81,11 @@ def test_seen_from_the_start(node: Node, world: World, scenario: Scenario) -> No
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_found_running(
-    late_node: Node, all_running: dict[str, Started], scenario: Scenario
+    late_node: Node,
+    all_running: dict[str, Started],
+    scenario: Scenario,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Process first: what is proven without having seen it start is the table's."""
-    check(late_node, all_running[scenario.name].tgid, scenario.late)
+    verdict = check(late_node, all_running[scenario.name].tgid, scenario.late)
+    record_property("verdict", verdict)

@@ -8,7 +8,7 @@ from rich_report import rich_report
 
 from ebpf.hooks import Question, unattached
 from probes.doctor import Ability, Check, Outcome, ability, checks, lines
-from probes.node import Accelerator, NodeVirtualization
+from probes.node import Accelerator, KernelAbilities, NodeVirtualization
 from probes.report import CounterTrust, NodeReport
 from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
@@ -21,6 +21,26 @@ NO_BPF = health(
 )
 
 
+CAPABLE = KernelAbilities(
+    kprobes=True,
+    btf=True,
+    tracefs=True,
+    kvm_device=True,
+    lockdown="none",
+    capabilities_missing=(),
+    initial_pid_namespace=True,
+)
+BARE = KernelAbilities(
+    kprobes=False,
+    btf=False,
+    tracefs=False,
+    kvm_device=True,
+    lockdown="confidentiality",
+    capabilities_missing=("CAP_SYS_PTRACE", "CAP_BPF"),
+    initial_pid_namespace=False,
+)
+
+
 def report(
     *, attached: frozenset[Question] = frozenset(Question), proc_readable: bool = True
 ) -> NodeReport:
@@ -28,7 +48,7 @@ def report(
 
 
 def check(given: NodeReport, question: str) -> Check:
-    (found,) = [it for it in checks(given) if question in it.question]
+    (found,) = [it for it in checks(given, CAPABLE) if question in it.question]
     return found
 
 
@@ -55,7 +75,9 @@ def test_nothing_without_proc(attached: frozenset[Question]) -> None:
     """
     given = report(attached=attached, proc_readable=False)
     assert ability(given) is Ability.NOTHING
-    assert [it for it in checks(given) if it.outcome is Outcome.BAD and "/proc" in it.finding]
+    assert [
+        it for it in checks(given, CAPABLE) if it.outcome is Outcome.BAD and "/proc" in it.finding
+    ]
 
 
 def test_exit_codes() -> None:
@@ -66,26 +88,57 @@ def test_exit_codes() -> None:
 
 def test_all_is_well() -> None:
     """Every question has a line and every line is good; the last one sums up."""
-    found = list(lines(report()))
+    found = list(lines(report(), CAPABLE))
     assert [line.split()[0] for line in found[:-1]] == ["ok"] * (len(found) - 1)
-    assert len(found) == len(checks(report())) + 1
+    assert len(found) == len(checks(report(), CAPABLE)) + 1
     assert found[-1] == "verdicts can be verified on this node"
 
 
 def test_without_bpf() -> None:
     """The reason stands in the line; nothing is called good that is not."""
     given = replace(rich_report(), health=NO_BPF)
-    found = list(lines(given))
+    found = list(lines(given, CAPABLE))
     assert any("no BPF: not permitted" in line for line in found)
     assert found[-1] == "verdicts can only be inferred on this node"
     names = check(given, "VMI names")
-    assert [it.outcome for it in checks(given) if it != names][1:] == [Outcome.LESS] * 4
+    of_hooks = [it for it in checks(given, CAPABLE) if it != names][1:4]
+    assert [it.outcome for it in of_hooks] == [Outcome.LESS] * 3
+    assert check(given, "which processes become VMMs").outcome is Outcome.LESS
+
+
+def test_a_bare_kernel() -> None:
+    """What is missing is named one by one, and what stands in for it or remedies it is said."""
+    found = {it.question: it for it in checks(report(), BARE)}
+    may = found["may hvprobe do what it needs"]
+    assert may.outcome is Outcome.LESS
+    for word in ("CAP_SYS_PTRACE", "CAP_BPF", "PID namespace", "confidentiality"):
+        assert word in may.finding
+    assert may.remedy
+    offers = found["what this kernel offers"]
+    assert offers.outcome is Outcome.LESS
+    assert "KVM yes, kprobes no, tracefs no, BTF (not needed) no" in offers.finding
+    assert "tracefs" in (offers.remedy or "")
+    late = found["which VMs that ran before hvprobe"]
+    assert (late.outcome, late.remedy) == (Outcome.LESS, "give CAP_SYS_PTRACE")
+    runs = found["which process uses KVM"]
+    assert runs.outcome is Outcome.GOOD
+    assert "CONFIG_KPROBES" in runs.finding
+
+
+def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
+    """Where nobody can use KVM its hooks are needless, and emulation can be verified."""
+    gone = tuple(it.driver_gone() if it.hook.driver else it for it in hooks(frozenset(Question)))
+    given = replace(report(), health=health(hooks=gone))
+    assert ability(given) is Ability.VERIFIED
+    found = check(given, "which process uses KVM")
+    assert found.outcome is Outcome.GOOD
+    assert "no KVM module is loaded" in found.finding
 
 
 def test_without_anything() -> None:
     """Neither hooks nor /proc."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
-    assert list(lines(given))[-1] == "nothing can be said of this node's VMs"
+    assert list(lines(given, CAPABLE))[-1] == "nothing can be said of this node's VMs"
 
 
 LOST = WatchStatus(
@@ -103,6 +156,7 @@ LOST = WatchStatus(
     [
         (None, Outcome.GOOD, "libvirt's domain names"),
         (replace(LOST, up=True, error=None), Outcome.GOOD, "the API server"),
+        (replace(LOST, error=None), Outcome.GOOD, "the API server"),
         (LOST, Outcome.LESS, "as last known: cannot watch it: no route"),
         (replace(LOST, synced=False), Outcome.BAD, "no VM has a name: cannot watch it: no route"),
         (replace(LOST, synced=False, error=None), Outcome.BAD, "it has not answered yet"),
@@ -195,13 +249,14 @@ def test_accelerator(
         virtualization=NodeVirtualization(module=module, nested=nested),
     )
     found = check(given, "does KVM work here")
-    assert (found.outcome, found.finding) == (outcome, finding)
+    told = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
+    assert (found.outcome, told) == (outcome, finding)
 
 
 def test_a_check_is_one_line() -> None:
     """Outcome, question, finding and remedy of every check stand in a line of their own."""
     for given in (report(), replace(rich_report(), health=NO_BPF), rich_report()):
-        for line, it in zip(lines(given), checks(given), strict=False):
+        for line, it in zip(lines(given, CAPABLE), checks(given, CAPABLE), strict=False):
             assert "\n" not in line
             assert line.startswith(f"{it.outcome.value:<4}  {it.question}: {it.finding}")
             assert line.endswith(it.remedy or it.finding)

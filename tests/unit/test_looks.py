@@ -346,6 +346,6 @@ def test_page_has_rates_of_two_looks(clock: Clock) -> None:
         assert b"load the page again" in (await ask(served, "/")).body
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
-        assert b"Rates: over 30 s." in (await ask(served, "/")).body
+        assert b"Rates are over 30 s." in (await ask(served, "/")).body
 
     run(steps)

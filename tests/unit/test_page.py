@@ -137,7 +137,7 @@ def test_a_vm_says_type_certainty_and_rates() -> None:
     assert read.row("default/epsilon")[1:3] == ["tcg", "verified"]
     assert read.row("default/gamma")[1:5] == ["kvm", "inferred", "0.0", "0.0"]
     assert read.row("default/zeta")[1:5] == ["unknown", "no proof", DASH, DASH]
-    assert "Rates: over 20 s." in read.text
+    assert "Rates are over 20 s." in read.text
 
 
 @pytest.mark.parametrize(
