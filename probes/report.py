@@ -155,7 +155,12 @@ def to_json(report: NodeReport) -> dict[str, object]:
 def _health_json(health: ProbeHealth) -> dict[str, object]:
     return {
         "hooks": [
-            {"hook": it.hook.name, "backend": it.backend.value, "reason": it.reason}
+            {
+                "hook": it.hook.name,
+                "backend": it.backend.value,
+                "reason": it.reason,
+                "attached_total": it.attached_total,
+            }
             for it in health.hooks
         ],
         "counters": {

@@ -35,6 +35,8 @@
  *                    --step); vm-only
  * Should a counted part be impossible to do exactly, no line is printed: the program fails.
  *
+ * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then.
+ *
  * It ends with 0 when stdin reaches EOF or SIGTERM comes, with 1 and one line on stderr when
  * something fails, with 2 on wrong usage.
  */
@@ -78,6 +80,7 @@ struct load {
 	uint64_t churn;
 	uint64_t processes; /* 0: this process does the work itself */
 	enum then then;
+	char **program; /* what to execute at the next line on stdin; NULL: nothing */
 	bool paused, create_vm_only, step;
 };
 
@@ -526,7 +529,8 @@ __attribute__((noreturn)) static void wrong_usage(const char *why)
 		"kvmload: %s\n"
 		"usage: kvmload [--vms M] [--vcpus V] [--userspace-exits N] [--kernel-exits K]\n"
 		"               [--then hold|halt|spin|quit|leave-leader] [--churn N] [--step]\n"
-		"               [--paused | --create-vm-only] [--processes P] [-name IGNORED]\n",
+		"               [--paused | --create-vm-only] [--processes P] [-name IGNORED]\n"
+		"               [-- PROGRAM ARGUMENT...]\n",
 		why);
 	_exit(2);
 }
@@ -550,6 +554,8 @@ static void wait_for_eof(void)
 	char line[32];
 
 	while (fgets(line, sizeof(line), stdin)) {
+		if (load.program && execvp(load.program[0], load.program))
+			die("exec", "%s", load.program[0]);
 		if (!load.step)
 			continue;
 		step_exits = number(line, 1, UINT32_MAX);
@@ -711,8 +717,12 @@ static void parse_command_line(int argc, char **argv)
 	opterr = 0;
 	while ((option = getopt_long_only(argc, argv, "", options, NULL)) != -1)
 		parse_option(option);
-	if (optind < argc)
+	if (optind < argc && strcmp(argv[optind - 1], "--"))
 		wrong_usage("there is an argument that belongs to no option");
+	if (optind < argc)
+		load.program = argv + optind;
+	if (load.program && (load.step || load.processes))
+		wrong_usage("a program is executed in one process, without --step");
 	if (load.paused && load.create_vm_only)
 		wrong_usage("--paused has vCPUs, --create-vm-only has none");
 	if ((load.paused || load.create_vm_only) &&

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 from kernel_agent import ROOT, Agent, program_exists, program_ids
-from kernel_world import KvmLoad, Qemu, wait_for
+from kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
-END_WITHIN_S = 2.0
+END_WITHIN_S = DEADLINE_S / 15
+"""2 s; guests emulated in software take longer."""
+GONE_WITHIN_S = DEADLINE_S / 15
+"""Two scrapes that share no refresh, as those within 1 s do; emulated guests take longer."""
 ALPHA = ("namespace", "default"), ("name", "alpha")
 BETA = ("namespace", "lab"), ("name", "beta")
 
@@ -28,6 +31,15 @@ def labels(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((("node", "test-node"), *pairs)))
 
 
+def seen(agent: Agent, metric: str, *vms: tuple[tuple[str, str], ...]) -> dict[object, float]:
+    """A metric's samples of the given VMs: the node may well run others."""
+    return {
+        found: value
+        for found, value in agent.samples(metric).items()
+        if any(set(vm) <= set(found) for vm in vms)
+    }
+
+
 def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
     """alpha is kvm, beta is tcg, both verified; a stopped guest is gone at the next scrape."""
     info = "kubevirt_vmi_hypervisor_info"
@@ -36,20 +48,24 @@ def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
     with Qemu("default_alpha") as alpha, Qemu("lab_beta", accel=("tcg",)) as beta:
         verified = {labels(*ALPHA): 1.0, labels(*BETA): 1.0}
         wait_for(
-            lambda: agent.samples("kubevirt_vmi_hypervisor_verified") == verified,
+            lambda: seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA) == verified,
             "both guests are verified",
         )
-        assert agent.samples(info) == {alpha_kvm: 1.0, beta_tcg: 1.0}
-        assert agent.samples("kubevirt_vmi_hypervisor_fallback") == {
+        assert seen(agent, info, ALPHA, BETA) == {alpha_kvm: 1.0, beta_tcg: 1.0}
+        assert seen(agent, "kubevirt_vmi_hypervisor_fallback", ALPHA, BETA) == {
             labels(*ALPHA): 0.0,
             labels(*BETA): 1.0,
         }
         alpha.kill()
         wait_for(
-            lambda: agent.samples(info) == {beta_tcg: 1.0}, "alpha's series are gone", deadline_s=2
+            lambda: seen(agent, info, ALPHA, BETA) == {beta_tcg: 1.0},
+            "alpha's series are gone",
+            GONE_WITHIN_S,
         )
         beta.kill()
-        wait_for(lambda: agent.samples(info) == {}, "beta's series are gone", deadline_s=2)
+        wait_for(
+            lambda: seen(agent, info, ALPHA, BETA) == {}, "beta's series are gone", GONE_WITHIN_S
+        )
 
 
 def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path) -> None:
@@ -58,9 +74,12 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
     shutil.copy(kvmload, program)
     counter = "kubevirt_vmi_vcpu_userspace_exits_total"
     vm = labels(("namespace", "default"), ("name", "counted"))
-    with KvmLoad(program, "-name", "guest=default_counted", "--userspace-exits", "100003"):
-        wait_for(lambda: agent.samples(counter).get(vm, 0) >= 100003, "all exits are counted")
-        assert agent.samples(counter) == {vm: 100003.0}
+    with KvmLoad(program, "-name", "guest=default_counted", "--userspace-exits", "100003") as load:
+        load.finish_counted_part()
+        assert load.totals["userspace_exits"] == 100003
+        made = 100003 + load.totals["eintr"]
+        wait_for(lambda: agent.samples(counter).get(vm, 0) >= made, "all exits are counted")
+        assert agent.samples(counter)[vm] == made
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
@@ -68,7 +87,7 @@ def test_metrics_pass_promtool(agent: Agent) -> None:
     """Names, types and help texts are as Prometheus's own linter wants them."""
     with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
         wait_for(
-            lambda: len(agent.samples("kubevirt_vmi_hypervisor_verified")) == 2, "both are shown"
+            lambda: len(agent.samples("kubevirt_vmi_hypervisor_verified")) >= 2, "both are shown"
         )
         checked = subprocess.run(
             ["promtool", "check", "metrics"],
@@ -113,12 +132,14 @@ def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
     """``hvprobe snapshot`` beside a running agent says the same of the same guests."""
     with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
         wait_for(
-            lambda: set(agent.samples("kubevirt_vmi_hypervisor_verified").values()) == {1.0},
-            "all are verified",
+            lambda: (
+                len(seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA)) == 2
+                and 0.0 not in seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA).values()
+            ),
+            "both are verified",
         )
-        wait_for(lambda: len(agent.samples("kubevirt_vmi_hypervisor_info")) == 2, "both are shown")
         taken = json.loads(hvprobe("snapshot", "--standalone", "--node", "test-node"))
-        shown = agent.samples("kubevirt_vmi_hypervisor_info")
+        shown = seen(agent, "kubevirt_vmi_hypervisor_info", ALPHA, BETA)
     assert taken["schema"] == "hvprobe/v1"
     assert {
         labels(
@@ -127,6 +148,7 @@ def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
             ("hypervisor_type", vmi["hypervisor_type"]),
         )
         for vmi in taken["vmis"]
+        if vmi["name"] in ("alpha", "beta")
     } == set(shown)
 
 

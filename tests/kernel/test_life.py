@@ -61,7 +61,8 @@ def test_two_processes_with_the_same_guest_name(node: Node) -> None:
     with Qemu("default_twin", "-S") as paused, Qemu("default_twin") as running:
         node.wait_for_verdict(running.tgid, HypervisorType.KVM, verified=True)
         node.wait_for_verdict(paused.tgid, HypervisorType.KVM, verified=False)
-        assert [it.vmm.tgid for it in node.report().vmis if it.vmm] == [running.tgid]
+        twins = [it for it in node.report().vmis if it.vm.name == "twin"]
+        assert [it.vmm.tgid for it in twins if it.vmm] == [running.tgid]
         shown = {it.vmm.tgid: it.state.value for it in node.report().processes}
         assert (shown[running.tgid], shown[paused.tgid]) == ("attributed", "unattributed")
 
@@ -115,32 +116,22 @@ def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
         assert (entry.runs, entry.userspace_exits, entry.exits) == (0, 0, 0)
 
 
-def test_executing_another_program_begins_a_new_life(node: Node) -> None:
+def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) -> None:
     """A process that ran KVM and then executes QEMU emulated is judged by what it is now."""
-    program = """
-import fcntl, os, sys
-kvm = os.open("/dev/kvm", os.O_RDWR)
-vcpu = fcntl.ioctl(fcntl.ioctl(kvm, 0xAE01, 0), 0xAE41, 0)
-try:
-    fcntl.ioctl(vcpu, 0xAE80, 0)
-except OSError:
-    pass
-print("ran", flush=True)
-sys.stdin.readline()
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
     qemu = [QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"]
     naming = ["-name", "guest=lab_executed,debug-threads=on", "-m", "64"]
-    with Started([sys.executable, "-c", program, *qemu, *naming], stderr=None) as process:
-        assert process.line() == "ran\n"
-        wait_for(
-            lambda: node.session.read().entries[process.tgid].userspace_exits,
-            "KVM_RUN returned once",
-        )
+    with KvmLoad(kvmload, "--userspace-exits", "13", "--", *qemu, *naming) as process:
+        process.finish_counted_part()
         node.wait_for_verdict(process.tgid, HypervisorType.KVM, verified=True)
         process.say("go on\n")
-        wait_for(lambda: node.session.read().entries[process.tgid].exec_ns, "it has executed QEMU")
+
+        def executed() -> bool:
+            return node.session.read().entries[process.tgid].exec_ns is not None
+
+        wait_for(executed, "it has executed QEMU")
         node.wait_for_verdict(process.tgid, HypervisorType.TCG, verified=True)
+        entry = node.session.read().entries[process.tgid]
+        assert (entry.runs, entry.userspace_exits, entry.exits) == (0, 0, 0)
 
 
 def test_vcpu_hot_plugged(node: Node, tmp_path: Path) -> None:

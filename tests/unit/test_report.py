@@ -51,11 +51,13 @@ def test_health() -> None:
         "hook": "kvm_vcpu_ioctl",
         "backend": "none",
         "reason": "kvm_vcpu_ioctl is not here",
+        "attached_total": 0,
     }
     assert hooks[3] == {
         "hook": "kvm_userspace_exit",
         "backend": "raw_tracepoint",
         "reason": None,
+        "attached_total": 0,
     }
     assert section("health", "counters") == {"exits": "blind", "userspace_exits": "proven"}
     assert section("health", "ledger") == {

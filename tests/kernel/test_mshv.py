@@ -1,0 +1,42 @@
+"""The Microsoft hypervisor's program, as far as it can be tried where there is no such hypervisor.
+
+It is attached to KVM's vCPU ioctl instead, and the number it counts is asked of a KVM vCPU, which
+refuses it: the program is loaded, matches the whole number, and books it to the right process.
+"""
+
+import sys
+from dataclasses import replace
+
+import pytest
+from kernel_world import Started, wait_for
+
+from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Question
+from ebpf.session import Session
+
+ASK_A_KVM_VCPU = """
+import fcntl, os, sys
+kvm = os.open("/dev/kvm", os.O_RDWR)
+vcpu = fcntl.ioctl(fcntl.ioctl(kvm, 0xAE01, 0), 0xAE41, 0)
+for request in [0x8100B800] * 101 + [0xB800] * 7 + [0xAE80] * 3:
+    try:
+        fcntl.ioctl(vcpu, request, bytes(256) if request == 0x8100B800 else 0)
+    except OSError:
+        pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_counts_its_own_number_only() -> None:
+    """101 MSHV_RUN_VP are 101; KVM_RUN and the number's lower half alone are nothing to it."""
+    (mshv,) = [hook for hook in HOOKS if hook.question is Question.RUNS_MSHV_VP]
+    elsewhere = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
+    hook = replace(mshv, points=(elsewhere,), driver=KVM, optional=False)
+    rest = [it for it in HOOKS if it.driver is None]
+    with Session(hooks=[hook, *rest]) as session:
+        if not session.hooks[0].attached:
+            pytest.skip(str(session.hooks[0].reason))
+        with Started([sys.executable, "-c", ASK_A_KVM_VCPU], stderr=None) as process:
+            assert process.line() == "done\n"
+            entry = wait_for(lambda: session.read().entries.get(process.tgid), "it is recorded")
+            assert (entry.mshv_runs, entry.runs) == (101, 0)
