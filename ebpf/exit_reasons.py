@@ -161,7 +161,7 @@ SVM_REASONS: Mapping[int, str] = {
 }
 ARM64_CAUSES: Mapping[int, str] = {
     0: "IRQ",
-    1: "EL1_SERROR",
+    1: "SERROR",
     2: "TRAP",
     3: "IL",
     0xBADCA11: "HYP_GONE",

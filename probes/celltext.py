@@ -6,6 +6,7 @@ takes a number of cells that programs disagree about is shown escaped.
 """
 
 import unicodedata
+from collections.abc import Mapping
 from functools import lru_cache
 
 from rich.cells import cell_len
@@ -56,6 +57,14 @@ def cut(text: str, width: int) -> str:
         if used > width:
             return text[:index]
     return text
+
+
+def utf8_locale(environment: Mapping[str, str]) -> bool:
+    """Whether the locale says that the terminal shows UTF-8."""
+    for variable in ("LC_ALL", "LC_CTYPE", "LANG"):
+        if environment.get(variable):
+            return "utf8" in environment[variable].lower().replace("-", "")
+    return False
 
 
 @lru_cache(maxsize=4096)

@@ -135,10 +135,10 @@ def number(value: float | None) -> str:
     """A rate or a count in at most six cells; ``-``: not known."""
     if value is None:
         return "-"
-    if 0 < value < 9.95:  # noqa: PLR2004 - below that one digit more tells something
+    if 0 < value < 9.95:
         return f"{value:.1f}"
     for unit in ("", "k", "M", "G", "T"):
-        if value < 9999.5:  # noqa: PLR2004 - what four digits can say
+        if value < 9999.5:
             return f"{value:.0f}{unit}"
         value /= 1000
     return f"{value:.0f}P"
@@ -216,9 +216,8 @@ def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, i
         for column in columns
     }
     widths = {it: max(_LEAST[it], len(_heading(it, look))) for it in columns}
-    for column in widths:
-        if column not in _GROWING:
-            widths[column] = max(widths[column], wants[column])
+    for column, least in widths.items():
+        widths[column] = least if column in _GROWING else max(least, wants[column])
     if look.width is None:
         return {it: max(width, wants[it]) for it, width in widths.items()}
 

@@ -7,7 +7,7 @@ unsigned 64-bit numbers. Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD (since
 import struct
 
 _HEADER = struct.Struct("=6I")
-"""flags, name_size, num_desc, id_offset, desc_offset, data_offset; offsets from the file's start."""
+"""flags, name_size, num_desc, id_offset, desc_offset, data_offset (offsets in the file)."""
 _DESCRIPTOR = struct.Struct("=IhHII")
 """flags, exponent, size, offset from data_offset, bucket_size; then the name."""
 _VALUE = struct.Struct("=Q")

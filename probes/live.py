@@ -9,21 +9,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import cast
 
 from rich.text import Text
 
 from ebpf.hooks import Question
-from probes.celltext import cut, fit, visible
+from probes.celltext import fit, visible
 from probes.columns import Look, number, table
 from probes.history import History, ReasonRate, Reasons
 from probes.report import CounterTrust, NodeReport, to_json
-from probes.rows import Row, ordered, rows_of
-from probes.verdict import Verdict
+from probes.rows import REASONS_COST, Row, ordered, rows_of
 from probes.view import View, scrolled
 from probes.vmm import HypervisorType
 
-REASONS_COST = "an exit of a chosen VM costs about 0.1 µs more, of another one 0.05 µs"
-"""Of --reasons; CHANGELOG says how it was measured."""
 _NOTES_SHOWN = 2
 _SMALL_HEIGHT = 10
 """Lines below which header and notes give way to the table."""
@@ -37,7 +35,8 @@ class Scene:
     report: NodeReport
     """Without what was not asked for."""
     history: History
-    reasons_wanted: bool = False
+    reasons: Reasons | None = None
+    """Exit reasons by tgid; None: not asked for."""
     reasons_lost_total: int = 0
     """Exits whose reason found no room."""
 
@@ -52,13 +51,13 @@ class Shape:
 
 
 def frame(scene: Scene, view: View, shape: Shape, *, interval_s: float) -> tuple[list[Text], View]:
-    """At most shape.height lines, none wider than shape.width; and the view, its place corrected."""
+    """At most shape.height lines, none wider than shape.width; the view, its place mended."""
     rows = _chosen(scene, view)
     look = _look(scene, width=shape.width, ascii_only=shape.ascii_only, minute=True)
     heading, *lines = table(rows, scene.history, look)
     lines = list(_with_reasons(rows, lines, scene, look))
     status = "paused" if view.paused else f"every {interval_s:g} s"
-    top = [*_header(scene, shape, status), *_notes(scene)[:_NOTES_SHOWN]]
+    top = [*_header(scene, look, status), *_notes(scene, look)[:_NOTES_SHOWN]]
     if shape.height < _SMALL_HEIGHT:
         top = []
     page = page_lines(shape, above=len(top))
@@ -68,7 +67,7 @@ def frame(scene: Scene, view: View, shape: Shape, *, interval_s: float) -> tuple
     blank = [Text()] * (page - len(shown))
     below = _footer(view, first=view.top, shown=len(shown) if lines else 0, of=len(lines))
     whole = [*top, heading, *shown, *blank, below]
-    return [_fitted(it, shape) for it in whole][: shape.height], view
+    return [_fitted(it, shape.width) for it in whole][: shape.height], view
 
 
 def page_lines(shape: Shape, *, above: int = 2 + _NOTES_SHOWN) -> int:
@@ -82,9 +81,8 @@ def plain(scene: Scene, *, width: int | None, ascii_only: bool) -> list[Text]:
     look = _look(scene, width=width, ascii_only=ascii_only, minute=False)
     heading, *lines = table(rows, scene.history, look)
     lines = list(_with_reasons(rows, lines, scene, look))
-    shape = Shape(width=width or 10**6, height=1, ascii_only=ascii_only)
-    top = [*_header(scene, shape, ""), *_notes(scene)]
-    return [_fitted(it, shape) for it in (*top, heading, *lines)]
+    top = [*_header(scene, look, ""), *_notes(scene, look)]
+    return [_fitted(it, width) for it in (*top, heading, *lines)]
 
 
 def frame_json(report: NodeReport, reasons: Reasons | None = None) -> str:
@@ -94,12 +92,11 @@ def frame_json(report: NodeReport, reasons: Reasons | None = None) -> str:
     """
     frame = to_json(report)
     if reasons is not None:
-        processes = frame["processes"]
-        assert isinstance(processes, list)  # noqa: S101 - narrows the type for mypy
-        for process in processes:
+        for process in cast("list[dict[str, object]]", frame["processes"]):
+            counts = reasons.get(cast("int", process["tgid"]), ())
             process["exit_reasons"] = [
                 {"isa": it.isa.value, "code": it.code, "name": it.name, "total": it.total}
-                for it in reasons.get(process["tgid"], ())
+                for it in counts
             ]
     return json.dumps(frame, separators=(",", ":"))
 
@@ -118,39 +115,36 @@ def _look(scene: Scene, *, width: int | None, ascii_only: bool, minute: bool) ->
     )
 
 
-def _header(scene: Scene, shape: Shape, status: str) -> list[Text]:
+def _header(scene: Scene, look: Look, status: str) -> list[Text]:
     report, health = scene.report, scene.report.health
-    node = report.virtualization
-    module = node.module or "no KVM"
-    nested = " nested" if node.nested else ""
+    module = report.virtualization.module or "no KVM"
+    nested = " nested" if report.virtualization.nested else ""
     taken = datetime.fromtimestamp(report.taken_unix_s, UTC).strftime("%H:%M:%SZ")
     left = f"hvprobe {report.version}  {report.node}  Linux {report.kernel}  {module}{nested}"
+    left = visible(left, ascii_only=look.ascii_only)
     right = f"  {taken}  {status}".rstrip()
-    room = shape.width - len(right)
-    shown = visible(left, ascii_only=shape.ascii_only)
+    if look.width is not None:
+        left = fit(left, max(look.width - len(right), 0), ascii_only=look.ascii_only)
     attached = sum(hook.attached for hook in health.hooks)
-    dropped = f" dropped {health.ledger_dropped_total}" if health.ledger_dropped_total else ""
     second = Text(f"hooks {attached}/{len(health.hooks)}", "" if attached else "bold red")
     second.append(f"  ledger {health.ledger_entries}/{health.ledger_capacity}")
-    second.append(dropped, "bold red")
+    if health.ledger_dropped_total:
+        second.append(f" dropped {health.ledger_dropped_total}", "bold red")
     second.append(f"  processes {len(report.processes)}  VMIs {_by_type(report)}")
     fallbacks = sum(bool(vmi.fallback) for vmi in report.vmis)
     second.append(f"  fallback {fallbacks}", "bold red" if fallbacks else "")
-    wide = shape.width < 10**6
-    first = (fit(shown, room) if wide and room > 0 else cut(shown, shape.width)) + right
-    return [Text(first, "bold"), second]
+    return [Text(left + right, "bold"), second]
 
 
 def _by_type(report: NodeReport) -> str:
-    verdicts: list[Verdict] = [vmi.verdict for vmi in report.vmis]
-    found = Counter(verdict.type for verdict in verdicts)
+    found = Counter(vmi.verdict.type for vmi in report.vmis)
     kinds = [it for it in HypervisorType if found[it] or it is not HypervisorType.MSHV]
     return " ".join(f"{it.value} {found[it]}" for it in kinds)
 
 
-def _notes(scene: Scene) -> list[Text]:
+def _notes(scene: Scene, look: Look) -> list[Text]:
     """What cannot be told on this node, and why; the most important first."""
-    return [Text(visible(it), "yellow") for it in _notes_of(scene)]
+    return [Text(visible(it, ascii_only=look.ascii_only), "yellow") for it in _notes_of(scene)]
 
 
 def _notes_of(scene: Scene) -> Iterator[str]:
@@ -158,7 +152,10 @@ def _notes_of(scene: Scene) -> Iterator[str]:
     if health.ledger_error:
         yield f"no BPF, types are only inferred: {health.ledger_error}"
         return
-    if scene.reasons_wanted:
+    watch = health.vmi_watch
+    if watch is not None and not watch.up:
+        yield f"VMI names are not up to date: {watch.error or 'the API server has not answered'}"
+    if scene.reasons is not None:
         yield _reasons_note(scene)
     if not _attached(scene.report, Question.RUNS_VCPU):
         yield "USER/s: returns of KVM_RUN to user space; KVM_RUN itself is not counted here"
@@ -185,7 +182,7 @@ def _with_reasons(
 ) -> Iterator[Text]:
     for row, line in zip(rows, lines, strict=True):
         yield line
-        if scene.reasons_wanted:
+        if scene.reasons is not None:
             most = max((it.count.total for it in row.reasons), default=0)
             for reason in row.reasons:
                 yield _reason_line(reason, most, ascii_only=look.ascii_only)
@@ -227,9 +224,9 @@ def _attached(report: NodeReport, question: Question) -> bool:
     return any(it.attached for it in report.health.hooks if it.hook.question is question)
 
 
-def _fitted(line: Text, shape: Shape) -> Text:
-    if line.cell_len <= shape.width:
+def _fitted(line: Text, width: int | None) -> Text:
+    if width is None or line.cell_len <= width:
         return line
     fitted = line.copy()
-    fitted.truncate(shape.width)
+    fitted.truncate(width)
     return fitted

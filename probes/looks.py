@@ -65,6 +65,7 @@ class SharedLook:
         self._failure: str | None = None
         self._pending: asyncio.Future[NodeReport] | None = None
         self._begun_s = self._ended_s = float("-inf")
+        self._overdue = False
         self._durations = Histogram(
             "hvprobe_refresh_duration_seconds",
             "Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
@@ -95,7 +96,8 @@ class SharedLook:
         if self._pending is not None:
             left_s = self._begun_s + DEADLINE_S - time.monotonic()
             await asyncio.wait({self._pending}, timeout=max(0.0, left_s))
-        if self._pending is not None and self._failure is None:
+        if self._pending is not None and not self._overdue:
+            self._overdue = True
             self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
         self._failed.set(self._failure is not None)
         return Seen(
@@ -115,6 +117,7 @@ class SharedLook:
         ended: asyncio.Future[NodeReport] = loop.create_future()
         ended.add_done_callback(self._end)  # the first: done before whoever waits goes on
         self._begun_s = time.monotonic()
+        self._overdue = False
 
         def tell(report: NodeReport | None, error: BaseException | None) -> None:
             if error is not None:

@@ -182,3 +182,9 @@ def _vmi_watch(watch: WatchStatus) -> Iterator[Metric]:
         "network to the API server, and at the agent's log.",
         value=watch.restarts,
     )
+    yield CounterMetricFamily(
+        "hvprobe_vmi_watch_malformed",
+        "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
+        "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
+        value=watch.malformed_total,
+    )

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Question, unattached
@@ -26,80 +25,17 @@ from probes.assemble import (
 from probes.cgroup import pod_of
 from probes.evidence import Evidence, gather, ledger_entry
 from probes.identity import Attribution, Candidate, VmName, by_guest_name, by_pod
-from probes.node import Accelerator, NodeVirtualization
+from probes.node import Accelerator
 from probes.report import NodeReport, ProbeHealth, Source
+from probes.sources import Ledger, Processes, Virtualization, VmiSource
 from probes.verdict import Reason, judge
-from probes.vmi import VmiIndex, WatchStatus
-from probes.vmm import HypervisorType, VmmId, VmmProcess
+from probes.vmi import VmiIndex
+from probes.vmm import HypervisorType, VmmId
 
 log = logging.getLogger(__name__)
 
 TRIAL_INTERVAL_S = 60.0
 """How often at most the node's accelerator is tried by creating an empty VM."""
-
-
-class Ledger(Protocol):
-    """The kernel's books (ebpf.session.Session)."""
-
-    def read(self) -> KernelSnapshot:
-        """Read it now; LedgerReadError."""
-        ...
-
-    def forget(self, entry: LedgerEntry) -> None:
-        """Remove the record of a process that is gone."""
-        ...
-
-    @property
-    def bcc_version(self) -> str:
-        """Version of the bcc library."""
-        ...
-
-
-class Processes(Protocol):
-    """This node's processes (probes.host.Host)."""
-
-    machine: str
-    kernel: str
-
-    def start_monotonic_ns(self, vmm: VmmId) -> int:
-        """Earliest CLOCK_MONOTONIC time of its start."""
-        ...
-
-    def sweep(self, *, every_fd: bool) -> set[int]:
-        """Tgids named like QEMU, or of all that hold an accelerator."""
-        ...
-
-    def identify(self, tgid: int) -> VmmId | None:
-        """The process that has this tgid now."""
-        ...
-
-    def inspect(self, vmm: VmmId) -> VmmProcess | None:
-        """Everything /proc says of it."""
-        ...
-
-
-class Virtualization(Protocol):
-    """This node's accelerators (probes.accelerators.Accelerators)."""
-
-    def try_kvm(self) -> Accelerator:
-        """Create an empty VM."""
-        ...
-
-    def virtualization(self) -> NodeVirtualization:
-        """Vendor module and nesting."""
-        ...
-
-
-class VmiSource(Protocol):
-    """Who knows this node's VMIs (probes.vmiwatch.VmiWatch); neither call waits."""
-
-    def index(self) -> VmiIndex:
-        """The VMIs known now."""
-        ...
-
-    def status(self) -> WatchStatus:
-        """How current they are kept."""
-        ...
 
 
 class Observer:

@@ -153,8 +153,8 @@ def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[str]:
             )
         )
     yield from _table(("VM", "Type", "Sure", "Exits/s", "To QEMU/s", "Why"), rows)
-    over = f"over {window_s:.0f} s" if window_s > 0 else "between two looks: load the page again"
-    yield f'<p class="dim">Rates: {over}. {_UNKNOWN}: not counted here.</p>\n</section>\n'
+    over = f"are over {window_s:.0f} s" if window_s > 0 else "need two looks: load the page again"
+    yield f'<p class="dim">Rates {over}. {_UNKNOWN}: not counted here.</p>\n</section>\n'
 
 
 def _attention(vmi: VmiReport) -> tuple[bool, bool, bool, str, str]:
@@ -228,6 +228,9 @@ def _health(report: NodeReport) -> Iterator[str]:
         ("returns to QEMU", health.userspace_exits_trust),
     ):
         yield _item(label, *_TRUSTS[trust])
+    if (watch := health.vmi_watch) is not None:
+        state = "followed" if watch.up else "last known" if watch.synced else "not known"
+        yield _item("VMIs", state, watch.error, style="good" if watch.up else "bad")
     for source, count in health.errors_total.items():
         yield _item(f"errors of {source.value}", str(count), style="bad" if count else "good")
     if not report.proc_readable:

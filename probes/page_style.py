@@ -12,17 +12,16 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 80rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; }
+  color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 1.5rem; }
 h2 { margin: 0 0 .5rem; font-size: 1.1rem; }
 p { margin: .25rem 0; }
-bdi { overflow-wrap: anywhere; }
 .dim { color: var(--dim); font-weight: normal; }
 .good { color: var(--good); }
 .warn { color: var(--warn); }
 .bad { color: var(--bad); }
 .alarm { margin: 1rem 0; padding: .75rem 1rem; border: 2px solid var(--bad); border-radius: .5rem;
-  background: var(--card); overflow-wrap: anywhere; }
+  background: var(--card); }
 section, .tiles li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 section { margin: 1rem 0; padding: 1rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; padding: 0;
@@ -32,14 +31,14 @@ section { margin: 1rem 0; padding: 1rem; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .75rem .35rem 0; border-top: 1px solid var(--line); text-align: start;
-  vertical-align: baseline; overflow: clip; overflow-wrap: anywhere; }
+  vertical-align: baseline; overflow: clip; }
 thead th { border-top: 0; color: var(--dim); font-weight: normal; white-space: nowrap; }
 tbody th { font-weight: 600; min-width: 9rem; }
 td b, td .good, td .warn { white-space: nowrap; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .75rem;
   margin: 0 0 1rem; }
 dt { color: var(--dim); font-size: .9rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
+dd { margin: 0; }
 footer { display: flex; gap: 1rem; }
 a { color: inherit; }
 @media (max-width: 45rem) {

@@ -5,6 +5,7 @@ or start anything.
 """
 
 import argparse
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
+from probes.completion import Shell
 from probes.listen import Listen, parse_listen
+from probes.rows import REASONS_COST, LiveOptions, Selection
 from probes.server import TlsFiles
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"
+LEAST_INTERVAL_S = 0.1
+MOST_INTERVAL_S = 86400.0
+TGID_MAX = 1 << 22
+"""Linux numbers no process higher (include/linux/threads.h, PID_MAX_LIMIT)."""
 EXIT_USAGE = 2
 
 
@@ -27,6 +34,7 @@ class Command(StrEnum):
     LIVE = "live"
     SNAPSHOT = "snapshot"
     DOCTOR = "doctor"
+    COMPLETION = "completion"
 
 
 class LogFormat(StrEnum):
@@ -56,11 +64,16 @@ class Settings:
     log_level: str
     listen: Listen
     tls: TlsFiles | None
+    live: LiveOptions
+    json: bool
+    """Whether ``doctor`` and ``live`` are to print JSON."""
+    shell: Shell | None
+    """Whose completion script is wanted; None: another command."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
     """Settings of a command line. Raises UsageError; ``--help`` and ``--version`` exit."""
-    parser = _parser(environment, version=version)
+    parser = command_line(environment, version=version)
     found = parser.parse_args(arguments)
     try:
         return Settings(
@@ -74,6 +87,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             log_level=_log_level(found.log_level),
             listen=parse_listen(getattr(found, "listen", DEFAULT_LISTEN)),
             tls=_tls(found),
+            live=_live(found),
+            json=getattr(found, "json", False),
+            shell=Shell(found.shell) if hasattr(found, "shell") else None,
         )
     except ValueError as err:
         raise UsageError(str(err)) from err
@@ -119,30 +135,51 @@ _EXAMPLES: Mapping[Command, str] = {
     Command.AGENT: "  hvprobe agent --standalone\n"
     "  hvprobe agent --listen '[::]:9747' --log-format json\n"
     "  curl -s localhost:9747/metrics | grep kubevirt_vmi_hypervisor_info",
-    Command.LIVE: "  hvprobe live\n  hvprobe live --once --type tcg",
+    Command.LIVE: "  hvprobe live\n"
+    "  hvprobe live --once --type tcg,unknown\n"
+    "  hvprobe live --reasons --pid 4711\n"
+    "  hvprobe live --json --interval 5 | jq -c '.vmis[] | select(.fallback)'",
     Command.SNAPSHOT: "  hvprobe snapshot --standalone\n"
     "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
-    Command.DOCTOR: "  hvprobe doctor\n  hvprobe doctor && echo verdicts can be verified here",
+    Command.DOCTOR: "  hvprobe doctor\n"
+    "  hvprobe doctor && echo verdicts can be verified here\n"
+    "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
+    Command.COMPLETION: "  eval \"$(hvprobe completion bash)\"\n"
+    "  hvprobe completion zsh > ~/.zfunc/_hvprobe",
 }
 _SUMMARIES: Mapping[Command, str] = {
     Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
-    Command.LIVE: "per-process accelerator use, live",
+    Command.LIVE: "which processes use the accelerator, how much, and why that is believed; live",
     Command.SNAPSHOT: "one report as JSON on stdout",
     Command.DOCTOR: "what this node can prove, what it cannot, and the remedy",
+    Command.COMPLETION: "print a script that makes the shell complete hvprobe's commands and flags",
 }
 
 
-def _parser(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
+_NOTHING_SET: Mapping[str, str | bool | None] = {
+    "node": None,
+    "standalone": False,
+    "kubeconfig": None,
+    "proc": "/proc",
+    "sys": "/sys",
+    "log_format": "text",
+    "log_level": "warning",
+}
+"""The common flags of a command that has none."""
+
+
+def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="hvprobe",
         description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  hvprobe doctor\n  hvprobe agent --standalone\n  hvprobe snapshot",
+        epilog="examples:\n  hvprobe doctor\n  hvprobe agent --standalone\n  hvprobe live",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hvprobe {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (Command.AGENT, Command.SNAPSHOT, Command.DOCTOR):
+    for command in Command:
         sub = commands.add_parser(
             command.value,
             help=_SUMMARIES[command],
@@ -151,10 +188,18 @@ def _parser(environment: Mapping[str, str], *, version: str) -> argparse.Argumen
             epilog=f"examples:\n{_EXAMPLES[command]}",
             allow_abbrev=False,
         )
+        if command is Command.COMPLETION:
+            sub.add_argument("shell", choices=[it.value for it in Shell], help="whose script")
+            sub.set_defaults(**_NOTHING_SET)
+            continue
         flags = _Flags(sub, environment)
         _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
         if command is Command.AGENT:
             _agent_flags(flags)
+        if command is Command.LIVE:
+            _live_flags(flags)
+        if command in (Command.LIVE, Command.DOCTOR):
+            flags.add_switch("--json", text="JSON instead of text; live: one object a frame")
     return parser
 
 
@@ -167,7 +212,8 @@ def _common_flags(flags: _Flags, *, log_level: str) -> None:
     flags.add("--proc", metavar="DIR", default="/proc", text="the host's /proc")
     flags.add("--sys", metavar="DIR", default="/sys", text="the host's /sys")
     flags.add("--log-format", metavar="text|json", default="text", text="log lines on stderr")
-    flags.add("--log-level", metavar="LEVEL", default=log_level, text="debug, info, warning, error")
+    levels = "debug|info|warning|error"
+    flags.add("--log-level", metavar=levels, default=log_level, text="what is logged on stderr")
 
 
 def _agent_flags(flags: _Flags) -> None:
@@ -175,6 +221,60 @@ def _agent_flags(flags: _Flags) -> None:
     flags.add("--tls-cert", metavar="FILE", default=None, text="serve HTTPS with this certificate")
     flags.add("--tls-key", metavar="FILE", default=None, text="its private key")
     flags.add("--tls-client-ca", metavar="FILE", default=None, text="demand client certificates")
+
+
+def _live_flags(flags: _Flags) -> None:
+    flags.add("--interval", metavar="SECONDS", default="1", text="refresh so often")
+    flags.add_switch("--once", text="print one frame and exit")
+    flags.add_switch("--reasons", text=f"show VM exits by reason; {REASONS_COST}")
+    flags.add("--pid", metavar="PID[,PID]", default=None, text="only these processes")
+    flags.add("--namespace", metavar="NAME[,NAME]", default=None, text="only VMs of these")
+    flags.add("--type", metavar="|".join(TYPES), default=None, text="only these types; comma lists")
+
+
+def _live(found: argparse.Namespace) -> LiveOptions:
+    if not hasattr(found, "interval"):
+        return LiveOptions()
+    return LiveOptions(
+        interval_s=_interval_s(found.interval),
+        once=found.once,
+        json=found.json,
+        reasons=found.reasons,
+        selection=Selection(
+            tgids=frozenset(_tgid(word) for word in _words(found.pid)),
+            namespaces=frozenset(_words(found.namespace)),
+            types=frozenset(_type(word) for word in _words(found.type)),
+        ),
+    )
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _interval_s(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_INTERVAL_S <= seconds <= MOST_INTERVAL_S:
+        raise UsageError(
+            f"interval {word!r} is no number of seconds from {LEAST_INTERVAL_S:g} to "
+            f"{MOST_INTERVAL_S:g}; give one, such as --interval 2"
+        )
+    return seconds
+
+
+def _tgid(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and 0 < int(word) <= TGID_MAX):
+        raise UsageError(f"pid {word!r} is no process id; give a number, as ps shows it")
+    return int(word)
+
+
+def _type(word: str) -> HypervisorType:
+    if word not in TYPES:
+        raise UsageError(f"type {word!r} is not known; give {', '.join(TYPES)}")
+    return HypervisorType(word)
 
 
 def _standalone(found: argparse.Namespace) -> bool | None:

@@ -48,14 +48,18 @@ class View:
 
 def pressed(view: View, key: Key | str, *, page: int) -> View:
     """The view after a key: a Key or one character. page: lines of the table that are shown."""
-    step = {
-        Key.UP: -1,
-        Key.DOWN: 1,
-        Key.PAGE_UP: -page,
-        Key.PAGE_DOWN: page,
-        Key.HOME: -(10**9),
-        Key.END: 10**9,
-    }.get(Key(key)) if isinstance(key, Key) else None
+    step = (
+        {
+            Key.UP: -1,
+            Key.DOWN: 1,
+            Key.PAGE_UP: -page,
+            Key.PAGE_DOWN: page,
+            Key.HOME: -(10**9),
+            Key.END: 10**9,
+        }.get(Key(key))
+        if isinstance(key, Key)
+        else None
+    )
     if step is not None:
         return replace(view, top=max(view.top + step, 0))
     if view.editing:

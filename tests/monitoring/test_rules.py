@@ -229,7 +229,13 @@ def test_the_proving_hooks_of_the_alert_are_those_of_the_agent() -> None:
     assert proving == {
         hook.name
         for hook in HOOKS
-        if hook.question in {Question.RUNS_VCPU, Question.USERSPACE_EXITS, Question.EXITS}
+        if hook.question
+        in {
+            Question.RUNS_VCPU,
+            Question.USERSPACE_EXITS,
+            Question.EXITS,
+            Question.RUNS_MSHV_VP,
+        }
     }
 
 

@@ -50,9 +50,9 @@ class Browser(Started):
                 self._url = f"http://127.0.0.1:{found[1]}/session"
                 break
         assert self._url, "chromedriver ended before it listened"
-        self._url += (
-            "/" + self._ask("POST", "", {"capabilities": self._capabilities()})["sessionId"]
-        )
+        session = self._ask("POST", "", {"capabilities": self._capabilities()})
+        self._url += "/" + session["sessionId"]
+        self.open("about:blank")  # away from the browser's own page, which asks for a lot
 
     def _capabilities(self) -> dict[str, Any]:
         arguments = [f"--{flag}" for flag in _FLAGS]

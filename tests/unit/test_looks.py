@@ -19,6 +19,7 @@ from probes.looks import SharedLook
 from probes.report import NodeReport
 from probes.routes import Handler, Method, Request, Response
 from probes.site import LAST_KNOWN_S, OPENMETRICS, TEXT, Site, prefers_openmetrics
+from probes.vmicache import WatchStatus
 
 WAIT_S = 20.0
 
@@ -347,5 +348,54 @@ def test_page_has_rates_of_two_looks(clock: Clock) -> None:
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
         assert b"Rates are over 30 s." in (await ask(served, "/")).body
+
+    run(steps)
+
+
+WATCHING = WatchStatus(
+    up=True, synced=True, last_sync_unix_s=1700000099.5, restarts=3, error=None, malformed_total=2
+)
+
+
+def watched(status: WatchStatus) -> NodeReport:
+    plain = rich_report()
+    return replace(plain, health=replace(plain.health, vmi_watch=status))
+
+
+def test_the_watch_of_vmis_is_told(clock: Clock) -> None:
+    """Every figure of it in cluster mode; no series before there is a figure, none standalone."""
+    node = Node(outcome=watched(WATCHING))
+
+    async def steps() -> None:
+        served = Site(node.look)
+        names = "up last_sync_timestamp_seconds restarts_total malformed_total".split()
+        found = await samples(served)
+        assert [found[f"hvprobe_vmi_watch_{name}"] for name in names] == [1, 1700000099.5, 3, 2]
+        node.outcome = watched(replace(WATCHING, up=False, last_sync_unix_s=None))
+        clock.now_s += 2
+        lost = await samples(served)
+        assert lost["hvprobe_vmi_watch_up"] == 0
+        assert "hvprobe_vmi_watch_last_sync_timestamp_seconds" not in lost
+        node.outcome = rich_report()
+        clock.now_s += 2
+        assert not [it for it in await samples(served) if it.startswith("hvprobe_vmi_watch")]
+
+    run(steps)
+
+
+def test_not_ready_before_the_first_list(clock: Clock) -> None:
+    """In cluster mode readiness waits for the VMIs; a watch that breaks later does not unready."""
+    node = Node(outcome=watched(replace(WATCHING, up=False, synced=False, error="forbidden")))
+
+    async def steps() -> None:
+        served = Site(node.look)
+        assert (await ask(served, "/readyz")).body == b"not ready: no VMI names: forbidden\n"
+        assert b"forbidden" in (await ask(served, "/")).body
+        clock.now_s += 2
+        node.outcome = watched(replace(WATCHING, up=False, synced=False))
+        assert (await ask(served, "/readyz")).status is HTTPStatus.SERVICE_UNAVAILABLE
+        clock.now_s += 2
+        node.outcome = watched(replace(WATCHING, up=False, error="connection lost"))
+        assert (await ask(served, "/readyz")).body == b"ready\n"
 
     run(steps)

@@ -260,10 +260,12 @@ def test_vmi_watch() -> None:
     assert watch_samples(never) == {
         "hvprobe_vmi_watch_up": 0,
         "hvprobe_vmi_watch_restarts_total": 0,
+        "hvprobe_vmi_watch_malformed_total": 0,
     }
     synced = replace(never, up=True, synced=True, last_sync_unix_s=1700000000.5, restarts=2)
     assert watch_samples(synced) == {
         "hvprobe_vmi_watch_up": 1,
         "hvprobe_vmi_watch_last_sync_timestamp_seconds": 1700000000.5,
         "hvprobe_vmi_watch_restarts_total": 2,
+        "hvprobe_vmi_watch_malformed_total": 0,
     }

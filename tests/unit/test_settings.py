@@ -175,3 +175,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--version"], {}, version="1.2.3")
     assert not caught.value.code
     assert capsys.readouterr().out == "hvprobe 1.2.3\n"
+
+
+@pytest.mark.parametrize("node", ["a\udcff", "a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b"])
+def test_a_node_name_must_be_printable(node: str) -> None:
+    """Surrogates cannot be a label value, and controls and direction marks deceive a reader."""
+    with pytest.raises(UsageError) as caught:
+        settings("agent", "--node", node)
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("has unprintable characters; give another by --node")
+
+
+def test_any_printable_node_name_is_taken() -> None:
+    """What stands in a label is escaped there, not here."""
+    assert settings("agent", "--node", 'a"b\\{x="ü"}').node == 'a"b\\{x="ü"}'

@@ -1,0 +1,72 @@
+"""Many VMs at once, and many events one after another: each shown as it is, at every look."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from apiserver import ApiServer
+from churn import Churn
+from cluster_node import NODE, UNKNOWN, Scrape, Shown, answer_of
+from kernel_agent import Agent
+from kernel_world import Started, wait_for
+from pod_cgroups import CgroupTree, put
+from vmi_objects import pod_uid, vmi
+
+VMS = 1000
+EXITS = 7
+"""Returns to user space that each makes, and no more."""
+
+
+def test_a_thousand_vms(
+    guests_required: None, api: ApiServer, cgroups: CgroupTree, kvmload: Path
+) -> None:
+    """1000 VMIs, 1000 KVM processes in their pods: the first scrape has each right, to the exit.
+
+    When all processes have ended the next one says so of all, and when the VMIs are gone none is
+    left.
+    """
+    pods = [cgroups.pod(pod_uid("default", f"vm-{number}")) for number in range(VMS)]
+    for number in range(VMS):
+        api.store.create(vmi(f"vm-{number}", architecture=None))
+    load = [kvmload, "--processes", str(VMS), "--userspace-exits", str(EXITS)]
+    with Agent("--kubeconfig", str(api.kubeconfig()), "--node", NODE) as agent:
+        wait_for(lambda: answer_of(agent, "/readyz")[0] == 200, "ready")
+        ready_s = time.monotonic()
+        with Started(load) as started:
+            for pod in pods:
+                put(json.loads(started.line())["tgid"], pod)
+            wait_for(lambda: time.monotonic() - ready_s > 1, "a scrape is a look of its own")
+            scrape = Scrape(agent)
+            expected = Shown(type="kvm", verified=True, fallback=False)
+            assert scrape.vms() == {f"default/vm-{number}": expected for number in range(VMS)}
+            assert scrape.by_vm("kubevirt_vmi_vcpu_userspace_exits_total") == {
+                f"default/vm-{number}": EXITS for number in range(VMS)
+            }
+            assert scrape.value("hvprobe_processes", state="attributed") == VMS
+            assert scrape.value("hvprobe_ledger_dropped_total") == 0
+            started.popen.terminate()
+            assert started.popen.wait(20) == 0
+        gone = {f"default/vm-{number}": UNKNOWN for number in range(VMS)}
+        wait_for(lambda: Scrape(agent).vms() == gone, "no process is left")
+        for number in range(VMS):
+            api.store.delete("default", f"vm-{number}")
+        wait_for(lambda: Scrape(agent).vms() == {}, "no VMI is left")
+
+
+def test_ten_thousand_events() -> None:
+    """A look after each of 10000 events: never a stale, missing or foreign VM, nor a wrong process.
+
+    VMIs are created, run, migrate both ways, fail to, are deleted; processes start, are replaced,
+    end late, and take over the PIDs of others; the API server tells late and is lost and found.
+    """
+    churn = Churn(seed=1)
+    shown = 0
+    while churn.events < 10000:
+        churn.step()
+        report = churn.look()
+        found = {(it.vm.namespace, it.vm.name): (it.verdict.type, it.vmm) for it in report.vmis}
+        assert found == churn.expected(), f"after event {churn.events}"
+        shown += sum(vmm is not None for _, vmm in found.values())
+    assert shown > 10000

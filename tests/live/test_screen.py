@@ -1,0 +1,214 @@
+"""``hvprobe live`` in a real terminal, with real guests, by its keys."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_world import KvmLoad, Qemu, wait_for
+from live_terminal import HVPROBE, Terminal
+
+SELECTED = ("live", "--standalone", "--node", "worker-1", "--interval", "0.3")
+
+
+@pytest.fixture(scope="module")
+def guests(kvmload: Path) -> Iterator[KvmLoad]:
+    """An accelerated guest, an emulated one, a paused one, and a KVM user that is no QEMU."""
+    with (
+        Qemu("live_alpha"),
+        Qemu("live_beta", "-smp", "2", accel=("tcg,thread=multi",)),
+        Qemu("live_paused", "-S"),
+        Qemu("live_evil\x1b[31m\u202e\u0301日本", accel=("tcg",)),
+        KvmLoad(kvmload, "--step") as load,
+    ):
+        yield load.finish_counted_part()
+
+
+def live(tmp_path: Path, *more: str, **shape: int) -> Terminal:
+    return Terminal(tmp_path, [*HVPROBE, *SELECTED, *more], **shape)
+
+
+def field(line: str, number: int) -> str:
+    return line.split()[number]
+
+
+def names(frame: list[str]) -> list[str]:
+    """The VMI column of the rows that are this test's guests."""
+    return [found[0] for line in frame if (found := re.search(r"\blive[/_]\w+", line))]
+
+
+def test_guests_as_they_are(tmp_path: Path, guests: KvmLoad) -> None:
+    """Every guest with its type; the emulated one is a fallback and stands before the others."""
+    with live(tmp_path, columns=110) as terminal:
+        terminal.wait_for("live/alpha")
+        wait_for(
+            lambda: field(terminal.row("live/beta") or "- - - -", 3) == "tcg!", "beta fell back"
+        )
+        wait_for(lambda: field(terminal.row("live/alpha") or "- - - -", 3) == "kvm", "alpha is kvm")
+        frame = terminal.frame()
+        paused = terminal.row("live/paused")
+        assert paused is not None
+        assert field(paused, 3) in ("kvm?", "kvm")
+        assert "worker-1" in frame[0]
+        assert re.match(r"hooks \d+/\d+  ledger \d+/4096  processes \d+  VMIs kvm \d+", frame[1])
+        assert names(frame).index("live/beta") < names(frame).index("live/alpha")
+        other = terminal.row(f"{guests.tgid} kvmload")
+        assert other is not None
+        evil = terminal.row("live_evil")
+        assert evil is not None
+        assert r"live_evil\x1b[31m\u202e\u0301日本" in evil
+        assert len(frame) <= 24
+
+
+def test_rates_of_a_guest_under_load(tmp_path: Path, guests: KvmLoad) -> None:
+    """The rate that is shown is the one that is driven: their sum over the frames is the total."""
+    with live(tmp_path, "--pid", str(guests.tgid), columns=110) as terminal:
+        terminal.wait_for("kvmload")
+
+        def rate() -> bool:
+            guests.step(3000)
+            row = terminal.row("kvmload") or ""
+            heading = terminal.row("TGID") or ""
+            column = "USER_EXIT/s" if "USER_EXIT/s" in heading else "KVM_RUN/s"
+            shown = row[: heading.index(column) + len(column)].split()[-1:]
+            return bool(shown and re.fullmatch(r"[1-9]\d*k?", shown[0]))
+
+        assert wait_for(rate, "a rate is shown")
+        wait_for(lambda: re.search("[▁▂▃▄▅▆▇█]", terminal.row("kvmload") or ""), "a bar is shown")
+
+
+def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
+    """r, t and n sort, / filters, Escape shows all again, p pauses, q quits with 0."""
+    with live(tmp_path, columns=110) as terminal:
+        terminal.wait_for("live/paused")
+        terminal.wait_for("by trouble first")
+        terminal.press("n")
+        frame = terminal.wait_for("by name")
+        assert names(frame) == sorted(names(frame))
+        terminal.press("t")
+        frame = terminal.wait_for("by type")
+        assert names(frame).index("live/alpha") < names(frame).index("live/beta")
+        terminal.press("t")
+        terminal.wait_for("by trouble first")
+        terminal.press("r")
+        terminal.wait_for("by exits")
+        terminal.press("/", "p", "a", "u", "s")
+        terminal.wait_for("filter: paus_")
+        assert names(terminal.frame()) == ["live/paused"]
+        terminal.press("Enter")
+        terminal.wait_for("1-1 of 1")
+        terminal.press("Escape")
+        wait_for(lambda: "live/alpha" in names(terminal.frame()), "all are shown again")
+        terminal.press("p")
+        terminal.wait_for("paused")
+        still = terminal.frame()
+        guests.step(3000)
+        assert terminal.frame() == still
+        terminal.press("p")
+        wait_for(lambda: terminal.frame()[0] != still[0], "it goes on")
+        terminal.press("q")
+        terminal.wait_for("ended with 0")
+
+
+def test_paging_and_resizing(tmp_path: Path, guests: KvmLoad) -> None:
+    """A table longer than the screen scrolls; another size is used at once, be it tiny."""
+    with live(tmp_path, columns=80, lines=10) as terminal:
+        terminal.wait_for("1-")
+        terminal.press("n")
+        top = terminal.wait_for("by name")
+        terminal.press("End")
+        wait_for(lambda: terminal.frame()[5:9] != top[5:9], "it has scrolled")
+        terminal.press("Home")
+        terminal.wait_for(" 1-" if top[-1].startswith(" ") else "1-")
+        terminal.press("Down")
+        terminal.wait_for("2-")
+        terminal.resize(200, 40)
+        wait_for(
+            lambda: (
+                "KVM's worker" in "\n".join(terminal.frame())
+                or "KVM_RUN" in "\n".join(terminal.frame())
+            ),
+            "words are written out",
+        )
+        terminal.wait_for("live/alpha")
+        terminal.resize(20, 4)
+        wait_for(lambda: len(terminal.frame()) <= 4 and terminal.frame() != top, "it is tiny")
+        terminal.resize(80, 24)
+        terminal.wait_for("live/alpha")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_gives_the_terminal_back(
+    tmp_path: Path, guests: KvmLoad, number: signal.Signals
+) -> None:
+    """A signal that ends it leaves no trace: the former screen, a cursor, echoed lines."""
+    with live(tmp_path) as terminal:
+        terminal.wait_for("quit")
+        assert (terminal.asks("alternate_on"), terminal.asks("cursor_flag")) == ("1", "0")
+        os.kill(terminal.program(), number)
+        terminal.wait_for("ended with 0")
+        assert_given_back(terminal)
+
+
+def test_an_error_gives_the_terminal_back(tmp_path: Path, guests: KvmLoad) -> None:
+    """So does an error in the middle of it, which is then to be read."""
+    program = (
+        "import sys, probes.cli, probes.show as show; of = show.frame; left = [3]\n"
+        "def frame(*a, **k):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]: raise RuntimeError('in the midst of it')\n"
+        "    return of(*a, **k)\n"
+        "show.frame = frame\n"
+        "sys.exit(probes.cli.main(sys.argv[1:]))\n"
+    )
+    with Terminal(tmp_path, [HVPROBE[0], "-c", program, *SELECTED]) as terminal:
+        terminal.wait_for("RuntimeError: in the midst of it")
+        terminal.wait_for("ended with 1")
+        assert_given_back(terminal)
+
+
+def test_stopped_and_continued(tmp_path: Path, guests: KvmLoad) -> None:
+    """Ctrl-Z gives the terminal back and stops; continued, the view is there again."""
+    shell = ["env", "PS1=prompt> ", "bash", "--norc", "--noprofile", "-i"]
+    with Terminal(tmp_path, shell) as terminal:
+        terminal.wait_for("prompt>")
+        terminal.press(" ".join([*HVPROBE, *SELECTED]), "Enter")
+        terminal.wait_for("q quit")
+        for _ in range(2):
+            terminal.press("C-z")
+            terminal.wait_for("Stopped")
+            assert (terminal.asks("alternate_on"), terminal.asks("cursor_flag")) == ("0", "1")
+            terminal.press("clear; echo seen", "Enter")
+            terminal.wait_for("seen")
+            terminal.press("fg", "Enter")
+            terminal.wait_for("q quit")
+            assert terminal.asks("alternate_on") == "1"
+        terminal.press("q")
+        terminal.wait_for("prompt>")
+        assert terminal.asks("cursor_flag") == "1"
+
+
+def test_without_colour(tmp_path: Path, guests: KvmLoad) -> None:
+    """Colour where it helps, none with NO_COLOR."""
+    for variables, colours in (({}, True), ({"NO_COLOR": "1"}, False)):
+        command = [*HVPROBE, *SELECTED]
+        with Terminal(tmp_path, command, variables=variables) as terminal:
+            terminal.wait_for("live/beta")
+            assert bool(re.search(r"\x1b\[3[1-7]m", terminal.coloured())) is colours
+
+
+def test_terminal_without_utf8(tmp_path: Path, guests: KvmLoad) -> None:
+    """Where the locale is not UTF-8 nothing but ASCII is shown."""
+    command = [*HVPROBE, *SELECTED]
+    with Terminal(tmp_path, command, variables={"LC_ALL": "C"}) as terminal:
+        terminal.wait_for("live/beta")
+        assert "\n".join(terminal.frame()).isascii()
+
+
+def assert_given_back(terminal: Terminal) -> None:
+    assert (terminal.asks("alternate_on"), terminal.asks("cursor_flag")) == ("0", "1")
+    settings = terminal.settings().split()
+    assert "echo" in settings
+    assert "icanon" in settings

@@ -1,0 +1,185 @@
+"""A real Prometheus scrapes a real agent, behind TLS, that watches real guests.
+
+Beside it, in the same Prometheus, are KubeVirt's components with their own label sets.
+"""
+
+import os
+import signal
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kernel_world import Qemu, wait_for
+from prometheus_process import running_prometheus
+from queries import (
+    Query,
+    ask,
+    dashboard_queries,
+    documented_queries,
+    leave_out,
+    run_query,
+    wait_until_all_answer,
+)
+from rule_files import all_rules, faster, load_groups, write_rules
+from scraped_cluster import Machine, World, scrape_configs, served
+from secure_agent import Keys, SecureAgent, scrape_config
+from watched_node import DEADLINE_S, Alerts, WatchedNode
+
+NODE = "n1"
+ALPHA, BETA, PAUSED, ORPHAN = (
+    f"{name}-{os.getpid()}" for name in ("alpha", "beta", "paused", "orphan")
+)
+FACTOR = 60
+"""Alerts that wait minutes wait seconds here."""
+
+EMULATED: Alerts = {("KubeVirtVMISoftwareEmulation", BETA)}
+DOWN: Alerts = {("HvprobeDown", NODE)}
+
+NOT_HERE = (
+    # The agent runs without a cluster, so it watches no API server.
+    "hvprobe_vmi_watch_",
+    # The node's accelerator works, so no node is offered without one.
+    "kube_node_labels",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """An agent, what it serves TLS with, and the Prometheus that scrapes it."""
+
+    keys: Keys
+    agent: SecureAgent
+    node: WatchedNode
+
+
+def kubevirt() -> World:
+    """What KubeVirt says of the same node: our guests that run, and one that no agent can find."""
+    return World(
+        machines=[
+            Machine(node=NODE, namespace="default", name=ALPHA, hypervisor_type="kvm"),
+            Machine(node=NODE, namespace="lab", name=BETA, hypervisor_type="tcg"),
+            Machine(node=NODE, namespace="lab", name=ORPHAN, hypervisor_type="kvm"),
+        ]
+    )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """Everything running, scraped every second, the rules loaded and 60 times as fast."""
+    keys = Keys(tmp_path)
+    rules = write_rules(faster(load_groups(), FACTOR), tmp_path / "rules.yaml")
+    with served(kubevirt()) as address, SecureAgent(keys, NODE) as agent:
+        others = [
+            each
+            for each in scrape_configs(address)
+            if each["static_configs"][0]["labels"]["job"] != "hvprobe"
+        ]
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(rules)],
+            "scrape_configs": [scrape_config(keys, agent.port, NODE), *others],
+        }
+        with running_prometheus(tmp_path, config) as url:
+            yield Scene(
+                keys=keys,
+                agent=agent,
+                node=WatchedNode(url, ours={NODE, ALPHA, BETA, PAUSED, ORPHAN}),
+            )
+
+
+def rules_in_trouble(url: str) -> list[dict[str, str]]:
+    """Rules that Prometheus could not evaluate, or did not load, with its reason."""
+    loaded = [rule for group in ask(url, "rules")["groups"] for rule in group["rules"]]
+    assert len(loaded) == len(all_rules(load_groups()))
+    return [rule for rule in loaded if rule["health"] != "ok"]
+
+
+def queries_that_can_answer(node: WatchedNode) -> tuple[list[Query], list[Query]]:
+    """Those that must answer while an emulated guest runs, and those of changes over time."""
+    # A kernel that cannot count VM exits (kvm_pvm) has no series of them.
+    exits = "kubevirt_vmi_vcpu_exits_total"
+    absent = NOT_HERE if run_query(node.url, exits) else (*NOT_HERE, exits)
+    left = leave_out([*documented_queries(), *dashboard_queries()], metrics=absent)
+    changes = [each for each in left if "changed their hypervisor" in each.where]
+    assert changes
+    return [each for each in left if each not in changes], changes
+
+
+@pytest.mark.timeout(400)
+def test_from_guest_to_alert(scene: Scene) -> None:
+    """The emulated guest alerts until it stops; every query answers; nothing else alerts."""
+    node = scene.node
+    with (
+        Qemu(f"default_{ALPHA}"),
+        Qemu(f"lab_{PAUSED}", "-S"),
+        Qemu(f"lab_{BETA}", accel=("tcg",)) as beta,
+    ):
+        node.wait_until_firing(EMULATED)
+        assert node.types() == {ALPHA: "kvm", BETA: "tcg", PAUSED: "kvm"}
+        assert rules_in_trouble(node.url) == []
+        (verified,) = run_query(node.url, f'kubevirt_vmi_hypervisor_verified{{name="{BETA}"}}')
+        expected = {"node": NODE, "namespace": "lab", "name": BETA}
+        assert expected.items() <= verified["metric"].items()
+        assert not [label for label in verified["metric"] if label.startswith("exported_")]
+        now, changes = queries_that_can_answer(node)
+        wait_until_all_answer(node.url, now, deadline_s=DEADLINE_S)
+        (reported,) = [each for each in documented_queries() if "no agent reports" in each.where]
+        (orphan,) = run_query(node.url, reported.expr)
+        assert orphan["metric"]["name"] == ORPHAN
+
+        beta.kill()
+        node.wait_until_firing(set())
+        # KubeVirt's setting was repaired and the VM restarted: the same name, another hypervisor.
+        with Qemu(f"lab_{BETA}"):
+            wait_for(lambda: node.types().get(BETA) == "kvm", "beta is accelerated now")
+            wait_until_all_answer(node.url, changes, deadline_s=DEADLINE_S)
+            assert node.firing() == set()
+
+
+@pytest.mark.timeout(400)
+def test_certificates_replaced_under_scrapes(scene: Scene) -> None:
+    """A renewed pair is served at once, a broken one is told and not served; no scrape is lost."""
+    node, keys, agent = scene.node, scene.keys, scene.agent
+    failed = "hvprobe_tls_reload_failed"
+    node.wait_for_value('up{job="hvprobe"}', 1)
+    old = keys.served
+    assert agent.shown_certificate() == old
+    new = keys.renew()
+    assert new != old
+    wait_for(lambda: agent.shown_certificate() == new, "the new certificate is served")
+    node.wait_for_scrapes(3)
+    assert node.value(failed) == 0
+
+    keys.spoil()
+    node.wait_for_value(failed, 1)
+    assert agent.shown_certificate() == new
+    node.wait_for_scrapes(3)
+
+    newest = keys.renew()
+    node.wait_for_value(failed, 0)
+    assert agent.shown_certificate() == newest
+    node.wait_for_scrapes(3)
+    assert node.firing() == set()
+
+
+@pytest.mark.timeout(400)
+def test_an_agent_that_is_killed(scene: Scene) -> None:
+    """HvprobeDown fires for its node and resolves when the agent is back."""
+    scene.node.wait_for_value('up{job="hvprobe"}', 1)
+    port = scene.agent.port
+    scene.agent.end(signal.SIGKILL, DEADLINE_S)
+    scene.node.wait_until_firing(DOWN)
+    with SecureAgent(scene.keys, NODE, port=port):
+        scene.node.wait_until_firing(set())
+
+
+def test_a_scraper_without_certificate_is_refused(tmp_path: Path) -> None:
+    """Who has no certificate of the CA learns nothing."""
+    keys = Keys(tmp_path)
+    with SecureAgent(keys, NODE) as agent:
+        assert "hvprobe_build_info" in agent.get("/metrics")
+        agent._context = keys.authority.client_context()
+        with pytest.raises((ssl.SSLError, OSError)):
+            agent.get("/metrics")

@@ -1,0 +1,125 @@
+"""Series come and go with their VMs: nothing of a VM that is gone is left, here or in /metrics."""
+
+import asyncio
+import os
+import re
+from collections.abc import Iterable
+
+import pytest
+from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
+
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes import looks
+from probes.node import Accelerator, NodeVirtualization
+from probes.observer import Observer
+from probes.routes import Method, Request
+from probes.site import Site
+from probes.vmm import VmmId, VmmProcess
+
+VMS = 1000
+FIRST_TGID = 4_000_000
+"""Above any real process: PID_MAX_LIMIT is 4194304, the default far lower."""
+
+
+class Churning:
+    """A node and a ledger whose VMs the test exchanges; all three edges of an observer."""
+
+    def __init__(self) -> None:
+        self.machine = "x86_64"
+        self.kernel = "6.12.0-test"
+        self.bcc_version = "0.26.0"
+        self.running: dict[int, VmmProcess] = {}
+        self.departed = 0
+
+    def run(self, processes: Iterable[VmmProcess]) -> None:
+        """These run now and no others."""
+        self.departed += len(self.running)
+        self.running = {process.vmm.tgid: process for process in processes}
+
+    def read(self) -> KernelSnapshot:
+        entries = (
+            entry(
+                tgid,
+                first_ns=self.start_monotonic_ns(process.vmm) + 1,
+                exec_ns=self.start_monotonic_ns(process.vmm) + 1,
+                runs=7 if process.fds.kvm else 0,
+                userspace_exits=7 if process.fds.kvm else 0,
+                exits=9 if process.fds.kvm else 0,
+            )
+            for tgid, process in self.running.items()
+        )
+        return kernel(*entries, departed_total=self.departed)
+
+    def forget(self, entry: LedgerEntry) -> None:
+        raise AssertionError("the kernel's own hook forgets")
+
+    def start_monotonic_ns(self, vmm: VmmId) -> int:
+        return vmm.start_ticks * 10_000_000
+
+    def sweep(self, *, every_fd: bool) -> set[int]:
+        return set(self.running)
+
+    def identify(self, tgid: int) -> VmmId | None:
+        if tgid == os.getpid():
+            return VmmId(tgid=tgid, start_ticks=1)
+        process = self.running.get(tgid)
+        return process.vmm if process else None
+
+    def inspect(self, vmm: VmmId) -> VmmProcess | None:
+        return self.running.get(vmm.tgid)
+
+    def try_kvm(self) -> Accelerator:
+        return KVM_AVAILABLE
+
+    def virtualization(self) -> NodeVirtualization:
+        return INTEL_HOST
+
+
+def generation(number: int) -> list[VmmProcess]:
+    """A thousand VMs; every generation has the same PIDs, and names and start times of its own."""
+    make = (kvm_process, tcg_process)
+    return [
+        make[index % 2](
+            VmmId(tgid=FIRST_TGID + index, start_ticks=10_000 + number),
+            guest_name=f"default_vm-{number}-{index}",
+        )
+        for index in range(VMS)
+    ]
+
+
+def series(site: Site) -> list[str]:
+    """Every series of /metrics now, without values."""
+
+    async def scrape() -> bytes:
+        request = Request(method=Method.GET, path="/metrics")
+        return (await site.routes["/metrics"](request)).body
+
+    text = asyncio.run(scrape()).decode()
+    return [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three generations of 1000 VMs later, the series are those of before, each once."""
+    monkeypatch.setattr(looks, "SHARED_FOR_S", 0.0)
+    node = Churning()
+    observer = Observer(
+        node="node-1",
+        version="test",
+        ledger=node,
+        ledger_error=None,
+        processes=node,
+        virtualization=node,
+    )
+    site = Site(observer.look)
+    before = series(site)
+    assert len(set(before)) == len(before)
+    for number in range(3):
+        node.run(generation(number))
+        found = [line for line in series(site) if line.startswith("kubevirt_vmi_")]
+        names = {re.search(r'name="vm-(\d+)-', line)[1] for line in found}  # type: ignore[index]
+        assert names == {str(number)}
+        infos = [line for line in found if "hypervisor_info" in line]
+        assert len(set(infos)) == len(infos) == VMS
+    node.run(())
+    assert series(site) == before
+    assert observer._known == {}
