@@ -30,10 +30,17 @@ ESCAPE_WAIT_S = 0.05
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+class _PipeConsole(Console):
+    """Leaves a reader that went away to the caller: rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
+
+
 def console_for(environment: Mapping[str, str]) -> Console:
     """A console for stdout; without colours where NO_COLOR is set or it is no terminal."""
     terminal = sys.stdout.isatty()
-    return Console(
+    return _PipeConsole(
         file=sys.stdout,
         force_terminal=terminal,
         no_color=True if environment.get("NO_COLOR") or not terminal else None,

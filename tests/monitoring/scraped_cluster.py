@@ -153,6 +153,11 @@ class World:
             _line("hvprobe_refresh_errors_total", {"source": source}, 0)
             for source in ("ebpf", "proc", "kube")
         ]
+        lines += [
+            _line("hvprobe_refresh_failures_total", {"cause": cause}, 0)
+            for cause in ("error", "deadline")
+        ]
+        lines.append(_line("hvprobe_refresh_failed", {}, 0))
         for state, number in (("attributed", 2), ("unattributed", 0), ("probe", 0)):
             lines.append(_line("hvprobe_processes", {"state": state}, number))
         return lines
