@@ -17,19 +17,19 @@ from ebpf.reasons_session import ReasonsSession
 from ebpf.session import Session, in_initial_pid_namespace
 from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
-from probes.credentials import InCluster, Kubeconfig
 from probes.host import Host
+from probes.http.server import Limits, Server
+from probes.kube.credentials import InCluster, Kubeconfig
 from probes.node import KernelAbilities
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
 from probes.rows import LiveOptions
-from probes.server import Limits, Server
 from probes.settings import Command, Settings
 from probes.site import Site
 
 if TYPE_CHECKING:
+    from probes.kube.watch import VmiWatch
     from probes.live import Scene
-    from probes.vmiwatch import VmiWatch
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _open_watch(settings: Settings) -> "VmiWatch | None":
         log.info("no service account is mounted: standalone, domain names name the VMs")
         return None
     # Here: standalone does without what it costs (about 13 MiB).
-    from probes.vmiwatch import VmiWatch  # noqa: PLC0415
+    from probes.kube.watch import VmiWatch  # noqa: PLC0415
 
     config = Kubeconfig(file=settings.kubeconfig) if settings.kubeconfig else account
     watch = VmiWatch(config, settings.node, log.warning)

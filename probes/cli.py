@@ -61,7 +61,7 @@ def _run(settings: Settings) -> int:
     from ebpf.errors import BpfUnavailableError
     from probes import agent, doctor
     from probes.completion import Shell, script
-    from probes.server import BindError, TlsFilesError
+    from probes.http.server import BindError, TlsFilesError
 
     match settings.command:
         case Command.AGENT:

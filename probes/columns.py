@@ -73,8 +73,16 @@ _DISPENSABLE = (
     Column.PROOF,
 )
 """Left out one after the other where even the least widths find no room."""
-_GROWING = (Column.VMI, Column.PROOF, Column.COMMAND)
-"""Get what room there is, in this order; the last minute takes the rest."""
+_GROWING = (
+    (Column.VMI, 24),
+    (Column.COMMAND, 15),
+    (Column.PROOF, 44),
+    (Column.VMI, 80),
+    (Column.PROOF, 80),
+    (Column.COMMAND, 80),
+)
+"""Who gets room, in this order, and up to how much; the last minute takes the rest."""
+_CUT = frozenset(column for column, _ in _GROWING)
 
 SHORT_REASONS = {
     Reason.VM_EXITS_RECORDED: "exits seen",
@@ -217,7 +225,7 @@ def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, i
     }
     widths = {it: max(_LEAST[it], len(_heading(it, look))) for it in columns}
     for column, least in widths.items():
-        widths[column] = least if column in _GROWING else max(least, wants[column])
+        widths[column] = least if column in _CUT else max(least, wants[column])
     if look.width is None:
         return {it: max(width, wants[it]) for it, width in widths.items()}
 
@@ -227,9 +235,10 @@ def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, i
     for column in _DISPENSABLE:
         if room() < 0 and column in widths:
             del widths[column]
-    for column in _GROWING:
+    for column, most in _GROWING:
         if column in widths:
-            widths[column] += max(min(wants[column] - widths[column], room()), 0)
+            wanted = min(wants[column], most) - widths[column]
+            widths[column] += max(min(wanted, room()), 0)
     if Column.MINUTE in widths:
         widths[Column.MINUTE] = min(widths[Column.MINUTE] + max(room(), 0), MINUTE_CELLS)
     return widths

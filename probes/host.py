@@ -7,7 +7,6 @@ because psutil would read more files for it and gives start times as rounded sec
 
 import contextlib
 import ctypes
-import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,6 @@ from probes.vmm import AcceleratorFds, VmmId, VmmProcess, VmmThread
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD = 438
 """System call number of pidfd_getfd(2), the same on every architecture; since Linux 5.6."""
-_GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class Host:
@@ -207,10 +205,8 @@ class Host:
 
     @staticmethod
     def _read(path: Path) -> bytes | None:
-        """A file's bytes; None: it cannot be read, whether gone or forbidden."""
+        """A file's bytes; None: it cannot be read, for whatever reason of that one process."""
         try:
             return path.read_bytes()
-        except OSError as err:
-            if isinstance(err, _GONE) or err.errno in (errno.ESRCH, errno.EACCES, errno.EPERM):
-                return None
-            raise
+        except OSError:
+            return None

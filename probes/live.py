@@ -130,9 +130,10 @@ def _header(scene: Scene, look: Look, status: str) -> list[Text]:
     second.append(f"  ledger {health.ledger_entries}/{health.ledger_capacity}")
     if health.ledger_dropped_total:
         second.append(f" dropped {health.ledger_dropped_total}", "bold red")
-    second.append(f"  processes {len(report.processes)}  VMIs {_by_type(report)}")
+    second.append(f"  VMIs {_by_type(report)}")
     fallbacks = sum(bool(vmi.fallback) for vmi in report.vmis)
-    second.append(f"  fallback {fallbacks}", "bold red" if fallbacks else "")
+    second.append(f" fallback {fallbacks}", "bold red" if fallbacks else "")
+    second.append(f"  processes {len(report.processes)}")
     return [Text(left + right, "bold"), second]
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from probes.completion import Shell
-from probes.listen import Listen, parse_listen
+from probes.http.listen import Listen, parse_listen
+from probes.http.server import TlsFiles
 from probes.rows import REASONS_COST, LiveOptions, Selection
-from probes.server import TlsFiles
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"
@@ -144,7 +144,7 @@ _EXAMPLES: Mapping[Command, str] = {
     Command.DOCTOR: "  hvprobe doctor\n"
     "  hvprobe doctor && echo verdicts can be verified here\n"
     "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
-    Command.COMPLETION: "  eval \"$(hvprobe completion bash)\"\n"
+    Command.COMPLETION: '  eval "$(hvprobe completion bash)"\n'
     "  hvprobe completion zsh > ~/.zfunc/_hvprobe",
 }
 _SUMMARIES: Mapping[Command, str] = {

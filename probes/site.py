@@ -20,11 +20,11 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as in_openmetrics
 from prometheus_client.registry import Collector
 
+from probes.http.routes import Handler, Request, Response, plain_text
 from probes.looks import Seen, SharedLook
 from probes.metrics import families, health_families
 from probes.page import CONTENT_SECURITY_POLICY, page
 from probes.report import NodeReport
-from probes.routes import Handler, Request, Response, plain_text
 
 LAST_KNOWN_S = 60.0
 """How long VMs are shown as last seen when looks fail.

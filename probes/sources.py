@@ -65,7 +65,7 @@ class Virtualization(Protocol):
 
 
 class VmiSource(Protocol):
-    """Who knows this node's VMIs (probes.vmiwatch.VmiWatch); neither call waits."""
+    """Who knows this node's VMIs (probes.kube.watch.VmiWatch); neither call waits."""
 
     def index(self) -> VmiIndex:
         """The VMIs known now."""

@@ -18,10 +18,10 @@ from test_observer import Books, Node, Trials
 from vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, vmi
 
 from ebpf.ledger import LedgerEntry
+from probes.kube.cache import VmiCache
 from probes.observer import Observer
 from probes.report import NodeReport
 from probes.vmi import parse_vmi
-from probes.vmicache import VmiCache
 from probes.vmm import HypervisorType, QemuCommandLine, VmmId, VmmProcess
 
 HERE, THERE = "node-a", "node-b"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from probes.vmiwatch import VmiWatch, WatchTiming
+from probes.kube.watch import VmiWatch, WatchTiming
 
 NODE = "node-a"
 QUICK = WatchTiming(

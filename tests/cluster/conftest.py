@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from apiserver import ApiServer
 from cluster_watch import NODE, QUICK, Begin
-from kernel_world import QEMU, build_kvmload
+from kernel_world import build_kvmload
 from pod_cgroups import CgroupTree, cgroup2_mount
+from required import missing_for_guests, require
 
-from probes.credentials import InCluster, Kubeconfig
-from probes.vmiwatch import VmiWatch, WatchTiming
+from probes.kube.credentials import InCluster, Kubeconfig
+from probes.kube.watch import VmiWatch, WatchTiming
 
 
 @pytest.fixture
@@ -59,35 +59,22 @@ def begin(service_account: InCluster, log: list[str]) -> Iterator[Begin]:
 def missing(*, guests: bool) -> str | None:
     """Why this machine cannot play a node of a cluster; None: it can."""
     if os.geteuid() != 0:
-        return "needs root to move processes between cgroups"
+        return "this needs root, to move processes between cgroups"
     if cgroup2_mount() is None:
-        return "needs a mounted cgroup2 hierarchy"
-    if guests and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "needs a working /dev/kvm"
-    if guests and shutil.which(QEMU) is None:
-        return f"needs {QEMU}"
-    return None
-
-
-def require(reason: str | None) -> None:
-    """Skip where the machine cannot do it, fail where it was promised."""
-    if reason is None:
-        return
-    if "cluster" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
-        pytest.fail(f"HVPROBE_REQUIRE=cluster, but this machine {reason}")
-    pytest.skip(reason)
+        return "this needs a mounted cgroup2 hierarchy"
+    return missing_for_guests() if guests else None
 
 
 @pytest.fixture(scope="session")
 def cluster_required() -> None:
     """What tests with real cgroups need."""
-    require(missing(guests=False))
+    require("cluster", missing(guests=False))
 
 
 @pytest.fixture(scope="session")
 def guests_required() -> None:
     """What tests with real guests in real cgroups need."""
-    require(missing(guests=True))
+    require("cluster", missing(guests=True))
 
 
 @pytest.fixture(scope="session")

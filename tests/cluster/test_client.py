@@ -12,8 +12,8 @@ from apiserver import ApiServer
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
-from probes.credentials import InCluster
-from probes.kube import ApiReader
+from probes.kube.credentials import InCluster
+from probes.kube.client import ApiReader
 token, ca, port = sys.argv[1:]
 environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
 from pathlib import Path
@@ -21,7 +21,7 @@ reader = ApiReader(
     InCluster(token_file=Path(token), ca_file=Path(ca), environ=environ),
     connect_timeout_s=5.0, idle_deadline_s=5.0,
 )
-from probes.listwatch import Verb
+from probes.kube.listwatch import Verb
 response = reader.get(Verb.LIST, {})
 assert json.loads(response.read())["kind"] == "VirtualMachineInstanceList"
 names = sorted(sys.modules)

@@ -10,7 +10,7 @@ from cluster_watch import NODE, QUICK, Begin, names, until
 from vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, pod_uid, vmi
 
 from probes.cgroup import PodUid
-from probes.credentials import Kubeconfig
+from probes.kube.credentials import Kubeconfig
 from probes.vmi import IndexState, MigrationMode, VmiPhase
 
 PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"

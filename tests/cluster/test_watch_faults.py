@@ -16,9 +16,9 @@ from apiserver import ApiServer, Fault, FaultKind, Request
 from cluster_watch import QUICK, Begin, names, until
 from vmi_objects import Vmi, vmi
 
-from probes.credentials import InCluster, Kubeconfig
+from probes.kube.credentials import InCluster, Kubeconfig
+from probes.kube.watch import VmiWatch, WatchTiming
 from probes.vmi import IndexState
-from probes.vmiwatch import VmiWatch, WatchTiming
 
 IMPATIENT = replace(QUICK, idle_deadline_s=0.3)
 

@@ -14,6 +14,7 @@ from guest_kernels import GuestKernel, selected
 from guest_programs import build_programs
 from guest_results import RESULTS, results_of
 from guest_vm import CONSOLE, GuestResult, boot, unavailable
+from required import require
 
 DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "1500"))
 """For one guest, boot included."""
@@ -38,15 +39,6 @@ def environment() -> dict[str, str]:
         "HVPROBE_TEST_DEADLINE_S": "120",
         "HVPROBE_GUEST_PYTEST": os.environ.get("HVPROBE_GUEST_PYTEST", ""),
     }
-
-
-def require(reason: str | None) -> None:
-    """Skip where the machine cannot boot guests, fail where it was promised."""
-    if reason is None:
-        return
-    if "guests" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
-        pytest.fail(f"HVPROBE_REQUIRE=guests, but {reason}")
-    pytest.skip(reason)
 
 
 def not_passed(junit: Path) -> list[str]:
@@ -75,7 +67,7 @@ def verdict(result: GuestResult, results: Path) -> str | None:
 @pytest.mark.parametrize("kernel", selected(), ids=lambda kernel: kernel.name)
 def test_kernel(kernel: GuestKernel) -> None:
     """All kernel tests pass inside the guest, with real hooks and real nested KVM guests."""
-    require(unavailable(kernel.architecture))
+    require("guests", unavailable(kernel.architecture))
     guest = build(kernel)
     with results_of(kernel.name) as results:
         build_programs(kernel.architecture, results / "bin")

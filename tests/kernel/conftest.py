@@ -1,39 +1,19 @@
 """What tests of real hooks need, and the node as hvprobe sees it."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kernel_node import Node
-from kernel_world import QEMU, build_kvmload
-
-
-def missing() -> str | None:
-    """Why nothing here can be tested on this machine; None: all is there."""
-    if os.geteuid() != 0:
-        return "needs root to load BPF programs"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "needs a working /dev/kvm"
-    if shutil.which(QEMU) is None:
-        return f"needs {QEMU}"
-    try:
-        import bcc
-    except ImportError:
-        return "needs the distribution's python3-bpfcc"
-    return None if hasattr(bcc, "BPF") else "the bcc that is installed is not the BPF one"
+from kernel_world import build_kvmload
+from required import missing_for_guests, require
 
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_required() -> None:
     """Skip where the machine cannot do it, fail where it was promised."""
-    reason = missing()
-    if reason is None:
-        return
-    if "kernel" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
-        pytest.fail(f"HVPROBE_REQUIRE=kernel, but this machine {reason}")
-    pytest.skip(reason)
+    require("kernel", missing_for_guests())
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from kernel_agent import ROOT, Agent, program_exists, program_ids
 from kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
+from required import require
 
 END_WITHIN_S = DEADLINE_S / 15
 """2 s; guests emulated in software take longer."""
@@ -82,9 +83,9 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
         assert agent.samples(counter)[vm] == made
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 def test_metrics_pass_promtool(agent: Agent) -> None:
     """Names, types and help texts are as Prometheus's own linter wants them."""
+    require("prometheus", None if shutil.which("promtool") else "there is no promtool")
     with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
         wait_for(
             lambda: len(agent.samples("kubevirt_vmi_hypervisor_verified")) >= 2, "both are shown"

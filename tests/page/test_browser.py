@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, missing_programs
+from required import require
 from rich_report import KVM, TCG, process, rich_report, vmi
 from serving import Serving
 
+from probes.http.routes import Request, Response
 from probes.identity import VmName
 from probes.page import CONTENT_SECURITY_POLICY
 from probes.report import NodeReport, ProcessState
-from probes.routes import Request, Response
 from probes.site import Site
 
 HOSTILE = (
@@ -28,11 +29,7 @@ ZALGO = "z" + "\u0335\u0321\u0301" * 60
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     missing = missing_programs()
-    if missing:
-        line = f"not installed: {', '.join(missing)}"
-        if "prometheus" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
-            pytest.fail(f"HVPROBE_REQUIRE=prometheus, but {line}")
-        pytest.skip(line)
+    require("prometheus", f"not installed: {', '.join(missing)}" if missing else None)
     folder = tmp_path_factory.mktemp("browser")
     with Browser(folder) as started:
         yield started

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.server import TlsFiles
+from probes.http.server import TlsFiles
 
 _CONFIG = """\
 [req]

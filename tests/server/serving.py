@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from probes.server import Handler, Limits, Request, Response, Server, TlsFiles, parse_listen
+from probes.http.server import Handler, Limits, Request, Response, Server, TlsFiles, parse_listen
 
 DEADLINE_S = 20.0
 """A condition that does not come true within this is a failure."""

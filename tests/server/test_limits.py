@@ -14,7 +14,7 @@ import pytest
 from certificates import Authority
 from serving import DEADLINE_S, Gate, Peer, Serving, descriptors, text
 
-from probes.server import Limits
+from probes.http.server import Limits
 
 CROWD = 1000
 SCRAPE_DEADLINE_S = 10.0

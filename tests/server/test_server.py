@@ -13,7 +13,7 @@ from http import HTTPStatus
 import pytest
 from serving import DEADLINE_S, TEXT, Gate, Peer, Serving, text
 
-from probes.server import BindError, Limits, Method, Request, Response
+from probes.http.server import BindError, Limits, Method, Request, Response
 
 METRICS = "".join(f'metric{{name="vm-{n}"}} {n}\n' for n in range(2000)).encode()
 HUGE = b"".join(b'metric{name="vm-%d"} %d\n' % (n, n * n) for n in range(40_000))

@@ -14,8 +14,8 @@ import pytest
 from certificates import Authority, MountedSecret
 from serving import DEADLINE_S, LOG, Peer, Serving, text
 
-from probes.server import Limits, TlsFiles, TlsFilesError
-from probes.wire import RETRY_S, Certificates
+from probes.http.server import Limits, TlsFiles, TlsFilesError
+from probes.http.wire import RETRY_S, Certificates
 
 LONG = bytes(range(256)) * 10_000
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.listwatch import (
+from probes.kube.listwatch import (
     EventType,
     PayloadError,
     Verb,

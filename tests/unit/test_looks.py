@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families as families_
 from rich_report import rich_report
 
 from probes import looks, site
+from probes.http.routes import Handler, Method, Request, Response
+from probes.kube.cache import WatchStatus
 from probes.looks import SharedLook
 from probes.report import NodeReport
-from probes.routes import Handler, Method, Request, Response
 from probes.site import LAST_KNOWN_S, OPENMETRICS, TEXT, Site, prefers_openmetrics
-from probes.vmicache import WatchStatus
 
 WAIT_S = 20.0
 

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+from required import require
 from rich_report import KVM, TCG, rich_report, vmi
 
 from probes.identity import VmName
@@ -83,10 +84,8 @@ def test_golden() -> None:
 def test_promtool_finds_nothing_to_say() -> None:
     """Prometheus's own linter accepts the golden text: names, types, help, units."""
     promtool = shutil.which("promtool")
-    if promtool is None:
-        if "prometheus" in os.environ.get("HVPROBE_REQUIRE", "").split(","):
-            pytest.fail("HVPROBE_REQUIRE=prometheus, but there is no promtool: install prometheus")
-        pytest.skip("no promtool here: install prometheus")
+    require("prometheus", None if promtool else "there is no promtool: install prometheus")
+    assert promtool is not None
     said = subprocess.run(
         [promtool, "check", "metrics"], input=GOLDEN.read_bytes(), capture_output=True, check=False
     )

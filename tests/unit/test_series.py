@@ -10,9 +10,9 @@ from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_pro
 
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes import looks
+from probes.http.routes import Method, Request
 from probes.node import Accelerator, NodeVirtualization
 from probes.observer import Observer
-from probes.routes import Method, Request
 from probes.site import Site
 from probes.vmm import VmmId, VmmProcess
 

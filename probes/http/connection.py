@@ -13,8 +13,8 @@ from http import HTTPStatus
 
 import h11
 
-from probes.routes import Method, Request, Response, Routes, message, plain_text, unavailable
-from probes.wire import Certificates, Credentials, Wire
+from probes.http.routes import Method, Request, Response, Routes, message, plain_text, unavailable
+from probes.http.wire import Certificates, Credentials, Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,8 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
-from probes.credentials import InCluster, Kubeconfig
-from probes.listwatch import (
+from probes.kube.credentials import InCluster, Kubeconfig
+from probes.kube.listwatch import (
     PATH,
     RESOURCE,
     ApiError,

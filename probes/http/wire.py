@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from probes.listen import TlsFiles
+from probes.http.listen import TlsFiles
 
 RECEIVE_BYTES = 8 * 1024
 """Most bytes taken from a socket at once."""

@@ -16,10 +16,10 @@ import select
 import socket
 from collections.abc import Mapping
 
-from probes.connection import Connection, Limits, Phase
-from probes.listen import Listen, TlsFiles, parse_listen
-from probes.routes import Handler, Method, Request, Response, Routes
-from probes.wire import Certificates, TlsFilesError, TlsWire, Wire
+from probes.http.connection import Connection, Limits, Phase
+from probes.http.listen import Listen, TlsFiles, parse_listen
+from probes.http.routes import Handler, Method, Request, Response, Routes
+from probes.http.wire import Certificates, TlsFilesError, TlsWire, Wire
 
 __all__ = [
     "BindError",

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import urllib3
 
-from probes.credentials import InCluster, Kubeconfig
-from probes.kube import ApiReader, interrupt
-from probes.listwatch import (
+from probes.kube.cache import VmiCache
+from probes.kube.client import ApiReader, interrupt
+from probes.kube.credentials import InCluster, Kubeconfig
+from probes.kube.listwatch import (
     NODE_LABEL,
     RESOURCE,
     ApiError,
@@ -32,7 +33,6 @@ from probes.listwatch import (
     walk_list,
 )
 from probes.vmi import Vmi, VmiIndex, WatchStatus
-from probes.vmicache import VmiCache
 
 _CHUNK_BYTES = 1 << 16
 _STOP_WAIT_S = 0.5

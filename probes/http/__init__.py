@@ -1,0 +1,1 @@
+"""The HTTP server: sockets, TLS, HTTP/1.1. Knows nothing of what is served."""

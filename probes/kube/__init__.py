@@ -1,0 +1,1 @@
+"""The API server: list and watch of this node's VMIs. Knows nothing of processes."""

@@ -1,0 +1,359 @@
+"""The live view's frames: a golden one, and what holds for any report, size and name."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live_reports import KVM, LIAR, RUNNING, busy_node, guest, report, scene
+from rich.cells import cell_len
+from rich.text import Text
+from rich_report import NONE, PAUSED, TCG, rich_report, vmi
+
+from ebpf.exit_reasons import Isa, ReasonCount
+from ebpf.hooks import unattached
+from probes.columns import SHORT_REASONS, age, bars, number
+from probes.history import History
+from probes.live import Scene, Shape, frame, frame_json, plain
+from probes.report import CounterTrust, NodeReport
+from probes.rows import Order, Selection, ordered, rows_of
+from probes.view import View
+from probes.vmi import WatchStatus
+from probes.vmm import HypervisorType
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+SMALL = Shape(width=80, height=24)
+
+
+def text(lines: Sequence[Text]) -> str:
+    return "".join(f"{line.plain.rstrip()}\n" for line in lines)
+
+
+def shown(of: Scene, view: View | None = None, shape: Shape = SMALL) -> str:
+    return text(frame(of, view or View(), shape, interval_s=1.0)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("live_80x24.txt", SMALL),
+        ("live_160x24.txt", Shape(width=160, height=24)),
+        ("live_80x24_ascii.txt", Shape(width=80, height=24, ascii_only=True)),
+    ],
+)
+def test_golden_frame(name: str, shape: Shape) -> None:
+    """A node with a case of everything looks exactly so; trouble comes first."""
+    assert shown(scene(*busy_node()), shape=shape) == (GOLDEN / name).read_text()
+
+
+def test_golden_plain_table() -> None:
+    """A pipe gets everything, nothing cut."""
+    lines = plain(scene(*busy_node()), width=None, ascii_only=False)
+    assert text(lines) == (GOLDEN / "live_plain.txt").read_text()
+
+
+names = st.text(st.characters(), max_size=40)
+hostile = st.one_of(
+    names,
+    st.text("\x00\x1b\x7f\x9b\n\r\t\u202e\u2066\u200d\u0301\ufe0f日👍🏽🇩שمa[31m", max_size=40),
+)
+
+
+@given(
+    comms=st.lists(st.tuples(hostile, hostile), max_size=6),
+    width=st.integers(1, 240),
+    height=st.integers(1, 50),
+    ascii_only=st.booleans(),
+    top=st.integers(0, 20),
+)
+def test_frame_fits_any_terminal(
+    comms: Sequence[tuple[str, str]], width: int, height: int, top: int, *, ascii_only: bool
+) -> None:
+    """Whatever the names: no more lines and cells than there are, and printable characters only."""
+    guests = [
+        guest(number, KVM, comm=comm, guest_name=name)
+        for number, (comm, name) in enumerate(comms, 1)
+    ]
+    shape = Shape(width=width, height=height, ascii_only=ascii_only)
+    view = View(top=top, words="", editing=bool(top % 2))
+    lines, view = frame(scene(report(1, *guests)), view, shape, interval_s=1.0)
+    assert len(lines) <= height
+    for line in lines:
+        assert line.plain.isprintable()
+        assert cell_len(line.plain) <= width
+        assert line.plain.isascii() or not ascii_only
+    assert view.top <= max(len(guests) - 1, 0)
+
+
+@given(comm=hostile, name=hostile)
+def test_columns_stay_in_place(comm: str, name: str) -> None:
+    """A name never moves the columns after it, in a table of any width."""
+    guests = [guest(1, KVM, comm=comm, guest_name=name or None), guest(2, KVM, guest_name="plain")]
+    for width in (80, None):
+        lines = plain(scene(report(1, *guests)), width=width, ascii_only=False)
+        heading, *rows = (line.plain for line in lines[2:])
+        at = cell_len(heading[: heading.index("TYPE")])
+        for row in rows:
+            before = next(i for i in range(len(row)) if cell_len(row[:i]) == at)
+            assert row[before:].startswith("kvm ")
+
+
+def test_a_thousand_vms() -> None:
+    """A thousand VMs can all be scrolled to, each is shown once."""
+    guests = [guest(1000 + i, KVM, f"vm{i:04}") for i in range(1000)]
+    of = scene(report(1, *guests))
+    view, seen = View(), set()
+    for _ in range(1000):
+        lines, view = frame(of, view, SMALL, interval_s=1.0)
+        page = re.findall(r"vm\d{4}", text(lines))
+        if set(page) <= seen:
+            break
+        assert not seen & set(page) or len(seen | set(page)) == 1000
+        seen |= set(page)
+        view = replace(view, top=view.top + len(page))
+    assert len(seen) == 1000
+    assert "of 1000" in text(lines)
+
+
+def test_trouble_comes_first() -> None:
+    """Contradiction, fallback, unknown, then the rest by name; a capability probe is no trouble."""
+    rows = ordered(rows_of(busy_node()[-1], History()), Order.TROUBLE)
+    assert [row.trouble.name for row in rows[:3]] == ["CONTRADICTION", "FALLBACK", "UNKNOWN"]
+    assert [row.name for row in rows[:3]] == ["default/liar", "default/beta", "default/zeta"]
+    assert {row.trouble.name for row in rows[3:]} == {"NONE"}
+
+
+def test_orders() -> None:
+    """By exits the busiest first, by type and by name in order."""
+    of = scene(*busy_node())
+    rows = rows_of(of.report, of.history)
+    assert [it.tgid for it in ordered(rows, Order.EXITS)][:2] == [4194301, 4711]
+    kinds = [it.verdict.type.value for it in ordered(rows, Order.TYPE)]
+    assert kinds == sorted(kinds)
+    labels = [it.name for it in ordered(rows, Order.NAME)]
+    assert labels == sorted(labels)
+
+
+@given(rows=st.permutations(list(range(8))))
+def test_order_does_not_depend_on_what_came_first(rows: list[int]) -> None:
+    """Equals keep their place from frame to frame."""
+    guests = [guest(number, KVM) for number in range(1, 9)]
+    seen = rows_of(report(1, *guests), History())
+    for order in Order:
+        assert ordered([seen[i] for i in rows], order) == ordered(seen, order)
+
+
+@pytest.mark.parametrize(
+    ("words", "tgids"),
+    [
+        ("ALPHA", {4711}),
+        ("tcg", {4800}),
+        ("fallback", {4800}),
+        ("4194301", {4194301}),
+        ("kvm default", {4711, 5000}),
+        ("nothing has this", set()),
+    ],
+)
+def test_filter(words: str, tgids: set[int]) -> None:
+    """Every word must be found somewhere in the row, in either case."""
+    of = scene(*busy_node())
+    assert {it.tgid for it in rows_of(of.report, of.history) if it.matches(words)} == tgids
+    if not tgids:
+        assert "nothing to show" in shown(of, View(words=words))
+
+
+def test_rates() -> None:
+    """Events between two looks by their distance; none at the first look, or if not counted."""
+    first = report(0, guest(1, KVM, runs=10, userspace_exits=5, exits=None))
+    second = report(2, guest(1, KVM, runs=110, userspace_exits=6, exits=None))
+    history = History()
+    history.add(first)
+    vmm = first.processes[0].vmm
+    assert history.rates(vmm).runs is None
+    history.add(second)
+    rates = history.rates(vmm)
+    assert (rates.runs, rates.userspace_exits, rates.exits) == (50.0, 0.5, None)
+    history.add(report(3, guest(1, KVM, runs=7, userspace_exits=6, exits=4)))
+    rates = history.rates(vmm)
+    assert (rates.runs, rates.userspace_exits, rates.exits) == (None, 0.0, None)
+    history.add(report(4))
+    history.add(report(5, guest(1, KVM, runs=9, userspace_exits=6, exits=4)))
+    assert history.rates(vmm).runs is None
+
+
+def test_last_minute() -> None:
+    """The minute is drawn by what was seen in each part of it, and blank before that."""
+    looks = [report(second, guest(1, KVM, exits=10 * min(second, 70))) for second in range(91)]
+    history = scene(*looks).history
+    vmm = looks[0].processes[0].vmm
+    assert history.minute(vmm, 6) == (10.0, 10.0, 10.0, 10.0, 0.0, 0.0)
+    history = scene(*looks[:21]).history
+    assert history.minute(vmm, 6) == (None, None, None, None, 10.0, 10.0)
+
+
+@pytest.mark.parametrize("interval_s", [0.1, 0.25, 1.0, 5.0])
+def test_last_minute_at_any_interval(interval_s: float) -> None:
+    """However often one looks, a steady rate is shown as the same."""
+    looks = [
+        report(i * interval_s, guest(1, KVM, exits=round(100 * i * interval_s)))
+        for i in range(int(60 / interval_s) + 1)
+    ]
+    shown_rates = scene(*looks).history.minute(looks[0].processes[0].vmm, 4)
+    assert all(rate is not None and 95 < rate < 105 for rate in shown_rates)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown_as"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (0.54, "0.5"),
+        (9.97, "10"),
+        (9999.4, "9999"),
+        (9999.5, "10k"),
+        (1234567, "1235k"),
+        (9_999_600, "10M"),
+        (5e18, "5000P"),
+    ],
+)
+def test_number(value: float | None, shown_as: str) -> None:
+    """At most six cells, the unit told."""
+    assert number(value) == shown_as
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown_as"),
+    [
+        (None, "-"),
+        (0.9, "0s"),
+        (59.9, "59s"),
+        (60, "1m"),
+        (3599, "59m"),
+        (7200, "2h"),
+        (9e9, "999d"),
+    ],
+)
+def test_age(seconds: float | None, shown_as: str) -> None:
+    """In the largest unit that is full."""
+    assert age(seconds) == shown_as
+
+
+def test_bars() -> None:
+    """Against the highest; blank where nothing is known, lowest where nothing happened."""
+    assert bars([None, 0, 1, 2], ascii_only=False) == " ▁▅█"
+    assert bars([0, 0], ascii_only=False) == "▁▁"
+    assert bars([], ascii_only=False) == ""
+    assert bars([0, 7], ascii_only=True).isascii()
+
+
+def test_short_reasons_fit() -> None:
+    """The short form of every reason fits the narrowest column."""
+    assert {reason: short for reason, short in SHORT_REASONS.items() if len(short) > 12} == {}
+
+
+@pytest.mark.parametrize(
+    ("trust", "says"),
+    [
+        (CounterTrust.BLIND, "never calls its tracepoint kvm_exit"),
+        (CounterTrust.MISSING, "the hook kvm_exit is not attached"),
+        (CounterTrust.UNTRIED, "no VM exit was seen yet"),
+    ],
+)
+def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
+    """An empty column has its reason in the header; so have exit reasons."""
+    seen = report(1, guest(1, KVM, userspace_exits=3))
+    seen = replace(seen, health=replace(seen.health, exits_trust=trust))
+    assert says in shown(scene(seen))
+    asked = replace(scene(seen), reasons={})
+    note = re.search("^reasons: .*", text(plain(asked, width=None, ascii_only=False)), re.MULTILINE)
+    assert note is not None
+    assert ("not to be had" in note[0]) is (trust is not CounterTrust.UNTRIED)
+
+
+def test_no_bpf() -> None:
+    """Without BPF the header says so first."""
+    seen = report(1, guest(1, PAUSED))
+    lost = replace(seen.health, ledger_error="no bcc", hooks=unattached("no bcc"))
+    found = shown(scene(replace(seen, health=lost)))
+    assert "no BPF, types are only inferred: no bcc" in found
+    assert "hooks 0/" in found
+
+
+def test_names_that_are_not_current() -> None:
+    """An API server that does not answer is told."""
+    seen = report(1, guest(1, PAUSED))
+    watch = WatchStatus(
+        up=False,
+        synced=False,
+        last_sync_unix_s=None,
+        restarts=3,
+        error="refused\x1b[2J",
+        malformed_total=0,
+    )
+    found = shown(scene(replace(seen, health=replace(seen.health, vmi_watch=watch))))
+    assert r"VMI names are not up to date: refused\x1b[2J" in found
+
+
+def reasons_scene() -> Scene:
+    history = History()
+    for second, total in ((0, 100), (2, 5100)):
+        counts = (
+            ReasonCount(isa=Isa.SVM, code=0x7B, name="IOIO", total=total),
+            ReasonCount(isa=Isa.SVM, code=0x400, name="NPF", total=10),
+        )
+        history.add(report(second, guest(1, RUNNING, "alpha", exits=total)), {1: counts})
+    last = report(2, guest(1, RUNNING, "alpha", exits=5100))
+    return Scene(report=last, history=history, reasons={1: counts}, reasons_lost_total=5)
+
+
+def test_reasons_stand_below_their_vm() -> None:
+    """Each with isa, total, rate and a bar; what they cost and what was lost is told."""
+    lines = shown(reasons_scene(), shape=Shape(width=120, height=24)).splitlines()
+    below = next(i for i, line in enumerate(lines) if "default/alpha" in line)
+    assert re.fullmatch(r"\s+svm +IOIO +5100 +2500/s █{20}", lines[below + 1])
+    assert re.fullmatch(r"\s+svm +NPF +10 +0/s", lines[below + 2])
+    assert re.search(r"^reasons: .*µs.*; 5 exits found no room", "\n".join(lines), re.MULTILINE)
+
+
+def test_json_frame() -> None:
+    """A frame is a snapshot on one line; asked for reasons, each process has them."""
+    of = reasons_scene()
+    assert "\n" not in frame_json(of.report)
+    assert "exit_reasons" not in json.loads(frame_json(of.report))["processes"][0]
+    (process,) = json.loads(frame_json(of.report, of.reasons))["processes"]
+    assert process["exit_reasons"][0] == {"isa": "svm", "code": 123, "name": "IOIO", "total": 5100}
+
+
+@pytest.mark.parametrize(
+    ("selection", "tgids", "vms"),
+    [
+        (Selection(), {90, 4711, 4800, 4900}, 6),
+        (Selection(tgids=frozenset({4800})), {4800}, 0),
+        (Selection(namespaces=frozenset({"default"})), {4711, 4800}, 6),
+        (Selection(namespaces=frozenset({"lab"})), set(), 0),
+        (Selection(types=frozenset({HypervisorType.TCG})), {4800}, 2),
+        (Selection(types=frozenset({HypervisorType.KVM, HypervisorType.MSHV})), {4711, 4900}, 3),
+    ],
+)
+def test_selection(selection: Selection, tgids: set[int], vms: int) -> None:
+    """Only what is wanted is left, of processes and of VMs; what is not named wants all."""
+    left: NodeReport = selection.of(rich_report())
+    assert {it.vmm.tgid for it in left.processes} == tgids
+    assert len(left.vmis) == vms
+
+
+def test_vm_without_a_process() -> None:
+    """A VM whose process was not found has a row of its own, and is trouble."""
+    seen = replace(report(1), vmis=(vmi("zeta", NONE, vmm=None), vmi("y", TCG, vmm=None)))
+    rows = rows_of(seen, History())
+    assert [(it.tgid, it.name) for it in rows] == [(None, "default/zeta"), (None, "default/y")]
+    assert "default/zeta" in shown(scene(seen))
+
+
+def test_contradiction_shows_what_contradicts() -> None:
+    """The reason shown is the contradiction, not the proof."""
+    assert "not as asked" in shown(scene(report(1, guest(1, LIAR, "liar"))))
