@@ -11,13 +11,18 @@ from pathlib import Path
 from probes.node import KernelAbilities
 
 _CAPABILITIES: Mapping[str, int] = {
+    "CAP_DAC_READ_SEARCH": 2,
     "CAP_SYS_PTRACE": 19,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
 """Capabilities used, by number (include/uapi/linux/capability.h)."""
-_SYS_ADMIN = 21
-"""Stands for CAP_PERFMON and CAP_BPF, too."""
+_STANDS_FOR: Mapping[str, int] = {
+    "CAP_DAC_READ_SEARCH": 1,  # CAP_DAC_OVERRIDE
+    "CAP_PERFMON": 21,  # CAP_SYS_ADMIN
+    "CAP_BPF": 21,
+}
+"""A greater capability that includes one of those."""
 _INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 
 
@@ -60,11 +65,10 @@ def _capabilities_missing() -> tuple[str, ...]:
     with contextlib.suppress(OSError):
         found = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
         effective = int(found[1], 16) if found else 0
-        admin = bool(effective >> _SYS_ADMIN & 1)
         return tuple(
             name
             for name, number in _CAPABILITIES.items()
-            if not effective >> number & 1 and not (admin and name != "CAP_SYS_PTRACE")
+            if not effective & (1 << number | 1 << _STANDS_FOR.get(name, number))
         )
     return tuple(_CAPABILITIES)
 

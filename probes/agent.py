@@ -20,16 +20,16 @@ from probes.accelerators import Accelerators
 from probes.host import Host
 from probes.http.server import Limits, Server
 from probes.kube.credentials import InCluster, Kubeconfig
+from probes.live.rows import LiveOptions
 from probes.node import KernelAbilities
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
-from probes.rows import LiveOptions
 from probes.settings import Command, Settings
 from probes.site import Site
 
 if TYPE_CHECKING:
     from probes.kube.watch import VmiWatch
-    from probes.live import Scene
+    from probes.live.frames import Scene
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ def run_live(settings: Settings) -> None:
     had; without them it goes on with what /proc shows.
     """
     # Here: the agent does without what they cost (rich).
-    from probes.show import show  # noqa: PLC0415
-    from probes.terminal import progress  # noqa: PLC0415
+    from probes.live.show import show  # noqa: PLC0415
+    from probes.live.terminal import progress  # noqa: PLC0415
 
     missing = abilities(settings).capabilities_missing
     if missing:
@@ -189,8 +189,8 @@ def _scenes(
     observer: Observer, session: ReasonsSession | None, options: LiveOptions
 ) -> "Callable[[], Scene]":
     """What the live view calls for each frame."""
-    from probes.history import History  # noqa: PLC0415
-    from probes.live import Scene  # noqa: PLC0415
+    from probes.live.frames import Scene  # noqa: PLC0415
+    from probes.live.history import History  # noqa: PLC0415
 
     history = History()
 

@@ -72,7 +72,7 @@ def _run(settings: Settings) -> int:
         case Command.SNAPSHOT:
             print(agent.snapshot(settings), flush=True)
         case Command.DOCTOR:
-            from probes.show import print_checks
+            from probes.live.show import print_checks
 
             report = agent.report_once(settings)
             print_checks(

@@ -1,4 +1,4 @@
-"""What this node can prove, from a report. Pure renderer.
+"""What this node can prove, from a report. Pure; doctor_view.py shows it.
 
 Owns the questions a person asks of a node and their remedies. Must not find anything out itself.
 """
@@ -65,18 +65,6 @@ def ability(report: NodeReport) -> Ability:
     ]
     seen = any(it.attached for it in runs) or (runs and all(it.needless for it in runs))
     return Ability.VERIFIED if seen else Ability.INFERRED
-
-
-def lines(report: NodeReport, kernel: KernelAbilities) -> Iterator[str]:
-    """The checks as text, one line each."""
-    for check in checks(report, kernel):
-        remedy = f"; {check.remedy}" if check.remedy else ""
-        yield f"{check.outcome.value:<4}  {check.question}: {check.finding}{remedy}"
-    yield {
-        Ability.VERIFIED: "verdicts can be verified on this node",
-        Ability.INFERRED: "verdicts can only be inferred on this node",
-        Ability.NOTHING: "nothing can be said of this node's VMs",
-    }[ability(report)]
 
 
 def _attached(report: NodeReport, *questions: Question) -> list[HookStatus]:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from probes.completion import Shell
 from probes.http.listen import Listen, parse_listen
 from probes.http.server import TlsFiles
-from probes.rows import REASONS_COST, LiveOptions, Selection
+from probes.live.rows import REASONS_COST, LiveOptions, Selection
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"

@@ -11,7 +11,8 @@ from guest_initramfs import cpio, depends
 from guest_kernels import UnknownKernelError, kernel_named, selected
 from guest_results import results_of
 from guest_vm import boot, unavailable
-from test_kernels import BUILD_S, require
+from required import require
+from test_kernels import BUILD_S
 
 BOOT_S = 300
 """For a boot on a busy machine; it takes some 10 s on an idle one."""
@@ -30,7 +31,7 @@ guest_cache.made_once("thing", ["recipe"], make)
 @pytest.fixture(scope="module")
 def guest() -> BuiltGuest:
     kernel = kernel_named("6.1")
-    require(unavailable(kernel.architecture))
+    require("guests", unavailable(kernel.architecture))
     return build(kernel)
 
 

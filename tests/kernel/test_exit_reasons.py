@@ -202,6 +202,6 @@ def test_names_are_the_kernels(kernel_required: None) -> None:
         pairs = re.findall(r'\{\s*\(?(-?\w+(?: \+ \d+)?)\)?,\s*"([^"]+)"\s*\}', table)
         assert len(pairs) > 3
         for code, name in pairs:
-            number = sum(int(part, 0) for part in code.split("+")) & 0xFFFFFFFF
+            number = sum(int(part.strip().rstrip("ul"), 0) for part in code.split("+")) & 0xFFFFFFFF
             assert number in names, f"{code} is {name!r} and has no name here"
             assert names is SVM_REASONS or names[number] == name

@@ -41,7 +41,7 @@ def names(frame: list[str]) -> list[str]:
 
 def test_guests_as_they_are(tmp_path: Path, guests: KvmLoad) -> None:
     """Every guest with its type; the emulated one is a fallback and stands before the others."""
-    with live(tmp_path, columns=110) as terminal:
+    with live(tmp_path, columns=160) as terminal:
         terminal.wait_for("live/alpha")
         wait_for(
             lambda: field(terminal.row("live/beta") or "- - - -", 3) == "tcg!", "beta fell back"
@@ -83,7 +83,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
     """r, t and n sort, / filters, Escape shows all again, p pauses, q quits with 0."""
     with live(tmp_path, columns=110) as terminal:
         terminal.wait_for("live/paused")
-        terminal.wait_for("by trouble first")
+        terminal.wait_for("by trouble")
         terminal.press("n")
         frame = terminal.wait_for("by name")
         assert names(frame) == sorted(names(frame))
@@ -91,7 +91,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         frame = terminal.wait_for("by type")
         assert names(frame).index("live/alpha") < names(frame).index("live/beta")
         terminal.press("t")
-        terminal.wait_for("by trouble first")
+        terminal.wait_for("by trouble")
         terminal.press("r")
         terminal.wait_for("by exits")
         terminal.press("/", "p", "a", "u", "s")
@@ -155,7 +155,7 @@ def test_a_signal_gives_the_terminal_back(
 def test_an_error_gives_the_terminal_back(tmp_path: Path, guests: KvmLoad) -> None:
     """So does an error in the middle of it, which is then to be read."""
     program = (
-        "import sys, probes.cli, probes.show as show; of = show.frame; left = [3]\n"
+        "import sys, probes.cli, probes.live.show as show; of = show.frame; left = [3]\n"
         "def frame(*a, **k):\n"
         "    left[0] -= 1\n"
         "    if not left[0]: raise RuntimeError('in the midst of it')\n"

@@ -8,8 +8,8 @@ from facts import hooks
 from rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
 
 from ebpf.hooks import Question
-from probes.history import History
-from probes.live import Scene
+from probes.live.frames import Scene
+from probes.live.history import History
 from probes.report import CounterTrust, NodeReport, ProcessReport, ProcessState
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType

@@ -7,7 +7,8 @@ from facts import health, hooks
 from rich_report import rich_report
 
 from ebpf.hooks import Question, unattached
-from probes.doctor import Ability, Check, Outcome, ability, checks, lines
+from probes import doctor_view
+from probes.doctor import Ability, Check, Outcome, ability, checks
 from probes.node import Accelerator, KernelAbilities, NodeVirtualization
 from probes.report import CounterTrust, NodeReport
 from probes.vmi import WatchStatus
@@ -45,6 +46,10 @@ def report(
     *, attached: frozenset[Question] = frozenset(Question), proc_readable: bool = True
 ) -> NodeReport:
     return replace(rich_report(), health=health(hooks=hooks(attached)), proc_readable=proc_readable)
+
+
+def lines(given: NodeReport, kernel: KernelAbilities) -> list[str]:
+    return doctor_view.lines(checks(given, kernel), ability(given))
 
 
 def check(given: NodeReport, question: str) -> Check:
@@ -88,7 +93,7 @@ def test_exit_codes() -> None:
 
 def test_all_is_well() -> None:
     """Every question has a line and every line is good; the last one sums up."""
-    found = list(lines(report(), CAPABLE))
+    found = lines(report(), CAPABLE)
     assert [line.split()[0] for line in found[:-1]] == ["ok"] * (len(found) - 1)
     assert len(found) == len(checks(report(), CAPABLE)) + 1
     assert found[-1] == "verdicts can be verified on this node"
@@ -97,7 +102,7 @@ def test_all_is_well() -> None:
 def test_without_bpf() -> None:
     """The reason stands in the line; nothing is called good that is not."""
     given = replace(rich_report(), health=NO_BPF)
-    found = list(lines(given, CAPABLE))
+    found = lines(given, CAPABLE)
     assert any("no BPF: not permitted" in line for line in found)
     assert found[-1] == "verdicts can only be inferred on this node"
     names = check(given, "VMI names")
@@ -138,7 +143,7 @@ def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
 def test_without_anything() -> None:
     """Neither hooks nor /proc."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
-    assert list(lines(given, CAPABLE))[-1] == "nothing can be said of this node's VMs"
+    assert (lines(given, CAPABLE))[-1] == "nothing can be said of this node's VMs"
 
 
 LOST = WatchStatus(

@@ -16,12 +16,12 @@ from rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
 from ebpf.exit_reasons import Isa, ReasonCount
 from ebpf.hooks import unattached
-from probes.columns import SHORT_REASONS, age, bars, number
-from probes.history import History
-from probes.live import Scene, Shape, frame, frame_json, plain
+from probes.live.columns import SHORT_REASONS, age, bars, number
+from probes.live.frames import Scene, Shape, frame, frame_json, plain
+from probes.live.history import History
+from probes.live.rows import Order, Selection, ordered, rows_of
+from probes.live.view import View
 from probes.report import CounterTrust, NodeReport
-from probes.rows import Order, Selection, ordered, rows_of
-from probes.view import View
 from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
 

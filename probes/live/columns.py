@@ -11,8 +11,8 @@ from enum import StrEnum
 from rich.text import Text
 
 from probes.celltext import cells, fit, visible
-from probes.history import MINUTE_S, History
-from probes.rows import Row, Trouble
+from probes.live.history import MINUTE_S, History
+from probes.live.rows import Row, Trouble
 from probes.verdict import Reason
 from probes.vmm import HypervisorType
 

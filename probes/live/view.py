@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from probes.rows import Order
+from probes.live.rows import Order
 
 FILTER_MAX = 60
 """Characters of a filter."""
@@ -99,7 +99,7 @@ def keys_of(data: bytes) -> tuple[list[Key | str], bytes]:
             continue
         else:
             found = _CHARACTER.match(data)
-            if found is None and len(data) < _UTF8_MAX and data[0] >= _UTF8_LEAD:
+            if found is None and _CHARACTER_BEGUN.fullmatch(data):
                 break
             if found is None:
                 data = data[1:]
@@ -111,13 +111,12 @@ def keys_of(data: bytes) -> tuple[list[Key | str], bytes]:
 
 _ORDERS: Mapping[str, Order] = {"r": Order.EXITS, "t": Order.TYPE, "n": Order.NAME}
 _ESC = 0x1B
-_UTF8_MAX = 4
-_UTF8_LEAD = 0xC0
 _SEQUENCE = re.compile(rb"\x1b(?:\[[0-9;]*[A-Za-z~]|O[A-Za-z])")
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-9;]*|O)?")
 _CHARACTER = re.compile(
     rb"[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
+_CHARACTER_BEGUN = re.compile(rb"[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2}")
 _SEQUENCES: Mapping[bytes, Key] = {
     b"\x1b[A": Key.UP,
     b"\x1bOA": Key.UP,

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from probes.celltext import utf8_locale
-from probes.view import Key, keys_of
+from probes.live.view import Key, keys_of
 
 ESCAPE_WAIT_S = 0.05
 """A lone ESC that nothing follows for so long is the Escape key."""

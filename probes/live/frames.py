@@ -15,11 +15,11 @@ from rich.text import Text
 
 from ebpf.hooks import Question
 from probes.celltext import fit, visible
-from probes.columns import Look, number, table
-from probes.history import History, ReasonRate, Reasons
+from probes.live.columns import Look, number, table
+from probes.live.history import History, ReasonRate, Reasons
+from probes.live.rows import REASONS_COST, Row, ordered, rows_of
+from probes.live.view import View, scrolled
 from probes.report import CounterTrust, NodeReport, to_json
-from probes.rows import REASONS_COST, Row, ordered, rows_of
-from probes.view import View, scrolled
 from probes.vmm import HypervisorType
 
 _NOTES_SHOWN = 2
@@ -65,7 +65,7 @@ def frame(scene: Scene, view: View, shape: Shape, *, interval_s: float) -> tuple
     shown = lines[view.top : view.top + page]
     shown += [Text("nothing to show", "dim")] if not lines else []
     blank = [Text()] * (page - len(shown))
-    below = _footer(view, first=view.top, shown=len(shown) if lines else 0, of=len(lines))
+    below = _footer(view, look, shown=len(shown) if lines else 0, of=len(lines))
     whole = [*top, heading, *shown, *blank, below]
     return [_fitted(it, shape.width) for it in whole][: shape.height], view
 
@@ -200,11 +200,15 @@ def _reason_line(reason: ReasonRate, most: int, *, ascii_only: bool) -> Text:
     return line
 
 
-def _footer(view: View, *, first: int, shown: int, of: int) -> Text:
+def _footer(view: View, look: Look, *, shown: int, of: int) -> Text:
+    words = visible(view.words, ascii_only=look.ascii_only)
     if view.editing:
-        return Text(f"filter: {visible(view.words)}_   Enter keeps it, Esc clears it", "bold")
-    place = f"{first + 1}-{first + shown} of {of}" if shown else "0 of 0"
+        return Text(f"filter: {words}_   Enter keeps it, Esc clears it", "bold")
+    place = f"{view.top + 1}-{view.top + shown} of {of}" if shown else "0 of 0"
     line = Text(f"{place}  ", "dim")
+    if view.words:
+        line.append(f"filter: {words}  ", "bold")
+    line.append(f"by {view.order.value}  ", "dim")
     for key, meaning in (
         ("r", "exits"),
         ("t", "type"),
@@ -215,9 +219,7 @@ def _footer(view: View, *, first: int, shown: int, of: int) -> Text:
     ):
         line.append(key, "bold")
         line.append(f" {meaning}  ")
-    line.append(f"by {view.order.value}", "dim")
-    if view.words:
-        line.append(f"  filter: {visible(view.words)}", "bold")
+    line.rstrip()
     return line
 
 

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from probes import doctor_view
 from probes.doctor import Ability, Check
-from probes.live import Scene, Shape, frame, frame_json, page_lines, plain
-from probes.rows import LiveOptions
-from probes.terminal import (
+from probes.live.frames import Scene, Shape, frame, frame_json, page_lines, plain
+from probes.live.rows import LiveOptions
+from probes.live.terminal import (
     ESCAPE_WAIT_S,
     Keyboard,
     Screen,
@@ -26,7 +26,7 @@ from probes.terminal import (
     console_for,
     stderr_held,
 )
-from probes.view import Key, View, pressed
+from probes.live.view import Key, View, pressed
 
 ONCE_WINDOW_S = 0.5
 """How long ``--once`` watches before it shows rates, at most."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 
-from probes.history import History, Rates, ReasonRate
 from probes.identity import VmName
+from probes.live.history import History, Rates, ReasonRate
 from probes.report import NodeReport, ProcessReport, ProcessState, VmiReport
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType, VmmId
@@ -40,7 +40,7 @@ class Trouble(IntEnum):
 class Order(StrEnum):
     """How rows are sorted; equals by name."""
 
-    TROUBLE = "trouble first"
+    TROUBLE = "trouble"
     EXITS = "exits"
     TYPE = "type"
     NAME = "name"

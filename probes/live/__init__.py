@@ -1,0 +1,1 @@
+"""The live view: reports in, frames of a terminal out. Knows nothing of how a look is taken."""

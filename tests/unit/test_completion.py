@@ -1,0 +1,143 @@
+"""Completion scripts, judged by the shells they are for."""
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from probes.cli import main
+from probes.completion import Shell, script
+from probes.settings import command_line
+
+COMMANDS = ["agent", "completion", "doctor", "live", "snapshot"]
+COMPLETIONS = [
+    ("", COMMANDS),
+    ("li", ["live"]),
+    ("--ver", ["--version"]),
+    ("live --type ", ["kvm", "mshv", "tcg", "unknown"]),
+    ("live --type t", ["tcg"]),
+    ("live --once --rea", ["--reasons"]),
+    ("agent --tls-c", ["--tls-cert", "--tls-client-ca"]),
+    ("doctor --j", ["--json"]),
+    ("doctor --tls", []),
+    ("completion ", ["bash", "zsh"]),
+    ("completion z", ["zsh"]),
+    ("agent --log-format ", ["json", "text"]),
+    ("live --interval ", []),
+    ("agent --kubeconfig wor", ["words.conf"]),
+    ("agent --proc ", ["folder"]),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A place with a file and a folder to complete."""
+    (tmp_path / "words.conf").touch()
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+def completion(shell: Shell) -> str:
+    return script(command_line({}, version="1"), shell)
+
+
+@pytest.mark.parametrize(("typed", "offered"), COMPLETIONS)
+def test_bash(typed: str, offered: list[str], folder: Path) -> None:
+    """bash offers what fits: commands, flags, their choices, files and folders."""
+    words = ["hvprobe", *typed.split(" ")]
+    array = " ".join(shlex.quote(word) for word in words)
+    program = (
+        f"{completion(Shell.BASH)}\n"
+        f"COMP_WORDS=({array}); COMP_CWORD={len(words) - 1}\n"
+        'eval "$(complete -p hvprobe | sed "s/complete -F \\([^ ]*\\) .*/\\1/")"\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    said = subprocess.run(
+        ["bash", "--norc", "--noprofile", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = sorted(said.stdout.split())
+    assert said.stderr == ""
+    if not typed:
+        found = [word for word in found if not word.startswith("-")]
+    if typed == "completion ":
+        found = [word for word in found if not word.startswith("-")]
+    assert found == offered
+
+
+ZSH_INSIDE = r"""
+autoload -Uz compinit; compinit -u -D
+source ./script.zsh
+compadd() {
+    local -a found
+    builtin compadd -A found "$@"
+    print -rl -- $found >> offered
+    builtin compadd "$@"
+}
+tell() { : > done }
+zle -N tell; bindkey '^X^T' tell
+"""
+ZSH = r"""
+zmodload zsh/zpty zsh/zselect
+zpty -b shell zsh -f -i
+zpty -w shell 'source ./inside.zsh'
+zpty -w -n shell "hvprobe $TYPED"$'\t\x18\x14'
+integer turns=0
+while [[ ! -e done ]] && (( turns++ < 1000 )); do
+    zpty -r -t shell line
+    zselect -t 1
+done
+zpty -d shell
+[[ -e done ]]
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+@pytest.mark.parametrize(
+    ("typed", "offered"), [it for it in COMPLETIONS if not it[0].startswith("agent --")]
+)
+def test_zsh(typed: str, offered: list[str], folder: Path) -> None:
+    """zsh, at a real prompt of its own, offers the same."""
+    (folder / "script.zsh").write_text(completion(Shell.ZSH))
+    (folder / "inside.zsh").write_text(ZSH_INSIDE)
+    subprocess.run(
+        ["zsh", "-f", "-c", ZSH],
+        cwd=folder,
+        env={"TYPED": typed, "PATH": "/usr/bin:/bin", "TERM": "xterm", "HOME": str(folder)},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    offers = folder / "offered"
+    found = set(offers.read_text().split()) if offers.exists() else set()
+    begun = typed.rpartition(" ")[2]
+    assert (
+        sorted(
+            word for word in found if word.startswith(begun) and (begun or not word.startswith("-"))
+        )
+        == offered
+    )
+
+
+@pytest.mark.parametrize("shell", list(Shell))
+def test_command(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """``hvprobe completion SHELL`` prints the script and nothing else."""
+    assert main(["completion", shell.value]) == 0
+    assert capsys.readouterr().out == completion(shell)
+
+
+def test_bash_script_is_clean(tmp_path: Path) -> None:
+    """shellcheck has nothing to say of the script."""
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck")
+    path = tmp_path / "completion.bash"
+    path.write_text(completion(Shell.BASH))
+    said = subprocess.run(
+        ["shellcheck", "--shell=bash", path], capture_output=True, text=True, check=False
+    )
+    assert said.stdout == ""

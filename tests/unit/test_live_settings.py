@@ -1,0 +1,96 @@
+"""Flags of ``live``, ``doctor`` and ``completion``, and their variables."""
+
+import pytest
+
+from probes.completion import Shell
+from probes.live.rows import LiveOptions, Selection
+from probes.settings import Settings, UsageError, parse
+from probes.vmm import HypervisorType
+
+
+def settings(*arguments: str, **environment: str) -> Settings:
+    return parse(arguments, environment, version="1.2.3")
+
+
+def test_defaults() -> None:
+    """A view of everything, once a second, until told to end."""
+    assert settings("live").live == LiveOptions(
+        interval_s=1.0, once=False, json=False, reasons=False, selection=Selection()
+    )
+
+
+def test_flags() -> None:
+    """Each flag reaches its option; lists are separated by commas."""
+    found = settings(
+        *("live", "--once", "--json", "--reasons", "--interval", "0.5", "--pid", "1,4194304"),
+        *("--namespace", "default, lab", "--type", "tcg,unknown"),
+    ).live
+    assert found == LiveOptions(
+        interval_s=0.5,
+        once=True,
+        json=True,
+        reasons=True,
+        selection=Selection(
+            tgids=frozenset({1, 4194304}),
+            namespaces=frozenset({"default", "lab"}),
+            types=frozenset({HypervisorType.TCG, HypervisorType.UNKNOWN}),
+        ),
+    )
+
+
+def test_variables() -> None:
+    """Each flag's variable does the same, and the flag wins."""
+    found = settings("live", HVPROBE_INTERVAL="3", HVPROBE_ONCE="1", HVPROBE_TYPE="kvm").live
+    assert (found.interval_s, found.once) == (3.0, True)
+    assert found.selection.types == {HypervisorType.KVM}
+    assert settings("live", "--interval", "4", HVPROBE_INTERVAL="3").live.interval_s == 4.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--interval", "0"), "interval"),
+        (("--interval", "nan"), "nan"),
+        (("--interval", "-1"), "interval"),
+        (("--interval", "soon"), "soon"),
+        (("--interval", "1e9"), "86400"),
+        (("--pid", "qemu"), "qemu"),
+        (("--pid", "0"), "pid"),
+        (("--pid", "٤"), "pid"),
+        (("--pid", "4194305"), "4194305"),
+        (("--type", "xen"), "kvm, tcg, mshv, unknown"),
+        (("--once=yes",), "--once"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
+    """One line that names what is wrong."""
+    with pytest.raises(UsageError) as caught:
+        settings("live", *arguments)
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["live", "completion"])
+def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help ends with examples of this command; that of live says what --reasons costs."""
+    with pytest.raises(SystemExit):
+        settings(command, "--help")
+    said = capsys.readouterr().out
+    examples = said.rpartition("examples:\n")[2].rstrip().splitlines()
+    assert examples
+    assert all(line.startswith("  ") and f"hvprobe {command}" in line for line in examples)
+    assert command != "live" or "µs" in said
+
+
+def test_other_commands() -> None:
+    """doctor takes --json; completion a shell and nothing else."""
+    assert settings("doctor", "--json").json
+    assert not settings("doctor").json
+    assert settings("completion", "zsh").shell is Shell.ZSH
+    for arguments in (
+        ("completion",),
+        ("completion", "fish"),
+        ("completion", "bash", "--node", "n"),
+    ):
+        with pytest.raises(UsageError):
+            settings(*arguments)
