@@ -18,6 +18,7 @@ from kernel_world import MACHINE, QEMU, KvmLoad, Qemu, Started, machine_argument
 from ebpf.hooks import Question
 from ebpf.session import Session
 from probes.report import VmiReport
+from probes.verdict import Reason
 from probes.vmm import HypervisorType
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -267,3 +268,19 @@ def test_needs_no_tracefs(node: Node) -> None:
         for root in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
     )
     assert node.has(Question.IS_FREED) == readable
+
+
+def test_statistics_that_qemu_holds_open_are_proof(new_node: Callable[[], Node]) -> None:
+    """Newer QEMU keeps its vCPUs' statistics open: KVM's own count of VM exits proves a late VM."""
+    with Qemu("default_counted") as qemu:
+
+        def holds_statistics() -> bool:
+            links = [str(fd.readlink()) for fd in Path(f"/proc/{qemu.tgid}/fd").iterdir()]
+            return any("kvm-vcpu-stats" in link for link in links)
+
+        new_node().wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
+        if not holds_statistics():
+            pytest.skip("this QEMU keeps no statistics open")
+        shown = new_node().process(qemu.tgid)
+        assert shown is not None
+        assert Reason.VCPU_STATISTICS in shown.verdict.reasons
