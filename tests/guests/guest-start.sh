@@ -29,6 +29,9 @@ while read -r module; do modprobe "$module" || say "modprobe $module failed"; do
 test -c /dev/kvm || say "/dev/kvm is missing"
 say "kernel $(uname -r), $(nproc) CPUs, up for $(cut -d' ' -f1 /proc/uptime) s, command begins"
 
+# Signs of life: where they end, it is the machine that hangs and not a test.
+while :; do cut -d' ' -f1 /proc/uptime > /results/alive; sleep 2; done &
+
 cd /repo || say "no repository"
 setsid -w sh /results/command.sh < /dev/null
 code=$?

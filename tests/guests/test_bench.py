@@ -75,6 +75,18 @@ def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
 
 
 @pytest.mark.timeout(BUILD_S + BOOT_S)
+def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path: Path) -> None:
+    """Without signs of life the machine is ended and booted anew, so often and no oftener.
+
+    Here their maker is stopped; an emulated processor that hangs stops them likewise.
+    """
+    silence = "pkill -STOP -x sleep; exec tail -f /dev/null"
+    done = boot(guest, silence, tmp_path, deadline_s=BOOT_S, silent_s=8, boots_max=2)
+    assert (done.exit_code, done.boots) == (None, 2)
+    assert "no sign of life for 8 s" in done.console_tail()
+    assert "no sign of life for 8 s" in (tmp_path / "hung-1-console.log").read_text()
+
+
 def test_a_guest_that_hangs_is_ended_at_its_deadline(guest: BuiltGuest, tmp_path: Path) -> None:
     """The result has no exit code and the console says why it ends here."""
     done = boot(guest, "exec tail -f /dev/null", tmp_path, deadline_s=1)
