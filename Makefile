@@ -17,7 +17,7 @@ export HVPROBE_KERNELS
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring bench clean
+	test-cluster test-server test-monitoring image test-image clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,8 +86,13 @@ test-server: install-dev ## tests of the HTTP server
 test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a real Prometheus
 	@exec $(PYTEST) $(wildcard tests/monitoring tests/prometheus) $(ARGS)
 
-bench: install-dev ## measure what hvprobe costs
-	@exec $(PYTEST) -s tests/bench $(ARGS)
+image: ## build the container image, and its bill of materials in build/image
+	@scripts/install.sh run test image
+	@scripts/build-image.sh localhost/hvprobe:latest
+
+test-image: ## build the image, run it as each DaemonSet would, check deploy/
+	@scripts/install.sh run test image
+	@exec $(PYTEST) tests/deploy tests/image $(ARGS)
 
 clean: ## remove what make made
 	@echo "clean: .venv, builds and caches"

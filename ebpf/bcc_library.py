@@ -98,7 +98,10 @@ class Programs:
             if not _kernel_has_function(point.target):
                 return f"{what}: the kernel has no such function now; is the module loaded?"
         if code in (errno.EPERM, errno.EACCES):
-            return f"{what}: not permitted; needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"
+            return (
+                f"{what}: not permitted; needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN (always "
+                "where kernel.perf_event_paranoid is above 2)"
+            )
         if code == errno.ENOENT:
             return f"{what}: the kernel has no such hook now; is the module loaded?"
         detail = _one_line(said) or _one_line(str(err)) or type(err).__name__

@@ -12,6 +12,9 @@ from probes.node import KernelAbilities
 from probes.report import CounterTrust, NodeReport
 from probes.vmm import HypervisorType
 
+_READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
+"""What it takes to read other users' processes below /proc."""
+
 
 class Outcome(StrEnum):
     """How a check ended."""
@@ -170,13 +173,13 @@ def _processes(report: NodeReport) -> Check:
 
 def _late(report: NodeReport, kernel: KernelAbilities) -> Check:
     question = "which VMs that ran before hvprobe"
-    if not report.proc_readable or "CAP_SYS_PTRACE" in kernel.capabilities_missing:
+    if not report.proc_readable or _READ_OTHERS & set(kernel.capabilities_missing):
         return Check(
             question=question,
             outcome=Outcome.LESS,
             finding="only by what they do from now on: descriptors and system calls of other "
             "users' processes cannot be read",
-            remedy="give CAP_SYS_PTRACE",
+            remedy=f"give {' and '.join(sorted(_READ_OTHERS))}",
         )
     return Check(
         question=question,

@@ -1,0 +1,114 @@
+#!/bin/bash
+# Builds the container image with nothing but buildah: no engine, no registry of images needed.
+#
+#   scripts/build-image.sh [TAG]          default: localhost/hvprobe:latest
+#
+# BASE=image    build on this base image instead of one made here from Debian's packages
+# HVPROBE_CACHE where base and layers are kept (default: ~/.cache/hvprobe)
+#
+# build/image/sbom.cdx.json is written too: what is in the image, as CycloneDX.
+# To take the image elsewhere: buildah --root $HVPROBE_CACHE/image/storage push TAG oci-archive:FILE
+#
+# How this machine reaches the registries (apt's mirror, pip's configuration, certificates) is handed
+# to the build as arguments and secrets, and is in no file of the repository and of the image.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tag=${1:-localhost/hvprobe:latest}
+suite=trixie
+cache=${HVPROBE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvprobe}/image
+base_days=7 # a base is made anew after so many, for Debian's updates
+
+say() { printf 'image: %s\n' "$*" >&2; }
+# One line: what failed, why, what to do.
+die() {
+	printf 'image: error: %s\n' "$*" >&2
+	exit 1
+}
+
+check_machine() {
+	[ "$(id -u)" = 0 ] || die "debootstrap and buildah's chroot isolation need root and you are $(id -un): run it as root"
+	local tool
+	for tool in buildah debootstrap; do
+		command -v "$tool" >/dev/null || die "$tool is missing: make install-image"
+	done
+}
+
+# Storage of our own. buildah takes overlayfs where it can, else copies (STORAGE_DRIVER=vfs forces it).
+store() { buildah --root "$cache/storage" --runroot "$cache/run" "$@"; }
+
+mirror() {
+	if [ -n "${HVPROBE_DEBIAN_MIRROR:-}" ]; then
+		printf '%s' "$HVPROBE_DEBIAN_MIRROR"
+	else
+		# shellcheck disable=SC2016 # apt expands it
+		apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 -E '/debian/?$'
+	fi
+}
+
+# The base image's reference; made when there is none, or only an old one.
+base() {
+	local reference=localhost/hvprobe-base:$suite stamp=$cache/base-$suite.made work=$cache/base.unfinished
+	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg address container
+	printf '%s' "$reference"
+	if [ -n "$(find "$stamp" -mtime "-$base_days" 2>/dev/null)" ] && store inspect --type image "$reference" >/dev/null 2>&1; then
+		return 0
+	fi
+	[ -r "$keyring" ] || keyring=${keyring%.gpg}.pgp
+	address=$(mirror) || die "no Debian mirror among this machine's apt sources: set HVPROBE_DEBIAN_MIRROR"
+	say "making the base image: debootstrap $suite"
+	rm -rf "$work"
+	debootstrap --variant=minbase --keyring="$keyring" "$suite" "$work" "$address" >"$cache/debootstrap.log" 2>&1 ||
+		die "debootstrap $suite: $(tail -n 1 "$cache/debootstrap.log"): whole output in $cache/debootstrap.log"
+	rm -rf "$work"/var/cache/apt/archives/*.deb "${work:?}"/dev/*
+	container=$(store from scratch)
+	store add --quiet "$container" "$work" / >/dev/null
+	store commit --quiet --rm "$container" "$reference" >/dev/null
+	rm -rf "$work"
+	touch "$stamp"
+}
+
+# pip's whole configuration on this machine (files and variables), as one file. Not the certificates,
+# whose path means nothing inside, nor directories of wheels, which the lock does without.
+pip_config() {
+	printf '[global]\n'
+	python3 -m pip config list 2>/dev/null |
+		sed -nE "s/^[^.]*\.([a-z-]+)='(.*)'\$/\1 = \2/p" | grep -vE '^(cert|find-links|extra-index-url = file:)' || true
+}
+
+certificates() {
+	local file
+	for file in "${PIP_CERT:-}" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt; do
+		if [ -n "$file" ] && [ -r "$file" ]; then
+			printf '%s' "$file"
+			return
+		fi
+	done
+	printf '/dev/null'
+}
+
+check_machine
+mkdir -p "$cache"
+# One build at a time: they share storage.
+exec 9>"$cache/lock"
+flock 9
+secrets=$(mktemp -d "${TMPDIR:-/tmp}/hvprobe-image.XXXXXX")
+trap 'rm -rf "$secrets"' EXIT
+pip_config >"$secrets/pip.conf"
+export BUILDAH_ISOLATION=chroot
+BASE=${BASE:-$(base)}
+say "building $tag on ${BASE}"
+log=$cache/build.log
+store build --quiet --layers --format docker --file "$root/Dockerfile" --tag "$tag" \
+	--build-arg "BASE=$BASE" \
+	--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")" \
+	--build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
+	--secret "id=pip-config,src=$secrets/pip.conf" --secret "id=ca,src=$(certificates)" \
+	"$root" >"$log" 2>&1 </dev/null || die "$(grep -iE '^(E:|error|ERROR)' "$log" | tail -n 1): whole output in $log"
+# The bill of materials, from what really is in the image.
+mkdir -p "$root/build/image"
+container=$(store from --pull-never "$tag")
+python3 "$root/scripts/sbom.py" "$(store mount "$container")" >"$root/build/image/sbom.cdx.json.new" || die "the bill of materials could not be written"
+store rm "$container" >/dev/null
+mv "$root/build/image/sbom.cdx.json.new" "$root/build/image/sbom.cdx.json"
+say "built $tag: $(store inspect --type image --format '{{.FromImageID}}' "$tag" | cut -c1-12)"

@@ -1,0 +1,39 @@
+"""The image built from this checkout, and what running it needs."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from deploy_tools import from_trixie
+from image_build import Image, build, mounted
+from required import require
+
+
+def missing() -> str | None:
+    """Why the image cannot be built and run on this machine; None: it can."""
+    if os.geteuid() != 0:
+        return "needs root to build and run containers"
+    for program in ("buildah", "debootstrap", "runc"):
+        if shutil.which(program) is None:
+            return f"needs {program}: install the package of that name"
+    return None
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Image]:
+    """Built and mounted. Skip where the machine cannot do it, fail where it was promised."""
+    require("image", missing())
+    build()
+    with mounted() as built:
+        yield built
+
+
+@pytest.fixture(scope="session")
+def crio_seccomp() -> dict[str, Any]:
+    """The default profile of CRI-O and podman, as Debian 13 ships it."""
+    profile = from_trixie("golang-github-containers-common") / "usr/share/containers/seccomp.json"
+    found: dict[str, Any] = json.loads(profile.read_text())
+    return found

@@ -1,0 +1,69 @@
+"""The image's software bill of materials."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from deploy_tools import python_tools
+from image_build import ROOT, Image
+
+pytestmark = pytest.mark.timeout(900)
+VALIDATE = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(sys.stdin.read())
+sys.exit(str(found) if found else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def bill(image: Image) -> str:
+    """What scripts/sbom.py writes of the image."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/sbom.py"), str(image.root)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_is_valid(bill: str) -> None:
+    """It is CycloneDX 1.6 by the strict schema."""
+    done = subprocess.run(
+        [sys.executable, "-c", VALIDATE],
+        check=False,
+        capture_output=True,
+        text=True,
+        input=bill,
+        env={**os.environ, "PYTHONPATH": str(python_tools())},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_everything(bill: str, image: Image) -> None:
+    """It has each Debian package dpkg knows of, and each Python package of the lock."""
+    document: dict[str, Any] = json.loads(bill)
+    found = {(it["purl"].split("/")[0], it["name"].lower()) for it in document["components"]}
+    asked = subprocess.run(
+        ["dpkg-query", "--root", str(image.root), "-W", "-f", "${Package} ${db:Status-Status}\n"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    debian = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
+    assert {name for kind, name in found if kind == "pkg:deb"} == debian
+    assert {"python3-bpfcc", "libllvm19"} <= debian
+    pinned = {
+        line.partition("==")[0]
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
+    python = {name.replace("_", "-") for kind, name in found if kind == "pkg:pypi"}
+    assert python == pinned
+    assert document["metadata"]["component"]["name"] == "hvprobe"
