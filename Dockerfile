@@ -4,7 +4,7 @@
 #
 # Two optional secrets are for networks that do not reach the public registries directly; neither
 # stays in the image:  pip-config  a pip.conf;  ca  certificates to trust, PEM.
-ARG BASE=docker.io/library/debian:trixie-slim
+ARG BASE=debian:trixie-slim
 
 # What the distribution has: the interpreter, BCC, and the compiler libraries BCC is linked with.
 FROM ${BASE} AS system
