@@ -37,6 +37,7 @@ def environment() -> dict[str, str]:
         "HVPROBE_REQUIRE": "kernel",
         "HVPROBE_KVMLOAD": "/results/bin/kvmload",
         "HVPROBE_MODULE_TESTS": "1",
+        "HVPROBE_EMULATED": "1",
         "HVPROBE_TEST_DEADLINE_S": "120",
         "HVPROBE_GUEST_PYTEST": os.environ.get("HVPROBE_GUEST_PYTEST", ""),
     }

@@ -38,7 +38,8 @@
  * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then.
  *
  * It ends with 0 when stdin reaches EOF or SIGTERM comes, with 1 and one line on stderr when
- * something fails, with 2 on wrong usage.
+ * something fails, with 2 on wrong usage, and with 3 and a line when a guest made another exit than
+ * it was to make: its processor went astray.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -104,15 +105,15 @@ static uint64_t step_exits;
 __attribute__((noreturn, format(printf, 2, 3))) static void die(const char *what, const char *on,
 								...)
 {
-	const char *why = strerror(errno);
+	int error = errno;
 	char object[96];
 	va_list args;
 
 	va_start(args, on);
 	vsnprintf(object, sizeof(object), on, args);
 	va_end(args);
-	dprintf(STDERR_FILENO, "kvmload: %s: %s: %s\n", what, object, why);
-	_exit(1);
+	dprintf(STDERR_FILENO, "kvmload: %s: %s: %s\n", what, object, strerror(error));
+	_exit(error == EPROTO ? 3 : 1);
 }
 
 static int must_ioctl(int fd, unsigned long request, const char *name, const void *argument)
