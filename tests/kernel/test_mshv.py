@@ -17,7 +17,7 @@ ASK_A_KVM_VCPU = """
 import fcntl, os, sys
 kvm = os.open("/dev/kvm", os.O_RDWR)
 vcpu = fcntl.ioctl(fcntl.ioctl(kvm, 0xAE01, 0), 0xAE41, 0)
-for request in [0x8100B800] * 101 + [0xB800] * 7 + [0xAE80] * 3:
+for request in [0x8100B800] * 101 + [0xB800] * 7:
     try:
         fcntl.ioctl(vcpu, request, bytes(256) if request == 0x8100B800 else 0)
     except OSError:
@@ -28,7 +28,7 @@ sys.stdin.read()
 
 
 def test_counts_its_own_number_only() -> None:
-    """101 MSHV_RUN_VP are 101; KVM_RUN and the number's lower half alone are nothing to it."""
+    """101 MSHV_RUN_VP are 101; the number's lower half alone is nothing to it."""
     (mshv,) = [hook for hook in HOOKS if hook.question is Question.RUNS_MSHV_VP]
     elsewhere = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
     hook = replace(mshv, points=(elsewhere,), driver=KVM, optional=False)
