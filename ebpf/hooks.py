@@ -122,10 +122,22 @@ def _kprobe(function: str) -> tuple[AttachPoint, ...]:
 
 
 def _tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
+    """The cheapest form first: for tracepoints that fire where nothing can be preempted."""
     return (
         AttachPoint(backend=Backend.RAW_TRACEPOINT, target=event),
         AttachPoint(backend=Backend.TRACEPOINT, target=f"{category}:{event}"),
     )
+
+
+def _preemptible_tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
+    """The exact form first: for tracepoints that fire where a thread may be preempted.
+
+    Recent kernels (seen on 7.2) let a thread be preempted inside a raw tracepoint's program, and
+    skip the program for every other thread on that CPU meanwhile (recursion_misses in its fdinfo):
+    4 of 100 returns of 8 vCPUs on 2 CPUs went uncounted. The classic form runs with preemption off.
+    """
+    raw, classic = _tracepoint(category, event)
+    return classic, raw
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -157,7 +169,7 @@ HOOKS: tuple[Hook, ...] = (
         name="kvm_userspace_exit",
         question=Question.USERSPACE_EXITS,
         program="on_kvm_userspace_exit",
-        points=_tracepoint("kvm", "kvm_userspace_exit"),
+        points=_preemptible_tracepoint("kvm", "kvm_userspace_exit"),
         proves="KVM_RUN returned to the process",
         driver=KVM,
     ),
@@ -173,14 +185,14 @@ HOOKS: tuple[Hook, ...] = (
         name="sched_process_exec",
         question=Question.BECOMES_VMM,
         program="on_sched_process_exec",
-        points=_tracepoint("sched", "sched_process_exec"),
+        points=_preemptible_tracepoint("sched", "sched_process_exec"),
         proves="the process executed a program named like QEMU",
     ),
     Hook(
         name="sched_process_exit",
         question=Question.ENDS,
         program="on_sched_process_exit",
-        points=_tracepoint("sched", "sched_process_exit"),
+        points=_preemptible_tracepoint("sched", "sched_process_exit"),
         proves="the process's main thread ended",
     ),
     Hook(

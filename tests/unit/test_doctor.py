@@ -193,9 +193,7 @@ def test_hooks_that_prove_use_of_kvm_are_missing() -> None:
 def test_hooks_that_are_attached_are_named() -> None:
     """By name and backend."""
     found = check(report(), "which process uses KVM")
-    assert found.finding == (
-        "seen by kvm_vcpu_ioctl (kprobe) and kvm_userspace_exit (raw_tracepoint)"
-    )
+    assert found.finding == ("seen by kvm_vcpu_ioctl (kprobe) and kvm_userspace_exit (tracepoint)")
     assert "sched_process_exec" in check(report(), "become VMMs").finding
 
 

@@ -49,9 +49,16 @@ def test_tables_come_first() -> None:
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
-    """The cheapest hook is tried first, and every point is where the hook's name says."""
-    cost = [Backend.KPROBE, Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
-    order = [cost.index(point.backend) for point in hook.points]
+    """Where a thread may be preempted the exact form is tried first, elsewhere the cheapest.
+
+    Every point is where the hook's name says.
+    """
+    preemptible = {Question.USERSPACE_EXITS, Question.BECOMES_VMM, Question.ENDS}
+    tracepoints = [Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
+    if hook.question in preemptible:
+        tracepoints.reverse()
+    allowed = [Backend.KPROBE, *tracepoints]
+    order = [allowed.index(point.backend) for point in hook.points]
     assert order
     assert order == sorted(set(order))
     assert all(point.target.rpartition(":")[2] == hook.name for point in hook.points)

@@ -189,7 +189,7 @@ def test_hooks_that_are_missing() -> None:
     found = values(rich_report(), "hvprobe_hook_attached", "hook", "backend")
     assert found["kvm_vcpu_ioctl", "none"] == 0
     assert found["sched_process_free", "none"] == 0
-    assert found["kvm_userspace_exit", "raw_tracepoint"] == 1
+    assert found["kvm_userspace_exit", "tracepoint"] == 1
     assert sum(found.values()) == len(found) - 2
 
 

@@ -55,7 +55,7 @@ def test_health() -> None:
     }
     assert hooks[3] == {
         "hook": "kvm_userspace_exit",
-        "backend": "raw_tracepoint",
+        "backend": "tracepoint",
         "reason": None,
         "attached_total": 0,
     }
