@@ -5,6 +5,8 @@
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from kernel_world import QEMU
@@ -19,6 +21,12 @@ def require(kind: str, reason: str | None) -> None:
     pytest.skip(reason)
 
 
+def mount_tracefs() -> None:
+    """Mount it where the machine has not, as an init system does."""
+    if not Path("/sys/kernel/tracing/events").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing"], check=True)
+
+
 def missing_for_guests(*programs: str) -> str | None:
     """Why hooks and real guests cannot be had on this machine; None: they can."""
     if os.geteuid() != 0:
@@ -28,6 +36,7 @@ def missing_for_guests(*programs: str) -> str | None:
     absent = [program for program in (QEMU, *programs) if shutil.which(program) is None]
     if absent:
         return f"this needs {' and '.join(absent)}"
+    mount_tracefs()
     try:
         import bcc
     except ImportError:
