@@ -24,8 +24,12 @@ RUN --mount=type=secret,id=pip-config,required=false \
     if [ -s /run/secrets/pip-config ]; then export PIP_CONFIG_FILE=/run/secrets/pip-config; fi; \
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
     python3 -m venv --system-site-packages /opt/hvprobe \
-    && /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps \
-        --only-binary :all: --require-hashes --requirement /source/requirements.lock
+    && /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-compile \
+        --only-binary :all: --require-hashes --requirement /source/requirements.lock \
+    # 64 MB: a second client, for asyncio, which nothing imports. What is left is compiled, for
+    # nobody can write it down at run time.
+    && rm -rf /opt/hvprobe/lib/python3*/site-packages/kubernetes/aio \
+    && /opt/hvprobe/bin/python -m compileall -q /opt/hvprobe/lib
 COPY . /source/
 # After the rest, so that a change of hvprobe does not fetch it all again. No isolation: setuptools
 # is the distribution's, nothing comes from the index. In the end pip goes, too.
@@ -33,9 +37,7 @@ RUN /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no
         --no-build-isolation /source \
     && /opt/hvprobe/bin/python -m pip check \
     && /opt/hvprobe/bin/python -m pip uninstall --quiet --yes pip \
-    && rm -rf /opt/hvprobe/bin/activate* /opt/hvprobe/bin/Activate* \
-        # 64 MB: a second client, for asyncio, which nothing imports.
-        /opt/hvprobe/lib/python3*/site-packages/kubernetes/aio
+    && rm -rf /opt/hvprobe/bin/activate* /opt/hvprobe/bin/Activate*
 
 # Out goes what only installs, what is read by people only, and every setuid bit. dpkg's own books
 # and the copyright files stay and stay true: scanners and lawyers read them.

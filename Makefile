@@ -5,7 +5,7 @@ PYTEST := $(PYTHON) -m pytest
 
 # In the order they run; those of tests/guests, which boot machines, last.
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
-	unit server page monitoring cluster kernel prometheus live guests))
+	unit server page monitoring cluster kernel prometheus live bench/test_figures.py guests))
 C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
 
@@ -17,7 +17,7 @@ export HVPROBE_KERNELS
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring image test-image clean
+	test-cluster test-server test-monitoring image test-image image-cost bench bench-guard clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,13 +86,27 @@ test-server: install-dev ## tests of the HTTP server
 test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a real Prometheus
 	@exec $(PYTEST) $(wildcard tests/monitoring tests/prometheus) $(ARGS)
 
-image: ## build the container image, and its bill of materials in build/image
+image: ## build the container image and its bill of materials, in build/image (ARCH=arm64 for such machines)
 	@scripts/install.sh run test image
-	@scripts/build-image.sh localhost/hvprobe:latest
+	@scripts/build-image.sh localhost/hvprobe:latest$(if $(ARCH),-$(ARCH))
 
+test-image: export HVPROBE_KERNELS = all
 test-image: ## build the image, run it as each DaemonSet would, check deploy/
 	@scripts/install.sh run test image
 	@exec $(PYTEST) tests/deploy tests/image $(ARGS)
+
+image-cost: export PYTHONPATH = tests/kernel:tests/guests:tests/deploy:tests/image
+image-cost: ## measure what docs/operators.md says the image costs
+	@scripts/install.sh --root run test image
+	@exec $(PYTHON) tests/image/image_cost.py
+
+bench: ## measure hvprobe beside its peers on this machine, write docs/benchmarks.md from it
+	@scripts/install.sh --root run test bench
+	@exec $(PYTHON) tests/bench/bench_run.py $(ARGS)
+
+bench-guard: ## fail where hvprobe got worse than the stored results say (ratios, in a minute)
+	@scripts/install.sh --root run test bench
+	@exec $(PYTEST) tests/bench/test_guard.py $(ARGS)
 
 clean: ## remove what make made
 	@echo "clean: .venv, builds and caches"

@@ -24,7 +24,7 @@ struct reason_key {
 
 BPF_HASH(chosen, u32, u32, CHOSEN_CAPACITY);
 BPF_F_TABLE("percpu_hash", struct reason_key, u64, reasons, REASONS_CAPACITY, 0);
-BPF_PERCPU_ARRAY(lost, u64, 1);
+BPF_F_TABLE("array", u32, u64, lost, 1, 1U << 10); /* BPF_F_MMAPABLE */
 
 static __always_inline u32 field_at(void *ctx, int offset)
 {
@@ -48,9 +48,12 @@ int on_kvm_exit_reason(void *ctx)
 	key.detail = field_at(ctx, DETAIL_OFFSET);
 #endif
 	count = reasons.lookup_or_try_init(&key, &none);
-	if (!count)
-		count = lost.lookup(&first);
-	if (count)
+	if (count) {
 		*count += 1;
+		return 0;
+	}
+	count = lost.lookup(&first);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 	return 0;
 }

@@ -28,9 +28,15 @@ struct ledger_process {
 	__u64 leader_exit_ns; /* when its main thread ended */
 	__u64 vms_created;    /* KVM_CREATE_VM asked for */
 	__u64 vcpus_created;  /* KVM_CREATE_VCPU asked for */
+	__u32 slot;	      /* where its counters are, see below */
+	__u32 reserved;
 };
 
-/* One a process and CPU, written at every event. */
+/*
+ * One a slot and CPU, written at every event, by that CPU alone. A process has
+ * a slot of its own from its record's beginning to its end. The table is an
+ * array that the reader maps into its memory: CPU by CPU, slot by slot.
+ */
 struct ledger_activity {
 	__u64 runs;	       /* KVM_RUN entered */
 	__u64 userspace_exits; /* KVM_RUN returned to the VMM (kvm_userspace_exit) */
@@ -38,7 +44,7 @@ struct ledger_activity {
 	__u64 mshv_runs;       /* MSHV_RUN_VP entered */
 };
 
-/* Index of each per-CPU total that belongs to no process. */
+/* Index of each total that belongs to no process. */
 enum ledger_total {
 	LEDGER_DROPPED,	 /* events that found no room in the ledger */
 	LEDGER_DEPARTED, /* processes that executed a VMM and have ended */

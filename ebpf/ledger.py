@@ -5,9 +5,12 @@ table is reached, nor anything of pods, VMIs or metrics.
 """
 
 import ctypes
-from collections.abc import Iterable, Mapping
+import struct
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from ebpf.hooks import HookStatus
 
@@ -21,11 +24,18 @@ class ProcessRecord(ctypes.Structure):
         ("leader_exit_ns", ctypes.c_uint64),
         ("vms_created", ctypes.c_uint64),
         ("vcpus_created", ctypes.c_uint64),
+        ("slot", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
+
+    @staticmethod
+    def slot_of(raw: bytes) -> int:
+        """The slot in a record as the kernel keeps it."""
+        return int(_RECORD.unpack(raw)[5])
 
 
 class ActivityRecord(ctypes.Structure):
-    """Mirror of ``struct ledger_activity``, one a possible CPU."""
+    """Mirror of ``struct ledger_activity``, one a slot and CPU."""
 
     _fields_ = (
         ("runs", ctypes.c_uint64),
@@ -35,6 +45,11 @@ class ActivityRecord(ctypes.Structure):
     )
 
 
+_RECORD = struct.Struct("=5QI4x")
+"""ProcessRecord, for reading many at once."""
+_COUNTERS = ctypes.sizeof(ActivityRecord) // 8
+
+
 class Total(IntEnum):
     """Mirror of ``enum ledger_total``: index of each total that belongs to no process."""
 
@@ -42,8 +57,7 @@ class Total(IntEnum):
     DEPARTED = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
+class LedgerEntry(NamedTuple):
     """What the kernel recorded of one process since it began, or since the hooks were attached.
 
     Counters of a hook that is not attached stay 0: whether 0 means anything is for the reader to
@@ -99,25 +113,32 @@ class KernelSnapshot:
     """Why there is no ledger at all, one line; None: there is."""
 
 
-def entry_from(
-    tgid: int, process: ProcessRecord, activity: Iterable[ActivityRecord]
-) -> LedgerEntry:
-    """Join a process's record with its counters of all CPUs."""
-    runs = userspace_exits = exits = mshv_runs = 0
-    for cpu in activity:
-        runs += cpu.runs
-        userspace_exits += cpu.userspace_exits
-        exits += cpu.exits
-        mshv_runs += cpu.mshv_runs
-    return LedgerEntry(
-        tgid=tgid,
-        first_ns=process.first_ns,
-        exec_ns=process.exec_ns or None,
-        leader_exit_ns=process.leader_exit_ns or None,
-        vms_created=process.vms_created,
-        vcpus_created=process.vcpus_created,
-        runs=runs,
-        userspace_exits=userspace_exits,
-        exits=exits,
-        mshv_runs=mshv_runs,
-    )
+def entries_from(
+    before: Iterable[tuple[bytes, bytes]],
+    after: Iterable[tuple[bytes, bytes]],
+    activity: Sequence[int],
+) -> dict[int, LedgerEntry]:
+    """Join records with the counters of their slots, by tgid.
+
+    before and after: pairs of tgid and record as the kernel keeps them, read before and after the
+    counters; only records that are in both count. activity: the counters slot by slot, in the
+    order of ActivityRecord, all CPUs added up.
+    """
+    stood = {(key, raw[:8]) for key, raw in before}
+    entries: dict[int, LedgerEntry] = {}
+    for key, raw in after:
+        if (key, raw[:8]) not in stood:
+            continue
+        tgid = int.from_bytes(key, sys.byteorder)
+        first_ns, exec_ns, leader_exit_ns, vms_created, vcpus_created, slot = _RECORD.unpack(raw)
+        at = slot * _COUNTERS
+        entries[tgid] = LedgerEntry(
+            tgid,
+            first_ns,
+            exec_ns or None,
+            leader_exit_ns or None,
+            vms_created,
+            vcpus_created,
+            *activity[at : at + _COUNTERS],
+        )
+    return entries

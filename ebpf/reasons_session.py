@@ -4,22 +4,26 @@ Owns one program on tracepoint kvm:kvm_exit, apart from the ledger's. Must not k
 was chosen. The tracepoint keeps KVM's module loaded until close().
 """
 
-import contextlib
-import ctypes
+import struct
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ebpf.bcc_library import Programs
 from ebpf.errors import BpfUnavailableError
 from ebpf.exit_reasons import ReasonCount, ReasonLayout, layout_from, reason_count
 from ebpf.hooks import AttachPoint, Backend
+from ebpf.maps import HashMap, MappedArray
+from ebpf.programs import Programs, possible_cpus
 
 CHOSEN_CAPACITY = 4096
 REASONS_CAPACITY = 16384
 """Pairs of process and reason. A guest makes some ten different ones."""
 _POINT = AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_exit")
 """The classic form: what its record looks like is described by the kernel itself."""
+_PROGRAM = "on_kvm_exit_reason"
+_KEY = struct.Struct("=4I")
+"""Mirror of ``struct reason_key``: tgid, isa, reason, detail."""
 
 
 class ReasonsSession:
@@ -33,12 +37,24 @@ class ReasonsSession:
             f"-DREASONS_CAPACITY={REASONS_CAPACITY}",
             *self._layout.flags,
         )
-        self._programs = Programs(("exit_reasons.bpf.c",), flags, sys_root=sys_root)
-        self._chosen = self._programs.table("chosen")
-        self._reasons = self._programs.table("reasons")
-        self._lost = self._programs.table("lost")
+        self._programs = Programs(
+            ("exit_reasons.bpf.c",),
+            flags,
+            maps=("chosen", "reasons", "lost"),
+            loadable=[(_PROGRAM, _POINT.backend)],
+            sys_root=sys_root,
+        )
+        fd = self._programs.map_fd
+        self._chosen = HashMap(fd("chosen"), key_bytes=4, value_bytes=4, capacity=CHOSEN_CAPACITY)
+        self._reasons = HashMap(
+            fd("reasons"),
+            key_bytes=_KEY.size,
+            value_bytes=8 * len(possible_cpus(sys_root)),
+            capacity=REASONS_CAPACITY,
+        )
+        self._lost = MappedArray(fd("lost"), words=1, block_records=1, blocks=1)
         self._watched: frozenset[int] = frozenset()
-        reason = self._programs.attach(_POINT, "on_kvm_exit_reason")
+        reason = self._programs.attach(_POINT, _PROGRAM)
         if reason is not None:
             self.close()
             raise BpfUnavailableError(f"exit reasons cannot be had: {reason}")
@@ -47,31 +63,23 @@ class ReasonsSession:
         """Count these processes from now on, and no other; those that stay keep their counts."""
         wanted = frozenset(sorted(tgids)[:CHOSEN_CAPACITY])
         for tgid in wanted - self._watched:
-            self._chosen[ctypes.c_uint32(tgid)] = ctypes.c_uint32(1)
+            self._chosen.set(_tgid_key(tgid), _tgid_key(1))
         for tgid in self._watched - wanted:
-            with contextlib.suppress(KeyError):
-                del self._chosen[ctypes.c_uint32(tgid)]
-        for key in self._reasons.keys():  # noqa: SIM118 - a bcc table, not a dict
-            if int(key.tgid) not in wanted:
-                with contextlib.suppress(KeyError):
-                    del self._reasons[key]
+            self._chosen.delete(_tgid_key(tgid))
+        for key in self._reasons.keys():  # noqa: SIM118 - a BPF map, not a dict
+            if _KEY.unpack(key)[0] not in wanted:
+                self._reasons.delete(key)
         self._watched = wanted
 
     def read(self) -> Mapping[int, tuple[ReasonCount, ...]]:
         """Counts by tgid, the most frequent first."""
         found: dict[int, list[ReasonCount]] = defaultdict(list)
-        for key in self._reasons.keys():  # noqa: SIM118 - a bcc table, not a dict
-            with contextlib.suppress(KeyError):
-                total = int(sum(self._reasons.getvalue(key)))
-                found[int(key.tgid)].append(
-                    reason_count(
-                        self._layout,
-                        isa=int(key.isa),
-                        reason=int(key.reason),
-                        detail=int(key.detail),
-                        total=total,
-                    )
-                )
+        for key, value in self._reasons.items():
+            tgid, isa, reason, detail = _KEY.unpack(key)
+            total = sum(memoryview(value).cast("Q"))
+            found[tgid].append(
+                reason_count(self._layout, isa=isa, reason=reason, detail=detail, total=total)
+            )
         return {
             tgid: tuple(sorted(counts, key=lambda it: (-it.total, it.name)))
             for tgid, counts in found.items()
@@ -80,11 +88,16 @@ class ReasonsSession:
     @property
     def lost_total(self) -> int:
         """Exits that found no room in the table."""
-        return int(sum(self._lost.getvalue(ctypes.c_int(0))))
+        return self._lost.sums(1)[0]
 
     def close(self) -> None:
         """Detach. May be called again."""
         self._programs.close()
+        self._lost.close()
+
+
+def _tgid_key(tgid: int) -> bytes:
+    return tgid.to_bytes(4, sys.byteorder)
 
 
 def _layout(sys_root: Path) -> ReasonLayout:

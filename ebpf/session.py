@@ -7,13 +7,14 @@ VMI is: it gives the kernel's records and the state of each hook, and nothing el
 import contextlib
 import ctypes
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from ebpf.bcc_library import Programs
+from ebpf.bpf_calls import Update
 from ebpf.errors import BpfUnavailableError, LedgerReadError
 from ebpf.hooks import HOOKS, PROGRAM_FILES, AttachPoint, Driver, Hook, HookStatus, unattached
 from ebpf.ledger import (
@@ -22,11 +23,16 @@ from ebpf.ledger import (
     LedgerEntry,
     ProcessRecord,
     Total,
-    entry_from,
+    entries_from,
 )
+from ebpf.maps import HashMap, MappedArray, Stack
+from ebpf.programs import Programs, possible_cpus
 
 DEFAULT_CAPACITY = 4096
-"""Processes in the ledger. Each costs 32 bytes a possible CPU and 40 once, plus the table's own."""
+"""Processes in the ledger. Each costs 32 bytes a possible CPU and 48 once, plus the table's own."""
+
+RECENT_PLACES = 4096
+"""Processes whose counters are found without a look-up in a hash, see ledger.bpf.c."""
 
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
@@ -49,6 +55,7 @@ class Session:
         self,
         *,
         capacity: int = DEFAULT_CAPACITY,
+        recent_places: int = RECENT_PLACES,
         sys_root: Path = Path("/sys"),
         hooks: Sequence[Hook] = HOOKS,
     ) -> None:
@@ -58,15 +65,30 @@ class Session:
         """
         self._capacity = capacity
         self._sys_root = sys_root
-        flags = [f"-DLEDGER_CAPACITY={capacity}", *self._freed_tid_flags()]
-        self._programs = Programs(PROGRAM_FILES, flags, sys_root=sys_root)
-        self._processes = self._programs.table("processes", ProcessRecord)
-        self._activity = self._programs.table("activity", ActivityRecord)
-        self._totals = self._programs.table("totals")
+        cpus = 1 + possible_cpus(sys_root)[-1]
+        self._recent_places = recent_places
+        flags = [
+            f"-DLEDGER_CAPACITY={capacity}",
+            f"-DLEDGER_CPUS={cpus}",
+            f"-DRECENT_PLACES={recent_places}",
+        ]
+        self._programs = Programs(
+            PROGRAM_FILES,
+            [*flags, *self._freed_tid_flags()],
+            maps=("processes", "activity", "totals", "recent", "free_slots"),
+            loadable=[(hook.program, point.backend) for hook in hooks for point in hook.points],
+            sys_root=sys_root,
+        )
+        try:
+            self._open_tables(cpus)
+        except OSError as err:
+            self._programs.close()
+            raise BpfUnavailableError(f"the ledger's tables cannot be used: {err}") from err
         wanted = [hook for hook in hooks if not hook.optional or self._driver(hook.driver).device]
         self._statuses = {it.hook.name: it for it in unattached("not tried yet", wanted)}
         self._points: dict[str, AttachPoint] = {}
         self._drivers = {hook.driver: self._driver(hook.driver) for hook in wanted}
+        self._first_ns: dict[int, int] = {}
         self._attached_ns = time.monotonic_ns()
         for driver, state in self._drivers.items():
             if state.device:
@@ -101,7 +123,7 @@ class Session:
         self._follow_drivers()
         try:
             entries = self._read_entries()
-            totals = self._read_totals()
+            totals = self._totals.sums(len(Total))
         except (OSError, ValueError) as err:
             raise LedgerReadError(f"cannot read the ledger: {err}; restart hvprobe") from err
         return KernelSnapshot(
@@ -114,16 +136,72 @@ class Session:
             hooks=self.hooks,
         )
 
-    def forget(self, entry: LedgerEntry) -> None:
-        """Remove the record of a process that is known to be gone (no hook told the kernel so)."""
-        key = ctypes.c_uint32(entry.tgid)
-        for table in (self._activity, self._processes):
-            with contextlib.suppress(KeyError):
-                del table[key]
+    def adopt(self, tgid: int) -> bool:
+        """Make a record for a process that has none: from now on the kernel tells of its end.
+
+        Whether there is one now. Who asks has to see afterwards that the process is still there:
+        nobody removes the record of one that ended before. Raises LedgerReadError.
+        """
+        try:
+            slot = self._free_slots.pop()
+            if slot is None:
+                return False
+            record = ProcessRecord(first_ns=time.monotonic_ns(), slot=slot)
+            if self._processes.set(_key(tgid), bytes(record), Update.NOEXIST):
+                self._first_ns[tgid] = record.first_ns
+            else:
+                self._free_slots.push(slot)
+        except OSError as err:
+            raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
+        return True
+
+    def forget(self, tgid: int) -> None:
+        """Remove the record of a process known to be gone (no hook told the kernel so).
+
+        Only the one that was read or adopted last: the number may have a new process by now. In
+        the order of forget() in ledger.bpf.c, and for the same reasons. Raises LedgerReadError.
+        """
+        key = _key(tgid)
+        try:
+            raw = self._processes.get(key)
+            record = ProcessRecord.from_buffer_copy(raw) if raw else None
+            if record is None or record.first_ns != self._first_ns.get(tgid):
+                return
+            if self._processes.delete(key):
+                self._recent.write(tgid % self._recent_places, 0)
+                self._activity.clear(record.slot)
+                self._free_slots.push(record.slot)
+        except OSError as err:
+            raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""
         self._programs.close()
+        for table in (self._activity, self._totals, self._recent):
+            table.close()
+
+    def _open_tables(self, cpus: int) -> None:
+        fd = self._programs.map_fd
+        self._processes = HashMap(
+            fd("processes"),
+            key_bytes=4,
+            value_bytes=ctypes.sizeof(ProcessRecord),
+            capacity=self._capacity,
+        )
+        self._totals = MappedArray(fd("totals"), words=1, block_records=len(Total), blocks=1)
+        self._recent = MappedArray(
+            fd("recent"), words=1, block_records=self._recent_places, blocks=1
+        )
+        self._activity = MappedArray(
+            fd("activity"),
+            words=ctypes.sizeof(ActivityRecord) // 8,
+            block_records=self._capacity,
+            blocks=cpus,
+        )
+        self._free_slots = Stack(fd("free_slots"))
+        # Low numbers on top: then the counters in use are close to each other.
+        for slot in reversed(range(self._capacity)):
+            self._free_slots.push(slot)
 
     def _driver(self, driver: Driver | None) -> _DriverState:
         if driver is None:
@@ -189,20 +267,22 @@ class Session:
         return []
 
     def _read_entries(self) -> dict[int, LedgerEntry]:
-        """All records. One that leaves while being read is simply not there."""
-        activity: dict[int, Any] = {}
-        for key in self._activity.keys():  # noqa: SIM118 - a bcc table, not a dict
-            with contextlib.suppress(KeyError):
-                activity[key.value] = self._activity.getvalue(key)
-        entries: dict[int, LedgerEntry] = {}
-        for key in self._processes.keys():  # noqa: SIM118 - a bcc table, not a dict
-            with contextlib.suppress(KeyError):
-                tgid = int(key.value)
-                entries[tgid] = entry_from(tgid, self._processes[key], activity.get(tgid, ()))
+        """All records with their counters.
+
+        A record that was there before and after its counters were read had its slot all the time;
+        of one that left meanwhile the counters may be another's, so it is not there.
+        """
+        before = self._processes.items()
+        if not before:
+            return {}
+        activity = self._activity.sums(1 + max(ProcessRecord.slot_of(raw) for _, raw in before))
+        entries = entries_from(before, self._processes.items(), activity)
+        self._first_ns = {tgid: entry.first_ns for tgid, entry in entries.items()}
         return entries
 
-    def _read_totals(self) -> dict[Total, int]:
-        return {which: sum(self._totals.getvalue(ctypes.c_int(which))) for which in Total}
+
+def _key(tgid: int) -> bytes:
+    return tgid.to_bytes(4, sys.byteorder)
 
 
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:

@@ -5,6 +5,7 @@ Owns lifetimes: attach first, detach last. Must not judge, name or render anythi
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -13,7 +14,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
-from ebpf.reasons_session import ReasonsSession
 from ebpf.session import Session, in_initial_pid_namespace
 from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
@@ -28,6 +28,7 @@ from probes.settings import Command, Settings
 from probes.site import Site
 
 if TYPE_CHECKING:
+    from ebpf.reasons_session import ReasonsSession
     from probes.kube.watch import VmiWatch
     from probes.live.frames import Scene
 
@@ -48,11 +49,11 @@ def version() -> str:
 @contextlib.contextmanager
 def observing(settings: Settings) -> Iterator[Observer]:
     """An observer of this node, its probes attached as far as they can be; detached at the end."""
-    session, error = _open_session(settings)
-    watch: VmiWatch | None = None
+    session: Session | None = None
+    # First: the API server answers while the BPF programs are compiled.
+    watch = _open_watch(settings)
     try:
-        # After BCC: while it compiles, what anybody writes to stderr is taken for the compiler's.
-        watch = _open_watch(settings)
+        session, error = _open_session(settings)
         if watch is not None and _looks_once(settings):
             _wait_for_names(watch)
         yield Observer(
@@ -122,6 +123,10 @@ def _open_session(settings: Settings) -> tuple[Session | None, str | None]:
 def run_agent(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises BindError and TlsFilesError before serving."""
     with observing(settings) as observer:
+        # What is here now, mostly modules, stays until the end: no pass of the cycle collector
+        # needs to look at it again, which would hold up a scrape for as long as it takes itself.
+        gc.collect()
+        gc.freeze()
         asyncio.run(_serve(settings, observer))
 
 
@@ -166,6 +171,7 @@ def run_live(settings: Settings) -> None:
     had; without them it goes on with what /proc shows.
     """
     # Here: the agent does without what they cost (rich).
+    from ebpf.reasons_session import ReasonsSession  # noqa: PLC0415
     from probes.live.show import show  # noqa: PLC0415
     from probes.live.terminal import progress  # noqa: PLC0415
 
@@ -186,7 +192,7 @@ def run_live(settings: Settings) -> None:
 
 
 def _scenes(
-    observer: Observer, session: ReasonsSession | None, options: LiveOptions
+    observer: Observer, session: "ReasonsSession | None", options: LiveOptions
 ) -> "Callable[[], Scene]":
     """What the live view calls for each frame."""
     from probes.live.frames import Scene  # noqa: PLC0415

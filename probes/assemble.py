@@ -4,7 +4,7 @@ Owns what a counter's silence means and what counts as a fallback. Must not read
 must not judge: verdicts arrive finished.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ebpf.hooks import Question
@@ -24,9 +24,15 @@ before it enters the guest; a hundred in a row without one is no accident.
 """
 
 
+_ACCELERATED = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedProcess:
-    """A VMM process with all that outputs want to know of it."""
+    """A VMM process with all that outputs want to know of it, but its counters.
+
+    The same object for as long as nothing of it changes.
+    """
 
     vmm: VmmId
     comm: str
@@ -40,9 +46,29 @@ class JudgedProcess:
     vcpus: int | None
     started_unix_s: float
     verdict: Verdict
-    ledger: LedgerEntry | None
+    record_ns: int | None
+    """When its record in the ledger began, as the record says; None: it had none."""
+    adopted_ns: int | None = None
+    """CLOCK_MONOTONIC by which a record had been made for it; None: it was not adopted."""
+    vcpus_created: int = 0
+    """vCPUs that its record tells of."""
+    main_thread_ended: bool = False
+    """Whether its main thread had ended when it was read: nothing tells then when it ends."""
     ledger_lost_events: bool = False
     """Whether a missing ledger entry may be one there was no room for."""
+
+    def owns(self, entry: LedgerEntry) -> bool:
+        """Whether a record of its tgid is the one it was judged with, or was given then.
+
+        Then it has executed no other program since, for that ends a record.
+        """
+        if self.record_ns is not None:
+            return entry.first_ns == self.record_ns
+        return (
+            self.adopted_ns is not None
+            and entry.exec_ns is None
+            and entry.first_ns <= self.adopted_ns
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,53 +125,64 @@ def questions_fired(kernel: KernelSnapshot) -> frozenset[Question]:
 def process_reports(
     processes: Iterable[JudgedProcess],
     *,
-    attributions: Mapping[VmName, Attribution],
+    entries: Mapping[int, LedgerEntry],
+    names: Mapping[VmmId, VmName],
     trusts: CounterTrusts,
 ) -> tuple[ProcessReport, ...]:
-    """Every VMM process, by tgid."""
-    names = {it.vmm: vm for vm, it in attributions.items() if it.vmm is not None}
+    """Every VMM process, in the order given, with its counters.
+
+    entries: the ledger, by tgid. names: the VMs that processes are.
+    """
     return tuple(
-        _process_report(process, vm=names.get(process.vmm), trusts=trusts)
-        for process in sorted(processes, key=lambda process: process.vmm)
+        _process_report(
+            process,
+            entry=entries.get(process.vmm.tgid),
+            vm=names.get(process.vmm),
+            trusts=trusts,
+        )
+        for process in processes
     )
 
 
 def vmi_reports(
-    attributions: Mapping[VmName, Attribution],
+    vms: Sequence[Attribution],
     processes: Iterable[ProcessReport],
     *,
     accelerators: tuple[Accelerator, ...],
     machine: str,
 ) -> tuple[VmiReport, ...]:
-    """Every VM that has a name on this node, by namespace and name.
+    """Every VM that has a name on this node, in the order given.
 
     machine: the node's architecture, ``uname -m``.
     """
     by_vmm: dict[VmmId | None, ProcessReport] = {it.vmm: it for it in processes}
     return tuple(
-        _vmi_report(
-            attributions[vm],
-            by_vmm.get(attributions[vm].vmm),
-            accelerators=accelerators,
-            machine=machine,
-        )
-        for vm in sorted(attributions)
+        _vmi_report(vm, by_vmm.get(vm.vmm), accelerators=accelerators, machine=machine)
+        for vm in vms
     )
 
 
 def _process_report(
-    process: JudgedProcess, *, vm: VmName | None, trusts: CounterTrusts
+    process: JudgedProcess,
+    *,
+    entry: LedgerEntry | None,
+    vm: VmName | None,
+    trusts: CounterTrusts,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
-    accelerated = process.verdict.type in (HypervisorType.KVM, HypervisorType.MSHV)
-
-    def count(trust: CounterTrust, value: int) -> int | None:
-        counted = value > 0 or (trust is CounterTrust.PROVEN and not process.ledger_lost_events)
-        return value if accelerated and counted and trust is not CounterTrust.MISSING else None
-
-    ledger = process.ledger
+    runs = userspace_exits = exits = None
+    if process.verdict.type in _ACCELERATED:
+        lost = process.ledger_lost_events
+        if entry is not None and process.owns(entry):
+            runs = _count(entry.runs, trusts.runs, lost=lost)
+            userspace_exits = _count(entry.userspace_exits, trusts.userspace_exits, lost=lost)
+            exits = _count(entry.exits, trusts.exits, lost=lost)
+        else:
+            runs = _count(0, trusts.runs, lost=lost)
+            userspace_exits = _count(0, trusts.userspace_exits, lost=lost)
+            exits = _count(0, trusts.exits, lost=lost)
     return ProcessReport(
         vmm=process.vmm,
         comm=process.comm,
@@ -155,10 +192,17 @@ def _process_report(
         verdict=process.verdict,
         vcpus=process.vcpus,
         started_unix_s=process.started_unix_s,
-        runs=count(trusts.runs, ledger.runs if ledger else 0),
-        userspace_exits=count(trusts.userspace_exits, ledger.userspace_exits if ledger else 0),
-        exits=count(trusts.exits, ledger.exits if ledger else 0),
+        runs=runs,
+        userspace_exits=userspace_exits,
+        exits=exits,
     )
+
+
+def _count(value: int, trust: CounterTrust, *, lost: bool) -> int | None:
+    """What was counted was counted; a 0 has to be believed: none is a false one."""
+    if value > 0:
+        return None if trust is CounterTrust.MISSING else value
+    return 0 if trust is CounterTrust.PROVEN and not lost else None
 
 
 def _vmi_report(
@@ -171,16 +215,22 @@ def _vmi_report(
     if process is None:
         reason = attribution.missing or Reason.NO_PROCESS
         verdict = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(reason,))
-    else:
-        verdict = process.verdict
+        return VmiReport(
+            vm=attribution.vm,
+            verdict=verdict,
+            fallback=False,
+            vmm=None,
+            userspace_exits=None,
+            exits=None,
+        )
     native = attribution.architecture in (None, machine)
     return VmiReport(
         vm=attribution.vm,
-        verdict=verdict,
-        fallback=_fallback(verdict, accelerators, native=native),
-        vmm=attribution.vmm if process else None,
-        userspace_exits=process.userspace_exits if process else None,
-        exits=process.exits if process else None,
+        verdict=process.verdict,
+        fallback=_fallback(process.verdict, accelerators, native=native),
+        vmm=process.vmm,
+        userspace_exits=process.userspace_exits,
+        exits=process.exits,
     )
 
 

@@ -12,6 +12,7 @@ cgroup `pod<uid>`: below `kubepods[/qos]` with the cgroupfs driver, and as
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import NewType
 
@@ -46,7 +47,8 @@ def canonical_pod_uid(text: str) -> PodUid | None:
     """Spell a uid as the API server does; None when `text` is no pod uid."""
     if _UID_ALONE.fullmatch(text) is None:
         return None
-    return PodUid(text.replace("_", "-").lower())
+    # A pod's uid comes from its VMI and from its processes: one copy of it will do.
+    return PodUid(sys.intern(text.replace("_", "-").lower()))
 
 
 def pod_of(cgroup_text: str) -> PodCgroup | None:

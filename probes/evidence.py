@@ -89,6 +89,8 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
     in_run = _ioctls(thread for thread in process.threads if thread not in workers)
     tcg = [thread for thread in process.threads if _claim(thread) is HypervisorType.TCG]
     entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
+    if entry is not None and not _recorded_anything(entry):
+        entry = None
     proving = _hooks_prove_running(kernel.hooks)
     covered = kernel.attached_ns is not None and start_monotonic_ns >= kernel.attached_ns
     fds = process.fds
@@ -128,6 +130,19 @@ def ledger_entry(
     if entry is None or entry.first_ns < start_monotonic_ns:
         return None
     return entry
+
+
+def _recorded_anything(entry: LedgerEntry) -> bool:
+    """Whether a hook wrote this record; if not, it was adopted, and says what no record says."""
+    return bool(
+        entry.exec_ns
+        or entry.vms_created
+        or entry.vcpus_created
+        or entry.runs
+        or entry.userspace_exits
+        or entry.exits
+        or entry.mshv_runs
+    )
 
 
 def _hooks_prove_running(hooks: Iterable[HookStatus]) -> bool:

@@ -64,6 +64,22 @@ class Attribution:
     """Why no process is it; None: one is."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """Which process is which VM, both ways round. Build it with `Naming.of`."""
+
+    vms: tuple[Attribution, ...]
+    """Every VM, by namespace and name."""
+    names: Mapping[VmmId, VmName]
+    """The VM that a process is; processes that are none are not in it."""
+
+    @classmethod
+    def of(cls, attributions: Mapping[VmName, Attribution]) -> "Naming":
+        """Put what by_guest_name or by_pod found in order."""
+        vms = sorted(attributions.values(), key=lambda it: (it.vm.namespace, it.vm.name))
+        return cls(vms=tuple(vms), names={it.vmm: it.vm for it in vms if it.vmm is not None})
+
+
 def vm_name(guest_name: str | None) -> VmName | None:
     """The VMI that KubeVirt named a libvirt domain after: ``<namespace>_<name>``.
 

@@ -43,7 +43,8 @@ class Seen:
     previous: NodeReport | None
     """The one before it, at least SHARED_FOR_S older; None: there is none."""
     age_s: float
-    """Since the newest report was finished; infinite without one."""
+    """From the end of the newest report's look to the first who was told this; infinite without a
+    report. The others were told within SHARED_FOR_S after."""
     failure: str | None
     """Why there is no newer report although it was asked for, one line; None: there is."""
 
@@ -64,7 +65,9 @@ class SharedLook:
         self._reported_s = float("-inf")
         self._failure: str | None = None
         self._pending: asyncio.Future[NodeReport] | None = None
-        self._begun_s = self._ended_s = float("-inf")
+        self._begun_s = self._ended_s = self._seen_s = float("-inf")
+        self._seen: Seen | None = None
+        """What askers are told; None: that has changed."""
         self._overdue = False
         self._durations = Histogram(
             "hvprobe_refresh_duration_seconds",
@@ -90,7 +93,11 @@ class SharedLook:
             self._failures.labels(cause=cause.value)
 
     async def seen(self) -> Seen:
-        """What is known now: looked at within the last SHARED_FOR_S, or the failure to."""
+        """What is known now: looked at within the last SHARED_FOR_S, or the failure to.
+
+        The same object for all who are to be told the same: until a look ends or fails, and for
+        SHARED_FOR_S at most. So what is made of it can be shared as well.
+        """
         if self._pending is None and time.monotonic() - self._ended_s >= SHARED_FOR_S:
             self._pending = self._begin()
         if self._pending is not None:
@@ -100,12 +107,16 @@ class SharedLook:
             self._overdue = True
             self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
         self._failed.set(self._failure is not None)
-        return Seen(
-            report=self._report,
-            previous=self._previous,
-            age_s=time.monotonic() - self._reported_s,
-            failure=self._failure,
-        )
+        now_s = time.monotonic()
+        if self._seen is None or now_s - self._seen_s >= SHARED_FOR_S:
+            self._seen_s = now_s
+            self._seen = Seen(
+                report=self._report,
+                previous=self._previous,
+                age_s=now_s - self._reported_s,
+                failure=self._failure,
+            )
+        return self._seen
 
     async def stop(self) -> None:
         """Let a look under way end, for a while."""
@@ -142,7 +153,7 @@ class SharedLook:
         return ended
 
     def _end(self, ended: "asyncio.Future[NodeReport]") -> None:
-        self._pending = None
+        self._pending = self._seen = None
         self._ended_s = time.monotonic()
         error = ended.exception()
         if error is not None:
@@ -157,6 +168,7 @@ class SharedLook:
     def _fail(self, cause: Cause, line: str, error: BaseException | None = None) -> None:
         """Count a look that gave nothing; log it once until it changes or a look succeeds."""
         self._failures.labels(cause=cause.value).inc()
+        self._seen = None
         if line != self._failure:
             log.error("%s", line, exc_info=error)
         self._failure = line

@@ -1,190 +1,191 @@
-"""NodeReport → Prometheus metric families. Pure renderer.
+"""NodeReport → metric families. Pure renderer.
 
 Owns the metrics' names, labels and help texts (the product's public face). Must not judge: a value
 that the report does not know makes no sample. Per-VM series carry exactly node, namespace, name.
+Must not know how a family is written (see `exposition`).
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
+from probes.exposition import Family, Kind, Sample
 from probes.report import NodeReport, ProcessState, VmiReport
 from probes.vmi import WatchStatus
 
 _VM = ("node", "namespace", "name")
 
+_Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
+"""The VMs, each with the values of its labels _VM."""
 
-def families(report: NodeReport) -> Iterator[Metric]:
+
+def families(report: NodeReport) -> Iterator[Family]:
     """All metric families of a report, in a fixed order."""
-    yield from _vmi_gauges(report)
-    yield from _vmi_counters(report)
+    vms = [((report.node, vmi.vm.namespace, vmi.vm.name), vmi) for vmi in report.vmis]
+    yield from _vmi_gauges(vms)
+    yield from _vmi_counters(vms)
     yield from _node(report)
-    yield from _processes(report)
+    yield _processes(report)
     yield from health_families(report)
 
 
-def _labels(report: NodeReport, vmi: VmiReport) -> tuple[str, str, str]:
-    return report.node, vmi.vm.namespace, vmi.vm.name
+def _gauge(
+    name: str, text: str, samples: Sequence[Sample], *, labels: tuple[str, ...] = ()
+) -> Family:
+    return Family(name=name, kind=Kind.GAUGE, help=text, labels=labels, samples=samples)
 
 
-def _vmi_gauges(report: NodeReport) -> Iterator[Metric]:
-    info = GaugeMetricFamily(
+def _counter(
+    name: str, text: str, samples: Sequence[Sample], *, labels: tuple[str, ...] = ()
+) -> Family:
+    return Family(name=name, kind=Kind.COUNTER, help=text, labels=labels, samples=samples)
+
+
+def _alone(value: float) -> Sequence[Sample]:
+    """The one sample of a family without labels."""
+    return [((), value)]
+
+
+def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
+    yield _gauge(
         "kubevirt_vmi_hypervisor_info",
         "Always 1. hypervisor_type is what really executes the VM's instructions: kvm (hardware), "
         "tcg (software emulation, about ten times slower), mshv, or unknown.",
+        [((*labels, vmi.verdict.type.value), 1) for labels, vmi in vms],
         labels=(*_VM, "hypervisor_type"),
     )
-    verified = GaugeMetricFamily(
+    yield _gauge(
         "kubevirt_vmi_hypervisor_verified",
         "1: the kernel itself was seen running this VM so, or provably not accelerating it while "
         "it computes. 0: inferred; run hvprobe live on the node to see why.",
+        [(labels, vmi.verdict.verified) for labels, vmi in vms],
         labels=_VM,
     )
-    fallback = GaugeMetricFamily(
+    yield _gauge(
         "kubevirt_vmi_hypervisor_fallback",
         "1: software emulation although this node has a usable accelerator for this guest: look "
         "at useEmulation in the KubeVirt resource, then restart the VM.",
+        [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
         labels=_VM,
     )
-    for vmi in report.vmis:
-        labels = _labels(report, vmi)
-        info.add_metric((*labels, vmi.verdict.type.value), 1)
-        verified.add_metric(labels, vmi.verdict.verified)
-        if vmi.fallback is not None:
-            fallback.add_metric(labels, vmi.fallback)
-    yield from (info, verified, fallback)
 
 
-def _vmi_counters(report: NodeReport) -> Iterator[Metric]:
-    exits = CounterMetricFamily(
+def _vmi_counters(vms: _Vms) -> Iterator[Family]:
+    yield _counter(
         "kubevirt_vmi_vcpu_exits",
         "VM exits the kernel counted since the VM's process started, or since hvprobe attached if "
         "that was later. Absent where this kernel cannot tell and for VMs not accelerated.",
+        [(labels, vmi.exits) for labels, vmi in vms if vmi.exits is not None],
         labels=_VM,
     )
-    userspace_exits = CounterMetricFamily(
+    yield _counter(
         "kubevirt_vmi_vcpu_userspace_exits",
         "Returns from KVM_RUN to QEMU, the expensive kind of exit; same rules as "
         "kubevirt_vmi_vcpu_exits_total.",
+        [(labels, vmi.userspace_exits) for labels, vmi in vms if vmi.userspace_exits is not None],
         labels=_VM,
     )
-    for vmi in report.vmis:
-        if vmi.exits is not None:
-            exits.add_metric(_labels(report, vmi), vmi.exits)
-        if vmi.userspace_exits is not None:
-            userspace_exits.add_metric(_labels(report, vmi), vmi.userspace_exits)
-    yield from (exits, userspace_exits)
 
 
-def _node(report: NodeReport) -> Iterator[Metric]:
-    available = GaugeMetricFamily(
+def _node(report: NodeReport) -> Iterator[Family]:
+    yield _gauge(
         "kubevirt_node_hypervisor_available",
         "1: the accelerator opens and creates an empty VM on this node. 0: it does not; run "
         "hvprobe doctor there. Absent where hvprobe may not try.",
+        [
+            ((report.node, accelerator.type.value), accelerator.available)
+            for accelerator in report.accelerators
+            if accelerator.available is not None
+        ],
         labels=("node", "hypervisor_type"),
     )
-    for accelerator in report.accelerators:
-        if accelerator.available is not None:
-            available.add_metric((report.node, accelerator.type.value), accelerator.available)
-    yield available
-    info = GaugeMetricFamily(
+    module = report.virtualization.module
+    nested = {True: "true", False: "false", None: "unknown"}[report.virtualization.nested]
+    yield _gauge(
         "kubevirt_node_hypervisor_info",
         "Always 1. module provides KVM on this node; nested is true when the node is itself a VM, "
         "false on bare hardware, unknown where the CPU does not say.",
+        [((report.node, "kvm", module, nested), 1)] if module is not None else [],
         labels=("node", "hypervisor_type", "module", "nested"),
     )
-    if report.virtualization.module is not None:
-        nested = report.virtualization.nested
-        words = {True: "true", False: "false", None: "unknown"}
-        info.add_metric((report.node, "kvm", report.virtualization.module, words[nested]), 1)
-    yield info
 
 
-def _processes(report: NodeReport) -> Iterator[Metric]:
-    processes = GaugeMetricFamily(
+def _processes(report: NodeReport) -> Family:
+    found = Counter(process.state for process in report.processes)
+    return _gauge(
         "hvprobe_processes",
         "VMM processes by what they are: attributed to a VM; unattributed, without a VM's name "
         "(hvprobe live shows them); probe, libvirt asking QEMU what it can do.",
+        [((state.value,), found[state]) for state in ProcessState],
         labels=("state",),
     )
-    for state in ProcessState:
-        processes.add_metric((state.value,), sum(it.state is state for it in report.processes))
-    yield processes
 
 
-def health_families(report: NodeReport) -> Iterator[Metric]:
+def health_families(report: NodeReport) -> Iterator[Family]:
     """Those of hvprobe itself alone: for a report too old to speak of VMs and the node."""
     health = report.health
-    build = GaugeMetricFamily(
+    yield _gauge(
         "hvprobe_build_info",
         "Always 1. Versions of hvprobe, of the bcc library (empty: none usable) and of the kernel; "
         "more than one version among the nodes is a rollout that has not ended.",
+        [((report.version, health.bcc_version or "", report.kernel), 1)],
         labels=("version", "bcc_version", "kernel"),
     )
-    build.add_metric((report.version, health.bcc_version or "", report.kernel), 1)
-    yield build
-    hooks = GaugeMetricFamily(
+    yield _gauge(
         "hvprobe_hook_attached",
         "1: the kernel hook is attached by this backend. 0 with backend none: it is not, and what "
         "it would prove is inferred or missing; run hvprobe doctor for the reason.",
+        [((it.hook.name, it.backend.value), it.attached) for it in health.hooks],
         labels=("hook", "backend"),
     )
-    for status in health.hooks:
-        hooks.add_metric((status.hook.name, status.backend.value), status.attached)
-    yield hooks
-    yield GaugeMetricFamily(
+    yield _gauge(
         "hvprobe_ledger_entries",
         "Processes in the kernel table; at hvprobe_ledger_capacity it drops events.",
-        value=health.ledger_entries,
+        _alone(health.ledger_entries),
     )
-    yield GaugeMetricFamily(
+    yield _gauge(
         "hvprobe_ledger_capacity",
         "Processes the kernel table has room for; 0: there is no table.",
-        value=health.ledger_capacity,
+        _alone(health.ledger_capacity),
     )
-    yield CounterMetricFamily(
+    yield _counter(
         "hvprobe_ledger_dropped",
         "Events the kernel table had no room for. While it rises, counters are too low and "
         "verdicts of new VMs inferred: more processes than hvprobe_ledger_capacity use KVM.",
-        value=health.ledger_dropped_total,
+        _alone(health.ledger_dropped_total),
     )
     if health.vmi_watch is not None:
         yield from _vmi_watch(health.vmi_watch)
-    errors = CounterMetricFamily(
+    yield _counter(
         "hvprobe_refresh_errors",
         "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. What it "
         "would have told is missing or last known; hvprobe doctor and the agent's log say why.",
+        [((source.value,), count) for source, count in health.errors_total.items()],
         labels=("source",),
     )
-    for source, count in health.errors_total.items():
-        errors.add_metric((source.value,), count)
-    yield errors
 
 
-def _vmi_watch(watch: WatchStatus) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
+def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
+    yield _gauge(
         "hvprobe_vmi_watch_up",
         "1: the API server tells of this node's VMIs as they change. 0: it does not, and the last "
         "known VMIs are shown; the agent's log and hvprobe doctor say why.",
-        value=watch.up,
+        _alone(watch.up),
     )
-    last_sync = GaugeMetricFamily(
+    yield _gauge(
         "hvprobe_vmi_watch_last_sync_timestamp_seconds",
         "When the API server last confirmed the VMIs known here; absent until it first did. Its "
         "age grows while the API server is lost, and by up to a minute otherwise.",
+        _alone(watch.last_sync_unix_s) if watch.last_sync_unix_s is not None else [],
     )
-    if watch.last_sync_unix_s is not None:
-        last_sync.add_metric((), watch.last_sync_unix_s)
-    yield last_sync
-    yield CounterMetricFamily(
+    yield _counter(
         "hvprobe_vmi_watch_restarts",
         "Times the watch of VMIs was opened again after it broke. Rising steadily: look at the "
         "network to the API server, and at the agent's log.",
-        value=watch.restarts,
+        _alone(watch.restarts),
     )
-    yield CounterMetricFamily(
+    yield _counter(
         "hvprobe_vmi_watch_malformed",
         "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
         "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
-        value=watch.malformed_total,
+        _alone(watch.malformed_total),
     )

@@ -3,7 +3,7 @@
 Owns the answers and the readiness. Must not know how a look is taken, nor sockets and TLS.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 
 from prometheus_client import (
@@ -15,11 +15,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client import generate_latest as in_text
-from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as in_openmetrics
-from prometheus_client.registry import Collector
 
+from probes.exposition import Exposition, Format
 from probes.http.routes import Handler, Request, Response, plain_text
 from probes.looks import Seen, SharedLook
 from probes.metrics import families, health_families
@@ -33,8 +31,7 @@ Long enough that one look lost to a busy node breaks no graph and resets no pend
 enough that nobody is told for long of a VM that is gone.
 """
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-"""Content type of Prometheus's text format."""
+HTML = "text/html; charset=utf-8"
 
 _VARY = (("Vary", "Accept"),)
 _PAGE_HEADERS = (
@@ -73,6 +70,10 @@ class Site:
                 registry=self._registry,
             ).set_function(tls_reload_failed)
         self.look = SharedLook(look, registry=self._registry)
+        self._exposition = Exposition()
+        self._seen: Seen | None = None
+        self._answers: dict[str, Response] = {}
+        """What was rendered of _seen, by content type."""
 
     @property
     def routes(self) -> dict[str, Handler]:
@@ -85,19 +86,42 @@ class Site:
         }
 
     async def _page(self, _: Request) -> Response:
-        seen = await self.look.seen()
+        return self._shared(await self.look.seen(), HTML, self._page_of)
+
+    async def _metrics(self, request: Request) -> Response:
+        form = Format.OPENMETRICS if prefers_openmetrics(request.accept) else Format.TEXT
+        return self._shared(await self.look.seen(), form, self._metrics_of)
+
+    def _shared(
+        self, seen: Seen, content_type: str, render: Callable[[Seen, str], Response]
+    ) -> Response:
+        """The answer that all get who were told the same: rendered, and compressed, once."""
+        if seen is not self._seen:
+            self._seen = seen
+            self._answers.clear()
+        answer = self._answers.get(content_type)
+        if answer is None:
+            answer = self._answers[content_type] = render(seen, content_type)
+        return answer
+
+    @staticmethod
+    def _page_of(seen: Seen, content_type: str) -> Response:
         body = page(
             seen.report, previous=seen.previous, failure=seen.failure, last_known_s=LAST_KNOWN_S
         )
-        return Response(content_type="text/html; charset=utf-8", body=body, headers=_PAGE_HEADERS)
+        return Response(content_type=content_type, body=body, headers=_PAGE_HEADERS)
 
-    async def _metrics(self, request: Request) -> Response:
-        seen = await self.look.seen()
-        exposition = _Exposition(seen, self._registry)
-        if prefers_openmetrics(request.accept):
-            body = in_openmetrics(exposition)  # type: ignore[no-untyped-call]
-            return Response(content_type=OPENMETRICS, body=body, headers=_VARY)
-        return Response(content_type=TEXT, body=in_text(exposition), headers=_VARY)
+    def _metrics_of(self, seen: Seen, content_type: str) -> Response:
+        """The report first, then ourselves, which prometheus_client writes."""
+        form = Format(content_type)
+        pieces: list[str] = []
+        if seen.report is not None:
+            known = seen.failure is None or seen.age_s < LAST_KNOWN_S
+            found = (families if known else health_families)(seen.report)
+            pieces = self._exposition.write(found, form)
+        encode = in_openmetrics if form is Format.OPENMETRICS else in_text
+        pieces.append(encode(self._registry).decode())
+        return Response(content_type=form.value, body="".join(pieces).encode(), headers=_VARY)
 
     async def _healthz(self, _: Request) -> Response:
         return plain_text(HTTPStatus.OK, "alive")
@@ -111,21 +135,6 @@ class Site:
             why = watch.error or "the API server has not answered yet"
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
         return plain_text(HTTPStatus.OK, "ready")
-
-
-class _Exposition(Collector):
-    """What prometheus_client's encoders take for a registry: the report first, then ourselves."""
-
-    def __init__(self, seen: Seen, registry: CollectorRegistry) -> None:
-        self._seen = seen
-        self._registry = registry
-
-    def collect(self) -> Iterable[Metric]:
-        """Prometheus families, as the encoders want them."""
-        if self._seen.report is not None:
-            known = self._seen.failure is None or self._seen.age_s < LAST_KNOWN_S
-            yield from (families if known else health_families)(self._seen.report)
-        yield from self._registry.collect()
 
 
 def prefers_openmetrics(accept: str | None) -> bool:

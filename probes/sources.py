@@ -6,7 +6,7 @@ vmiwatch, and tests put others in their place.
 
 from typing import Protocol
 
-from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf.ledger import KernelSnapshot
 from probes.node import Accelerator, NodeVirtualization
 from probes.vmi import VmiIndex, WatchStatus
 from probes.vmm import VmmId, VmmProcess
@@ -19,8 +19,18 @@ class Ledger(Protocol):
         """Read it now; LedgerReadError."""
         ...
 
-    def forget(self, entry: LedgerEntry) -> None:
-        """Remove the record of a process that is gone."""
+    def adopt(self, tgid: int) -> bool:
+        """Make a record for a process that has none, that the kernel tells of its end from now on.
+
+        Whether there is one now: False where there is no room; LedgerReadError.
+        """
+        ...
+
+    def forget(self, tgid: int) -> None:
+        """Remove the record of a process that is gone, the one read or made last.
+
+        LedgerReadError.
+        """
         ...
 
     @property

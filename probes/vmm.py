@@ -106,3 +106,5 @@ class VmmProcess:
     """VM exits by KVM's own statistics, which newer QEMU holds open; None: not to be had."""
     guest_ticks: int
     """Time its threads spent running guest code (field 43 of /proc/TGID/stat), clock ticks."""
+    main_thread_ended: bool = False
+    """Whether its main thread has ended, so that nothing tells any more when the process does."""

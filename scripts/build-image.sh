@@ -3,12 +3,13 @@
 #
 #   scripts/build-image.sh [TAG]          default: localhost/hvprobe:latest
 #
-# BASE=image    build on this base image instead of one made here from Debian's packages
-# HVPROBE_CACHE where base and layers are kept (default: ~/.cache/hvprobe)
+# ARCH=amd64|arm64  for such machines (default: this one's). The programs of another one are run by
+#                   qemu-user-static, which takes several times as long
+# BASE=image        build on this base image instead of one made here from Debian's packages
+# HVPROBE_CACHE     where base and layers are kept (default: ~/.cache/hvprobe)
 #
-# build/image/sbom.cdx.json is written too: what is in the image, as CycloneDX.
-# To take the image elsewhere: buildah --root $HVPROBE_CACHE/image/storage push TAG oci-archive:FILE
-#
+# build/image/sbom.cdx.json is written too: what is in the image, as CycloneDX; sbom-ARCH.cdx.json
+# for another machine's.
 # How this machine reaches the registries (apt's mirror, pip's configuration, certificates) is handed
 # to the build as arguments and secrets, and is in no file of the repository and of the image.
 set -euo pipefail
@@ -16,8 +17,10 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tag=${1:-localhost/hvprobe:latest}
 suite=trixie
+native=$(dpkg --print-architecture)
+arch=${ARCH:-$native}
 cache=${HVPROBE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvprobe}/image
-base_days=7 # a base is made anew after so many, for Debian's updates
+base_days=7 # a base is made anew after so many, for Debian's updates; layers go, too
 
 say() { printf 'image: %s\n' "$*" >&2; }
 # One line: what failed, why, what to do.
@@ -30,8 +33,32 @@ check_machine() {
 	[ "$(id -u)" = 0 ] || die "debootstrap and buildah's chroot isolation need root and you are $(id -un): run it as root"
 	local tool
 	for tool in buildah debootstrap; do
-		command -v "$tool" >/dev/null || die "$tool is missing: make install-image"
+		command -v "$tool" >/dev/null || die "$tool is missing: make image installs it, or install the package of that name"
 	done
+}
+
+# The kernel has to be told who runs another machine's programs (binfmt_misc), F: also in a root that
+# has no such interpreter. What the machine has registered itself is used, what we register goes again.
+registered=
+run_foreign() {
+	local misc=/proc/sys/fs/binfmt_misc machine magic
+	case $arch in
+	arm64) machine=aarch64 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00' ;;
+	amd64) machine=x86_64 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00' ;;
+	*) die "no image for '$arch': ARCH is amd64 or arm64" ;;
+	esac
+	[ "$arch" != "$native" ] || return 0
+	[ -e "$misc/register" ] || mount -t binfmt_misc binfmt_misc "$misc" ||
+		die "this kernel has no binfmt_misc to run $machine programs with: build on a machine of that kind"
+	if grep -qsx enabled "$misc/qemu-$machine" && grep -qs '^flags:.*F' "$misc/qemu-$machine"; then return 0; fi
+	command -v "qemu-$machine-static" >/dev/null || die "qemu-$machine-static is missing: install the package qemu-user-static"
+	registered=$misc/hvprobe-$machine
+	[ ! -e "$registered" ] || return 0
+	printf '%s' ":${registered##*/}:M::$magic:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:$(command -v "qemu-$machine-static"):OCF" >"$misc/register"
+}
+clean_up() {
+	rm -rf "$secrets"
+	if [ -n "$registered" ]; then printf -- -1 >"$registered"; fi
 }
 
 # Storage of our own. buildah takes overlayfs where it can, else copies (STORAGE_DRIVER=vfs forces it).
@@ -48,7 +75,7 @@ mirror() {
 
 # The base image's reference; made when there is none, or only an old one.
 base() {
-	local reference=localhost/hvprobe-base:$suite stamp=$cache/base-$suite.made work=$cache/base.unfinished
+	local reference=localhost/hvprobe-base:$suite-$arch stamp=$cache/base-$suite-$arch.made work=$cache/base.unfinished
 	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg address container
 	printf '%s' "$reference"
 	if [ -n "$(find "$stamp" -mtime "-$base_days" 2>/dev/null)" ] && store inspect --type image "$reference" >/dev/null 2>&1; then
@@ -56,16 +83,27 @@ base() {
 	fi
 	[ -r "$keyring" ] || keyring=${keyring%.gpg}.pgp
 	address=$(mirror) || die "no Debian mirror among this machine's apt sources: set HVPROBE_DEBIAN_MIRROR"
-	say "making the base image: debootstrap $suite"
+	say "making the base image: debootstrap $suite for $arch"
 	rm -rf "$work"
-	debootstrap --variant=minbase --keyring="$keyring" "$suite" "$work" "$address" >"$cache/debootstrap.log" 2>&1 ||
+	debootstrap --arch="$arch" --variant=minbase --keyring="$keyring" "$suite" "$work" "$address" >"$cache/debootstrap.log" 2>&1 ||
 		die "debootstrap $suite: $(tail -n 1 "$cache/debootstrap.log"): whole output in $cache/debootstrap.log"
 	rm -rf "$work"/var/cache/apt/archives/*.deb "${work:?}"/dev/*
-	container=$(store from scratch)
+	container=$(store from --arch "$arch" scratch)
 	store add --quiet "$container" "$work" / >/dev/null
 	store commit --quiet --rm "$container" "$reference" >/dev/null
 	rm -rf "$work"
 	touch "$stamp"
+}
+
+# Storage would grow by half a gigabyte a build: the image that the tag meant before goes, unless it has
+# another name, and layers of builds before the last bases.
+forget() {
+	local before=$1 after made id
+	after=$(store images --quiet --no-trunc "$tag")
+	if [ -n "$before" ] && [ "$before" != "$after" ]; then store rmi "$before" >/dev/null 2>&1 || true; fi
+	store images --filter dangling=true --format '{{.CreatedAtRaw}}|{{.ID}}' | while IFS='|' read -r made id; do
+		[ "$(date -d "${made% UTC}" +%s)" -gt "$(date -d "-$base_days days" +%s)" ] || store rmi "$id" >/dev/null 2>&1 || true
+	done
 }
 
 # pip's whole configuration on this machine (files and variables), as one file. Not the certificates,
@@ -93,13 +131,15 @@ mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
 secrets=$(mktemp -d "${TMPDIR:-/tmp}/hvprobe-image.XXXXXX")
-trap 'rm -rf "$secrets"' EXIT
+trap clean_up EXIT
+run_foreign
 pip_config >"$secrets/pip.conf"
 export BUILDAH_ISOLATION=chroot
 BASE=${BASE:-$(base)}
-say "building $tag on ${BASE}"
+say "building $tag on ${BASE} for $arch"
+before=$(store images --quiet --no-trunc "$tag" 2>/dev/null || true)
 log=$cache/build.log
-store build --quiet --layers --format docker --file "$root/Dockerfile" --tag "$tag" \
+store build --quiet --arch "$arch" --layers --format docker --file "$root/Dockerfile" --tag "$tag" \
 	--build-arg "BASE=$BASE" \
 	--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")" \
 	--build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
@@ -107,8 +147,12 @@ store build --quiet --layers --format docker --file "$root/Dockerfile" --tag "$t
 	"$root" >"$log" 2>&1 </dev/null || die "$(grep -iE '^(E:|error|ERROR)' "$log" | tail -n 1): whole output in $log"
 # The bill of materials, from what really is in the image.
 mkdir -p "$root/build/image"
-container=$(store from --pull-never "$tag")
-python3 "$root/scripts/sbom.py" "$(store mount "$container")" >"$root/build/image/sbom.cdx.json.new" || die "the bill of materials could not be written"
+container=$(store from --arch "$arch" --pull-never "$tag")
+bill=$root/build/image/sbom.cdx.json
+[ "$arch" = "$native" ] || bill=$root/build/image/sbom-$arch.cdx.json
+python3 "$root/scripts/sbom.py" "$(store mount "$container")" >"$bill.new" || die "the bill of materials could not be written"
 store rm "$container" >/dev/null
-mv "$root/build/image/sbom.cdx.json.new" "$root/build/image/sbom.cdx.json"
+mv "$bill.new" "$bill"
+forget "$before"
 say "built $tag: $(store inspect --type image --format '{{.FromImageID}}' "$tag" | cut -c1-12)"
+say "to take it elsewhere: buildah --root $cache/storage --runroot $cache/run push $tag docker://REGISTRY/NAME:TAG (or oci-archive:FILE)"

@@ -3,7 +3,7 @@
 #
 #   scripts/install.sh [--root] GROUP...
 #
-# GROUP is run, demo, test or image, see packages.txt; test also installs the Python extra "dev".
+# GROUP is run, demo, test, image or bench, see packages.txt; test also installs the Python extra "dev".
 # --root: the caller needs root for what comes next, so say it before anything is installed.
 #
 # Nothing is installed twice: dpkg is asked for the packages, a stamp in .venv for the Python
@@ -216,15 +216,15 @@ extra=run
 for word in "$@"; do
 	case $word in
 	--root) need_root=yes ;;
-	run | demo | image) groups+=("$word") ;;
+	run | demo | image | bench) groups+=("$word") ;;
 	test)
 		groups+=("$word")
 		extra=dev
 		;;
-	*) die "unknown word '$word': usage: scripts/install.sh [--root] run|demo|test|image ..." ;;
+	*) die "unknown word '$word': usage: scripts/install.sh [--root] run|demo|test|image|bench ..." ;;
 	esac
 done
-[ ${#groups[@]} -gt 0 ] || die "nothing asked for: usage: scripts/install.sh [--root] run|demo|test|image ..."
+[ ${#groups[@]} -gt 0 ] || die "nothing asked for: usage: scripts/install.sh [--root] run|demo|test|image|bench ..."
 
 check_machine
 # One installation at a time: a lock on the folder itself leaves no file behind.

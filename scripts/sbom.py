@@ -59,6 +59,7 @@ def python_component(found: Distribution) -> Json:
 
 def debian_components(root: Path) -> Iterator[Json]:
     """Installed packages of dpkg's status file."""
+    distribution, version_id = release_of(root)
     fields: dict[str, str] = {}
     for line in [*(root / "var/lib/dpkg/status").read_text().splitlines(), ""]:
         name, colon, value = line.partition(": ")
@@ -68,10 +69,17 @@ def debian_components(root: Path) -> Iterator[Json]:
             continue
         if fields["Status"].endswith(" installed"):
             package, version = fields["Package"], fields["Version"]
-            where = f"arch={fields['Architecture']}&distro=debian-13"
-            purl = f"pkg:deb/debian/{quote(package)}@{quote(version, safe='')}?{where}"
+            where = f"arch={fields['Architecture']}&distro={distribution}-{version_id}"
+            purl = f"pkg:deb/{distribution}/{quote(package)}@{quote(version, safe='')}?{where}"
             yield component_of(package, version, purl)
         fields = {}
+
+
+def release_of(root: Path) -> tuple[str, str]:
+    """Name and version of the base image's distribution (os-release(5))."""
+    text = (root / "usr/lib/os-release").read_text()
+    found = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE))
+    return found["ID"], found["VERSION_ID"]
 
 
 def component_of(name: str, version: str, purl: str) -> Json:

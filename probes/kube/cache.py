@@ -79,8 +79,9 @@ class VmiCache:
         """Take in a complete list: what is not in it is gone."""
         fresh = {vmi.key: vmi for vmi in vmis}
         with self._lock:
-            self._vmis = fresh
-            self._index = None
+            if fresh != self._vmis:
+                self._vmis = fresh
+                self._index = None
             self._confirm()
         self._first_list.set()
 
@@ -97,16 +98,18 @@ class VmiCache:
     def put(self, obj: Mapping[str, object]) -> None:
         """Take in an object that was added or changed.
 
-        A malformed one is skipped, as a new list would skip it: what was known of that VMI before
-        is no longer true, so it goes.
+        Most changes are of fields that are not kept: they leave the index as it is. A malformed
+        object is skipped, as a new list would skip it: what was known of that VMI before is no
+        longer true, so it goes.
         """
         vmi = self.parse(obj)
         if vmi is None:
             self.drop(obj)
             return
         with self._lock:
-            self._vmis[vmi.key] = vmi
-            self._index = None
+            if self._vmis.get(vmi.key) != vmi:
+                self._vmis[vmi.key] = vmi
+                self._index = None
             self._confirm()
 
     def drop(self, obj: Mapping[str, object]) -> bool:

@@ -48,16 +48,22 @@ def python_tools() -> Path:
     return made_once("tools-python", [_REQUIREMENTS.read_text(), sys.version], make) / "packages"
 
 
-def npm_packages(*names: str) -> Path:
-    """A directory whose node_modules holds these packages of the npm registry."""
+def source_distribution(requirement: str) -> Path:
+    """The unpacked source distribution NAME==VERSION of the Python index; nothing of it is run."""
 
     def make(directory: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         done = subprocess.run(
-            ["npm", "install", "--silent", "--no-audit", "--prefix", str(directory), *names],
+            [*command, "--no-binary", ":all:", "--dest", directory, requirement],
             check=False,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
+        (archive,) = directory.glob("*.tar.gz")
+        subprocess.run(
+            ["tar", "-x", "--strip-components=1", "-C", directory, "-f", archive], check=True
+        )
+        archive.unlink()
 
-    return made_once("tools-npm", names, make)
+    return made_once(f"source-{requirement.partition('==')[0]}", [requirement], make)

@@ -1,9 +1,11 @@
 """What kustomize makes of deploy/: exactly this, for each overlay, and it fits together."""
 
+import re
 from pathlib import Path
 
 import pytest
-from deploy_render import GOLDEN, NAMES, rendered, rendered_at
+import yaml
+from deploy_render import GOLDEN, NAMES, ROOT, Rendered, rendered, rendered_at
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,7 +65,7 @@ def test_mounts_nothing_else_of_the_node(overlay: str) -> None:
     hosts = [volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume]
     assert hosts == ["/sys/kernel/tracing"]
     writable = [it for it in rendered(overlay).container["volumeMounts"] if not it.get("readOnly")]
-    assert [mount["mountPath"] for mount in writable] == ["/tmp"]
+    assert writable == []
 
 
 @pytest.mark.parametrize("overlay", NAMES)
@@ -86,13 +88,30 @@ def test_openshift_permits_what_is_asked_for() -> None:
     constraint = objects.one("SecurityContextConstraints")
     context = objects.container["securityContext"]
     assert sorted(constraint["allowedCapabilities"]) == sorted(context["capabilities"]["add"])
-    assert constraint["seLinuxContext"]["seLinuxOptions"] == context["seLinuxOptions"]
+    # MustRunAs without a level takes the namespace's, and then the container's has to be the same
+    # (apiserver-library-go, sccmatching/matcher.go and selinux/mustrunas.go).
+    assert constraint["seLinuxContext"] == {"type": "RunAsAny"}
+    assert "level" not in context["seLinuxOptions"]
     assert constraint["readOnlyRootFilesystem"] is context["readOnlyRootFilesystem"] is True
+    # A profile that is not named would be refused; names are the old annotations' (the same,
+    # seccomp/strategy.go).
+    assert context["seccompProfile"] == {"type": "Unconfined"}
+    assert "unconfined" in constraint["seccompProfiles"]
+    assert objects.pod["hostPID"] is constraint["allowHostPID"] is True
+    assert constraint["allowHostDirVolumePlugin"] is True
+    assert constraint["allowPrivilegeEscalation"] is context["allowPrivilegeEscalation"] is False
     assert constraint["allowPrivilegedContainer"] is False
     kinds = {kind for volume in objects.pod["volumes"] for kind in volume if kind != "name"}
     # Kubernetes adds the service account's token as a projected volume.
     assert kinds | {"projected", "secret"} == set(constraint["volumes"])
-    assert objects.one("Role")["rules"][0]["resourceNames"] == [constraint["metadata"]["name"]]
+    roles = {it["metadata"]["name"]: it["rules"] for it in objects.of_kind("Role")}
+    assert roles.pop("hvprobe-scc")[0]["resourceNames"] == [constraint["metadata"]["name"]]
+    # The other is for the platform's Prometheus, which reads only.
+    ((rule,),) = roles.values()
+    assert rule["verbs"] == ["get", "list", "watch"]
+    bound = {it["roleRef"]["name"]: it["subjects"] for it in objects.of_kind("RoleBinding")}
+    assert bound["hvprobe-prometheus"][0]["namespace"] == "openshift-monitoring"
+    assert bound["hvprobe-scc"][0]["name"] == objects.one("ServiceAccount")["metadata"]["name"]
 
 
 def test_tls_is_expected_where_it_is_served() -> None:
@@ -115,17 +134,69 @@ def test_tls_is_expected_where_it_is_served() -> None:
         assert objects.container[f"{kind}Probe"]["httpGet"]["scheme"] == "HTTPS"
 
 
+def rendered_beside(tmp_path: Path, kustomization: str) -> Rendered:
+    """What a kustomization of one's own, in a folder beside deploy/, makes of it."""
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(kustomization)
+    return rendered_at(own)
+
+
+def examples(document: str) -> list[str]:
+    """The kustomizations that a document of the repository shows."""
+    text = (ROOT / document).read_text()
+    return re.findall(r"```yaml\n(# kustomization\.yaml.*?)```", text, re.DOTALL)
+
+
 def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
     """The component kvm-device adds KubeVirt's device to the capabilities variant, nothing else."""
-    deploy = GOLDEN.parents[2] / "deploy"
-    copied = tmp_path / "deploy"
-    copied.symlink_to(deploy)
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(
+    container = rendered_beside(
+        tmp_path,
         "resources: [../deploy/overlays/capabilities]\n"
-        "components: [../deploy/components/kvm-device]\n"
-    )
-    container = rendered_at(overlay).container
+        "components: [../deploy/components/kvm-device]\n",
+    ).container
     assert container["resources"]["limits"].pop("devices.kubevirt.io/kvm") == "1"
     assert container == rendered("capabilities").container
+
+
+def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
+    """The manual's first example is the overlay with an image of one's own, and nothing else."""
+    example, _, _ = examples("docs/operators.md")
+    objects = rendered_beside(tmp_path, example)
+    expected = rendered("privileged")
+    assert objects.container["image"].startswith("registry.example/hvprobe@sha256:")
+    objects.container["image"] = expected.container["image"]
+    assert objects.objects == expected.objects
+
+
+def test_the_manual_shows_how_to_do_without_prometheus_operator(tmp_path: Path) -> None:
+    """Its second has the agent as in the overlay and no monitoring."""
+    _, example, _ = examples("docs/operators.md")
+    objects = rendered_beside(tmp_path, example)
+    expected = rendered("capabilities")
+    objects.container["image"] = expected.container["image"]
+    monitoring = {"PodMonitor", "PrometheusRule"}
+    assert objects.objects == tuple(
+        found for found in expected.objects if found["kind"] not in monitoring
+    )
+
+
+def test_the_manual_shows_how_to_be_stricter(tmp_path: Path) -> None:
+    """Its third leaves all as it is but for the seccomp profile."""
+    _, _, example = examples("docs/operators.md")
+    objects = rendered_beside(tmp_path, example)
+    context = objects.container["securityContext"]
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    context["seccompProfile"]["type"] = "Unconfined"
+    assert objects.objects == rendered("capabilities").objects
+
+
+def test_monitoring_can_be_loaded_for_a_release(tmp_path: Path) -> None:
+    """The example for kube-prometheus-stack labels PodMonitor and PrometheusRule."""
+    (example,) = examples("deploy/monitoring/README.md")
+    objects = rendered_beside(tmp_path, example).objects
+    assert {it["kind"] for it in objects} == {"PodMonitor", "PrometheusRule"}
+    (wanted,) = yaml.safe_load(example)["labels"]
+    for found in objects:
+        assert found["metadata"]["labels"].items() >= wanted["pairs"].items()

@@ -1,5 +1,7 @@
 """The kernel tests on other kernels: each boots in QEMU and runs tests/kernel inside.
 
+As many guests run at once as there is room for.
+
 HVPROBE_KERNELS chooses kernels by name, comma separated. What a guest leaves (console, JUnit
 report, versions) stays in build/test-kernels/NAME.
 """
@@ -7,6 +9,7 @@ report, versions) stays in build/test-kernels/NAME.
 import os
 import warnings
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from guest_build import build
 from guest_kernels import GuestKernel, selected
 from guest_programs import build_programs
 from guest_results import RESULTS, results_of
+from guest_runs import Runs, room
 from guest_vm import CONSOLE, GuestResult, boot, unavailable
 from required import require
 
@@ -65,21 +69,46 @@ def verdict(result: GuestResult, results: Path) -> str | None:
     return None
 
 
-@pytest.mark.timeout(2 * DEADLINE_S + BUILD_S)
-@pytest.mark.parametrize("kernel", selected(), ids=lambda kernel: kernel.name)
-def test_kernel(kernel: GuestKernel) -> None:
-    """All kernel tests pass inside the guest, with real hooks and real nested KVM guests."""
-    require("guests", unavailable(kernel.architecture))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of the kernel tests in one guest."""
+
+    boots: int
+    wrong: str | None
+    console_tail: str
+
+
+def run(kernel: GuestKernel) -> Outcome:
+    """Build the guest, run the kernel tests in it, keep what they left."""
     guest = build(kernel)
     with results_of(kernel.name) as results:
         build_programs(kernel.architecture, results / "bin")
         result = boot(guest, COMMAND, results, deadline_s=DEADLINE_S, environment=environment())
-        wrong = verdict(result, results)
-        tail = result.console_tail()
-    if result.boots > 1:
+        return Outcome(
+            boots=result.boots,
+            wrong=verdict(result, results),
+            console_tail=result.console_tail(),
+        )
+
+
+@pytest.fixture(scope="module")
+def runs() -> Runs[GuestKernel, Outcome]:
+    """All guests that this machine can boot, begun at once or as soon as there is room."""
+    possible = [it for it in selected() if unavailable(it.architecture) is None]
+    return Runs(run, possible, at_once=room())
+
+
+@pytest.mark.timeout(len(selected()) * (DEADLINE_S + BUILD_S))
+@pytest.mark.parametrize("kernel", selected(), ids=lambda kernel: kernel.name)
+def test_kernel(kernel: GuestKernel, runs: Runs[GuestKernel, Outcome]) -> None:
+    """All kernel tests pass inside the guest, with real hooks and real nested KVM guests."""
+    require("guests", unavailable(kernel.architecture))
+    outcome = runs.result(kernel)
+    if outcome.boots > 1:
         warnings.warn(
-            f"{kernel.name}: the emulated machine hung, it was booted {result.boots} times",
+            f"{kernel.name}: the emulated machine hung, it was booted {outcome.boots} times",
             stacklevel=1,
         )
-    if wrong:
-        pytest.fail(f"{kernel.name}: {wrong}\n{RESULTS / kernel.name / CONSOLE}:\n{tail}")
+    if outcome.wrong:
+        place = RESULTS / kernel.name / CONSOLE
+        pytest.fail(f"{kernel.name}: {outcome.wrong}\n{place}:\n{outcome.console_tail}")

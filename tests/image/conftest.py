@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from deploy_tools import from_trixie
-from image_build import Image, build, mounted
+from image_build import NATIVE, Image, build, mounted
 from required import require
 
 
@@ -18,7 +18,7 @@ def missing() -> str | None:
         return "needs root to build and run containers"
     for program in ("buildah", "debootstrap", "runc"):
         if shutil.which(program) is None:
-            return f"needs {program}: install the package of that name"
+            return f"needs {program}: make test-image installs it"
     return None
 
 
@@ -28,6 +28,17 @@ def image() -> Iterator[Image]:
     require("image", missing())
     build()
     with mounted() as built:
+        yield built
+
+
+@pytest.fixture(scope="session")
+def arm64_image() -> Iterator[Image]:
+    """The same for arm64. On another machine its programs are run by qemu-user-static."""
+    require("image", missing())
+    if NATIVE != "arm64" and shutil.which("qemu-aarch64-static") is None:
+        require("image", "needs qemu-aarch64-static: install the package qemu-user-static")
+    build("arm64")
+    with mounted("arm64") as built:
         yield built
 
 

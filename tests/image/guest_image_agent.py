@@ -1,10 +1,11 @@
 """Runs inside a guest of tests/guests: the image's root, shared as /packages, on that kernel.
 
-    python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES...
+    python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES[:LOCKDOWN]...
 
 For each set of capabilities (names joined by commas) the agent is started in the image's root
 with these only, kernel.perf_event_paranoid set as given, beside a KVM and a TCG guest of uid 107.
-What it says is written to RESULT. The interpreter is the guest's own, without other packages.
+A lockdown mode stays for the cases after it: the kernel does not let go of one. What the agent
+says is written to RESULT. The interpreter is the guest's own, without other packages.
 """
 
 import json
@@ -21,14 +22,19 @@ from kernel_world import Started, wait_for
 ROOT = Path("/packages")
 MEMLOCK_BYTES = 64 * 1024
 """What a kernel gives a process that nobody has raised it for."""
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
 def prepare() -> None:
     """What the container runtime mounts."""
+    if not LOCKDOWN.exists():
+        securityfs = ["mount", "-t", "securityfs", "securityfs", str(LOCKDOWN.parent)]
+        subprocess.run(securityfs, check=True)
     for kind, point in (("proc", "proc"), ("tmpfs", "tmp")):
         subprocess.run(["mount", "-t", kind, kind, str(ROOT / point)], check=True)
     for point in ("dev", "sys"):
         subprocess.run(["mount", "--rbind", f"/{point}", str(ROOT / point)], check=True)
+    # The guest is thrown away: its device need not be as it was.
     Path("/dev/kvm").chmod(0o666)
 
 
@@ -44,8 +50,10 @@ def inside(capabilities: str, *command: str) -> list[str]:
 
 def seen_with(case: str) -> dict[str, object]:
     """Metrics, log and the doctor's words."""
-    paranoid, _, capabilities = case.partition(":")
+    paranoid, capabilities, lockdown = f"{case}:".split(":")[:3]
     Path("/proc/sys/kernel/perf_event_paranoid").write_text(paranoid)
+    if lockdown:
+        LOCKDOWN.write_text(lockdown)
     command = ["hvprobe", "agent", "--standalone", "--node", "guest", "--listen", "127.0.0.1:0"]
     log: list[str] = []
     with Started(inside(capabilities, *command), stderr=subprocess.PIPE) as agent:
@@ -65,7 +73,10 @@ def seen_with(case: str) -> dict[str, object]:
 
         wait_for(settled, "both guests are seen")
         # Another look, once the emulated one has computed a little.
-        wait_for(lambda: "userspace_exits_total{" in settled() or " inferred" in log[0], "an exit")
+        wait_for(
+            lambda: "userspace_exits_total{" in settled() or " inferred" in log[0],
+            f"an exit, with {case}: {log}",
+        )
         metrics = settled()
     doctor = subprocess.run(
         inside(capabilities, "hvprobe", "doctor"), check=False, capture_output=True, text=True
@@ -75,7 +86,8 @@ def seen_with(case: str) -> dict[str, object]:
 
 def main() -> None:
     prepare()
-    with QemuAsUser("default_alpha", "kvm"), QemuAsUser("lab_beta", "tcg"):
+    alpha = QemuAsUser("default_alpha", "kvm", own_device=False)
+    with alpha, QemuAsUser("lab_beta", "tcg", own_device=False):
         found = {case: seen_with(case) for case in sys.argv[2:]}
     Path(sys.argv[1]).write_text(json.dumps({"kernel": os.uname().release, "seen": found}))
 

@@ -6,6 +6,7 @@ Owns building once a session and the mounted copy. Must not know how it is run.
 import contextlib
 import json
 import os
+import platform
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any
 from guest_cache import cache_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-TAG = "localhost/hvprobe:test"
+NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+"""This machine's architecture as Debian calls it."""
 STORE = cache_directory().parent / "image"
 """Where scripts/build-image.sh keeps its storage."""
 
@@ -26,6 +28,8 @@ class Image:
 
     root: Path
     """Its root file system; read-only, please."""
+    architecture: str
+    """As registries show it: amd64, arm64."""
     config: dict[str, Any]
     """As engines show it: Entrypoint, Env, Labels, Healthcheck."""
     size_bytes: int
@@ -40,11 +44,16 @@ def store(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def build() -> None:
+def tag(architecture: str) -> str:
+    """Apart from what `make image` names."""
+    return f"localhost/hvprobe:test-{architecture}"
+
+
+def build(architecture: str = NATIVE) -> None:
     """Build it, which takes seconds where nothing has changed."""
-    environment = {**os.environ, "HVPROBE_CACHE": str(STORE.parent)}
+    environment = {**os.environ, "HVPROBE_CACHE": str(STORE.parent), "ARCH": architecture}
     done = subprocess.run(
-        [str(ROOT / "scripts/build-image.sh"), TAG],
+        [str(ROOT / "scripts/build-image.sh"), tag(architecture)],
         check=False,
         capture_output=True,
         text=True,
@@ -54,20 +63,25 @@ def build() -> None:
 
 
 @contextlib.contextmanager
-def mounted() -> Iterator[Image]:
+def mounted(architecture: str = NATIVE) -> Iterator[Image]:
     """The image with its root mounted until the block ends."""
-    config = json.loads(store("inspect", "--type", "image", TAG))["Docker"]
+    name = tag(architecture)
+    described = json.loads(store("inspect", "--type", "image", name))["Docker"]
     listed = json.loads(store("images", "--json"))
-    container = store("from", "--pull-never", TAG)
+    container = store("from", "--arch", architecture, "--pull-never", name)
     try:
-        root = Path(store("mount", container))
-        yield Image(root=root, config=config["config"], size_bytes=size_of(listed))
+        yield Image(
+            root=Path(store("mount", container)),
+            architecture=described["architecture"],
+            config=described["config"],
+            size_bytes=size_of(name, listed),
+        )
     finally:
         store("rm", container)
 
 
-def size_of(listed: list[dict[str, Any]]) -> int:
+def size_of(name: str, listed: list[dict[str, Any]]) -> int:
     """Sum of the image's layers, from `buildah images --json`, which rounds to three digits."""
-    (shown,) = [image["size"] for image in listed if TAG in (image["names"] or ())]
+    (shown,) = [image["size"] for image in listed if name in (image["names"] or ())]
     number, unit = shown.split()
     return int(float(number) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[unit])

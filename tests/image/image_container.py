@@ -100,10 +100,12 @@ def running(
     without: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     files: Mapping[str, Mapping[str, bytes]] | None = None,
+    own_network: bool = False,
 ) -> Iterator[Container]:
     """The DaemonSet's container, running; without some capabilities that it asks for.
 
-    files: secrets by name, each with its files.
+    files: secrets by name, each with its files. own_network: it then listens where the image's
+    default says, and only Container.execute reaches it.
     """
     with workplace() as place:
         for secret, content in (files or {}).items():
@@ -116,8 +118,12 @@ def running(
             scratch=place,
             capabilities=possible_capabilities() - frozenset(without),
             seccomp=seccomp,
-            environment={"HVPROBE_LISTEN": "127.0.0.1:0", **(environment or {})},
+            environment={
+                **({} if own_network else {"HVPROBE_LISTEN": "127.0.0.1:0"}),
+                **(environment or {}),
+            },
             devices=host_devices(),
+            own_network=own_network,
         )
         (place / "config.json").write_text(json.dumps(runtime_config(daemonset, world), indent=1))
         state = place / "runc"

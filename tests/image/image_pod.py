@@ -2,7 +2,7 @@
 
 Owns what a container runtime makes of a container's securityContext, mounts and resources (CRI:
 containerd pkg/cri, CRI-O server/container_create_linux.go). Must not know how it is run. Other than
-in a cluster there is no network namespace of its own, and no service account.
+in a cluster there is no service account, and the machine's network unless asked otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,8 @@ class World:
     """Added to the container's: the test's own wishes."""
     devices: Sequence[Json] = ()
     """The host's devices, which only privileged containers get."""
+    own_network: bool = False
+    """A network namespace with a loopback interface alone, not the machine's network."""
 
 
 def runtime_config(daemonset: Json, world: World) -> Json:
@@ -48,8 +50,11 @@ def runtime_config(daemonset: Json, world: World) -> Json:
     context = container["securityContext"]
     privileged = bool(context.get("privileged"))
     kept = granted(context, world.capabilities)
+    kinds = namespaces(pod, privileged=privileged)
+    if world.own_network:
+        kinds.append("network")
     linux: Json = {
-        "namespaces": [{"type": kind} for kind in namespaces(pod, privileged=privileged)],
+        "namespaces": [{"type": kind} for kind in kinds],
         "resources": resources(container, privileged=privileged),
     }
     if privileged:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from image_build import ROOT, Image
+from image_build import NATIVE, ROOT, Image
 
 pytestmark = pytest.mark.timeout(900)
 MOST_BYTES = 600 * 10**6
@@ -21,6 +21,12 @@ def in_image(image: Image, *command: str) -> subprocess.CompletedProcess[str]:
 def test_is_small(image: Image) -> None:
     """The image takes less than 600 MB of a node's disk."""
     assert image.size_bytes < MOST_BYTES
+
+
+def test_is_what_was_asked_for(image: Image) -> None:
+    """Registries are told the architecture that its packages are of."""
+    done = in_image(image, "dpkg", "--print-architecture")
+    assert image.architecture == done.stdout.strip() == NATIVE
 
 
 def test_starts_the_agent(image: Image) -> None:

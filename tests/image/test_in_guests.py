@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from guest_build import build
-from guest_kernels import kernel_named
+from guest_kernels import GuestKernel, kernel_named, selected
 from guest_results import results_of
 from guest_vm import boot, unavailable
 from image_build import Image
@@ -16,6 +16,7 @@ from required import require
 
 pytestmark = pytest.mark.timeout(1500)
 DEADLINE_S = 900.0
+MOST_BYTES = 600 * 10**6
 # bpf and perfmon by number: Debian 12's setpriv does not know their names.
 BPF, PERFMON, PTRACE, READ, RESOURCE = (
     "cap_39 cap_38 sys_ptrace dac_read_search sys_resource".split()
@@ -27,13 +28,26 @@ KPROBES = {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
 Json = dict[str, Any]
 
 
-def case(paranoid: int, capabilities: Sequence[str]) -> str:
-    return f"{paranoid}:{','.join(capabilities)}"
+def case(paranoid: int, capabilities: Sequence[str], lockdown: str = "") -> str:
+    return f"{paranoid}:{','.join(capabilities)}:{lockdown}"
+
+
+def named(line: str) -> set[str]:
+    """Capabilities that a line names."""
+    return set(re.findall(r"CAP_\w+", line))
+
+
+def chosen(name: str) -> GuestKernel:
+    """The kernel of that name; skipped where HVPROBE_KERNELS does not name it."""
+    kernel = kernel_named(name)
+    if kernel not in selected():
+        pytest.skip(f"HVPROBE_KERNELS does not name {name}")
+    return kernel
 
 
 def seen_in(image: Image, name: str, cases: Sequence[str]) -> dict[str, Json]:
     """What the image's agent says in a guest with that kernel, by case."""
-    kernel = kernel_named(name)
+    kernel = chosen(name)
     require("image", unavailable(kernel.architecture))
     guest = dataclasses.replace(build(kernel), packages=image.root)
     command = f"exec python3 tests/image/guest_image_agent.py /results/seen.json {' '.join(cases)}"
@@ -82,13 +96,38 @@ def test_attaches_kprobes_with_capabilities_alone(image: Image) -> None:
     assert verified(seen[strict])
     lost = {hook for hook, it in backends(seen[strict]).items() if it == "none"}
     assert lost == KPROBES | {"sched_process_free"}
-    assert any("not permitted" in line and "CAP_SYS_ADMIN" in line for line in seen[strict]["log"])
+    refusals = [line for line in seen[strict]["log"] if "not permitted" in line]
+    assert len(refusals) == len(lost)
+    assert all(named(line) == {"CAP_SYS_ADMIN"} for line in refusals)
+    assert all("kernel.perf_event_paranoid=3" in line for line in refusals)
 
 
 def test_needs_sys_resource_before_5_11(image: Image) -> None:
-    """Linux 5.10: with SYS_RESOURCE everything is attached, without it there is no BPF."""
+    """Linux 5.10: with SYS_RESOURCE everything is attached, without it there is no BPF.
+
+    The reason then names it alone.
+    """
     whole, without = (case(MAINLINE, names) for names in (ALL, ALL[:-1]))
     seen = seen_in(image, "5.10", [whole, without])
     assert verified(seen[whole])
     assert "none" not in backends(seen[whole]).values()
-    assert any("WARNING no BPF" in line for line in seen[without]["log"])
+    (warning,) = [line for line in seen[without]["log"] if "WARNING no BPF" in line]
+    assert named(warning) == {"CAP_SYS_RESOURCE"}
+    assert seen[without]["exit"] == 1
+    assert any(
+        "CAP_SYS_RESOURCE is missing" in line for line in seen[without]["doctor"].split("\n")
+    )
+
+
+def test_runs_on_arm64(request: pytest.FixtureRequest) -> None:
+    """The image for arm64, on a real arm64 kernel (6.1): small, and kprobes with capabilities."""
+    chosen("6.1-arm64")
+    # Asked for here: building it takes minutes, which the choice of kernels is to save.
+    arm64_image: Image = request.getfixturevalue("arm64_image")
+    assert arm64_image.architecture == "arm64"
+    assert arm64_image.size_bytes < MOST_BYTES
+    whole = case(MAINLINE, ALL)
+    seen = seen_in(arm64_image, "6.1-arm64", [whole])
+    assert verified(seen[whole])
+    assert {hook for hook, it in backends(seen[whole]).items() if it == "kprobe"} == KPROBES
+    assert "none" not in backends(seen[whole]).values()

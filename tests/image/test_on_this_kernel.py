@@ -5,6 +5,7 @@ Beside it run a KVM and a TCG guest of user 107, as virt-launcher starts them.
 
 import copy
 import json
+import re
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from certificates import Authority
 from deploy_render import rendered
 from image_build import Image
 from image_container import Container, possible_capabilities, running
-from image_qemu import QEMU_USER, QemuAsUser
+from image_memory import memory_of
+from image_qemu import QemuAsUser
+from kernel_agent import program_exists, program_ids
 from kernel_world import wait_for
 from required import missing_for_guests, require
 
@@ -31,16 +34,8 @@ KVM, TCG, UNKNOWN = ({"hypervisor_type": kind} for kind in ("kvm", "tcg", "unkno
 def guests() -> Iterator[None]:
     """default/alpha on KVM and lab/beta emulated, both of user 107, running all the time."""
     require("image", missing_for_guests())
-    device = Path("/dev/kvm")
-    owner = device.stat().st_uid
-    mode = device.stat().st_mode
-    device.chmod(0o666)
-    try:
-        with QemuAsUser("default_alpha", "kvm"), QemuAsUser("lab_beta", "tcg"):
-            yield
-    finally:
-        device.chmod(mode)
-        assert device.stat().st_uid == owner != QEMU_USER
+    with QemuAsUser("default_alpha", "kvm"), QemuAsUser("lab_beta", "tcg"):
+        yield
 
 
 def daemonset(overlay: str) -> Json:
@@ -101,12 +96,24 @@ def test_serves_https(image: Image, crio_seccomp: Json, guests: None, tmp_path: 
 
 
 def test_writes_nothing(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """The container's root cannot be written, and the agent leaves nothing in /tmp."""
+    """Nothing in the container can be written, not even /tmp, and the agent does without."""
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
-        tried = agent.execute("sh", "-c", "touch /x /etc/x /opt/hvprobe/x /sys/kernel/tracing/x")
-        assert tried.stderr.count("Read-only file system") == 4
-        assert agent.execute("find", "/tmp", "-mindepth", "1").stdout == ""
+        tried = agent.execute(
+            "sh", "-c", "touch /x /etc/x /tmp/x /opt/hvprobe/x /sys/kernel/tracing/x"
+        )
+        assert tried.stderr.count("Read-only file system") == 5
+
+
+def test_speaks_utf8(image: Image, crio_seccomp: Json, guests: None) -> None:
+    """What `kubectl exec` starts finds a UTF-8 locale, though nobody's shell has set one."""
+    with running(image, daemonset("capabilities"), crio_seccomp) as agent:
+        program = "import os, sys; print(os.environ['LANG'], sys.stdout.encoding)"
+        assert agent.execute("python3", "-c", program).stdout == "C.UTF-8 utf-8\n"
+        wait_for(both_verified(agent), "both guests are verified")
+        shown = agent.execute("hvprobe", "live", "--once")
+        assert shown.returncode == 0, shown.stderr
+        assert "default/alpha" in shown.stdout.replace(" ", "")
 
 
 def test_capabilities_are_all_it_gets(image: Image, crio_seccomp: Json, guests: None) -> None:
@@ -123,6 +130,19 @@ def test_capabilities_are_all_it_gets(image: Image, crio_seccomp: Json, guests: 
     mask = sum(1 << bit for bit in expected.values())
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == mask
     assert status["NoNewPrivs"] == "1"
+
+
+def test_leaves_nothing_behind(image: Image, crio_seccomp: Json, guests: None) -> None:
+    """When the container is deleted the kernel has none of its BPF programs any more."""
+    with running(image, daemonset("capabilities"), crio_seccomp) as agent:
+        wait_for(both_verified(agent), "both guests are verified")
+        programs = program_ids(agent.main_tgid())
+        assert programs
+        assert all(program_exists(number) for number in programs)
+    wait_for(
+        lambda: not any(program_exists(number) for number in programs),
+        "the kernel has let go of the programs",
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +181,7 @@ def test_names_what_is_missing(
     assert doctor.returncode == (1 if lost_bpf else 0)
     if lost_bpf:
         (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
-        assert missing in warning
+        assert set(re.findall(r"CAP_\w+", warning)) == {missing}
 
 
 def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests: None) -> None:
@@ -176,15 +196,70 @@ def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests
     assert backends == {"raw_tracepoint"}
 
 
+def changed(**pod: object) -> Json:
+    """The capabilities DaemonSet with other fields of the pod; None: without the field."""
+    manifest = copy.deepcopy(daemonset("capabilities"))
+    spec = manifest["spec"]["template"]["spec"]
+    spec.update(pod)
+    return manifest
+
+
+def test_needs_the_nodes_process_numbers(image: Image, crio_seccomp: Json, guests: None) -> None:
+    """Without hostPID nothing is seen, and the reason says what to give."""
+    with running(image, changed(hostPID=False), crio_seccomp) as agent:
+        assert samples(agent, "kubevirt_vmi_hypervisor_info") == {}
+    (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
+    assert "give the pod hostPID: true" in warning
+
+
+def test_needs_root(image: Image, crio_seccomp: Json, guests: None) -> None:
+    """Another user keeps none of the capabilities added, and both are named."""
+    manifest = changed()
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    container["securityContext"]["runAsUser"] = 1000
+    with running(image, manifest, crio_seccomp) as agent:
+        status = Path(f"/proc/{agent.main_tgid()}/status").read_text()
+    assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+    (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
+    assert set(re.findall(r"CAP_\w+", warning)) == {"CAP_BPF", "CAP_PERFMON"}
+
+
+def test_does_without_tracefs(image: Image, crio_seccomp: Json, guests: None) -> None:
+    """Where the node's tracefs is not mounted, all but one hook attach and verdicts are proven."""
+    manifest = changed()
+    pod = manifest["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    container["volumeMounts"] = [it for it in container["volumeMounts"] if it["name"] != "tracefs"]
+    with running(image, daemonset("capabilities"), crio_seccomp) as agent:
+        whole = attached(agent)
+    with running(image, manifest, crio_seccomp) as agent:
+        wait_for(both_verified(agent), "both guests are verified")
+        assert whole - attached(agent) == {"sched_process_free"}
+
+
+def attached(agent: Container) -> set[str]:
+    """Names of the hooks that are."""
+    found = agent.samples("hvprobe_hook_attached")
+    return {dict(labels)["hook"] for labels, value in found.items() if value == 1.0}
+
+
 def test_stays_within_its_memory(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """After many scrapes the agent has used less memory than the manifest requests."""
+    """It compiles and starts within the manifest's limit, and then lives within its request.
+
+    The limit is in force. What counts for the request is what kubelet counts: the container's
+    memory without file pages that nobody has used lately (cadvisor's working set).
+    """
     manifest = daemonset("capabilities")
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
-    requested = int(container["resources"]["requests"]["memory"].removesuffix("Mi"))
+    wanted = {
+        kind: int(found["memory"].removesuffix("Mi"))
+        for kind, found in container["resources"].items()
+    }
     with running(image, manifest, crio_seccomp) as agent:
         for _ in range(50):
             agent.get("/metrics")
-        status = Path(f"/proc/{agent.main_tgid()}/status").read_text()
-        (peak_kib,) = [int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line]
-        print(json.dumps({"VmHWM_MiB": peak_kib / 1024}))
-    assert peak_kib / 1024 < requested
+        used = memory_of(agent.main_tgid())
+        print(json.dumps({name: round(value / 2**20, 1) for name, value in used.items()}))
+    assert used["limit"] == wanted["limits"] * 2**20
+    assert used["oom_kills"] == 0
+    assert used["working_set"] < wanted["requests"] * 2**20

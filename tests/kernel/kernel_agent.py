@@ -24,13 +24,20 @@ ROOT = Path(__file__).resolve().parents[2]
 class Agent(Started):
     """``hvprobe agent`` on a free port of the loopback interface."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, wait: bool = True) -> None:
+        """wait: until it serves; otherwise call wait_until_serving()."""
         super().__init__(
             [sys.executable, "-m", "probes", "agent", "--listen", "127.0.0.1:0", *arguments],
             environment={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
         )
         self.log: list[str] = []
+        self.url = ""
+        if wait:
+            self.wait_until_serving()
+
+    def wait_until_serving(self) -> None:
+        """Until the agent says where."""
         self.url = self._url()
 
     def _url(self) -> str:

@@ -239,10 +239,10 @@ if child == 0:
     try:
         fcntl.ioctl(vcpu, 0xAE80, 0)
     except OSError as err:
-        print(err.errno, flush=True)
+        os.write(1, b"%d\\n" % err.errno)
     sys.stdin.read()
     os._exit(0)
-print(child, flush=True)
+os.write(1, b"%d\\n" % child)
 """
     with PythonProcessWithLines(program) as parent:
         said = {int(parent.line()) for _ in range(2)}

@@ -80,7 +80,7 @@ def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 
         userspace_exits=0,
         exits=0,
     )
-    return replace(nothing, **changes)
+    return nothing._replace(**changes)
 
 
 def hooks(attached: frozenset[Question] = ALL_QUESTIONS) -> tuple[HookStatus, ...]:
@@ -212,6 +212,7 @@ def plant(proc: Path, capture: Capture) -> Path:
     root.mkdir(parents=True)
     for name in ("stat", "cmdline", "cgroup"):
         (root / name).write_bytes(getattr(capture, name).encode())
+    (root / "comm").write_text(capture.stat.partition("(")[2].rpartition(")")[0] + "\n")
     if capture.exe is not None:
         (root / "exe").symlink_to(capture.exe)
     _plant_fds(root, capture.fd)
@@ -231,7 +232,7 @@ def _plant_fds(directory: Path, fds: Mapping[str, str]) -> None:
 
 
 def plant_node(proc: Path) -> Path:
-    """What a /proc has besides processes and hvprobe (through psutil) reads."""
+    """What a /proc has besides processes."""
     proc.mkdir(parents=True, exist_ok=True)
     (proc / "stat").write_text("cpu  1 0 1 1 0 0 0 0 0 0\nbtime 1700000000\n")
     return proc

@@ -50,9 +50,10 @@ PROCESS = JudgedProcess(
     vcpus=2,
     started_unix_s=1.5,
     verdict=KVM,
-    ledger=entry(runs=3, userspace_exits=2, exits=40),
+    record_ns=entry().first_ns,
 )
-NAMED = {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture=None)}
+COUNTED = entry(runs=3, userspace_exits=2, exits=40)
+NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
 
 # trust in counters
@@ -141,8 +142,21 @@ def test_questions_fired(entries: tuple[LedgerEntry, ...], fired: set[Question])
 # processes
 
 
-def one(process: JudgedProcess, trusts: CounterTrusts = ALL_PROVEN) -> ProcessReport:
-    (found,) = process_reports([process], attributions=NAMED, trusts=trusts)
+def reports(
+    *processes: JudgedProcess,
+    record: LedgerEntry | None = COUNTED,
+    trusts: CounterTrusts = ALL_PROVEN,
+) -> tuple[ProcessReport, ...]:
+    entries = {VMM.tgid: record} if record else {}
+    return process_reports(processes, entries=entries, names={VMM: ALPHA}, trusts=trusts)
+
+
+def one(
+    process: JudgedProcess,
+    record: LedgerEntry | None = COUNTED,
+    trusts: CounterTrusts = ALL_PROVEN,
+) -> ProcessReport:
+    (found,) = reports(process, record=record, trusts=trusts)
     return found
 
 
@@ -179,32 +193,60 @@ def test_zero_is_shown_only_where_believed(
     trust: CounterTrust, count: int, shown: int | None
 ) -> None:
     """Never a false 0: it stands for a true one, or the counter is absent."""
-    process = replace(PROCESS, ledger=entry(runs=count, userspace_exits=count, exits=count))
-    found = one(process, CounterTrusts(runs=trust, userspace_exits=trust, exits=trust))
+    record = entry(runs=count, userspace_exits=count, exits=count)
+    found = one(PROCESS, record, CounterTrusts(runs=trust, userspace_exits=trust, exits=trust))
     assert (found.runs, found.userspace_exits, found.exits) == (shown, shown, shown)
 
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
 def test_no_counters_without_acceleration(verdict: Verdict) -> None:
     """An emulated VM has no VM exits to count, which is not the same as 0 of them."""
-    found = one(replace(PROCESS, verdict=verdict, ledger=None))
+    found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
     assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
 
 
 @pytest.mark.parametrize("verdict", [KVM, MSHV])
 def test_accelerated_but_quiet_since_attached(verdict: Verdict) -> None:
     """An accelerated VM that the ledger has seen nothing of has made 0 exits since attaching."""
-    found = one(replace(PROCESS, verdict=verdict, ledger=None))
+    found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
     assert (found.runs, found.userspace_exits, found.exits) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("process", "record", "shown"),
+    [
+        (PROCESS, COUNTED, 40),
+        (PROCESS, COUNTED._replace(first_ns=COUNTED.first_ns + 1), 0),
+        (replace(PROCESS, record_ns=None), COUNTED, 0),
+        (replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns - 1), COUNTED, 0),
+        (replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns + 1), COUNTED, 0),
+        (
+            replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns + 1),
+            COUNTED._replace(exec_ns=None),
+            40,
+        ),
+        (
+            replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns - 1),
+            COUNTED._replace(exec_ns=None),
+            0,
+        ),
+    ],
+    ids=["its own", "a later one", "none", "executed later", "executed", "adopted", "later still"],
+)
+def test_only_its_own_record_counts(
+    process: JudgedProcess, record: LedgerEntry, shown: int
+) -> None:
+    """A record of its number is its own if it is the one judged with, or made when it was read."""
+    assert one(process, record).exits == shown
+
+
 def test_states() -> None:
-    """With a name, without one, and libvirt's capability probe; sorted by process."""
+    """With a name, without one, and libvirt's capability probe; in the order given."""
     unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
     probe = replace(
         PROCESS, vmm=VmmId(tgid=90, start_ticks=1), capability_probe=True, verdict=UNKNOWN
     )
-    found = process_reports([unnamed, PROCESS, probe], attributions=NAMED, trusts=ALL_PROVEN)
+    found = reports(probe, PROCESS, unnamed)
     assert [(it.vmm.tgid, it.vm, it.state) for it in found] == [
         (90, None, ProcessState.PROBE),
         (VMM.tgid, ALPHA, ProcessState.ATTRIBUTED),
@@ -240,16 +282,16 @@ def test_fallback(
     fallback: bool | None,
 ) -> None:
     """Emulated although the node could accelerate it; not known where the node may not try."""
-    attributions = {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)}
+    vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
     processes = [one(replace(PROCESS, verdict=verdict))]
-    (found,) = vmi_reports(attributions, processes, accelerators=accelerators, machine="x86_64")
+    (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64")
     assert found.fallback is fallback
 
 
 def test_vmi_is_passed_on() -> None:
     """A VM has its process's verdict and counters."""
     process = one(PROCESS)
-    (found,) = vmi_reports(NAMED, [process], accelerators=(KVM_AVAILABLE,), machine="x86_64")
+    (found,) = vmi_reports([NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64")
     assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
     assert (found.userspace_exits, found.exits) == (2, 40)
 
@@ -257,10 +299,8 @@ def test_vmi_is_passed_on() -> None:
 @pytest.mark.parametrize("vmm", [None, VmmId(tgid=1, start_ticks=1)])
 def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     """A VM whose process was not found, or went meanwhile, is unknown, and that is the reason."""
-    attributions = {ALPHA: Attribution(vm=ALPHA, vmm=vmm, architecture=None)}
-    (found,) = vmi_reports(
-        attributions, [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64"
-    )
+    vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None)
+    (found,) = vmi_reports([vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64")
     assert found.verdict == Verdict(
         type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
     )
@@ -268,9 +308,9 @@ def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     assert found.fallback is False
 
 
-def test_vmis_are_sorted() -> None:
-    """By namespace, then name: outputs do not jump."""
-    names = [VmName(namespace=ns, name=name) for ns, name in ("ba", "ab", "aa")]
-    attributions = {vm: Attribution(vm=vm, vmm=None, architecture=None) for vm in names}
-    found = vmi_reports(attributions, [], accelerators=(), machine="x86_64")
-    assert [it.vm for it in found] == sorted(names)
+def test_vmis_stay_in_order() -> None:
+    """The order is made with the names, once."""
+    names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
+    vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
+    found = vmi_reports(vms, [], accelerators=(), machine="x86_64")
+    assert [it.vm for it in found] == names

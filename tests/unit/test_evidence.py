@@ -253,3 +253,26 @@ def test_stale_entry_does_not_hide_dropped_events() -> None:
     """An entry of the tgid's former owner is no entry of this process."""
     stale = entry(first_ns=STARTED_NS - 1)
     assert weigh(tcg_process(), kernel(stale, dropped_total=1)).ledger_lost_events
+
+
+@pytest.mark.parametrize(
+    "wrote",
+    [
+        {"exec_ns": STARTED_NS + 1},
+        {"vms_created": 1},
+        {"vcpus_created": 1},
+        {"runs": 1},
+        {"userspace_exits": 1},
+        {"exits": 1},
+        {"mshv_runs": 1},
+    ],
+    ids=lambda wrote: next(iter(wrote)),
+)
+def test_adopted_record_says_nothing_until_a_hook_writes_it(wrote: dict[str, int]) -> None:
+    """A record that hvprobe asked for is as good as none; one that a hook wrote is evidence."""
+    adopted = entry(exec_ns=None)
+    found = weigh(tcg_process(), kernel(adopted, dropped_total=1))
+    assert (found.ledger, found.ledger_lost_events) == (None, True)
+    written = adopted._replace(**wrote)
+    found = weigh(tcg_process(), kernel(written, dropped_total=1))
+    assert (found.ledger, found.ledger_lost_events) == (written, False)

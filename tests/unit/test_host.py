@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from facts import Capture, captured, plant
 
@@ -22,16 +21,11 @@ DEADLINE_S = 10.0
 
 
 @pytest.fixture
-def host(proc: Path) -> Iterator[Host]:
+def host(proc: Path) -> Host:
     """Reads the test's own /proc as a node of the architecture the captures come from."""
-    before = psutil.PROCFS_PATH
-    # psutil keeps one object a process number, /proc folder included, for the whole test run.
-    psutil.process_iter.cache_clear()
     reader = Host(proc_root=proc)
     reader.machine = "x86_64"
-    yield reader
-    psutil.process_iter.cache_clear()
-    psutil.PROCFS_PATH = before
+    return reader
 
 
 def inspected(host: Host, proc: Path, name: str) -> VmmProcess:

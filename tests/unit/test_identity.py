@@ -7,7 +7,7 @@ from facts import VMM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.identity import Attribution, Candidate, VmName, by_guest_name, rank, vm_name
+from probes.identity import Attribution, Candidate, Naming, VmName, by_guest_name, rank, vm_name
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType, VmmId
 
@@ -141,4 +141,26 @@ def test_different_names_are_different_vms() -> None:
     assert {vm: it.vmm for vm, it in found.items()} == {
         ALPHA: VMM,
         VmName(namespace="lab", name="alpha"): YOUNG,
+    }
+
+
+# order
+
+
+def test_naming_is_in_order_and_goes_both_ways() -> None:
+    """VMs by namespace, then name: outputs do not jump. A VM without a process has only a name."""
+    names = [VmName(namespace=ns, name=name) for ns, name in ("ba", "ab", "aa")]
+    found = {
+        vm: Attribution(
+            vm=vm,
+            vmm=VmmId(tgid=number, start_ticks=1) if number else None,
+            architecture=None,
+        )
+        for number, vm in enumerate(names)
+    }
+    naming = Naming.of(found)
+    assert [it.vm for it in naming.vms] == sorted(names)
+    assert naming.names == {
+        VmmId(tgid=1, start_ticks=1): names[1],
+        VmmId(tgid=2, start_ticks=1): names[2],
     }

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from facts import entry, hooks, kernel
 from required import require
 
 from ebpf.hooks import Question
-from ebpf.ledger import ActivityRecord, ProcessRecord, Total, entry_from
+from ebpf.ledger import ActivityRecord, ProcessRecord, Total, entries_from
 
 RECORDS: dict[str, type[ctypes.Structure]] = {
     "ledger_process": ProcessRecord,
@@ -86,33 +87,60 @@ def test_every_field_of_the_header_is_mirrored() -> None:
         assert members == [name for name, *_ in mirror._fields_]
 
 
-def test_counters_of_all_cpus_add_up() -> None:
-    """Each counter is the sum over CPUs, and 0 times mean that it did not happen."""
-    record = ProcessRecord(first_ns=7, exec_ns=0, leader_exit_ns=0, vms_created=1, vcpus_created=2)
-    cpus = [
-        ActivityRecord(runs=1, userspace_exits=10, exits=100),
-        ActivityRecord(runs=0, userspace_exits=0, exits=0),
-        ActivityRecord(runs=2, userspace_exits=20, exits=2**63),
+def _pair(tgid: int, **fields: int) -> tuple[bytes, bytes]:
+    return tgid.to_bytes(4, sys.byteorder), bytes(ProcessRecord(**fields))
+
+
+def test_records_get_the_counters_of_their_slots() -> None:
+    """Each record has its own slot's counters; 0 times mean that it did not happen."""
+    records = [
+        _pair(5, first_ns=7, vms_created=1, vcpus_created=2, slot=1),
+        _pair(6, first_ns=7, exec_ns=8, leader_exit_ns=9, slot=0),
     ]
-    assert entry_from(5, record, cpus) == entry(
-        5,
-        first_ns=7,
-        exec_ns=None,
-        leader_exit_ns=None,
-        vms_created=1,
-        vcpus_created=2,
-        runs=3,
-        userspace_exits=30,
-        exits=2**63 + 100,
-    )
+    counters = [1, 2, 3, 4, 3, 30, 2**63 + 100, 0]
+    found = entries_from(records, records, counters)
+    assert found == {
+        5: entry(
+            5,
+            first_ns=7,
+            exec_ns=None,
+            leader_exit_ns=None,
+            vms_created=1,
+            vcpus_created=2,
+            runs=3,
+            userspace_exits=30,
+            exits=2**63 + 100,
+        ),
+        6: entry(
+            6,
+            first_ns=7,
+            exec_ns=8,
+            leader_exit_ns=9,
+            vms_created=0,
+            vcpus_created=0,
+            runs=1,
+            userspace_exits=2,
+            exits=3,
+            mshv_runs=4,
+        ),
+    }
 
 
-def test_times_are_kept() -> None:
-    """Times that did happen are given as they stand; a process without counters has zeros."""
-    record = ProcessRecord(first_ns=7, exec_ns=8, leader_exit_ns=9)
-    found = entry_from(5, record, ())
-    assert (found.first_ns, found.exec_ns, found.leader_exit_ns) == (7, 8, 9)
-    assert (found.runs, found.userspace_exits, found.exits) == (0, 0, 0)
+def test_a_record_that_changed_hands_meanwhile_is_left_out() -> None:
+    """The counters between may be those of another process that got the slot."""
+    old, new = _pair(5, first_ns=7, slot=0), _pair(5, first_ns=8, slot=0)
+    other = _pair(6, first_ns=9, slot=0)
+    counters = [1, 2, 3, 4]
+    assert entries_from([old], [new], counters) == {}
+    assert entries_from([old], [other], counters) == {}
+    assert entries_from([old], [], counters) == {}
+    assert set(entries_from([old], [old], counters)) == {5}
+
+
+def test_what_a_record_says_is_the_newer() -> None:
+    """A main thread that ended while the counters were read has ended."""
+    before, after = _pair(5, first_ns=7), _pair(5, first_ns=7, leader_exit_ns=9)
+    assert entries_from([before], [after], [0] * 4)[5].leader_exit_ns == 9
 
 
 @pytest.mark.parametrize("counter", ["runs", "userspace_exits", "exits"])

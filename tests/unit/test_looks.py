@@ -15,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families as families_
 from rich_report import rich_report
 
 from probes import looks, site
+from probes.exposition import Format
 from probes.http.routes import Handler, Method, Request, Response
 from probes.kube.cache import WatchStatus
 from probes.looks import SharedLook
 from probes.report import NodeReport
-from probes.site import LAST_KNOWN_S, OPENMETRICS, TEXT, Site, prefers_openmetrics
+from probes.site import LAST_KNOWN_S, Site, prefers_openmetrics
 
 WAIT_S = 20.0
 
@@ -222,6 +223,72 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
     run(steps)
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/"])
+def test_askers_share_what_was_rendered(clock: Clock, path: str) -> None:
+    """Ten who were told the same get one answer, and the next look another."""
+    node = Node()
+
+    async def steps() -> None:
+        served = Site(node.look)
+        answers = await asyncio.gather(*(ask(served, path) for _ in range(10)))
+        clock.now_s += looks.SHARED_FOR_S * 0.9
+        answers.append(await ask(served, path))
+        assert {id(each) for each in answers} == {id(answers[0])}
+        clock.now_s += looks.SHARED_FOR_S
+        node.outcome = replace(rich_report(), node="another")
+        newest = await ask(served, path)
+        assert b"another" in newest.body
+        assert b"another" not in answers[0].body
+
+    run(steps)
+
+
+def test_formats_are_not_mixed_up() -> None:
+    """Who asks for one form does not get what was rendered for another, in whatever order."""
+    node = Node()
+    strict = "application/openmetrics-text"
+
+    async def steps() -> None:
+        served = Site(node.look)
+        for _ in range(2):
+            plain = await ask(served, "/metrics")
+            assert plain.content_type == Format.TEXT.value
+            assert b"# EOF" not in plain.body
+            other = await ask(served, "/metrics", accept=strict)
+            assert other.content_type == Format.OPENMETRICS.value
+            assert other.body.endswith(b"# EOF\n")
+            assert (await ask(served, "/")).body.startswith(b"<!doctype html>")
+        assert node.looked == 1
+
+    run(steps)
+
+
+def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was rendered before a look failed is not told after it, nor while the look hangs on."""
+    monkeypatch.setattr(looks, "DEADLINE_S", 0.0)
+    node = Node()
+    failed = False
+
+    async def steps() -> None:
+        nonlocal failed
+        served = Site(node.look, tls_reload_failed=lambda: failed)
+        node.gate.clear()
+        late = await samples(served)
+        assert late["hvprobe_refresh_failed"] == 1
+        assert late["hvprobe_refresh_failures_total deadline"] == 1
+        failed = True
+        assert await samples(served) == late  # shared
+        clock.now_s += looks.SHARED_FOR_S
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
+        node.gate.set()
+        while (found := await samples(served))["hvprobe_refresh_failed"]:
+            await asyncio.sleep(0.001)
+        assert per_vm(found)
+        assert found["hvprobe_refresh_duration_seconds_count"] == 1
+
+    run(steps)
+
+
 def test_metrics_before_any_look_succeeded(clock: Clock) -> None:
     """The agent's own series and the failure, nothing else, and never an error."""
     node = Node(outcome=OSError("no /proc"))
@@ -260,9 +327,9 @@ def test_no_created_series_in_either_format() -> None:
     async def steps() -> None:
         served = Site(node.look)
         plain = await ask(served, "/metrics")
-        assert plain.content_type == TEXT
+        assert plain.content_type == Format.TEXT.value
         strict = await ask(served, "/metrics", accept="application/openmetrics-text")
-        assert strict.content_type == OPENMETRICS
+        assert strict.content_type == Format.OPENMETRICS.value
         for answer in (plain, strict):
             assert b"_created" not in answer.body
         names = {family.name for family in openmetrics_of(strict.body.decode())}
@@ -272,7 +339,7 @@ def test_no_created_series_in_either_format() -> None:
     run(steps)
 
 
-def test_tls_reloading_is_told_with_tls_only() -> None:
+def test_tls_reloading_is_told_with_tls_only(clock: Clock) -> None:
     """1 while the files cannot be used; no series without TLS."""
     node = Node()
     failed = False
@@ -282,6 +349,7 @@ def test_tls_reloading_is_told_with_tls_only() -> None:
         served = Site(node.look, tls_reload_failed=lambda: failed)
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
         failed = True
+        clock.now_s += looks.SHARED_FOR_S
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
         assert "hvprobe_tls_reload_failed" not in await samples(Site(node.look))
 

@@ -3,23 +3,19 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import prometheus_client
 import pytest
 from facts import INTEL_HOST, health
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as families_of
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from required import require
 from rich_report import KVM, TCG, rich_report, vmi
 
+from probes.exposition import Exposition, Format
 from probes.identity import VmName
 from probes.metrics import families
 from probes.node import Accelerator, NodeVirtualization
@@ -31,28 +27,9 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics.txt"
 PER_VM = {"node", "namespace", "name"}
 
 
-class Rendered(Collector):
-    """A report's families, for prometheus_client's own encoders."""
-
-    def __init__(self, report: NodeReport) -> None:
-        self._report = report
-
-    def collect(self) -> Iterator[Metric]:
-        return families(self._report)
-
-
-def registry_of(report: NodeReport) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(Rendered(report))
-    return registry
-
-
-def openmetrics(registry: CollectorRegistry) -> bytes:
-    return bytes(openmetrics_text(registry))  # type: ignore[no-untyped-call] # theirs
-
-
-def text_of(report: NodeReport) -> str:
-    return prometheus_client.generate_latest(registry_of(report)).decode()
+def text_of(report: NodeReport, form: Format = Format.TEXT) -> str:
+    end = "# EOF\n" if form is Format.OPENMETRICS else ""
+    return "".join(Exposition().write(families(report), form)) + end
 
 
 def samples_of(report: NodeReport) -> Iterator[Sample]:
@@ -94,7 +71,7 @@ def test_promtool_finds_nothing_to_say() -> None:
 
 def test_openmetrics_says_the_same() -> None:
     """The OpenMetrics form parses strictly and has the very same samples."""
-    text = openmetrics(registry_of(rich_report())).decode()
+    text = text_of(rich_report(), Format.OPENMETRICS)
     parsed_families = openmetrics_of(text)  # type: ignore[no-untyped-call] # theirs
     parsed = [sample for family in parsed_families for sample in family.samples]
     assert [(it.name, it.labels, it.value) for it in parsed] == [
@@ -196,8 +173,8 @@ def test_hooks_that_are_missing() -> None:
 HOSTILE = 'a"b\\c\nd} 1\n# TYPE x counter\nx 1'
 
 
-@pytest.mark.parametrize("encode", [prometheus_client.generate_latest, openmetrics])
-def test_hostile_labels_are_escaped(encode: Callable[[CollectorRegistry], bytes]) -> None:
+@pytest.mark.parametrize("form", Format)
+def test_hostile_labels_are_escaped(form: Format) -> None:
     """Whatever stands in a label stays in it: no line is added and the value is given back."""
     name = VmName(namespace=HOSTILE, name=HOSTILE)
     hostile = replace(
@@ -209,10 +186,10 @@ def test_hostile_labels_are_escaped(encode: Callable[[CollectorRegistry], bytes]
         vmis=(replace(vmi("x", KVM, exits=(1, 2)), vm=name),),
     )
     plain = replace(rich_report(), vmis=(vmi("x", KVM, exits=(1, 2)),))
-    text = encode(registry_of(hostile)).decode()
-    expected = encode(registry_of(plain)).decode()
+    text = text_of(hostile, form)
+    expected = text_of(plain, form)
     assert len(text.splitlines()) == len(expected.splitlines())
-    parse = openmetrics_of if encode is openmetrics else families_of
+    parse = openmetrics_of if form is Format.OPENMETRICS else families_of
     parsed = [sample for family in parse(text) for sample in family.samples]
     infos = [it for it in parsed if it.name == "kubevirt_vmi_hypervisor_info"]
     assert [(it.labels["node"], it.labels["namespace"], it.labels["name"]) for it in infos] == [
@@ -229,8 +206,8 @@ def test_every_family_is_told_even_when_empty() -> None:
         accelerators=(),
         virtualization=NodeVirtualization(module=None, nested=None),
     )
-    names = [(it.name, it.type) for it in families(rich_report())]
-    assert [(it.name, it.type) for it in families(bare)] == names
+    names = [(it.name, it.kind) for it in families(rich_report())]
+    assert [(it.name, it.kind) for it in families(bare)] == names
     assert len(set(names)) == len(names)
 
 

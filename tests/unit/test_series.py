@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
 
-from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf.ledger import KernelSnapshot
 from probes import looks
 from probes.http.routes import Method, Request
 from probes.node import Accelerator, NodeVirtualization
@@ -50,7 +50,10 @@ class Churning:
         )
         return kernel(*entries, departed_total=self.departed)
 
-    def forget(self, entry: LedgerEntry) -> None:
+    def adopt(self, tgid: int) -> bool:
+        raise AssertionError("the kernel's own hook has a record of each")
+
+    def forget(self, tgid: int) -> None:
         raise AssertionError("the kernel's own hook forgets")
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
@@ -122,4 +125,4 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(set(infos)) == len(infos) == VMS
     node.run(())
     assert series(site) == before
-    assert observer._known == {}
+    assert observer._roster._known == {}

@@ -1,0 +1,213 @@
+"""EDGE: BPF maps as Python sees them: hashes, arrays in memory, and stacks.
+
+Owns reading and writing them by descriptor. Must not know what they hold: keys and values are
+bytes. A map lives as long as its descriptor, or a program that uses it.
+"""
+
+import ctypes
+import errno
+import mmap
+from operator import add
+
+from ebpf.bpf_calls import Command, Update, bpf, map_element
+
+_NO_BATCH = (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, 524)
+"""Before Linux 5.6 the command is unknown; ENOTSUPP (524): not for this kind of map."""
+
+
+class BatchAttributes(ctypes.Structure):
+    """``union bpf_attr`` of MAP_LOOKUP_BATCH."""
+
+    _fields_ = (
+        ("in_batch", ctypes.c_uint64),
+        ("out_batch", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("map_fd", ctypes.c_uint32),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class HashMap:
+    """A hash. Of a per-CPU one the value holds those of all possible CPUs, one after another."""
+
+    def __init__(self, fd: int, *, key_bytes: int, value_bytes: int, capacity: int) -> None:
+        """Take a descriptor, which stays the caller's. Sizes are of one key and one value."""
+        self._fd = fd
+        self._key_bytes = key_bytes
+        self._value_bytes = value_bytes
+        self._capacity = capacity
+        self._batch = True
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        """All pairs. One that comes or goes meanwhile may or may not be among them; OSError."""
+        if self._batch:
+            try:
+                return self._items_by_batch()
+            except OSError as err:
+                if err.errno not in _NO_BATCH:
+                    raise
+                self._batch = False
+        return self._items_by_key()
+
+    def keys(self) -> list[bytes]:
+        """All keys, likewise."""
+        return [key for key, _ in self.items()]
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value; None: there is no such key."""
+        value = ctypes.create_string_buffer(self._value_bytes)
+        try:
+            map_element(Command.MAP_LOOKUP_ELEM, self._fd, _address(key), ctypes.addressof(value))
+        except FileNotFoundError:
+            return None
+        return value.raw
+
+    def set(self, key: bytes, value: bytes, how: Update = Update.ANY) -> bool:
+        """Write; False: with NOEXIST, there is such a key."""
+        try:
+            map_element(Command.MAP_UPDATE_ELEM, self._fd, _address(key), _address(value), int(how))
+        except FileExistsError:
+            return False
+        return True
+
+    def delete(self, key: bytes) -> bool:
+        """Remove; False: there was no such key."""
+        try:
+            map_element(Command.MAP_DELETE_ELEM, self._fd, _address(key), 0)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _items_by_batch(self) -> list[tuple[bytes, bytes]]:
+        """Bucket after bucket: what stays in the map is met once, whatever comes and goes."""
+        room = self._capacity
+        keys = ctypes.create_string_buffer(room * self._key_bytes)
+        values = ctypes.create_string_buffer(room * self._value_bytes)
+        place = ctypes.create_string_buffer(max(self._key_bytes, 8))
+        attributes = BatchAttributes(
+            out_batch=ctypes.addressof(place),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
+            map_fd=self._fd,
+        )
+        found: list[tuple[bytes, bytes]] = []
+        ended = False
+        while not ended:
+            attributes.count = room
+            try:
+                bpf(Command.MAP_LOOKUP_BATCH, attributes)
+            except FileNotFoundError:  # this was the last
+                ended = True
+            attributes.in_batch = attributes.out_batch
+            count = attributes.count
+            found += zip(
+                _pieces(keys, self._key_bytes, count),
+                _pieces(values, self._value_bytes, count),
+                strict=True,
+            )
+        return found
+
+    def _items_by_key(self) -> list[tuple[bytes, bytes]]:
+        return [(key, value) for key in self._next_keys() if (value := self.get(key)) is not None]
+
+    def _next_keys(self) -> list[bytes]:
+        """Each once: should the one just read have gone, the kernel begins anew."""
+        found: dict[bytes, None] = {}
+        following = ctypes.create_string_buffer(self._key_bytes)
+        key: bytes | None = None
+        while len(found) < 2 * self._capacity:
+            try:
+                map_element(
+                    Command.MAP_GET_NEXT_KEY,
+                    self._fd,
+                    _address(key) if key else 0,
+                    ctypes.addressof(following),
+                )
+            except FileNotFoundError:
+                break
+            key = following.raw
+            found[key] = None
+        return list(found)
+
+
+class MappedArray:
+    """An array of records of 64-bit words, mapped into memory: reading it asks nobody.
+
+    It is made of equal blocks (one a CPU). The map has to be made with BPF_F_MMAPABLE.
+    """
+
+    def __init__(self, fd: int, *, words: int, block_records: int, blocks: int) -> None:
+        """Take a descriptor, which may be closed afterwards; OSError. words: of a record."""
+        self._words = words
+        self._block_words = self._words * block_records
+        self._blocks = blocks
+        size = 8 * words * block_records * blocks
+        self._memory = mmap.mmap(
+            fd,
+            -(-size // mmap.PAGESIZE) * mmap.PAGESIZE,
+            flags=mmap.MAP_SHARED,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+        self._view = memoryview(self._memory).cast("Q")
+
+    def sums(self, records: int) -> list[int]:
+        """The blocks added up, counter by counter, for each block's first records: one flat list.
+
+        Each counter is read once and whole; nothing stops the others' counting meanwhile.
+        """
+        total: list[int] = [0] * (records * self._words)
+        for block in range(self._blocks):
+            start = block * self._block_words
+            total = list(map(add, total, self._view[start : start + len(total)].tolist()))
+        return total
+
+    def write(self, record: int, word: int) -> None:
+        """Set a record of one word, in the first block."""
+        self._view[record] = word
+
+    def clear(self, record: int) -> None:
+        """Set the counters of one record to 0 in all blocks."""
+        for block in range(self._blocks):
+            start = block * self._block_words + record * self._words
+            for word in range(start, start + self._words):
+                self._view[word] = 0
+
+    def close(self) -> None:
+        """Let go of the memory. May be called again."""
+        self._view.release()
+        self._memory.close()
+
+
+class Stack:
+    """A stack of 32-bit numbers (BPF_MAP_TYPE_STACK)."""
+
+    def __init__(self, fd: int) -> None:
+        """Take a descriptor, which stays the caller's."""
+        self._fd = fd
+
+    def push(self, number: int) -> None:
+        """Put on top; OSError (E2BIG): it is full."""
+        value = ctypes.c_uint32(number)
+        map_element(Command.MAP_UPDATE_ELEM, self._fd, 0, ctypes.addressof(value))
+
+    def pop(self) -> int | None:
+        """Take from the top; None: it is empty."""
+        value = ctypes.c_uint32()
+        try:
+            map_element(Command.MAP_LOOKUP_AND_DELETE_ELEM, self._fd, 0, ctypes.addressof(value))
+        except FileNotFoundError:
+            return None
+        return value.value
+
+
+def _address(data: bytes) -> int:
+    """Of bytes that the caller keeps alive meanwhile."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+def _pieces(buffer: ctypes.Array[ctypes.c_char], size: int, count: int) -> list[bytes]:
+    data = ctypes.string_at(buffer, count * size)
+    return [data[at : at + size] for at in range(0, len(data), size)]

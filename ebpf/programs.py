@@ -1,0 +1,203 @@
+"""EDGE: loaded BPF programs: attached and detached by their descriptors, and their maps.
+
+Owns what a program is attached to now, and how failures to load or attach are told. A process of
+its own compiles (loader.py); this one never imports the compiler. Must not know which programs
+there are, nor what for.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ebpf.bpf_calls import open_kprobe, open_raw_tracepoint, open_tracepoint
+from ebpf.errors import BpfUnavailableError
+from ebpf.handover import Failure, Loaded, Request
+from ebpf.hooks import AttachPoint, Backend
+from ebpf.permission import why_no_bpf, why_no_perf_event
+
+LOADING_S = 180.0
+"""How long compiling and loading may take: half a second on a node, 10 s on an emulated CPU."""
+_MAIN = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from ebpf.loader import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+"""The loader sees the same modules as this process, wherever they are installed."""
+_KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
+_TRACEFS = ("kernel/tracing", "kernel/debug/tracing")
+
+
+class Programs:
+    """One compiled BPF text: its programs, attached where asked for, and its maps."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        flags: Sequence[str],
+        *,
+        maps: Sequence[str],
+        loadable: Iterable[tuple[str, Backend]],
+        sys_root: Path,
+    ) -> None:
+        """Compile package files, joined in the given order, with compiler flags.
+
+        loadable: each function with each kind of program it may be attached as. Raises
+        BpfUnavailableError when no program can be used on this node at all.
+        """
+        self._sys_root = sys_root
+        self._held: dict[AttachPoint, int] = {}
+        wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
+        self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
+        if self._loaded.error is not None:
+            raise BpfUnavailableError(_why_unavailable(self._loaded.error))
+        self.bcc_version = self._loaded.bcc_version
+        """Version of the library that compiled."""
+
+    def map_fd(self, name: str) -> int:
+        """Descriptor of a map by its name in the text; it stays ours."""
+        return self._loaded.maps[name]
+
+    def attach(self, point: AttachPoint, program: str) -> str | None:
+        """Attach a program at one point; the reason in one line when that fails."""
+        key = program, point.backend.value
+        fd = self._loaded.programs.get(key)
+        if fd is None:
+            failure = self._loaded.failures[key]
+            return self._why_unattached(point, failure.code, failure.detail, why_no_bpf)
+        try:
+            self._held[point] = self._open(point, fd)
+        except OSError as err:
+            by_bpf = point.backend is Backend.RAW_TRACEPOINT
+            refused = why_no_bpf if by_bpf else why_no_perf_event
+            return self._why_unattached(point, err.errno or 0, "", refused)
+        return None
+
+    def detach(self, point: AttachPoint) -> None:
+        """Detach what is attached at a point. A kprobe whose function has gone is let go, too."""
+        fd = self._held.pop(point, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Detach and release everything. May be called again."""
+        for point in [*self._held]:
+            self.detach(point)
+        self._loaded.close()
+
+    def _open(self, point: AttachPoint, program_fd: int) -> int:
+        match point.backend:
+            case Backend.KPROBE:
+                kind = int((self._sys_root / _KPROBE_TYPE).read_text())
+                return open_kprobe(kind, point.target, program_fd, cpu=self._online_cpu())
+            case Backend.RAW_TRACEPOINT:
+                return open_raw_tracepoint(point.target, program_fd)
+            case _:
+                event = self._event_id(point.target)
+                return open_tracepoint(event, program_fd, cpu=self._online_cpu())
+
+    def _event_id(self, target: str) -> int:
+        """A tracepoint's number. FileNotFoundError: there is none, or no tracefs."""
+        for tracefs in _TRACEFS:
+            with contextlib.suppress(FileNotFoundError):
+                path = self._sys_root / tracefs / "events" / target.replace(":", "/") / "id"
+                return int(path.read_text())
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _online_cpu(self) -> int:
+        """The first CPU that is on line. It need not be CPU 0."""
+        with contextlib.suppress(OSError, ValueError):
+            online = (self._sys_root / "devices/system/cpu/online").read_text()
+            return int(online.replace(",", "-").split("-")[0])
+        return 0
+
+    def _why_unattached(
+        self, point: AttachPoint, code: int, detail: str, refused: Callable[[], str]
+    ) -> str:
+        """One line. refused: says what is missing, should the kernel have said EPERM."""
+        what = f"{point.backend} {point.target}"
+        if point.backend is Backend.KPROBE:
+            if not (self._sys_root / _KPROBE_TYPE).exists():
+                return f"{what}: this kernel has no kprobes (CONFIG_KPROBES)"
+            if not _kernel_has_function(point.target):
+                return f"{what}: the kernel has no such function now; is the module loaded?"
+        if code in (errno.EPERM, errno.EACCES):
+            return f"{what}: not permitted: {refused()}"
+        tracefs = any((self._sys_root / it / "events").is_dir() for it in _TRACEFS)
+        if point.backend is Backend.TRACEPOINT and not tracefs:
+            return f"{what}: there is no tracefs: mount it at /sys/kernel/tracing"
+        if code == errno.ENOENT:
+            return f"{what}: the kernel has no such hook now; is the module loaded?"
+        named = f"{detail} ({os.strerror(code)})" if detail and code else detail
+        return f"{what}: {named or os.strerror(code)}"
+
+
+def possible_cpus(sys_root: Path) -> list[int]:
+    """Numbers of all CPUs that this node can ever have, in order; sysfs lists them as ``0-3,8``."""
+    text = (sys_root / "devices/system/cpu/possible").read_text()
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _load(request: Request) -> Loaded:
+    """Have the loader do it. Raises BpfUnavailableError when it gives no answer."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = os.memfd_create("bpf-loader-stderr", os.MFD_CLOEXEC)
+    try:
+        with ours, its:
+            loader = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, str(its.fileno()), str(os.getpid()), *sys.path],
+                pass_fds=(its.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+            )
+            its.close()
+            try:
+                ours.settimeout(LOADING_S)
+                request.send(ours)
+                return Loaded.received(ours)
+            except (EOFError, ConnectionError) as err:  # it ended, or is about to
+                raise BpfUnavailableError(_why_ended(loader.wait(), words)) from err
+            except (OSError, ValueError) as err:
+                loader.kill()
+                detail = f"within {LOADING_S:g} s" if isinstance(err, TimeoutError) else str(err)
+                raise BpfUnavailableError(
+                    f"cannot prepare the BPF programs: no answer from the process that compiles "
+                    f"them: {detail}; restart hvprobe"
+                ) from err
+            finally:
+                loader.wait()
+    finally:
+        os.close(words)
+
+
+def _why_ended(status: int, words: int) -> str:
+    if status == -signal.SIGKILL:
+        how = "was killed: out of memory? The memory limit has to allow 192 MiB at the start"
+    elif status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
+    else:
+        said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
+        how = f"ended with status {status}: {said[-1][:300] if said else 'without a word'}"
+    return f"cannot prepare the BPF programs: the process that compiles them {how}"
+
+
+def _kernel_has_function(name: str) -> bool:
+    """Whether /proc/kallsyms names it (the names are readable without root)."""
+    with contextlib.suppress(OSError), Path("/proc/kallsyms").open() as symbols:
+        return any(line.split()[2] == name for line in symbols)
+    return False
+
+
+def _why_unavailable(failure: Failure) -> str:
+    if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
+        return f"BPF is not permitted here ({failure.detail}): {why_no_bpf()}"
+    return f"cannot prepare the BPF programs: {failure.detail}"

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What a hook's cost is compared with. Each program is loaded as a raw tracepoint.
+ *
+ *   empty             nothing: what the kernel's own timing of a run costs
+ *   percpu_array      the limit: one counter of this CPU, at a place known beforehand
+ *   percpu_hash       a counter of this process on this CPU, found by its number
+ *   hash_atomic       the common form: a counter of this process, found by its number, that all
+ *                     CPUs add to
+ */
+BPF_PERCPU_ARRAY(one_slot, u64, 1);
+BPF_F_TABLE("percpu_hash", u32, u64, by_process_and_cpu, 4096, 0);
+BPF_HASH(by_process, u32, u64, 4096);
+
+int empty(void *ctx)
+{
+	return 0;
+}
+
+int percpu_array(void *ctx)
+{
+	u32 first = 0;
+	u64 *count = one_slot.lookup(&first);
+
+	if (count)
+		*count += 1;
+	return 0;
+}
+
+int percpu_hash(void *ctx)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u64 none = 0, *count = by_process_and_cpu.lookup_or_try_init(&tgid, &none);
+
+	if (count)
+		*count += 1;
+	return 0;
+}
+
+int hash_atomic(void *ctx)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u64 none = 0, *count = by_process.lookup_or_try_init(&tgid, &none);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return 0;
+}

@@ -1,0 +1,45 @@
+"""The agent stays for weeks: what it does not need is not in it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLD_WHEN_SERVING = """
+import gc, json, sys
+from probes import agent, cli
+
+async def serve(settings, observer):
+    observer.look()
+    print(json.dumps({"modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}))
+
+agent._serve = serve
+sys.exit(cli.main(["agent", "--standalone", "--proc", sys.argv[1]]))
+"""
+NEEDLESS = {
+    "bcc": "its compiler ends with the process that loads the programs",
+    "rich": "for people",
+    "jsonschema": "for tests",
+    "kubernetes": "standalone",
+    "urllib3": "standalone",
+    "probes.live.show": "another command",
+    "ebpf.reasons_session": "another command",
+}
+
+
+def test_a_serving_agent_holds_only_what_it_needs(tmp_path: Path, proc: Path) -> None:
+    """Nothing costly that is another command's; what stays for ever is kept from the collector."""
+    (tmp_path / "bcc.py").write_text('"""Body-centred cubic."""\n')
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD_WHEN_SERVING, str(proc)],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    told = json.loads(done.stdout)
+    assert {"asyncio", "probes.site"} <= set(told["modules"])
+    assert set(told["modules"]) & NEEDLESS.keys() == set()
+    assert told["frozen"] > len(told["modules"])
