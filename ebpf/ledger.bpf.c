@@ -15,10 +15,19 @@
 
 #define BPF_F_MMAPABLE (1U << 10)
 
-BPF_F_TABLE("hash", u32, struct ledger_process, processes, LEDGER_CAPACITY, 0);
+/*
+ * Records and counters are arrays that the reader maps into its memory: while
+ * a process is in a system call on a map, the kernel runs no kprobe and no
+ * tracepoint program on its CPU (bpf_disable_instrumentation), not even when
+ * it is preempted there. A reader that made such calls would lose events.
+ */
+BPF_F_TABLE("array", u32, struct ledger_process, records, LEDGER_CAPACITY, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct ledger_activity, activity, LEDGER_CAPACITY *LEDGER_CPUS,
 	    BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, totals, LEDGER_TOTALS, BPF_F_MMAPABLE);
+
+/* The slot of each process, by tgid. */
+BPF_F_TABLE("hash", u32, u32, slots, LEDGER_CAPACITY, 0);
 
 /* Slots that no process has; filled by whoever loads the programs. */
 BPF_STACK(free_slots, u32, LEDGER_CAPACITY);
@@ -45,12 +54,18 @@ static __always_inline u32 current_tgid(void)
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
-/* The record of a process, made when it has none; NULL when there is no room. */
-static __always_inline struct ledger_process *process_of(u32 tgid)
+static __always_inline struct ledger_process *known_process(u32 tgid)
 {
-	struct ledger_process *known = processes.lookup(&tgid);
-	struct ledger_process fresh = {};
-	u32 slot = 0;
+	u32 *slot = slots.lookup(&tgid);
+
+	return slot ? records.lookup(slot) : NULL;
+}
+
+/* The slot of a process, with a record made when it has none; NULL when there is no room. */
+static __always_inline u32 *slot_of(u32 tgid)
+{
+	u32 *known = slots.lookup(&tgid), slot = 0;
+	struct ledger_process *record;
 
 	if (known)
 		return known;
@@ -58,15 +73,27 @@ static __always_inline struct ledger_process *process_of(u32 tgid)
 		count_total(LEDGER_DROPPED);
 		return NULL;
 	}
-	fresh.first_ns = bpf_ktime_get_ns();
-	fresh.slot = slot;
 	/* Of two threads that come here at once the second gives its slot back. */
-	if (processes.insert(&tgid, &fresh))
+	if (slots.insert(&tgid, &slot)) {
 		free_slots.push(&slot, 0);
-	known = processes.lookup(&tgid);
+	} else {
+		record = records.lookup(&slot);
+		if (record) {
+			record->tgid = tgid;
+			*(volatile u64 *)&record->first_ns = bpf_ktime_get_ns();
+		}
+	}
+	known = slots.lookup(&tgid);
 	if (!known)
 		count_total(LEDGER_DROPPED);
 	return known;
+}
+
+static __always_inline struct ledger_process *process_of(u32 tgid)
+{
+	u32 *slot = slot_of(tgid);
+
+	return slot ? records.lookup(slot) : NULL;
 }
 
 /*
@@ -77,18 +104,17 @@ static __always_inline struct ledger_activity *activity_of(u32 tgid)
 {
 	u32 place = tgid % RECENT_PLACES;
 	u64 *recently = recent.lookup(&place);
-	struct ledger_process *process;
 	u64 found;
-	u32 at;
+	u32 *slot, at;
 
 	if (!recently)
 		return NULL;
 	found = *(volatile u64 *)recently;
 	if ((u32)found != tgid) {
-		process = process_of(tgid);
-		if (!process)
+		slot = slot_of(tgid);
+		if (!slot)
 			return NULL;
-		found = (u64)process->slot << 32 | tgid;
+		found = (u64)*slot << 32 | tgid;
 		*(volatile u64 *)recently = found;
 	}
 	at = bpf_get_smp_processor_id() * LEDGER_CAPACITY + (found >> 32);
@@ -96,25 +122,33 @@ static __always_inline struct ledger_activity *activity_of(u32 tgid)
 }
 
 /*
- * The order matters. Nothing finds the slot any more before its counters are
- * cleared, and it is cleared before anybody can have it; the record goes first
- * of all, so that a reader who still finds it has read its own counters.
+ * The order matters. The record's end is seen before its counters are cleared,
+ * so a reader who finds the record after it has read the counters has read its
+ * own; and everything is cleared before another process can have the slot.
  */
 static __always_inline void forget(u32 tgid)
 {
-	struct ledger_process *known = processes.lookup(&tgid);
+	u32 *known = slots.lookup(&tgid), place = tgid % RECENT_PLACES, slot, at;
+	struct ledger_process *record;
 	struct ledger_activity *mine;
-	u32 place = tgid % RECENT_PLACES, slot, at;
 	u64 *recently;
 
 	if (!known)
 		return;
-	slot = known->slot;
-	if (processes.delete(&tgid))
+	slot = *known;
+	if (slots.delete(&tgid))
 		return;
 	recently = recent.lookup(&place);
 	if (recently && (u32)*recently == tgid)
 		*(volatile u64 *)recently = 0;
+	record = records.lookup(&slot);
+	if (record) {
+		*(volatile u64 *)&record->first_ns = 0;
+		record->exec_ns = 0;
+		record->leader_exit_ns = 0;
+		record->vms_created = 0;
+		record->vcpus_created = 0;
+	}
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
 		at = cpu * LEDGER_CAPACITY + slot;
 		mine = activity.lookup(&at);

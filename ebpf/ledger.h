@@ -19,23 +19,21 @@ typedef uint64_t __u64;
 #endif
 
 /*
- * One a process (key: tgid as the initial PID namespace numbers it), written
- * rarely. Times are CLOCK_MONOTONIC nanoseconds; 0 means "did not happen".
+ * One a process, at its slot, written rarely. Times are CLOCK_MONOTONIC
+ * nanoseconds; 0 means "did not happen", and in first_ns that the slot is free.
  */
 struct ledger_process {
 	__u64 first_ns;	      /* when the process first came to the ledger's notice */
+	__u64 tgid;	      /* as the initial PID namespace numbers it */
 	__u64 exec_ns;	      /* when it executed a program named like a VMM */
 	__u64 leader_exit_ns; /* when its main thread ended */
 	__u64 vms_created;    /* KVM_CREATE_VM asked for */
 	__u64 vcpus_created;  /* KVM_CREATE_VCPU asked for */
-	__u32 slot;	      /* where its counters are, see below */
-	__u32 reserved;
 };
 
 /*
- * One a slot and CPU, written at every event, by that CPU alone. A process has
- * a slot of its own from its record's beginning to its end. The table is an
- * array that the reader maps into its memory: CPU by CPU, slot by slot.
+ * One a slot and CPU, written at every event, by that CPU alone, and cleared
+ * when the process's record ends. CPU by CPU, slot by slot.
  */
 struct ledger_activity {
 	__u64 runs;	       /* KVM_RUN entered */

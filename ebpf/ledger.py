@@ -5,9 +5,7 @@ table is reached, nor anything of pods, VMIs or metrics.
 """
 
 import ctypes
-import struct
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -20,18 +18,12 @@ class ProcessRecord(ctypes.Structure):
 
     _fields_ = (
         ("first_ns", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint64),
         ("exec_ns", ctypes.c_uint64),
         ("leader_exit_ns", ctypes.c_uint64),
         ("vms_created", ctypes.c_uint64),
         ("vcpus_created", ctypes.c_uint64),
-        ("slot", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
     )
-
-    @staticmethod
-    def slot_of(raw: bytes) -> int:
-        """The slot in a record as the kernel keeps it."""
-        return int(_RECORD.unpack(raw)[5])
 
 
 class ActivityRecord(ctypes.Structure):
@@ -45,9 +37,8 @@ class ActivityRecord(ctypes.Structure):
     )
 
 
-_RECORD = struct.Struct("=5QI4x")
-"""ProcessRecord, for reading many at once."""
-_COUNTERS = ctypes.sizeof(ActivityRecord) // 8
+RECORD_WORDS = ctypes.sizeof(ProcessRecord) // 8
+ACTIVITY_WORDS = ctypes.sizeof(ActivityRecord) // 8
 
 
 class Total(IntEnum):
@@ -114,24 +105,28 @@ class KernelSnapshot:
 
 
 def entries_from(
-    before: Iterable[tuple[bytes, bytes]],
-    after: Iterable[tuple[bytes, bytes]],
-    activity: Sequence[int],
-) -> dict[int, LedgerEntry]:
-    """Join records with the counters of their slots, by tgid.
+    before: Sequence[int], activity: Sequence[int], after: Sequence[int]
+) -> tuple[dict[int, LedgerEntry], bool]:
+    """Join records with the counters of their slots: entries by tgid, and whether they are all.
 
-    before and after: pairs of tgid and record as the kernel keeps them, read before and after the
-    counters; only records that are in both count. activity: the counters slot by slot, in the
-    order of ActivityRecord, all CPUs added up.
+    before and after: the words of all records, slot by slot in the order of ProcessRecord, as they
+    stood before and after the counters were read. activity: the counters, slot by slot in the order
+    of ActivityRecord, all CPUs added up. A record that is not the same process's in both may have
+    got another's counters: it is left out, and a new one is not complete yet.
     """
-    stood = {(key, raw[:8]) for key, raw in before}
     entries: dict[int, LedgerEntry] = {}
-    for key, raw in after:
-        if (key, raw[:8]) not in stood:
+    whole = len(before) >= len(after)
+    for slot, first_ns in enumerate(after[::RECORD_WORDS]):
+        if not first_ns:
             continue
-        tgid = int.from_bytes(key, sys.byteorder)
-        first_ns, exec_ns, leader_exit_ns, vms_created, vcpus_created, slot = _RECORD.unpack(raw)
-        at = slot * _COUNTERS
+        at = slot * RECORD_WORDS
+        if before[at : at + 2] != after[at : at + 2]:
+            whole = False
+            continue
+        tgid, exec_ns, leader_exit_ns, vms_created, vcpus_created = after[
+            at + 1 : at + RECORD_WORDS
+        ]
+        counters = activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]
         entries[tgid] = LedgerEntry(
             tgid,
             first_ns,
@@ -139,6 +134,6 @@ def entries_from(
             leader_exit_ns or None,
             vms_created,
             vcpus_created,
-            *activity[at : at + _COUNTERS],
+            *counters,
         )
-    return entries
+    return entries, whole

@@ -153,6 +153,14 @@ class MappedArray:
         )
         self._view = memoryview(self._memory).cast("Q")
 
+    def words(self, records: int) -> list[int]:
+        """The first block's first records, word by word."""
+        return self._view[: records * self._words].tolist()
+
+    def column(self) -> list[int]:
+        """The first word of each record of the first block."""
+        return self._view[: self._block_words : self._words].tolist()
+
     def sums(self, records: int) -> list[int]:
         """The blocks added up, counter by counter, for each block's first records: one flat list.
 
@@ -164,9 +172,9 @@ class MappedArray:
             total = list(map(add, total, self._view[start : start + len(total)].tolist()))
         return total
 
-    def write(self, record: int, word: int) -> None:
-        """Set a record of one word, in the first block."""
-        self._view[record] = word
+    def write(self, record: int, word: int, value: int) -> None:
+        """Set one word of a record, in the first block."""
+        self._view[record * self._words + word] = value
 
     def clear(self, record: int) -> None:
         """Set the counters of one record to 0 in all blocks."""

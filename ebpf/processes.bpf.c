@@ -36,7 +36,7 @@ int on_sched_process_exec(void *ctx)
 		return 0;
 	process = process_of(tgid);
 	if (process)
-		process->exec_ns = process->first_ns;
+		process->exec_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -48,7 +48,7 @@ int on_sched_process_exit(void *ctx)
 
 	if ((u32)ids != tgid)
 		return 0;
-	process = processes.lookup(&tgid);
+	process = known_process(tgid);
 	if (!process)
 		return 0;
 	process->leader_exit_ns = bpf_ktime_get_ns();
@@ -64,7 +64,7 @@ int on_sched_process_exit(void *ctx)
 int on_sched_process_free(void *ctx)
 {
 	u32 tid = *(u32 *)(ctx + FREED_TID_OFFSET);
-	struct ledger_process *process = processes.lookup(&tid);
+	struct ledger_process *process = known_process(tid);
 
 	if (process && process->leader_exit_ns)
 		forget(tid);

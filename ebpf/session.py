@@ -5,7 +5,6 @@ VMI is: it gives the kernel's records and the state of each hook, and nothing el
 """
 
 import contextlib
-import ctypes
 import re
 import sys
 import time
@@ -18,10 +17,10 @@ from ebpf.bpf_calls import Update
 from ebpf.errors import BpfUnavailableError, LedgerReadError
 from ebpf.hooks import HOOKS, PROGRAM_FILES, AttachPoint, Driver, Hook, HookStatus, unattached
 from ebpf.ledger import (
-    ActivityRecord,
+    ACTIVITY_WORDS,
+    RECORD_WORDS,
     KernelSnapshot,
     LedgerEntry,
-    ProcessRecord,
     Total,
     entries_from,
 )
@@ -29,10 +28,15 @@ from ebpf.maps import HashMap, MappedArray, Stack
 from ebpf.programs import Programs, possible_cpus
 
 DEFAULT_CAPACITY = 4096
-"""Processes in the ledger. Each costs 32 bytes a possible CPU and 48 once, plus the table's own."""
+"""Processes in the ledger. Each costs 32 bytes a possible CPU and 48 once, plus the hash's own."""
 
 RECENT_PLACES = 4096
 """Processes whose counters are found without a look-up in a hash, see ledger.bpf.c."""
+
+READINGS = 3
+"""How often at most the ledger is read again because processes came or went meanwhile."""
+_FIRST_NS, _TGID = 0, 1
+"""Words of a record."""
 
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
@@ -75,7 +79,7 @@ class Session:
         self._programs = Programs(
             PROGRAM_FILES,
             [*flags, *self._freed_tid_flags()],
-            maps=("processes", "activity", "totals", "recent", "free_slots"),
+            maps=("records", "activity", "totals", "slots", "recent", "free_slots"),
             loadable=[(hook.program, point.backend) for hook in hooks for point in hook.points],
             sys_root=sys_root,
         )
@@ -146,47 +150,52 @@ class Session:
             slot = self._free_slots.pop()
             if slot is None:
                 return False
-            record = ProcessRecord(first_ns=time.monotonic_ns(), slot=slot)
-            if self._processes.set(_key(tgid), bytes(record), Update.NOEXIST):
-                self._first_ns[tgid] = record.first_ns
+            # Before anybody finds it, for the process may end, and its record with it, any time.
+            first_ns = time.monotonic_ns()
+            self._records.write(slot, _TGID, tgid)
+            self._records.write(slot, _FIRST_NS, first_ns)
+            if self._slots.set(_bytes(tgid), _bytes(slot), Update.NOEXIST):
+                self._first_ns[tgid] = first_ns
             else:
+                self._records.clear(slot)
                 self._free_slots.push(slot)
         except OSError as err:
             raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
         return True
 
     def forget(self, tgid: int) -> None:
-        """Remove the record of a process known to be gone (no hook told the kernel so).
+        """Remove the record of a process known to be gone, which no hook has done.
 
         Only the one that was read or adopted last: the number may have a new process by now. In
         the order of forget() in ledger.bpf.c, and for the same reasons. Raises LedgerReadError.
         """
-        key = _key(tgid)
+        key = _bytes(tgid)
         try:
-            raw = self._processes.get(key)
-            record = ProcessRecord.from_buffer_copy(raw) if raw else None
-            if record is None or record.first_ns != self._first_ns.get(tgid):
+            found = self._slots.get(key)
+            slot = int.from_bytes(found, sys.byteorder) if found else None
+            if slot is None or self._records.words(slot + 1)[
+                -RECORD_WORDS + _FIRST_NS
+            ] != self._first_ns.get(tgid):
                 return
-            if self._processes.delete(key):
-                self._recent.write(tgid % self._recent_places, 0)
-                self._activity.clear(record.slot)
-                self._free_slots.push(record.slot)
+            if self._slots.delete(key):
+                self._recent.write(tgid % self._recent_places, 0, 0)
+                self._records.clear(slot)
+                self._activity.clear(slot)
+                self._free_slots.push(slot)
         except OSError as err:
             raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""
         self._programs.close()
-        for table in (self._activity, self._totals, self._recent):
+        for table in (self._records, self._activity, self._totals, self._recent):
             table.close()
 
     def _open_tables(self, cpus: int) -> None:
         fd = self._programs.map_fd
-        self._processes = HashMap(
-            fd("processes"),
-            key_bytes=4,
-            value_bytes=ctypes.sizeof(ProcessRecord),
-            capacity=self._capacity,
+        self._slots = HashMap(fd("slots"), key_bytes=4, value_bytes=4, capacity=self._capacity)
+        self._records = MappedArray(
+            fd("records"), words=RECORD_WORDS, block_records=self._capacity, blocks=1
         )
         self._totals = MappedArray(fd("totals"), words=1, block_records=len(Total), blocks=1)
         self._recent = MappedArray(
@@ -194,7 +203,7 @@ class Session:
         )
         self._activity = MappedArray(
             fd("activity"),
-            words=ctypes.sizeof(ActivityRecord) // 8,
+            words=ACTIVITY_WORDS,
             block_records=self._capacity,
             blocks=cpus,
         )
@@ -267,22 +276,26 @@ class Session:
         return []
 
     def _read_entries(self) -> dict[int, LedgerEntry]:
-        """All records with their counters.
+        """All records with their counters, from memory: no call that would silence a hook.
 
-        A record that was there before and after its counters were read had its slot all the time;
-        of one that left meanwhile the counters may be another's, so it is not there.
+        A record that was there before and after its counters were read had its slot all the time.
+        Those that came or went meanwhile are read once more; one that is still not complete after
+        that is not there yet.
         """
-        before = self._processes.items()
-        if not before:
-            return {}
-        activity = self._activity.sums(1 + max(ProcessRecord.slot_of(raw) for _, raw in before))
-        entries = entries_from(before, self._processes.items(), activity)
+        entries: dict[int, LedgerEntry] = {}
+        for _ in range(READINGS):
+            used = max((n for n, it in enumerate(self._records.column(), start=1) if it), default=0)
+            before = self._records.words(used)
+            activity = self._activity.sums(used)
+            entries, whole = entries_from(before, activity, self._records.words(used))
+            if whole:
+                break
         self._first_ns = {tgid: entry.first_ns for tgid, entry in entries.items()}
         return entries
 
 
-def _key(tgid: int) -> bytes:
-    return tgid.to_bytes(4, sys.byteorder)
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
 
 
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:

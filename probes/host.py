@@ -1,9 +1,9 @@
 """EDGE: /proc, /sys and the accelerators' device files of this node.
 
-Owns the reading; procfs.py does the parsing. Must not judge. Everything is read directly: psutil
-reads more files for the same facts, keeps an object of every process of the node, and gives start
-times as rounded seconds. A process is read through one descriptor of its folder, which shows that
-process or nothing: the number's next owner has a folder of its own.
+Owns the reading; procfs.py does the parsing. Must not judge. psutil lists the processes. What is
+asked of each is read directly: psutil reads more files for it, keeps an object of every process of
+the node, and gives start times as rounded seconds. A process is read through one descriptor of its
+folder, which shows that process or nothing: the number's next owner has a folder of its own.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+
+import psutil
 
 from probes.kvmstats import MAX_BYTES, statistic
 from probes.procfs import (
@@ -61,9 +63,10 @@ class Host:
         Costs a walk over the whole of /proc, and with every_fd over all descriptors of the node.
         A name is cut to 15 bytes, which is more than tells a QEMU.
         """
+        psutil.PROCFS_PATH = str(self._proc)
         try:
-            tgids = [int(name) for name in os.listdir(self._proc) if name.isdigit()]
-        except OSError:
+            tgids = psutil.pids()
+        except (OSError, IndexError):  # there is no /proc, or nothing in it
             return set()
         found: set[int] = set()
         for tgid in tgids:

@@ -7,6 +7,10 @@ A process whose verdict is settled is left alone as long as its record in the le
 unmarked: the kernel ends the record when the process executes a program, marks it when its main
 thread ends, and removes it with the process. One that has no record (it sleeps in a KVM_RUN that
 began before the hooks; it emulates and began before them) is given one.
+
+An event can be lost all the same: the kernel runs no tracepoint program on a CPU whose process is
+in a system call on a BPF map, anybody's. So some processes are looked up in /proc at each look, in
+turn, and a record that outlives its process is removed.
 """
 
 import contextlib
@@ -27,6 +31,11 @@ from probes.vmm import HypervisorType
 _FOLLOWING = (Question.BECOMES_VMM, Question.ENDS, Question.IS_FREED)
 """With hooks for all of these a process can neither end nor become another unnoticed."""
 
+IN_TURN = 16
+"""Of so many settled processes one is looked up at each look, whatever its record says."""
+FREED_WITHIN_NS = 10_000_000_000
+"""After its main thread's end; the kernel frees a process within a fraction of a second."""
+
 
 class Roster:
     """The VMM processes known. Not for use by two threads at once."""
@@ -40,6 +49,7 @@ class Roster:
         self._unmarked: set[int] = set()
         """Tgids whose record the kernel will not remove: it began after the main thread's end."""
         self._departed_total: int | None = None
+        self._turn = 0
 
     def judged(self, kernel: KernelSnapshot) -> tuple[JudgedProcess, ...]:
         """All VMM processes of now, by tgid; the same object for as long as nothing changes.
@@ -54,7 +64,9 @@ class Roster:
             tgid
             for tgid, process in self._known.items()
             if not (followed and _stands(process, entries.get(tgid)))
+            or tgid % IN_TURN == self._turn
         }
+        self._turn = (self._turn + 1) % IN_TURN
         new = (entries.keys() | self._swept(kernel)) - self._known.keys()
         known = dict(self._known)
         for tgid in sorted((changeable | new) - {os.getpid()}):
@@ -145,8 +157,11 @@ class Roster:
         entry = kernel.entries.get(tgid)
         if entry is None:
             return
-        unmarked = tgid in self._unmarked and entry.leader_exit_ns is None
-        if unmarked or not _attached(kernel, Question.IS_FREED):
+        marked_ns = entry.leader_exit_ns
+        overdue = marked_ns is not None and kernel.taken_ns - marked_ns > FREED_WITHIN_NS
+        # Known and never marked: it ended before the record began, or the event was lost.
+        unmarked = marked_ns is None and (tgid in self._unmarked or tgid in self._known)
+        if unmarked or overdue or not _attached(kernel, Question.IS_FREED):
             self._forget(tgid)
 
     def _forget(self, tgid: int) -> None:

@@ -11,6 +11,7 @@ from kernel_world import KvmLoad, Qemu, Started, wait_for
 
 from probes.host import Host
 from probes.report import ProcessReport
+from probes.roster import IN_TURN
 from probes.vmm import HypervisorType, VmmId, VmmProcess
 
 LOOKS = 5
@@ -66,7 +67,9 @@ def test_processes_older_than_the_hooks_are_followed(
         for _ in range(LOOKS):
             for tgid, process in before.items():
                 assert node.process(tgid) == process
-        assert (readings[load.tgid], readings[tcg.tgid]) == (0, 0)
+        in_turn = 2 * LOOKS // IN_TURN + 1
+        assert readings[load.tgid] <= in_turn
+        assert readings[tcg.tgid] <= in_turn
         for started in (load, tcg):
             started.popen.send_signal(signal.SIGKILL)
             started.popen.wait()
@@ -91,7 +94,9 @@ def test_processes_seen_from_the_start_are_followed(
             found = node.process(load.tgid)
             assert found is not None
             assert found.userspace_exits == load.totals["userspace_exits"] + load.totals["eintr"]
-        assert (readings[load.tgid], readings[tcg.tgid]) == (0, 0)
+        in_turn = 2 * LOOKS // IN_TURN + 1
+        assert readings[load.tgid] <= in_turn
+        assert readings[tcg.tgid] <= in_turn
     assert node.process(load.tgid) is None
     assert node.process(tcg.tgid) is None
 

@@ -127,7 +127,9 @@ def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) 
         process.say("go on\n")
 
         def executed() -> bool:
-            return node.session.read().entries[process.tgid].exec_ns is not None
+            # Between the two lives there is no record.
+            entry = node.session.read().entries.get(process.tgid)
+            return entry is not None and entry.exec_ns is not None
 
         wait_for(executed, "it has executed QEMU")
         node.wait_for_verdict(process.tgid, HypervisorType.TCG, verified=True)

@@ -26,7 +26,7 @@ END_WITHIN_S = 3.0
 
 
 class HungProc:
-    """A /proc like the node's, but for one process whose stat nobody answers for."""
+    """A /proc like the node's, but for one process whose name nobody answers for."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "proc"
@@ -35,16 +35,15 @@ class HungProc:
             (self.root / each.name).symlink_to(each)
         self._process = self.root / str(HUNG_TGID)
         self._process.mkdir()
-        self._stat = self._process / "stat"
-        os.mkfifo(self._stat)
+        self._comm = self._process / "comm"
+        os.mkfifo(self._comm)
 
     def answer(self) -> None:
         """Let the read that hangs end, and no other begin to."""
-        stat = Path("/proc/self/stat").read_text().replace(str(os.getpid()), str(HUNG_TGID), 1)
         # Opening waits for the reader, who may come a second time before the name is gone.
-        with self._stat.open("w") as held:
+        with self._comm.open("w") as held:
             shutil.rmtree(self._process)
-            held.write(stat)
+            held.write("hung\n")
 
 
 @contextmanager

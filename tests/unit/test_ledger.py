@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -87,18 +86,20 @@ def test_every_field_of_the_header_is_mirrored() -> None:
         assert members == [name for name, *_ in mirror._fields_]
 
 
-def _pair(tgid: int, **fields: int) -> tuple[bytes, bytes]:
-    return tgid.to_bytes(4, sys.byteorder), bytes(ProcessRecord(**fields))
+def _words(*records: ProcessRecord) -> list[int]:
+    return [getattr(record, name) for record in records for name, *_ in ProcessRecord._fields_]
 
 
 def test_records_get_the_counters_of_their_slots() -> None:
     """Each record has its own slot's counters; 0 times mean that it did not happen."""
-    records = [
-        _pair(5, first_ns=7, vms_created=1, vcpus_created=2, slot=1),
-        _pair(6, first_ns=7, exec_ns=8, leader_exit_ns=9, slot=0),
-    ]
-    counters = [1, 2, 3, 4, 3, 30, 2**63 + 100, 0]
-    found = entries_from(records, records, counters)
+    records = _words(
+        ProcessRecord(first_ns=7, tgid=6, exec_ns=8, leader_exit_ns=9),
+        ProcessRecord(),
+        ProcessRecord(first_ns=7, tgid=5, vms_created=1, vcpus_created=2),
+    )
+    counters = [1, 2, 3, 4, 0, 0, 0, 0, 3, 30, 2**63 + 100, 0]
+    found, whole = entries_from(records, counters, records)
+    assert whole
     assert found == {
         5: entry(
             5,
@@ -126,21 +127,33 @@ def test_records_get_the_counters_of_their_slots() -> None:
     }
 
 
-def test_a_record_that_changed_hands_meanwhile_is_left_out() -> None:
-    """The counters between may be those of another process that got the slot."""
-    old, new = _pair(5, first_ns=7, slot=0), _pair(5, first_ns=8, slot=0)
-    other = _pair(6, first_ns=9, slot=0)
-    counters = [1, 2, 3, 4]
-    assert entries_from([old], [new], counters) == {}
-    assert entries_from([old], [other], counters) == {}
-    assert entries_from([old], [], counters) == {}
-    assert set(entries_from([old], [old], counters)) == {5}
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=8, tgid=5)),
+        (ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=9, tgid=6)),
+        (ProcessRecord(), ProcessRecord(first_ns=9, tgid=6)),
+    ],
+)
+def test_a_slot_that_changed_hands_meanwhile_is_left_out(
+    before: ProcessRecord, after: ProcessRecord
+) -> None:
+    """The counters between may be another process's, and it is said that something is missing."""
+    assert entries_from(_words(before), [1, 2, 3, 4], _words(after)) == ({}, False)
+
+
+def test_a_process_that_went_meanwhile_is_not_there() -> None:
+    """Nothing is missing by that."""
+    before, after = ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=0, tgid=5)
+    assert entries_from(_words(before), [1, 2, 3, 4], _words(after)) == ({}, True)
 
 
 def test_what_a_record_says_is_the_newer() -> None:
     """A main thread that ended while the counters were read has ended."""
-    before, after = _pair(5, first_ns=7), _pair(5, first_ns=7, leader_exit_ns=9)
-    assert entries_from([before], [after], [0] * 4)[5].leader_exit_ns == 9
+    before = ProcessRecord(first_ns=7, tgid=5)
+    after = ProcessRecord(first_ns=7, tgid=5, leader_exit_ns=9)
+    found, _ = entries_from(_words(before), [0] * 4, _words(after))
+    assert found[5].leader_exit_ns == 9
 
 
 @pytest.mark.parametrize("counter", ["runs", "userspace_exits", "exits"])

@@ -36,6 +36,7 @@ from ebpf.hooks import Backend, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes import observer as observer_module
 from probes.evidence import KVM_RUN
+from probes.roster import FREED_WITHIN_NS, IN_TURN
 from probes.verdict import Reason
 from probes.vmi import IndexState, VmiIndex, WatchStatus
 from probes.vmm import VmmId, VmmProcess
@@ -45,7 +46,7 @@ EARLY = VmmId(tgid=PLAYED_TGID, start_ticks=1)
 SECOND = VmmId(tgid=PLAYED_TGID + 1, start_ticks=1)
 ATTACHED_NS = 20_000_000
 """After EARLY's start."""
-MARKED_NS = STARTED_NS + 9_000_000
+MARKED_NS = 89_000_000_000
 ASLEEP = (in_ioctl(9, KVM_RUN, tid=EARLY.tgid + 1),)
 """The one thread of EARLY that sleeps in a KVM_RUN which began before the hooks."""
 
@@ -101,7 +102,36 @@ def test_a_thousand_settled_processes_are_not_read_again() -> None:
         assert len(report.vmis) == 1000
         assert {it.userspace_exits for it in report.vmis} == {look, None}
         assert all(it.verdict.verified for it in report.vmis)
-        assert read(world.node) == (1000, 1000)
+        identified, inspected = read(world.node)
+        assert inspected == 1000
+        assert 1000 <= identified <= 1000 + (look - 1) * (1000 // IN_TURN + 1)
+
+
+def test_an_end_that_no_hook_told_is_noticed_in_turn() -> None:
+    """The record stands unmarked and its process is gone: seen after IN_TURN looks at the latest.
+
+    The kernel would never remove that record: it is forgotten, and its slot is free.
+    """
+    world = kvm_world()
+    assert type_of(world.one()) == (KVM, True)
+    del world.node.processes[VMM.tgid]
+    looks = next(look for look in range(1, 100) if not world.look().processes)
+    assert looks <= IN_TURN
+    assert world.books.forgotten == [VMM.tgid]
+
+
+def test_a_record_that_outlives_its_process_is_removed() -> None:
+    """Marked, and not freed for ten seconds: the kernel's word was lost."""
+    world = kvm_world()
+    assert type_of(world.one()) == (KVM, True)
+    del world.node.processes[VMM.tgid]
+    marked = entry(runs=6, leader_exit_ns=MARKED_NS)
+    world.books.says = replace(kernel(marked), taken_ns=MARKED_NS + FREED_WITHIN_NS)
+    assert world.look().processes == ()
+    assert world.books.forgotten == []
+    world.books.says = replace(kernel(marked), taken_ns=MARKED_NS + FREED_WITHIN_NS + 1)
+    assert world.look().processes == ()
+    assert world.books.forgotten == [VMM.tgid]
 
 
 @pytest.mark.parametrize("question", [Question.BECOMES_VMM, Question.ENDS, Question.IS_FREED])
