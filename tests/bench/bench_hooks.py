@@ -19,6 +19,7 @@ from bench_peers import KVMEXIT_PEER, running
 
 REFERENCE = Path(__file__).with_name("reference.bpf.c")
 EMPTY, SLOT, PER_CPU_HASH, COMMON = "empty", "percpu_array", "percpu_hash", "hash_atomic"
+ASKS_PROCESS = "asks_process"
 OURS, OURS_USERSPACE, KVMEXIT = "hvprobe", "hvprobe, kvm_userspace_exit", "kvmexit-bpfcc"
 
 
@@ -43,7 +44,7 @@ def hook_programs() -> Iterator[HookPrograms]:
         absent: dict[str, str] = {}
         bpf = _compile()
         stack.callback(bpf.cleanup)
-        for name in (EMPTY, SLOT, PER_CPU_HASH, COMMON):
+        for name in (EMPTY, SLOT, ASKS_PROCESS, PER_CPU_HASH, COMMON):
             loaded = bpf.load_func(name.encode(), RAW_TRACEPOINT)
             programs[name] = Program(os.dup(loaded.fd))
         with BenchAgent("--standalone") as agent:

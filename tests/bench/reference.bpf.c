@@ -4,6 +4,8 @@
  *
  *   empty             nothing: what the kernel's own timing of a run costs
  *   percpu_array      the limit: one counter of this CPU, at a place known beforehand
+ *   asks_process      which process it is and nothing else: the one helper call that no program can
+ *                     do without that tells processes apart
  *   percpu_hash       a counter of this process on this CPU, found by its number
  *   hash_atomic       the common form: a counter of this process, found by its number, that all
  *                     CPUs add to
@@ -25,6 +27,11 @@ int percpu_array(void *ctx)
 	if (count)
 		*count += 1;
 	return 0;
+}
+
+int asks_process(void *ctx)
+{
+	return bpf_get_current_pid_tgid() >> 32 == 1;
 }
 
 int percpu_hash(void *ctx)

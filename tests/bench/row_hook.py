@@ -27,6 +27,7 @@ from statistics import median
 
 from bench_bpf import Program, run_statistics
 from bench_hooks import (
+    ASKS_PROCESS,
     COMMON,
     EMPTY,
     KVMEXIT,
@@ -55,6 +56,7 @@ _PR_SET_NAME = 15
 PEER_TEXTS = {
     EMPTY: "an empty program",
     SLOT: "a per-CPU array slot (the limit)",
+    ASKS_PROCESS: "asking which process it is, and nothing else",
     PER_CPU_HASH: "a per-CPU hash",
     COMMON: "hash increment with atomic add (the common form)",
     KVMEXIT: "kvmexit-bpfcc",
@@ -127,7 +129,7 @@ def _events(hooks: HookPrograms, rounds: int) -> Samples:
         with meanwhile:
             return _ns_a_rename()
 
-    return take_turns([NOTHING, EMPTY, SLOT, COMMON, OURS], rename, rounds)
+    return take_turns([NOTHING, EMPTY, SLOT, ASKS_PROCESS, COMMON, OURS], rename, rounds)
 
 
 def _ns_a_rename() -> float:
