@@ -71,12 +71,15 @@ def seen_with(case: str) -> dict[str, object]:
                 text: str = answer.read().decode()
             return text if text.count("\nkubevirt_vmi_hypervisor_info{") == 2 else ""
 
+        def told() -> bool:
+            """Once the emulated one has computed between two looks; never without BPF."""
+            verified = re.findall(
+                r"^kubevirt_vmi_hypervisor_verified.* 1\.0$", settled(), re.MULTILINE
+            )
+            return len(verified) == 2 or " inferred" in log[0]
+
         wait_for(settled, "both guests are seen")
-        # Another look, once the emulated one has computed a little.
-        wait_for(
-            lambda: "userspace_exits_total{" in settled() or " inferred" in log[0],
-            f"an exit, with {case}: {log}",
-        )
+        wait_for(told, f"both guests are verified, with {case}: {log}")
         metrics = settled()
     doctor = subprocess.run(
         inside(capabilities, "hvprobe", "doctor"), check=False, capture_output=True, text=True
