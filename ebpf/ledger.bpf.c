@@ -33,11 +33,11 @@ BPF_F_TABLE("hash", u32, u32, slots, LEDGER_CAPACITY, 0);
 BPF_STACK(free_slots, u32, LEDGER_CAPACITY);
 
 /*
- * Which slot a process has, for the programs that run at every exit: half the
- * price of a look-up in the hash. Direct-mapped by tgid, the slot in the upper
- * half and the tgid in the lower, read and written as one word. Two processes
- * that meet in a place drive each other out, which costs the look-up and no
- * count: the counters stay where they are.
+ * Which slot a process has, for the programs that run at every exit: cheaper
+ * than a look-up in the hash. Direct-mapped by tgid, the slot in the upper half
+ * and the tgid in the lower, read and written as one word. Two processes that
+ * meet in a place drive each other out, which costs the look-up and no count:
+ * the counters stay where they are.
  */
 BPF_F_TABLE("array", u32, u64, recent, RECENT_PLACES, BPF_F_MMAPABLE);
 

@@ -1,18 +1,15 @@
 """EDGE: BPF maps as Python sees them: hashes, arrays in memory, and stacks.
 
 Owns reading and writing them by descriptor. Must not know what they hold: keys and values are
-bytes. A map lives as long as its descriptor, or a program that uses it.
+bytes. A map lives as long as its descriptor, or a program that uses it. A call on a hash or a stack
+silences kprobes and tracepoint programs on its CPU for as long as it lasts (ledger.bpf.c).
 """
 
 import ctypes
-import errno
 import mmap
 from operator import add
 
 from ebpf.bpf_calls import Command, Update, bpf, map_element
-
-_NO_BATCH = (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, 524)
-"""Before Linux 5.6 the command is unknown; ENOTSUPP (524): not for this kind of map."""
 
 
 class BatchAttributes(ctypes.Structure):
@@ -39,18 +36,38 @@ class HashMap:
         self._key_bytes = key_bytes
         self._value_bytes = value_bytes
         self._capacity = capacity
-        self._batch = True
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All pairs. One that comes or goes meanwhile may or may not be among them; OSError."""
-        if self._batch:
+        """All pairs. One that comes or goes meanwhile may or may not be among them; OSError.
+
+        Bucket after bucket: what stays in the map is met once. Since Linux 5.6.
+        """
+        room = self._capacity
+        keys = ctypes.create_string_buffer(room * self._key_bytes)
+        values = ctypes.create_string_buffer(room * self._value_bytes)
+        place = ctypes.create_string_buffer(max(self._key_bytes, 8))
+        attributes = BatchAttributes(
+            out_batch=ctypes.addressof(place),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
+            map_fd=self._fd,
+        )
+        found: list[tuple[bytes, bytes]] = []
+        ended = False
+        while not ended:
+            attributes.count = room
             try:
-                return self._items_by_batch()
-            except OSError as err:
-                if err.errno not in _NO_BATCH:
-                    raise
-                self._batch = False
-        return self._items_by_key()
+                bpf(Command.MAP_LOOKUP_BATCH, attributes)
+            except FileNotFoundError:  # this was the last
+                ended = True
+            attributes.in_batch = attributes.out_batch
+            count = attributes.count
+            found += zip(
+                _pieces(keys, self._key_bytes, count),
+                _pieces(values, self._value_bytes, count),
+                strict=True,
+            )
+        return found
 
     def keys(self) -> list[bytes]:
         """All keys, likewise."""
@@ -80,57 +97,6 @@ class HashMap:
         except FileNotFoundError:
             return False
         return True
-
-    def _items_by_batch(self) -> list[tuple[bytes, bytes]]:
-        """Bucket after bucket: what stays in the map is met once, whatever comes and goes."""
-        room = self._capacity
-        keys = ctypes.create_string_buffer(room * self._key_bytes)
-        values = ctypes.create_string_buffer(room * self._value_bytes)
-        place = ctypes.create_string_buffer(max(self._key_bytes, 8))
-        attributes = BatchAttributes(
-            out_batch=ctypes.addressof(place),
-            keys=ctypes.addressof(keys),
-            values=ctypes.addressof(values),
-            map_fd=self._fd,
-        )
-        found: list[tuple[bytes, bytes]] = []
-        ended = False
-        while not ended:
-            attributes.count = room
-            try:
-                bpf(Command.MAP_LOOKUP_BATCH, attributes)
-            except FileNotFoundError:  # this was the last
-                ended = True
-            attributes.in_batch = attributes.out_batch
-            count = attributes.count
-            found += zip(
-                _pieces(keys, self._key_bytes, count),
-                _pieces(values, self._value_bytes, count),
-                strict=True,
-            )
-        return found
-
-    def _items_by_key(self) -> list[tuple[bytes, bytes]]:
-        return [(key, value) for key in self._next_keys() if (value := self.get(key)) is not None]
-
-    def _next_keys(self) -> list[bytes]:
-        """Each once: should the one just read have gone, the kernel begins anew."""
-        found: dict[bytes, None] = {}
-        following = ctypes.create_string_buffer(self._key_bytes)
-        key: bytes | None = None
-        while len(found) < 2 * self._capacity:
-            try:
-                map_element(
-                    Command.MAP_GET_NEXT_KEY,
-                    self._fd,
-                    _address(key) if key else 0,
-                    ctypes.addressof(following),
-                )
-            except FileNotFoundError:
-                break
-            key = following.raw
-            found[key] = None
-        return list(found)
 
 
 class MappedArray:
@@ -171,6 +137,10 @@ class MappedArray:
             start = block * self._block_words
             total = list(map(add, total, self._view[start : start + len(total)].tolist()))
         return total
+
+    def word(self, record: int, word: int) -> int:
+        """One word of a record of the first block."""
+        return self._view[record * self._words + word]
 
     def write(self, record: int, word: int, value: int) -> None:
         """Set one word of a record, in the first block."""

@@ -22,7 +22,7 @@ from ebpf.hooks import AttachPoint, Backend
 from ebpf.permission import why_no_bpf, why_no_perf_event
 
 LOADING_S = 180.0
-"""How long compiling and loading may take: half a second on a node, 10 s on an emulated CPU."""
+"""How long compiling and loading may take: far more than it does, on an emulated CPU, too."""
 _MAIN = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from ebpf.loader import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -181,7 +181,7 @@ def _load(request: Request) -> Loaded:
 
 def _why_ended(status: int, words: int) -> str:
     if status == -signal.SIGKILL:
-        how = "was killed: out of memory? The memory limit has to allow 192 MiB at the start"
+        how = "was killed: out of memory? The kernel's log says so; then raise the memory limit"
     elif status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     else:

@@ -69,7 +69,10 @@ class Session:
         """
         self._capacity = capacity
         self._sys_root = sys_root
-        cpus = 1 + possible_cpus(sys_root)[-1]
+        try:
+            cpus = 1 + possible_cpus(sys_root)[-1]
+        except (OSError, ValueError) as err:
+            raise BpfUnavailableError(f"cannot tell how many CPUs this node has: {err}") from err
         self._recent_places = recent_places
         flags = [
             f"-DLEDGER_CAPACITY={capacity}",
@@ -173,9 +176,7 @@ class Session:
         try:
             found = self._slots.get(key)
             slot = int.from_bytes(found, sys.byteorder) if found else None
-            if slot is None or self._records.words(slot + 1)[
-                -RECORD_WORDS + _FIRST_NS
-            ] != self._first_ns.get(tgid):
+            if slot is None or self._records.word(slot, _FIRST_NS) != self._first_ns.get(tgid):
                 return
             if self._slots.delete(key):
                 self._recent.write(tgid % self._recent_places, 0, 0)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from kernel_agent import program_ids
+
 from ebpf.bpf_calls import open_raw_tracepoint, open_tracepoint
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -96,7 +98,7 @@ class Program:
     @classmethod
     def of_process(cls, tgid: int, name: str) -> Self:
         """The program of a process whose function has this name (cut to 15 bytes)."""
-        for number in sorted(_ids_held(tgid)):
+        for number in sorted(program_ids(tgid)):
             program = cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(number)))
             if program.name == name[:15]:
                 return program
@@ -106,7 +108,7 @@ class Program:
     @classmethod
     def only_one_of(cls, tgid: int) -> Self:
         """The one program of a process that holds no other."""
-        (number,) = _ids_held(tgid)
+        (number,) = program_ids(tgid)
         return cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(number)))
 
     def run_here(self, times: int) -> None:
@@ -172,15 +174,6 @@ def run_statistics() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _ids_held(tgid: int) -> set[int]:
-    found: set[int] = set()
-    for info in Path(f"/proc/{tgid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            lines = info.read_text().splitlines()
-            found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
-    return found
 
 
 def _tracepoint_id(category: str, event: str) -> int:

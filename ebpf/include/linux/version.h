@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * BCC wants a version at compile time. hvprobe detects features, never versions:
- * this is only the oldest kernel the programs are written for. Kernels that
- * compare the number (before 5.0) are told the running one by BCC at load.
+ * this is only the oldest kernel that has what they need (arrays mapped into
+ * memory 5.5, hashes read at one go 5.6). Kernels since 5.0 do not compare it.
  */
 #ifndef HVPROBE_LINUX_VERSION_H
 #define HVPROBE_LINUX_VERSION_H
 #define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))
-#define LINUX_VERSION_CODE KERNEL_VERSION(4, 18, 0)
+#define LINUX_VERSION_CODE KERNEL_VERSION(5, 6, 0)
 #endif
