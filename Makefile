@@ -12,8 +12,8 @@ SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
 # Kernels that tests/guests boots: versions separated by commas, or all.
 HVPROBE_KERNELS ?= 6.1
 export HVPROBE_KERNELS
-# HVPROBE_REQUIRE=kernel,guests,cluster,prometheus turns skipped tests into failed ones. It
-# reaches the tests through the environment.
+# HVPROBE_REQUIRE=kernel,guests,cluster,prometheus,image,kubelet turns skipped tests into failed
+# ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
@@ -90,12 +90,14 @@ image: ## build the container image and its bill of materials, in build/image (A
 	@scripts/install.sh run test image
 	@scripts/build-image.sh localhost/hvprobe:latest$(if $(ARCH),-$(ARCH))
 
-test-image: export HVPROBE_KERNELS = all
-test-image: ## build the image, run it as each DaemonSet would, check deploy/
-	@scripts/install.sh run test image
-	@exec $(PYTEST) tests/deploy tests/image $(ARGS)
+# Architectures of the image that test-image builds and runs.
+test-image: export HVPROBE_IMAGES ?= amd64,arm64
+test-image: export HVPROBE_KERNELS := $(if $(filter file,$(origin HVPROBE_KERNELS)),all,$(HVPROBE_KERNELS))
+test-image: ## build the image, run it as each DaemonSet would and in a real cluster, check deploy/
+	@scripts/install.sh --root run test image
+	@exec $(PYTEST) tests/deploy tests/image tests/kubelet $(ARGS)
 
-image-cost: export PYTHONPATH = tests/kernel:tests/guests:tests/deploy:tests/image
+image-cost: export PYTHONPATH = tests/kernel:tests/guests:tests/cluster:tests/deploy:tests/image:tests/bench
 image-cost: ## measure what docs/operators.md says the image costs
 	@scripts/install.sh --root run test image
 	@exec $(PYTHON) tests/image/image_cost.py

@@ -14,6 +14,8 @@ from probes.vmm import HypervisorType
 
 _READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
 """What it takes to read other users' processes below /proc."""
+_REFUSED = "not permitted"
+"""How ebpf says that the kernel refused BPF or a hook (EPERM)."""
 
 
 class Outcome(StrEnum):
@@ -52,7 +54,7 @@ def checks(report: NodeReport, kernel: KernelAbilities) -> tuple[Check, ...]:
         _late(report, kernel),
         _processes(report),
         _names(report),
-        _permission(kernel),
+        _permission(report, kernel),
         _kernel(kernel),
     )
 
@@ -188,13 +190,21 @@ def _late(report: NodeReport, kernel: KernelAbilities) -> Check:
     )
 
 
-def _permission(kernel: KernelAbilities) -> Check:
+def _permission(report: NodeReport, kernel: KernelAbilities) -> Check:
     question = "may hvprobe do what it needs"
     wrong = [f"{name} is missing" for name in kernel.capabilities_missing]
     if not kernel.initial_pid_namespace:
         wrong.append("it runs in a PID namespace of its own")
     if kernel.lockdown == "confidentiality":
         wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
+    # A refusal tells more than what can be looked up: filters and security modules show nowhere.
+    told = [report.health.ledger_error, *(it.reason for it in report.health.hooks)]
+    if not wrong and any(_REFUSED in reason for reason in told if reason):
+        return Check(
+            question=question,
+            outcome=Outcome.LESS,
+            finding="not all: the kernel refused something, and the line that says so says why",
+        )
     if not wrong:
         return Check(question=question, outcome=Outcome.GOOD, finding="yes")
     return Check(

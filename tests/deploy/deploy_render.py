@@ -3,6 +3,7 @@
 Run as a program it writes what is rendered now to tests/golden/deploy, for a look and a commit.
 """
 
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,21 @@ def rendered_at(directory: Path) -> Rendered:
     )
     assert done.returncode == 0, done.stderr
     return Rendered(text=done.stdout, objects=tuple(yaml.safe_load_all(done.stdout)))
+
+
+def rendered_beside(tmp_path: Path, kustomization: str) -> Rendered:
+    """What a kustomization of one's own, in a folder beside deploy/, makes of it."""
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(kustomization)
+    return rendered_at(own)
+
+
+def examples(document: str) -> list[str]:
+    """The kustomizations that a document of the repository shows."""
+    text = (ROOT / document).read_text()
+    return re.findall(r"```yaml\n(# kustomization\.yaml.*?)```", text, re.DOTALL)
 
 
 def main() -> None:

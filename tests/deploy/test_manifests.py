@@ -1,11 +1,10 @@
 """What kustomize makes of deploy/: exactly this, for each overlay, and it fits together."""
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
-from deploy_render import GOLDEN, NAMES, ROOT, Rendered, rendered, rendered_at
+from deploy_render import GOLDEN, NAMES, examples, rendered, rendered_beside
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -132,21 +131,6 @@ def test_tls_is_expected_where_it_is_served() -> None:
     assert values["HVPROBE_TLS_KEY"] == f"{mount['mountPath']}/tls.key"
     for kind in ("startup", "liveness", "readiness"):
         assert objects.container[f"{kind}Probe"]["httpGet"]["scheme"] == "HTTPS"
-
-
-def rendered_beside(tmp_path: Path, kustomization: str) -> Rendered:
-    """What a kustomization of one's own, in a folder beside deploy/, makes of it."""
-    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "kustomization.yaml").write_text(kustomization)
-    return rendered_at(own)
-
-
-def examples(document: str) -> list[str]:
-    """The kustomizations that a document of the repository shows."""
-    text = (ROOT / document).read_text()
-    return re.findall(r"```yaml\n(# kustomization\.yaml.*?)```", text, re.DOTALL)
 
 
 def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:

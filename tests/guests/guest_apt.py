@@ -46,6 +46,8 @@ class AptTree:
     suite: Suite
     architecture: Architecture
     directory: Path
+    kind: str
+    """What its lists are of: deb, packages; deb-src, their sources."""
 
     @property
     def config(self) -> Path:
@@ -97,22 +99,26 @@ def debian_mirror() -> str:
 
 
 @contextlib.contextmanager
-def apt_tree(suite: Suite, architecture: Architecture) -> Iterator[AptTree]:
-    """A tree with fresh package lists, ours alone until the block ends."""
-    name = f"apt-{suite.value}-{architecture.value}"
+def apt_tree(suite: Suite, architecture: Architecture, *, kind: str = "deb") -> Iterator[AptTree]:
+    """A tree with fresh lists, ours alone until the block ends."""
+    name = f"apt-{suite.value}-{architecture.value}{kind.removeprefix('deb')}"
     with locked(name):
-        yield _fresh_tree(suite, architecture, cache_directory() / name)
+        directory = cache_directory() / name
+        tree = AptTree(suite=suite, architecture=architecture, directory=directory, kind=kind)
+        _refresh(tree)
+        yield tree
 
 
-def _fresh_tree(suite: Suite, architecture: Architecture, directory: Path) -> AptTree:
-    tree = AptTree(suite=suite, architecture=architecture, directory=directory)
+def _refresh(tree: AptTree) -> None:
+    """Write its configuration and fetch its lists."""
+    suite, architecture, directory = tree.suite, tree.architecture, tree.directory
     keyring = next((path for path in _KEYRINGS if path.exists()), None)
     if keyring is None:
         raise BuildError("Debian's keyring is missing: install debian-archive-keyring")
     (directory / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (tree.archives / "partial").mkdir(parents=True, exist_ok=True)
     (directory / "status").write_text("")
-    source = f"deb [signed-by={keyring}] {debian_mirror()} {suite.value} main\n"
+    source = f"{tree.kind} [signed-by={keyring}] {debian_mirror()} {suite.value} main\n"
     (directory / "sources.list").write_text(source)
     # The hooks are cleared because they act on the machine itself (PackageKit, docker-clean);
     # the sandbox user cannot read a cache below a home directory.
@@ -138,7 +144,6 @@ Acquire::Retries "3";
 """
     )
     run(["apt-get", "-c", tree.config, "update"], what=f"package lists of {suite.value}")
-    return tree
 
 
 def package_names(tree: AptTree, prefix: str) -> list[str]:
@@ -161,6 +166,15 @@ def download_only(tree: AptTree, packages: Iterable[str]) -> list[Path]:
         what=f"downloading {' '.join(names)}",
     )
     return paths
+
+
+def download_source(suite: Suite, name: str, into: Path) -> Path:
+    """Fetch a source package and give its original archive, without Debian's patches."""
+    with apt_tree(suite, Architecture.AMD64, kind="deb-src") as tree:
+        fetch = ["apt-get", "-c", tree.config, "source", "--download-only", name]
+        run(["env", "-C", into, *fetch], what=f"the source of {name}")
+    (archive,) = into.glob(f"{name}_*.orig.tar.*")
+    return archive
 
 
 def download_closure(tree: AptTree, packages: Sequence[str]) -> list[Path]:

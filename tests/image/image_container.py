@@ -15,11 +15,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from bench_agent import Connection
 from image_build import ROOT, Image
-from image_pod import World, runtime_config
+from image_pod import SERVICE_ACCOUNT, World, runtime_config
 from kernel_agent import Agent
 from kernel_world import Started
+
+from probes.kube.credentials import InCluster
 
 STATES = ROOT / "build" / "test-image"
 CAPABILITIES = {
@@ -58,7 +62,8 @@ class Container(Agent):
     """The agent in its container, asked over HTTP as kernel_agent.Agent is."""
 
     def __init__(self, bundle: Path, state: Path) -> None:
-        self.name = "agent"
+        # The cgroup is called like it: two checkouts may run their tests at once.
+        self.name = f"agent-{bundle.name}"
         self.state = state
         Started.__init__(
             self,
@@ -76,6 +81,12 @@ class Container(Agent):
             capture_output=True,
             text=True,
         )
+
+    def connect(self) -> Connection:
+        """A connection that is kept, and asked as Prometheus asks; not where there is TLS."""
+        port = urlsplit(self.url).port
+        assert port
+        return Connection(port)
 
     def main_tgid(self) -> int:
         """The agent's own process."""
@@ -101,14 +112,24 @@ def running(
     environment: Mapping[str, str] | None = None,
     files: Mapping[str, Mapping[str, bytes]] | None = None,
     own_network: bool = False,
+    service_account: InCluster | None = None,
+    node: str = "worker-1",
+    cold: bool = False,
 ) -> Iterator[Container]:
     """The DaemonSet's container, running; without some capabilities that it asks for.
 
     files: secrets by name, each with its files. own_network: it then listens where the image's
-    default says, and only Container.execute reaches it.
+    default says, and only Container.execute reaches it. service_account: a cluster's, whose API
+    server listens on this machine; without one the agent finds no cluster. cold: the files of the
+    image are not in the page cache before, so that those read count as the container's memory.
     """
     with workplace() as place:
-        for secret, content in (files or {}).items():
+        if cold:
+            drop_from_page_cache(image.root)
+        mounted = dict(files or {})
+        if service_account:
+            mounted[SERVICE_ACCOUNT] = account_files(service_account, daemonset)
+        for secret, content in mounted.items():
             (place / secret).mkdir()
             for name, data in content.items():
                 (place / secret / name).write_bytes(data)
@@ -124,6 +145,8 @@ def running(
             },
             devices=host_devices(),
             own_network=own_network,
+            node=node,
+            service_account=service_account,
         )
         (place / "config.json").write_text(json.dumps(runtime_config(daemonset, world), indent=1))
         state = place / "runc"
@@ -132,6 +155,26 @@ def running(
             yield container
         finally:
             delete_all(state)
+
+
+def drop_from_page_cache(root: Path) -> None:
+    """All files below a directory, but for pages that a process has mapped."""
+    os.sync()  # what is not on disk yet would stay
+    for directory, _, names in os.walk(root):
+        for file in (Path(directory, name) for name in names):
+            if stat.S_ISREG(file.lstat().st_mode):
+                descriptor = os.open(file, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+def account_files(account: InCluster, daemonset: Json) -> dict[str, bytes]:
+    """What kubelet mounts of a service account."""
+    return {
+        "token": account.token_file.read_bytes(),
+        "ca.crt": account.ca_file.read_bytes(),
+        "namespace": daemonset["metadata"]["namespace"].encode(),
+    }
 
 
 def delete_all(state: Path) -> None:

@@ -2,29 +2,43 @@
 
     make image-cost
 
-Builds the image, and runs it as the capabilities DaemonSet beside one KVM and one TCG guest.
+Builds the image, and runs it as the capabilities DaemonSet: beside one KVM and one TCG guest; on a
+node of 1000 VMs, in the cgroups of pods and with their VMIs in an API server; there started with
+less and less memory; and beside VMs whose processes hold many descriptors.
 """
 
 import contextlib
+import copy
 import json
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_steady import BETWEEN_SCRAPES_S
 from deploy_render import rendered
 from deploy_tools import from_trixie
+from fleet import NODE, Fleet, State
 from image_build import NATIVE, Image, build, mounted, store, tag
 from image_container import Container, running
 from image_memory import memory_of
 from image_qemu import QemuAsUser
+from kernel_world import build_kvmload, wait_for
+
+from probes.kube.credentials import InCluster
 
 SCRAPES = 20
+VMS = 1000
+LIMITS_MIB = (320, 256, 192, 160, 128)
+CROWD = 500
+"""VMs beside which descriptors are measured."""
+SPARE_DESCRIPTORS = 100
 MIB = 2**20
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+Json = dict[str, Any]
 
 
 def on_disk_mib(root: Path) -> int:
@@ -55,15 +69,110 @@ def resident_mib(tgid: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def agent_of(image: Image) -> Iterator[tuple[Container, float]]:
-    """The agent beside two guests, and the seconds from the runtime's start to its first line."""
+def agent_of(
+    image: Image, fleet: Fleet | None = None, *, limit_mib: int | None = None, cold: bool = False
+) -> Iterator[tuple[Container, float]]:
+    """The agent, and the seconds from the runtime's start to its first line.
+
+    fleet: the node's VMs, and the cluster. limit_mib: of memory, if not the manifest's.
+    """
     profile = from_trixie("golang-github-containers-common") / "usr/share/containers/seccomp.json"
-    seccomp: dict[str, Any] = json.loads(profile.read_text())
-    manifest = rendered("capabilities").one("DaemonSet")
-    with QemuAsUser("default_alpha", "kvm"), QemuAsUser("lab_beta", "tcg"):
-        begun_s = time.monotonic()
-        with running(image, manifest, seccomp) as agent:
-            yield agent, time.monotonic() - begun_s
+    seccomp: Json = json.loads(profile.read_text())
+    manifest = copy.deepcopy(rendered("capabilities").one("DaemonSet"))
+    if limit_mib:
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        container["resources"]["limits"]["memory"] = f"{limit_mib}Mi"
+    account = fleet and InCluster(
+        token_file=fleet.api.token_file,
+        ca_file=fleet.api.authority.ca_file,
+        environ=fleet.api.environ,
+    )
+    begun_s = time.monotonic()
+    with running(image, manifest, seccomp, service_account=account, node=NODE, cold=cold) as agent:
+        yield agent, time.monotonic() - begun_s
+
+
+def print_steady(agent: Container, beside: str, scrape: Callable[[], object]) -> None:
+    """What scrapes cost, each a look of its own, and the memory after them."""
+    tgid = agent.main_tgid()
+    before = cpu_s(tgid)
+    for _ in range(SCRAPES):
+        time.sleep(BETWEEN_SCRAPES_S)
+        scrape()
+    used_ms = (cpu_s(tgid) - before) / SCRAPES * 1000
+    print(f"{beside}: a scrape: {used_ms:.1f} ms of processor time")
+    print(f"{beside}: agent, MiB: {resident_mib(tgid)}")
+    print(f"{beside}: its cgroup, MiB: {cgroup_mib(agent)}")
+
+
+def cgroup_mib(agent: Container) -> dict[str, float]:
+    """What image_memory.memory_of says; the OOM kills are no MiB."""
+    found = memory_of(agent.main_tgid())
+    return {name: it if name == "oom_kills" else round(it / MIB, 1) for name, it in found.items()}
+
+
+def beside_two_guests(image: Image) -> None:
+    with (
+        QemuAsUser("default_alpha", "kvm"),
+        QemuAsUser("lab_beta", "tcg"),
+        agent_of(image) as (agent, start_s),
+    ):
+        used_s = cpu_s(agent.main_tgid())
+        print(f"start to /metrics: {start_s:.2f} s, {used_s:.2f} s of processor time")
+        print_steady(agent, "two VMs", lambda: agent.get("/metrics"))
+
+
+def in_a_fleet(image: Image, fleet: Fleet) -> None:
+    with agent_of(image, fleet) as (agent, _):
+        asked = agent.connect()
+        wait_for(lambda: asked.get("/metrics").verified_kvm() == VMS, "all are verified")
+        print_steady(agent, f"{VMS} VMs", lambda: asked.get("/metrics"))
+
+
+def started_cold(image: Image, fleet: Fleet) -> None:
+    """Where the page cache has nothing of the image; then what an administrator does in the pod."""
+    for limit in LIMITS_MIB:
+        with agent_of(image, fleet, limit_mib=limit, cold=True) as (agent, start_s):
+            started = cgroup_mib(agent)
+            asked = agent.connect()
+            wait_for(lambda: asked.get("/metrics").verified_kvm() == VMS, "all are verified")  # noqa: B023
+            looked = cgroup_mib(agent)
+            begun_s = time.monotonic()
+            doctor = agent.execute("hvprobe", "doctor").returncode
+            took_s = time.monotonic() - begun_s
+            print(f"cold, limit {limit} MiB: start to /metrics {start_s:.2f} s")
+            print(f"  its cgroup then: {started}")
+            print(f"  after a scrape: {looked}")
+            print(
+                f"  `hvprobe doctor` there: {doctor} after {took_s:.1f} s; then {cgroup_mib(agent)}"
+            )
+
+
+def grown_by(image: Image, spare: int) -> float:
+    """Bytes that the cgroup grows by for each VM that is looked at.
+
+    spare: descriptors of its process beside its own six.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nothing = stack.enter_context(Path("/dev/null").open("rb"))
+        inherited = [os.dup(nothing.fileno()) for _ in range(spare)]
+        crowd = subprocess.Popen(
+            [build_kvmload(directory), "--processes", str(CROWD), "--then", "halt"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=inherited,
+        )
+        for each in inherited:
+            os.close(each)
+        stack.callback(crowd.communicate)
+        assert crowd.stdout
+        for _ in range(CROWD):
+            crowd.stdout.readline()
+        agent, _ = stack.enter_context(agent_of(image))
+        before = memory_of(agent.main_tgid())["used"]
+        agent.get("/metrics")
+        return (memory_of(agent.main_tgid())["used"] - before) / CROWD
 
 
 def main() -> None:
@@ -71,17 +180,14 @@ def main() -> None:
     with mounted() as image:
         print(f"image on disk: {on_disk_mib(image.root)} MiB")
         print(f"image in a registry: {in_registry_mb():.0f} MB")
-        with agent_of(image) as (agent, start_s):
-            tgid = agent.main_tgid()
-            print(f"start to /metrics: {start_s:.2f} s, {cpu_s(tgid):.2f} s of processor time")
-            before = cpu_s(tgid)
-            for _ in range(SCRAPES):
-                time.sleep(1)  # two scrapes within a second share one look
-                agent.get("/metrics")
-            print(f"a scrape: {(cpu_s(tgid) - before) / SCRAPES * 1000:.1f} ms of processor time")
-            print(f"agent, MiB: {resident_mib(tgid)}")
-            memory = {name: round(it / MIB, 1) for name, it in memory_of(tgid).items()}
-            print(f"its cgroup, MiB: {memory}")
+        beside_two_guests(image)
+        with Fleet(VMS, State.HALTED) as fleet:
+            in_a_fleet(image, fleet)
+            started_cold(image, fleet)
+        few, many = grown_by(image, 0), grown_by(image, SPARE_DESCRIPTORS)
+        each = (many - few) / SPARE_DESCRIPTORS
+        print(f"a VM whose process has six descriptors: {few / 1024:.0f} KiB of the cgroup's")
+        print(f"each further descriptor: {each / 1024:.2f} KiB")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """A pod of a rendered DaemonSet as an OCI runtime would get it: pure, from manifest to config.json.
 
 Owns what a container runtime makes of a container's securityContext, mounts and resources (CRI:
-containerd pkg/cri, CRI-O server/container_create_linux.go). Must not know how it is run. Other than
-in a cluster there is no service account, and the machine's network unless asked otherwise.
+containerd pkg/cri, CRI-O server/container_create_linux.go), and kubelet of its service account.
+Must not know how it is run. Other than in a cluster there is the machine's network unless asked
+otherwise.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from probes.kube.credentials import InCluster
 
 MASKED = ("acpi asound kcore keys latency_stats timer_list timer_stats sched_debug scsi").split()
 READ_ONLY = "bus fs irq sys sysrq-trigger".split()
@@ -18,6 +21,10 @@ DEVICE_RULES_DEFAULT = (
     *((5, minor) for minor in (0, 1, 2)),
     (136, None),
 )
+SERVICE_ACCOUNT = "serviceaccount"
+"""The directory in World.scratch that holds the service account's files."""
+SERVICE_ACCOUNT_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where kubelet puts them (plugin/pkg/admission/serviceaccount, DefaultAPITokenMountPath)."""
 Json = dict[str, Any]
 
 
@@ -30,7 +37,7 @@ class World:
     image: Json
     """The image's own configuration (Entrypoint, Env)."""
     scratch: Path
-    """For emptyDir volumes and secrets."""
+    """For emptyDir volumes, secrets and the service account's files."""
     capabilities: frozenset[str]
     """Those that this machine can give at all."""
     seccomp: Json
@@ -41,6 +48,10 @@ class World:
     """The host's devices, which only privileged containers get."""
     own_network: bool = False
     """A network namespace with a loopback interface alone, not the machine's network."""
+    node: str = "worker-1"
+    """The node's name."""
+    service_account: InCluster | None = None
+    """The pod's, as the test has it; None: there is no cluster."""
 
 
 def runtime_config(daemonset: Json, world: World) -> Json:
@@ -77,7 +88,11 @@ def runtime_config(daemonset: Json, world: World) -> Json:
         },
         "root": {"path": str(world.root), "readonly": context["readOnlyRootFilesystem"]},
         "hostname": "hvprobe-test",
-        "mounts": [*system_mounts(privileged=privileged), *volume_mounts(pod, world)],
+        "mounts": [
+            *system_mounts(privileged=privileged),
+            *volume_mounts(pod, world),
+            *service_account_mounts(pod, world),
+        ],
         "linux": linux,
     }
 
@@ -113,12 +128,14 @@ def resources(container: Json, *, privileged: bool) -> Json:
 
 
 def environment(container: Json, world: World) -> list[str]:
-    """The image's, then the manifest's, then the test's."""
+    """The image's, then the API server's address, then the manifest's, then the test's."""
     found = dict(pair.split("=", 1) for pair in world.image["Env"])
+    if world.service_account:
+        found.update(world.service_account.environ)
     for entry in container["env"]:
         source = entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
         assert source in (None, "spec.nodeName")
-        found[entry["name"]] = "worker-1" if source else entry["value"]
+        found[entry["name"]] = world.node if source else entry["value"]
     return [f"{name}={value}" for name, value in {**found, **world.environment}.items()]
 
 
@@ -160,12 +177,19 @@ def volume_mount(volume: Json, wanted: Json, world: World) -> Json:
         assert volume["emptyDir"]["medium"] == "Memory"
         size = volume["emptyDir"]["sizeLimit"].removesuffix("i").lower()
         return mount(wanted["mountPath"], "tmpfs", ["rw", "mode=1777", f"size={size}"])
-    return {
-        "destination": wanted["mountPath"],
-        "type": "bind",
-        "source": source,
-        "options": ["rbind", "rprivate", access],
-    }
+    return bind(wanted["mountPath"], source, access)
+
+
+def service_account_mounts(pod: Json, world: World) -> list[Json]:
+    """Token, ca.crt and namespace, where the manifest lets kubelet mount them."""
+    if world.service_account is None or not pod["automountServiceAccountToken"]:
+        return []
+    return [bind(SERVICE_ACCOUNT_MOUNT, str(world.scratch / SERVICE_ACCOUNT), "ro")]
+
+
+def bind(destination: str, source: str, access: str) -> Json:
+    options = ["rbind", "rprivate", access]
+    return {"destination": destination, "type": "bind", "source": source, "options": options}
 
 
 def seccomp_for(capabilities: frozenset[str], profile: Json) -> Json:

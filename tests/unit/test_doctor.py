@@ -109,6 +109,9 @@ def test_without_bpf() -> None:
     of_hooks = [it for it in checks(given, CAPABLE) if it != names][1:4]
     assert [it.outcome for it in of_hooks] == [Outcome.LESS] * 3
     assert check(given, "which processes become VMMs").outcome is Outcome.LESS
+    # All capabilities are there, yet something refuses: that is not a yes.
+    assert check(given, "may hvprobe").outcome is Outcome.LESS
+    assert check(report(), "may hvprobe").finding == "yes"
 
 
 def test_a_bare_kernel() -> None:

@@ -1,0 +1,44 @@
+"""The cluster that tests of this folder share, and the VMs in it."""
+
+from collections.abc import Iterator
+
+import image_build
+import kube_build
+import pytest
+from image_container import workplace
+from kernel_world import wait_for
+from kube_cluster import Cluster, prepared
+from kube_objects import VMI_RESOURCE, VMS, launcher_pod, load_images, running_vmi
+from kube_world import ALPHA, BETA, create, until_ready
+from required import missing_for_guests, require
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A node that is ready, with the built image, KubeVirt's resource and no agent."""
+    require("kubelet", kube_build.missing() or missing_for_guests("buildah", "debootstrap"))
+    image_build.build()
+    with workplace() as work, prepared(work) as made:
+        made.start()
+        load_images(made)
+        create(made, VMI_RESOURCE)
+        made.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        yield made
+
+
+@pytest.fixture(scope="session")
+def vms(cluster: Cluster) -> Cluster:
+    """vms/alpha on KVM and vms/beta emulated, each in its pod, and Running by their VMIs."""
+    cluster.kubectl("create", "namespace", VMS)
+    wait_for(
+        lambda: cluster.kubectl_try("-n", VMS, "get", "serviceaccount", "default").returncode == 0,
+        "the namespace has its service account",
+    )
+    for vm, accel in ((ALPHA, "kvm"), (BETA, "tcg")):
+        create(cluster, launcher_pod(vm, accel))
+    for vm in (ALPHA, BETA):
+        name = f"virt-launcher-{vm}"
+        until_ready(cluster, VMS, name)
+        pod = cluster.get("-n", VMS, "pod", name)
+        create(cluster, running_vmi(vm, pod["metadata"]["uid"]))
+    return cluster

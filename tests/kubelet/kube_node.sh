@@ -1,0 +1,38 @@
+#!/bin/sh
+# Becomes the node of a test's cluster: run in network and mount namespaces of its own, which last as
+# long as it does. $1: a directory for what the node would keep in /var. Prints "ready".
+set -eu
+
+ip link set lo up
+# The node's address (RFC 5737, for documentation), and the one that pods reach the API server by,
+# which in a larger cluster is kube-proxy's work.
+ip link add node0 type veth peer name node1
+ip address add 192.0.2.1/24 dev node0
+ip address add 10.96.0.1/32 dev node0
+ip link set node0 up
+ip link set node1 up
+ip route add default dev node0
+echo 1 >/proc/sys/net/ipv4/ip_forward
+
+# What kubelet and containerd keep by fixed names.
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
+mkdir -p /var/lib/kubelet /run/containerd "$1/log"
+mount --bind "$1/log" /var/log
+
+# kubelet wants these as they are below, or would set them for the whole machine.
+while read -r name value; do
+	file=$1/$(echo "$name" | tr / _)
+	echo "$value" >"$file"
+	mount --bind "$file" "/proc/sys/$name"
+done <<-SETTINGS
+	vm/overcommit_memory 1
+	vm/panic_on_oom 0
+	kernel/panic 10
+	kernel/panic_on_oops 1
+	kernel/keys/root_maxkeys 1000000
+	kernel/keys/root_maxbytes 25000000
+SETTINGS
+
+echo ready
+exec sleep infinity

@@ -1,0 +1,182 @@
+"""The DaemonSet in a real cluster: admitted, scheduled, run by kubelet and containerd, and asked.
+
+Kubernetes 1.20 with containerd 1.6, the newest that Debian has the source of. Its VMs are QEMU
+processes in pods of their own.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deploy_render import rendered
+from image_container import CAPABILITIES, possible_capabilities
+from kernel_agent import program_exists, program_ids
+from kernel_world import wait_for
+from kube_cluster import NODE, Cluster
+from kube_objects import VMS, running_vmi
+from kube_world import (
+    ALPHA,
+    BETA,
+    NAMESPACE,
+    agent_pod,
+    create,
+    install,
+    manifests,
+    of_vm,
+    pod_is_ready,
+    samples,
+    scrape,
+    shows_both,
+    until_ready,
+)
+
+pytestmark = pytest.mark.timeout(1800)
+INFO = "kubevirt_vmi_hypervisor_info"
+
+
+@pytest.fixture(scope="module")
+def installed(vms: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The capabilities variant, installed as the manual says."""
+    given = manifests("capabilities", tmp_path_factory.mktemp("own"))
+    install(vms, given)
+    yield vms
+    vms.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)
+
+
+def main_tgid(cluster: Cluster) -> int:
+    """The agent's process, as the machine numbers it."""
+    (status,) = agent_pod(cluster)["status"]["containerStatuses"]
+    number = status["containerID"].removeprefix("containerd://")
+    shown = cluster.containerd("tasks", "ls").stdout
+    found = re.search(rf"^{number} +(\d+) +RUNNING", shown, re.MULTILINE)
+    assert found, shown
+    return int(found[1])
+
+
+def test_names_what_runs(installed: Cluster) -> None:
+    """VMs in pods that kubelet has made are told, verified and named by their VMIs."""
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+    text = scrape(installed)
+    assert samples(text, "hvprobe_processes")[frozenset({("state", "attributed")})] == 2.0
+    assert scrape(installed, "/readyz") == "ready\n"
+
+
+def test_is_verified_as_the_manual_says(installed: Cluster) -> None:
+    """The three commands of the section Verify."""
+    doctor = installed.kubectl_try(
+        *("-n", NAMESPACE, "exec", "daemonset/hvprobe", "--", "hvprobe", "doctor")
+    )
+    assert doctor.returncode == 0, doctor.stdout
+    shown = installed.kubectl(
+        *("-n", NAMESPACE, "exec", "daemonset/hvprobe", "--", "hvprobe", "live", "--once")
+    )
+    assert re.search(r"vms/alpha.*kvm", shown)
+    assert re.search(r"vms/beta.*tcg", shown)
+    account = f"system:serviceaccount:{NAMESPACE}:hvprobe"
+    rights = installed.kubectl("auth", "can-i", "--list", "--as", account)
+    (line,) = [it for it in rights.splitlines() if "kubevirt" in it]
+    assert sorted(re.findall(r"\w+", line.rpartition("[")[2])) == ["get", "list", "watch"]
+
+
+def test_follows_the_cluster(installed: Cluster) -> None:
+    """A VMI that goes takes its series with it and the node says a VM has no name; and back."""
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+    gone = installed.get("-n", VMS, "virtualmachineinstance", BETA)
+    installed.kubectl("-n", VMS, "delete", "virtualmachineinstance", BETA)
+    unnamed = frozenset({("state", "unattributed")})
+    wait_for(
+        lambda: (
+            samples(text := scrape(installed), INFO) == {of_vm(ALPHA, hypervisor_type="kvm"): 1.0}
+            and samples(text, "hvprobe_processes")[unnamed] == 1.0
+        ),
+        "beta has no series",
+    )
+    pod = installed.get("-n", VMS, "pod", f"virt-launcher-{BETA}")
+    assert gone["status"]["activePods"] == {pod["metadata"]["uid"]: NODE}
+    create(installed, running_vmi(BETA, pod["metadata"]["uid"]))
+    wait_for(lambda: shows_both(scrape(installed)), "beta is shown again")
+
+
+def test_outlives_the_api_server(installed: Cluster) -> None:
+    """While it is away nothing is lost; when it is back the watch is, too, in the same process."""
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+    before, url = main_tgid(installed), f"http://{agent_pod(installed)['status']['podIP']}:9747"
+    installed.stop_api_server()
+    up = "hvprobe_vmi_watch_up"
+    wait_for(
+        lambda: list(samples(installed.fetch(f"{url}/metrics"), up).values()) == [0.0],
+        "the agent says that its watch is down",
+        60,
+    )
+    assert shows_both(installed.fetch(f"{url}/metrics"))
+    installed.start_api_server()
+    wait_for(
+        lambda: list(samples(installed.fetch(f"{url}/metrics"), up).values()) == [1.0],
+        "the watch is up again",
+        60,
+    )
+    assert main_tgid(installed) == before
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+
+
+def test_says_that_it_may_not_read(installed: Cluster) -> None:
+    """Without its right it is not ready, and says which; with it, it gets ready by itself."""
+    binding = installed.get("clusterrolebinding", "hvprobe")
+    installed.kubectl("delete", "clusterrolebinding", "hvprobe")
+    installed.kubectl("-n", NAMESPACE, "delete", "pod", "--all")
+    pod = agent_pod(installed)["metadata"]["name"]
+
+    def log() -> str:
+        return installed.kubectl_try("-n", NAMESPACE, "logs", pod).stdout
+
+    wait_for(lambda: "forbidden" in log(), "the agent says what it may not", 60)
+    assert 'cannot list resource "virtualmachineinstances"' in log()
+    assert not pod_is_ready(installed, NAMESPACE, pod)
+    del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
+    create(installed, binding)
+    until_ready(installed, NAMESPACE, pod)
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+
+
+def test_has_what_the_manifest_asks_for(installed: Cluster) -> None:
+    """containerd gives it those capabilities, and a root that cannot be written."""
+    status = Path(f"/proc/{main_tgid(installed)}/status").read_text()
+    found = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
+    assert found
+    daemonset = rendered("capabilities")
+    asked = {f"CAP_{it}" for it in daemonset.container["securityContext"]["capabilities"]["add"]}
+    given = asked & possible_capabilities()
+    assert int(found[1], 16) == sum(1 << CAPABILITIES[name] for name in given)
+    tried = installed.kubectl_try(
+        *("-n", NAMESPACE, "exec", "daemonset/hvprobe", "--", "touch", "/tmp/x")
+    )
+    assert "Read-only file system" in tried.stderr
+
+
+def test_upgrades_and_leaves_nothing_behind(
+    vms: Cluster, installed: Cluster, tmp_path: Path
+) -> None:
+    """One variant replaces the other; after the manual's `delete` the kernel has nothing of it."""
+    former = main_tgid(installed)
+    programs = program_ids(former)
+    assert programs
+    given = manifests("privileged", tmp_path / "own")
+    install(installed, given)
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+    wait_for(lambda: not Path(f"/proc/{former}").exists(), "the former agent has ended", 60)
+    assert not any(program_exists(number) for number in programs)
+    text = scrape(installed)
+    # Privileged, it may try /dev/kvm, and knows that beta is emulated without need.
+    assert samples(text, "kubevirt_vmi_hypervisor_fallback")[of_vm(BETA)] == 1.0
+    programs = program_ids(main_tgid(installed))
+    assert programs
+    vms.kubectl("delete", "-f", "-", given=given)
+    wait_for(
+        lambda: vms.kubectl_try("get", "namespace", NAMESPACE).returncode != 0,
+        "the namespace is gone",
+        120,
+    )
+    assert not any(program_exists(number) for number in programs)
+    left = vms.kubectl("get", "clusterrole,clusterrolebinding,priorityclass", "-o", "name")
+    assert "hvprobe" not in left
