@@ -88,6 +88,14 @@ class Fleet:
             os.write(stdin, b"1\n")
         self._lines.take(len(self._stdins))
 
+    def end_vms(self) -> None:
+        """End them all; their VMIs and the API server stay."""
+        while self._stdins:
+            os.close(self._stdins.pop())
+        while self._processes:
+            self._processes.pop().wait()
+        self.tgids.clear()
+
     def _build(self) -> None:
         directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._kvmload = build_kvmload(directory)
@@ -100,7 +108,7 @@ class Fleet:
         for fd in (reading, self._stdout):
             self._stack.callback(os.close, fd)
         self._lines = _Lines(reading)
-        self._stack.callback(self._end)
+        self._stack.callback(self.end_vms)
 
     def _add_vmi(self, number: int) -> Path:
         """Create a Running VMI of this node; gives the cgroup of its pod's container."""
@@ -121,12 +129,6 @@ class Fleet:
             )
         finally:
             os.close(theirs)
-
-    def _end(self) -> None:
-        for stdin in self._stdins:
-            os.close(stdin)
-        for process in self._processes:
-            process.wait()
 
 
 class _Lines:

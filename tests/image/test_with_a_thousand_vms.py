@@ -97,7 +97,7 @@ def test_stays_within_its_memory(image: Image, crio_seccomp: Json, fleet: Fleet)
         assert full["oom_kills"] == 0
         assert full["working_set"] < wanted["requests"]
 
-        end_processes(fleet)
+        fleet.end_vms()
         wait_for(lambda: types(agent) == {"unknown": VMS}, "no VM is shown as running")
         for number in range(VMS):
             fleet.api.store.delete(NAMESPACE, f"vm-{number}")
@@ -105,13 +105,6 @@ def test_stays_within_its_memory(image: Image, crio_seccomp: Json, fleet: Fleet)
         empty = memory(agent, "VMs and VMIs gone")
         assert empty["oom_kills"] == 0
         assert empty["working_set"] < full["working_set"]
-
-
-def end_processes(fleet: Fleet) -> None:
-    """End all VMs, whose VMIs and API server stay."""
-    for each in fleet._processes:
-        each.terminate()
-        assert each.wait(60) == 0
 
 
 def types(agent: Container) -> dict[str, int]:
