@@ -215,12 +215,10 @@ class Cluster:
     def _run(self, name: str, *arguments: str, program: Path | None = None) -> Started:
         """Start a program of the cluster; what it says goes to a file of its name."""
         path = f"PATH={self._runtime}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        command = [program or self._programs / name, *arguments]
-        script = f'exec "$@" >>{self._work}/{name}.log 2>&1'
+        to_file = ("sh", "-c", 'exec "$@" >>"$0" 2>&1', self._work / f"{name}.log")
+        command = (program or self._programs / name, *arguments)
         return self._keep(
-            Started(
-                [*self._enter, "env", path, "HOME=/nonexistent", "sh", "-c", script, "sh", *command]
-            )
+            Started([*self._enter, "env", path, "HOME=/nonexistent", *to_file, *command])
         )
 
     def _keep(self, started: Started) -> Started:

@@ -58,14 +58,15 @@ def install(cluster: Cluster, given: str) -> None:
         raise AssertionError(f"{done.stderr}{pods[-2000:]}{log}")
 
 
+def agent_pods(cluster: Cluster) -> list[Json]:
+    """Those of the agent's pods that are not about to go."""
+    pods = cluster.get("-n", NAMESPACE, "pod")["items"]
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
 def agent_pod(cluster: Cluster) -> Json:
-    """The agent's pod, when there is one that is not about to go."""
-
-    def found() -> list[Json]:
-        pods = cluster.get("-n", NAMESPACE, "pod")["items"]
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-
-    (pod,) = wait_for(found, "there is a pod of the agent")
+    """The agent's pod, when there is one."""
+    (pod,) = wait_for(lambda: agent_pods(cluster), "there is a pod of the agent")
     return pod
 
 

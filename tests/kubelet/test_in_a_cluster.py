@@ -20,6 +20,7 @@ from kube_world import (
     BETA,
     NAMESPACE,
     agent_pod,
+    agent_pods,
     create,
     install,
     manifests,
@@ -136,6 +137,19 @@ def test_says_that_it_may_not_read(installed: Cluster) -> None:
     del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
     create(installed, binding)
     until_ready(installed, NAMESPACE, pod)
+    wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
+
+
+def test_is_wherever_vms_can_be(installed: Cluster) -> None:
+    """It is on nodes that virt-handler has claimed, whatever the claim says and whatever taints."""
+    label = "kubevirt.io/schedulable"
+    installed.kubectl("label", "node", NODE, f"{label}-")
+    wait_for(lambda: not agent_pods(installed), "no agent is where no VM can be", 60)
+    installed.kubectl("taint", "node", NODE, "dedicated=vms:NoSchedule")
+    installed.kubectl("label", "node", NODE, f"{label}=false")
+    until_ready(installed, NAMESPACE, agent_pod(installed)["metadata"]["name"])
+    installed.kubectl("taint", "node", NODE, "dedicated-")
+    installed.kubectl("label", "--overwrite", "node", NODE, f"{label}=true")
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
 
 
