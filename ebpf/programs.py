@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ebpf.bpf_calls import open_kprobe, open_raw_tracepoint, open_tracepoint
-from ebpf.errors import BpfUnavailableError
+from ebpf.errors import NOT_PERMITTED, BpfUnavailableError
 from ebpf.handover import Failure, Loaded, Request
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.permission import why_no_bpf, why_no_perf_event
@@ -126,7 +126,7 @@ class Programs:
             if not _kernel_has_function(point.target):
                 return f"{what}: the kernel has no such function now; is the module loaded?"
         if code in (errno.EPERM, errno.EACCES):
-            return f"{what}: not permitted: {refused()}"
+            return f"{what}: {NOT_PERMITTED}: {refused()}"
         tracefs = any((self._sys_root / it / "events").is_dir() for it in _TRACEFS)
         if point.backend is Backend.TRACEPOINT and not tracefs:
             return f"{what}: there is no tracefs: mount it at /sys/kernel/tracing"
@@ -199,5 +199,5 @@ def _kernel_has_function(name: str) -> bool:
 
 def _why_unavailable(failure: Failure) -> str:
     if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
-        return f"BPF is not permitted here ({failure.detail}): {why_no_bpf()}"
+        return f"BPF is {NOT_PERMITTED} here ({failure.detail}): {why_no_bpf()}"
     return f"cannot prepare the BPF programs: {failure.detail}"

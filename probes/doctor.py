@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from ebpf.errors import NOT_PERMITTED
 from ebpf.hooks import HookStatus, Question
 from probes.node import KernelAbilities
 from probes.report import CounterTrust, NodeReport
@@ -14,8 +15,6 @@ from probes.vmm import HypervisorType
 
 _READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
 """What it takes to read other users' processes below /proc."""
-_REFUSED = "not permitted"
-"""How ebpf says that the kernel refused BPF or a hook (EPERM)."""
 
 
 class Outcome(StrEnum):
@@ -199,7 +198,7 @@ def _permission(report: NodeReport, kernel: KernelAbilities) -> Check:
         wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
     # A refusal tells more than what can be looked up: filters and security modules show nowhere.
     told = [report.health.ledger_error, *(it.reason for it in report.health.hooks)]
-    if not wrong and any(_REFUSED in reason for reason in told if reason):
+    if not wrong and any(NOT_PERMITTED in reason for reason in told if reason):
         return Check(
             question=question,
             outcome=Outcome.LESS,

@@ -26,7 +26,7 @@ from probes.cgroup import pod_of
 from probes.evidence import Evidence, gather, ledger_entry
 from probes.sources import Ledger, Processes
 from probes.verdict import Reason, judge
-from probes.vmm import HypervisorType
+from probes.vmm import HypervisorType, VmmProcess
 
 _FOLLOWING = (Question.BECOMES_VMM, Question.ENDS, Question.IS_FREED)
 """With hooks for all of these a process can neither end nor become another unnoticed."""
@@ -112,14 +112,14 @@ class Roster:
         if settled and adopted_ns is None and (kernel.error or _nothing_new(settled, entry)):
             return settled
         process = self._host.inspect(vmm)
-        if process is None:
-            if adopted_ns is not None:
-                self._forget(tgid)
-            return None
-        if process.main_thread_ended:
+        if process and process.main_thread_ended:
             self._unmarked.add(tgid)
-        evidence = gather(process, kernel, start_monotonic_ns=start_ns)
-        if not process.named_like_qemu and not _uses_accelerator(evidence):
+        evidence = process and gather(process, kernel, start_monotonic_ns=start_ns)
+        if not process or not evidence or not _is_vmm(process, evidence):
+            if adopted_ns is not None:
+                # Made too late for the kernel to remove it, or for something that is no VMM (any
+                # more). Should that use KVM after all, the kernel makes a record of its own.
+                self._forget(tgid)
             return None
         verdict = settled.verdict if settled else judge(evidence)
         now_unix_s = time.time() - (time.monotonic_ns() - start_ns) / 1e9
@@ -229,9 +229,10 @@ def _contradicts(process: JudgedProcess, entry: LedgerEntry) -> bool:
     return ran is not None and ran is not process.verdict.type
 
 
-def _uses_accelerator(evidence: Evidence) -> bool:
+def _is_vmm(process: VmmProcess, evidence: Evidence) -> bool:
+    """Whether it is named like a VMM or uses an accelerator."""
     recorded = evidence.ledger is not None and _recorded_type(evidence.ledger) is not None
-    return evidence.kvm_fds or evidence.mshv_fds or recorded
+    return process.named_like_qemu or evidence.kvm_fds or evidence.mshv_fds or recorded
 
 
 def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:

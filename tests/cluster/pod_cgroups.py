@@ -36,20 +36,33 @@ def _mount(kind: str, option: str) -> Path | None:
     return None
 
 
+def own_name(prefix: str) -> str:
+    """A cgroup's name that tells which process has made it: this one."""
+    me = Host().identify(os.getpid())
+    assert me is not None
+    return f"{prefix}{me.tgid}-{me.start_ticks}"
+
+
+def left_behind(mount: Path, prefix: str) -> set[str]:
+    """Cgroups of such names whose makers have ended."""
+    host = Host()
+    found: set[str] = set()
+    for left in mount.glob(f"{prefix}*"):
+        tgid, _, ticks = left.name.removeprefix(prefix).partition("-")
+        owner = host.identify(int(tgid))
+        if owner is None or str(owner.start_ticks) != ticks:
+            found.add(left.name)
+    return found
+
+
 class CgroupTree:
     """A folder below a cgroup mount; `close` removes it with everything in it."""
 
     def __init__(self, mount: Path) -> None:
-        host = Host()
         self._mount = mount
-        for left in mount.glob(f"{_PREFIX}*"):
-            tgid, _, ticks = left.name.removeprefix(_PREFIX).partition("-")
-            owner = host.identify(int(tgid))
-            if owner is None or str(owner.start_ticks) != ticks:
-                _remove(left)
-        me = host.identify(os.getpid())
-        assert me is not None
-        self.root = mount / f"{_PREFIX}{me.tgid}-{me.start_ticks}"
+        for left in left_behind(mount, _PREFIX):
+            _remove(mount / left)
+        self.root = mount / own_name(_PREFIX)
         self.root.mkdir(exist_ok=True)
 
     def make(self, path: str) -> Path:

@@ -1,11 +1,10 @@
 """Runs inside a guest of tests/guests: the image's root, shared as /packages, on that kernel.
 
-    python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES[:LOCKDOWN]...
+    python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES...
 
 For each set of capabilities (names joined by commas) the agent is started in the image's root
 with these only, kernel.perf_event_paranoid set as given, beside a KVM and a TCG guest of uid 107.
-A lockdown mode stays for the cases after it: the kernel does not let go of one. What the agent
-says is written to RESULT. The interpreter is the guest's own, without other packages.
+What it says is written to RESULT. The interpreter is the guest's own, without other packages.
 """
 
 import json
@@ -22,14 +21,10 @@ from kernel_world import Started, wait_for
 ROOT = Path("/packages")
 MEMLOCK_BYTES = 64 * 1024
 """What a kernel gives a process that nobody has raised it for."""
-LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
 def prepare() -> None:
     """What the container runtime mounts."""
-    if not LOCKDOWN.exists():
-        securityfs = ["mount", "-t", "securityfs", "securityfs", str(LOCKDOWN.parent)]
-        subprocess.run(securityfs, check=True)
     for kind, point in (("proc", "proc"), ("tmpfs", "tmp")):
         subprocess.run(["mount", "-t", kind, kind, str(ROOT / point)], check=True)
     for point in ("dev", "sys"):
@@ -50,10 +45,8 @@ def inside(capabilities: str, *command: str) -> list[str]:
 
 def seen_with(case: str) -> dict[str, object]:
     """Metrics, log and the doctor's words."""
-    paranoid, capabilities, lockdown = f"{case}:".split(":")[:3]
+    paranoid, _, capabilities = case.partition(":")
     Path("/proc/sys/kernel/perf_event_paranoid").write_text(paranoid)
-    if lockdown:
-        LOCKDOWN.write_text(lockdown)
     command = ["hvprobe", "agent", "--standalone", "--node", "guest", "--listen", "127.0.0.1:0"]
     log: list[str] = []
     with Started(inside(capabilities, *command), stderr=subprocess.PIPE) as agent:

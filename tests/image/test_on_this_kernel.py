@@ -192,6 +192,10 @@ def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests
     with running(image, filtered, crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
         hooks = agent.samples("hvprobe_hook_attached")
+        doctor = agent.execute("hvprobe", "doctor")
+    assert doctor.returncode == 0
+    # Every capability is there, and yet the kernel refuses.
+    assert "may hvprobe do what it needs: not all" in doctor.stdout
     backends = {dict(found)["backend"] for found, value in hooks.items() if value == 1.0}
     assert backends == {"raw_tracepoint"}
 

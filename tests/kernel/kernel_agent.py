@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 
 from kernel_world import DEADLINE_S, MACHINE, Started
@@ -19,6 +18,8 @@ _SYS_BPF = {"x86_64": 321, "aarch64": 280}[MACHINE]
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 ROOT = Path(__file__).resolve().parents[2]
+Labels = tuple[tuple[str, str], ...]
+"""Pairs of a sample's labels and their values, by label."""
 
 
 class Agent(Started):
@@ -53,19 +54,24 @@ class Agent(Started):
         with urllib.request.urlopen(self.url + path, timeout=DEADLINE_S) as answer:
             return answer.read().decode()
 
-    def samples(self, metric: str) -> dict[Mapping[str, str], float]:
-        """Scrape now: value by labels (as a sorted tuple of pairs) of one metric."""
-        return {
-            tuple(sorted(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.get("/metrics"))
-            for sample in family.samples
-            if sample.name == metric
-        }
+    def samples(self, metric: str) -> dict[Labels, float]:
+        """Scrape now: value by labels of one metric."""
+        return samples_of(self.get("/metrics"), metric)
 
     def end(self, number: int, deadline_s: float) -> int:
         """Send a signal and wait for the end; the exit code."""
         self.popen.send_signal(number)
         return self.popen.wait(timeout=deadline_s)
+
+
+def samples_of(text: str, metric: str) -> dict[Labels, float]:
+    """Value by labels of one metric in an answer of /metrics."""
+    return {
+        tuple(sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == metric
+    }
 
 
 def program_ids(tgid: int) -> set[int]:

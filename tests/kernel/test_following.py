@@ -102,9 +102,12 @@ def test_processes_seen_from_the_start_are_followed(
 
 
 def test_adopted_process_that_executes_something_else(
-    new_node: Callable[[], Node], kvmload: Path
+    new_node: Callable[[], Node], kvmload: Path, readings: Counter[int]
 ) -> None:
-    """No hook ever saw it: what it executes ends the record, and with it the VMM."""
+    """No hook ever saw it: what it executes ends the record, and with it the VMM.
+
+    Nothing stays of it, neither a record nor the reading of something that is no VMM.
+    """
     arguments = ("--userspace-exits", "7", "--then", "halt", "--", "sleep", "1000")
     with KvmLoad(kvmload, *arguments).finish_counted_part() as process:
         node = new_node()
@@ -113,6 +116,11 @@ def test_adopted_process_that_executes_something_else(
         process.say("go on\n")
         wait_for(lambda: not recorded(node, process), "it has executed sleep")
         assert node.process(process.tgid) is None
+        assert not recorded(node, process)
+        readings.clear()
+        for _ in range(LOOKS):
+            assert node.process(process.tgid) is None
+        assert readings[process.tgid] == 0
 
 
 def test_main_thread_that_ended_before_the_hooks(

@@ -207,8 +207,10 @@ def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.Mon
 
 def test_signal_to_the_group_does_not_break_the_start(nothing_left: None) -> None:
     """Ctrl-C while it compiles ends hvprobe as Ctrl-C does, without a word of the loader's."""
+    command = [sys.executable, "-m", "probes", "agent", "--standalone", "--listen", "127.0.0.1:0"]
     agent = subprocess.Popen(
-        [sys.executable, "-m", "probes", "agent", "--standalone", "--listen", "127.0.0.1:0"],
+        # Shells let what they run in the background ignore SIGINT, the tests, too.
+        ["env", "--default-signal=INT", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from kernel_world import wait_for
-
-from probes.host import Host
+from pod_cgroups import left_behind, own_name
 
 _PREFIX = "hvprobe-kubelet-"
 
@@ -31,15 +30,9 @@ class KubeCgroups:
 
     def __init__(self) -> None:
         self._mounts = hierarchies()
-        host = Host()
-        me = host.identify(os.getpid())
-        assert me is not None
-        for left in {path.name for mount in self._mounts for path in mount.glob(f"{_PREFIX}*")}:
-            tgid, _, ticks = left.removeprefix(_PREFIX).partition("-")
-            owner = host.identify(int(tgid))
-            if owner is None or str(owner.start_ticks) != ticks:
-                remove(left)
-        self._name = f"{_PREFIX}{me.tgid}-{me.start_ticks}"
+        for left in {name for mount in self._mounts for name in left_behind(mount, _PREFIX)}:
+            remove(left)
+        self._name = own_name(_PREFIX)
         self.pods = f"/{self._name}/pods"
         """As kubelet's --cgroup-root wants it."""
         # Its input ends when we do.

@@ -8,16 +8,15 @@ from typing import Any
 import yaml
 from deploy_render import examples, rendered_beside
 from image_container import possible_capabilities
+from kernel_agent import Labels, samples_of
 from kernel_world import wait_for
 from kube_cluster import NODE, Cluster
-from kube_objects import AGENT_IMAGE, AGENT_TAG
-from prometheus_client.parser import text_string_to_metric_families
+from kube_objects import AGENT_IMAGE, AGENT_TAG, VMS
 
 ALPHA, BETA = "alpha", "beta"
 NAMESPACE = "hvprobe"
 ROLLOUT_S = 120
 Json = dict[str, Any]
-Samples = dict[frozenset[tuple[str, str]], float]
 
 
 def manifests(variant: str, directory: Path) -> str:
@@ -93,27 +92,17 @@ def scrape(cluster: Cluster, path: str = "/metrics") -> str:
     return cluster.kubectl("get", "--raw", where)
 
 
-def samples(text: str, metric: str) -> Samples:
-    """Value by labels of one metric."""
-    return {
-        frozenset(sample.labels.items()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == metric
-    }
-
-
-def of_vm(name: str, **more: str) -> frozenset[tuple[str, str]]:
+def of_vm(name: str, **more: str) -> Labels:
     """A VM's labels."""
-    return frozenset({"namespace": "vms", "name": name, "node": NODE, **more}.items())
+    return tuple(sorted({"namespace": VMS, "name": name, "node": NODE, **more}.items()))
 
 
 def shows_both(text: str) -> bool:
     """Whether alpha is shown as kvm, beta as tcg, both verified, and nothing else."""
-    return samples(text, "kubevirt_vmi_hypervisor_info") == {
+    return samples_of(text, "kubevirt_vmi_hypervisor_info") == {
         of_vm(ALPHA, hypervisor_type="kvm"): 1.0,
         of_vm(BETA, hypervisor_type="tcg"): 1.0,
-    } and samples(text, "kubevirt_vmi_hypervisor_verified") == {
+    } and samples_of(text, "kubevirt_vmi_hypervisor_verified") == {
         of_vm(ALPHA): 1.0,
         of_vm(BETA): 1.0,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from deploy_render import rendered
 from image_container import CAPABILITIES, possible_capabilities
-from kernel_agent import program_exists, program_ids
+from kernel_agent import program_exists, program_ids, samples_of
 from kernel_world import wait_for
 from kube_cluster import NODE, Cluster
 from kube_objects import VMS, running_vmi
@@ -26,7 +26,6 @@ from kube_world import (
     manifests,
     of_vm,
     pod_is_ready,
-    samples,
     scrape,
     shows_both,
     until_ready,
@@ -59,7 +58,7 @@ def test_names_what_runs(installed: Cluster) -> None:
     """VMs in pods that kubelet has made are told, verified and named by their VMIs."""
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
     text = scrape(installed)
-    assert samples(text, "hvprobe_processes")[frozenset({("state", "attributed")})] == 2.0
+    assert samples_of(text, "hvprobe_processes")[(("state", "attributed"),)] == 2.0
     assert scrape(installed, "/readyz") == "ready\n"
 
 
@@ -85,11 +84,12 @@ def test_follows_the_cluster(installed: Cluster) -> None:
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
     gone = installed.get("-n", VMS, "virtualmachineinstance", BETA)
     installed.kubectl("-n", VMS, "delete", "virtualmachineinstance", BETA)
-    unnamed = frozenset({("state", "unattributed")})
+    unnamed = (("state", "unattributed"),)
     wait_for(
         lambda: (
-            samples(text := scrape(installed), INFO) == {of_vm(ALPHA, hypervisor_type="kvm"): 1.0}
-            and samples(text, "hvprobe_processes")[unnamed] == 1.0
+            samples_of(text := scrape(installed), INFO)
+            == {of_vm(ALPHA, hypervisor_type="kvm"): 1.0}
+            and samples_of(text, "hvprobe_processes")[unnamed] == 1.0
         ),
         "beta has no series",
     )
@@ -106,14 +106,14 @@ def test_outlives_the_api_server(installed: Cluster) -> None:
     installed.stop_api_server()
     up = "hvprobe_vmi_watch_up"
     wait_for(
-        lambda: list(samples(installed.fetch(f"{url}/metrics"), up).values()) == [0.0],
+        lambda: list(samples_of(installed.fetch(f"{url}/metrics"), up).values()) == [0.0],
         "the agent says that its watch is down",
         60,
     )
     assert shows_both(installed.fetch(f"{url}/metrics"))
     installed.start_api_server()
     wait_for(
-        lambda: list(samples(installed.fetch(f"{url}/metrics"), up).values()) == [1.0],
+        lambda: list(samples_of(installed.fetch(f"{url}/metrics"), up).values()) == [1.0],
         "the watch is up again",
         60,
     )
@@ -182,7 +182,7 @@ def test_upgrades_and_leaves_nothing_behind(
     assert not any(program_exists(number) for number in programs)
     text = scrape(installed)
     # Privileged, it may try /dev/kvm, and knows that beta is emulated without need.
-    assert samples(text, "kubevirt_vmi_hypervisor_fallback")[of_vm(BETA)] == 1.0
+    assert samples_of(text, "kubevirt_vmi_hypervisor_fallback")[of_vm(BETA)] == 1.0
     programs = program_ids(main_tgid(installed))
     assert programs
     vms.kubectl("delete", "-f", "-", given=given)
