@@ -10,14 +10,15 @@
 #
 # build/image/sbom.cdx.json is written too: what is in the image, as CycloneDX; sbom-ARCH.cdx.json
 # for another machine's.
-# How this machine reaches the registries (apt's mirror, pip's configuration, certificates) is handed
-# to the build as arguments and secrets, and is in no file of the repository and of the image.
+# How this machine reaches the registries (apt's mirror, pip's index, certificates) is handed to the
+# build as arguments and secrets, and is in no file of the repository and of the image. Nothing that
+# names a file or directory of this machine is handed over, because the build does not see it.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tag=${1:-localhost/hvprobe:latest}
 suite=trixie
-native=$(dpkg --print-architecture)
+native=$(dpkg --print-architecture 2>/dev/null || true)
 arch=${ARCH:-$native}
 cache=${HVPROBE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvprobe}/image
 base_days=7 # a base is made anew after so many, for Debian's updates; layers go, too
@@ -27,6 +28,15 @@ say() { printf 'image: %s\n' "$*" >&2; }
 die() {
 	printf 'image: error: %s\n' "$*" >&2
 	exit 1
+}
+
+# The first error of apt or pip in a build's log, else buildah's last one. buildah's own line repeats
+# the complete RUN step, so that is left out.
+why() {
+	local line
+	line=$(grep -E -m 1 '^ *(E|ERROR): ' "$1" || grep -iE '^error' "$1" | tail -n 1 || true)
+	printf '%s' "${line:-no reason given}" |
+		sed -E 's/^ *(E|ERROR|[Ee]rror): *//; s/(building|executing) at STEP ".*": /a step of the Dockerfile: /'
 }
 
 check_machine() {
@@ -69,7 +79,7 @@ mirror() {
 		printf '%s' "$HVPROBE_DEBIAN_MIRROR"
 	else
 		# shellcheck disable=SC2016 # apt expands it
-		apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 -E '/debian/?$'
+		apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 -E '^https?://.*/debian/?$'
 	fi
 }
 
@@ -83,6 +93,8 @@ base() {
 	fi
 	[ -r "$keyring" ] || keyring=${keyring%.gpg}.pgp
 	address=$(mirror) || die "no Debian mirror among this machine's apt sources: set HVPROBE_DEBIAN_MIRROR"
+	# apt of the base keeps this address, and runs where this machine's directories are absent.
+	[[ $address =~ ^https?:// ]] || die "the image cannot be built from $address: set HVPROBE_DEBIAN_MIRROR to an address that begins with http"
 	say "making the base image: debootstrap $suite for $arch"
 	rm -rf "$work"
 	debootstrap --arch="$arch" --variant=minbase --keyring="$keyring" "$suite" "$work" "$address" >"$cache/debootstrap.log" 2>&1 ||
@@ -106,24 +118,27 @@ forget() {
 	done
 }
 
-# pip's whole configuration on this machine (files and variables), as one file. Not the certificates,
-# whose path means nothing inside, nor directories of wheels, which the lock does without.
+# scripts/pip_config.py by the interpreter whose pip installs hvprobe.
 pip_config() {
-	printf '[global]\n'
-	python3 -m pip config list 2>/dev/null |
-		sed -nE "s/^[^.]*\.([a-z-]+)='(.*)'\$/\1 = \2/p" | grep -vE '^(cert|find-links|extra-index-url = file:)' || true
+	local interpreter=$root/.venv/bin/python
+	[ -x "$interpreter" ] || interpreter=python3
+	"$interpreter" "$root/scripts/pip_config.py" "$@"
 }
 
+# The file of certificates to trust. It is mounted into the build; its path is not handed over.
 certificates() {
 	local file
-	for file in "${PIP_CERT:-}" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt; do
-		if [ -n "$file" ] && [ -r "$file" ]; then
+	for file in "$(pip_config --certificates)" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt; do
+		if [ -f "$file" ] && [ -r "$file" ]; then
 			printf '%s' "$file"
 			return
 		fi
 	done
 	printf '/dev/null'
 }
+
+# A test sources this file for its functions.
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 check_machine
 mkdir -p "$cache"
@@ -133,7 +148,7 @@ flock 9
 secrets=$(mktemp -d "${TMPDIR:-/tmp}/hvprobe-image.XXXXXX")
 trap clean_up EXIT
 run_foreign
-pip_config >"$secrets/pip.conf"
+pip_config >"$secrets/pip.conf" 2>"$secrets/pip.err" || die "$(tail -n 1 "$secrets/pip.err")"
 export BUILDAH_ISOLATION=chroot
 BASE=${BASE:-$(base)}
 say "building $tag on ${BASE} for $arch"
@@ -144,7 +159,7 @@ store build --quiet --arch "$arch" --layers --format docker --file "$root/Docker
 	--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")" \
 	--build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
 	--secret "id=pip-config,src=$secrets/pip.conf" --secret "id=ca,src=$(certificates)" \
-	"$root" >"$log" 2>&1 </dev/null || die "$(grep -iE '^(E:|error|ERROR)' "$log" | tail -n 1): whole output in $log"
+	"$root" >"$log" 2>&1 </dev/null || die "$(why "$log"): whole output in $log"
 # The bill of materials, from what really is in the image.
 mkdir -p "$root/build/image"
 container=$(store from --arch "$arch" --pull-never "$tag")

@@ -20,6 +20,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
+from pip_config import effective, environment, listed
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
@@ -92,7 +93,10 @@ def download(wanted: Iterable[Requirement], machine: str, directory: Path) -> No
         *(*platforms, f"--platform=manylinux2014_{machine}"),
         *map(str, wanted),
     ]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    # The lock is for every machine: constraints and wheels of this one have no say in it.
+    subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, env=environment(effective(listed()))
+    )
 
 
 def check_one_version_each(found: Wheels) -> None:

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from deploy_render import GOLDEN, NAMES, examples, rendered, rendered_beside
 
+from probes.site import OPEN_TO_ALL
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -133,6 +135,28 @@ def test_tls_is_expected_where_it_is_served() -> None:
         assert objects.container[f"{kind}Probe"]["httpGet"]["scheme"] == "HTTPS"
 
 
+def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> None:
+    """Its third: Prometheus gets one of the CA that the agent is given; the probes need none."""
+    _, _, example, _ = examples("docs/operators.md")
+    objects = rendered_beside(tmp_path, example)
+    certificates = {it["metadata"]["name"]: it["spec"] for it in objects.of_kind("Certificate")}
+    scraper, server = certificates["hvprobe-scraper"], certificates["hvprobe-tls"]
+    assert scraper["issuerRef"] == server["issuerRef"]
+    assert "client auth" in scraper["usages"]
+    assert "client auth" not in server["usages"]
+    (endpoint,) = objects.one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["tlsConfig"]["cert"]["secret"]["name"] == scraper["secretName"]
+    assert endpoint["tlsConfig"]["keySecret"] == {"name": scraper["secretName"], "key": "tls.key"}
+    assert endpoint["tlsConfig"]["ca"]["secret"]["name"] == server["secretName"]
+    (mount,) = [it for it in objects.container["volumeMounts"] if it["name"] == "tls"]
+    values = {it["name"]: it.get("value", "") for it in objects.container["env"]}
+    assert values["HVPROBE_TLS_CLIENT_CA"] == f"{mount['mountPath']}/ca.crt"
+    for kind in ("startup", "liveness", "readiness"):
+        probe = objects.container[f"{kind}Probe"]["httpGet"]
+        assert probe["scheme"] == "HTTPS"
+        assert probe["path"] in OPEN_TO_ALL
+
+
 def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
     """The component kvm-device adds KubeVirt's device to the capabilities variant, nothing else."""
     container = rendered_beside(
@@ -146,7 +170,7 @@ def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
     """The manual's first example is the overlay with an image of one's own, and nothing else."""
-    example, _, _ = examples("docs/operators.md")
+    example, _, _, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     expected = rendered("privileged")
     assert objects.container["image"].startswith("registry.example/hvprobe@sha256:")
@@ -156,7 +180,7 @@ def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
 
 def test_the_manual_shows_how_to_do_without_prometheus_operator(tmp_path: Path) -> None:
     """Its second has the agent as in the overlay and no monitoring."""
-    _, example, _ = examples("docs/operators.md")
+    _, example, _, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     expected = rendered("capabilities")
     objects.container["image"] = expected.container["image"]
@@ -167,8 +191,8 @@ def test_the_manual_shows_how_to_do_without_prometheus_operator(tmp_path: Path) 
 
 
 def test_the_manual_shows_how_to_be_stricter(tmp_path: Path) -> None:
-    """Its third leaves all as it is but for the seccomp profile."""
-    _, _, example = examples("docs/operators.md")
+    """Its last leaves all as it is but for the seccomp profile."""
+    _, _, _, example = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     context = objects.container["securityContext"]
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}

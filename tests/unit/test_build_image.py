@@ -1,0 +1,231 @@
+"""What scripts/build-image.sh hands into the build, on a machine whose configuration is hostile."""
+
+import configparser
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = "https://index.example/simple"
+XDG = """
+[global]
+constraint = /etc/pip/constraints.txt
+index-url = file:///srv/pypi/simple
+quiet = 3
+"""
+USER = """
+[install]
+find-links = /srv/wheels
+requirement = /srv/requirements.txt
+target = /srv/target
+no-index = true
+trusted-host = overridden.example
+"""
+GIVEN = """
+[global]
+cert = /etc/pip/ca.pem
+client-cert = /etc/pip/client.pem
+index-url = https://overridden.example/simple
+log = /var/log/pip.log
+timeout = 33
+[install]
+extra-index-url = file:///srv/pypi/simple
+    https://user:secret@more.example/simple
+    /srv/wheels/simple
+proxy = http://proxy.example:3128
+trusted-host = index.example
+    more.example
+[download]
+index-url = https://download.example/simple
+"""
+"""What PIP_CONFIG_FILE names: stronger than any other file."""
+ENVIRONMENT = {
+    "PIP_INDEX_URL": INDEX,
+    "PIP_FIND_LINKS": "/srv/wheels",
+    "PIP_BUILD_CONSTRAINT": "/srv/constraints.txt",
+    "PIP_DEFAULT_TIMEOUT": "180",
+    "PIP_CACHE_DIR": "/srv/cache",
+    "PIP_PREFIX": "/srv/prefix",
+    "PIP_RETRIES": "7",
+}
+HANDED_OVER = {
+    "index-url": INDEX,
+    "extra-index-url": "https://user:secret@more.example/simple",
+    "proxy": "http://proxy.example:3128",
+    "trusted-host": "index.example more.example",
+    "timeout": "180",
+    "retries": "7",
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine with pip configuration at every level.
+
+    Whatever /etc/pip.conf of the machine that runs the test holds, these levels are stronger.
+    """
+    for level, text in (("xdg", XDG), ("home/.config", USER), ("given", GIVEN)):
+        file = tmp_path / level / "pip/pip.conf"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIP_", "XDG_", "PYTHON"))
+    }
+    return {
+        **inherited,
+        **ENVIRONMENT,
+        "HOME": str(tmp_path / "home"),
+        "XDG_CONFIG_DIRS": str(tmp_path / "xdg"),
+        "PIP_CONFIG_FILE": str(tmp_path / "given/pip/pip.conf"),
+    }
+
+
+def pip_config(environment: Mapping[str, str], *arguments: str) -> str:
+    """What scripts/pip_config.py prints."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/pip_config.py"), *arguments],
+        capture_output=True,
+        check=False,
+        env=environment,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def in_script(commands: str, *arguments: str) -> str:
+    """What shell commands print that use the functions of scripts/build-image.sh."""
+    sourced = 'script=$1; shift; source "$script"; '
+    script = str(ROOT / "scripts/build-image.sh")
+    done = subprocess.run(
+        # The script builds nothing when it is not $0.
+        ["bash", "-c", sourced + commands, "test", script, *arguments],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "HVPROBE_DEBIAN_MIRROR": ""},
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_only_the_way_to_an_index_is_handed_over(machine: dict[str, str]) -> None:
+    """Options of all levels, the strongest wins, and none that names a file or a directory."""
+    built = configparser.RawConfigParser()
+    built.read_string(pip_config(machine))
+    assert {name: dict(built[name]) for name in built.sections()} == {"global": HANDED_OVER}
+
+
+def test_pip_reads_what_is_handed_over(machine: dict[str, str], tmp_path: Path) -> None:
+    """A pip that sees nothing else of the machine, as in the build, finds exactly that."""
+    handed = tmp_path / "pip.conf"
+    handed.write_text(pip_config(machine))
+    seen = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        capture_output=True,
+        check=True,
+        # Without the levels of the machine that runs this test.
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "nowhere"),
+            "XDG_CONFIG_DIRS": str(tmp_path / "nowhere"),
+            "PIP_CONFIG_FILE": str(handed),
+        },
+        text=True,
+    ).stdout.splitlines()
+    assert {f"global.{name}={value!r}" for name, value in HANDED_OVER.items()} <= set(seen)
+
+
+def test_the_lock_depends_on_nothing_else(machine: dict[str, str]) -> None:
+    """scripts/lock.py runs pip here, with the way to an index and the certificates only."""
+    program = "from pip_config import *; print(json.dumps(environment(effective(listed()))))"
+    made = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", f"import json; {program}"],
+            capture_output=True,
+            check=True,
+            env={**machine, "PYTHONPATH": str(ROOT / "scripts")},
+            text=True,
+        ).stdout
+    )
+    seen = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        capture_output=True,
+        check=True,
+        env=made,
+        text=True,
+    ).stdout.splitlines()
+    kept = {**HANDED_OVER, "cert": "/etc/pip/ca.pem"}
+    expected = {f":env:.{name}={value!r}" for name, value in kept.items()}
+    assert set(seen) - {f":env:.config-file={os.devnull!r}"} == expected
+
+
+def test_the_certificates_are_those_of_pip(machine: dict[str, str]) -> None:
+    """The file that is mounted into the build is the one that the configuration names."""
+    assert pip_config(machine, "--certificates") == "/etc/pip/ca.pem\n"
+    assert pip_config({**machine, "PIP_CERT": "/srv/ca.pem"}, "--certificates") == "/srv/ca.pem\n"
+
+
+def test_a_configuration_that_pip_refuses_is_one_line(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
+    """The build ends with the reason, instead of going on as if there were no configuration."""
+    (tmp_path / "given/pip/pip.conf").write_text("index-url = without a section\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/pip_config.py")],
+        capture_output=True,
+        check=False,
+        env=machine,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "given/pip/pip.conf") in done.stderr
+
+
+def test_a_mirror_in_a_directory_is_passed_over() -> None:
+    """The base's apt runs where this machine's directories are absent."""
+    sources = "file:/srv/debian/\\nmirror+file:/etc/apt/debian\\nhttp://deb.example/debian/\\n"
+    shown = in_script(f"apt-get() {{ printf '{sources}'; }}; mirror")
+    assert shown == "http://deb.example/debian/\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "shown"),
+    [
+        (
+            (
+                "WARNING: a warning\n"
+                "ERROR: Could not open requirements file: [Errno 2] No such file or directory\n"
+                'Error: building at STEP "RUN --mount=type=secret,id=ca if [ -s /run ]; then pip": '
+                "while running runtime: exit status 1\n"
+            ),
+            "Could not open requirements file: [Errno 2] No such file or directory",
+        ),
+        (
+            (
+                "E: Unable to locate package python3-bpfcc\n"
+                'Error: building at STEP "RUN apt-get -q update": exit status 100\n'
+            ),
+            "Unable to locate package python3-bpfcc",
+        ),
+        (
+            'Error: building at STEP "RUN find / -name "*.pyc" && false": exit status 1\n',
+            "a step of the Dockerfile: exit status 1",
+        ),
+        ("no error at all\n", "no reason given"),
+    ],
+    ids=["pip", "apt", "another command", "silence"],
+)
+def test_the_error_shown_is_the_tools_own(tmp_path: Path, log: str, shown: str) -> None:
+    """One line of pip or apt, never the complete RUN step."""
+    file = tmp_path / "build.log"
+    file.write_text(log)
+    assert in_script('why "$1"', str(file)) == shown
