@@ -1,6 +1,7 @@
-"""EDGE: the system calls bpf(2) and perf_event_open(2), as far as hvprobe needs them.
+"""EDGE: the system calls bpf(2), perf_event_open(2) and membarrier(2), as far as they are needed.
 
-Owns their arguments (include/uapi/linux/bpf.h, perf_event.h). Must not know any program or table.
+Owns their arguments (include/uapi/linux/bpf.h, perf_event.h, membarrier.h). Must not know any
+program or table.
 They are called directly because a library that could also compile would stay in memory for them.
 Every failure is an OSError with the kernel's errno.
 """
@@ -11,18 +12,19 @@ import fcntl
 import os
 import platform
 import struct
+import time
 from collections.abc import Mapping
 from enum import IntEnum
 
-_NUMBERS: Mapping[str, tuple[int, int]] = {
-    "x86_64": (321, 298),
-    "aarch64": (280, 241),
-    "riscv64": (280, 241),
-    "loongarch64": (280, 241),
-    "s390x": (351, 331),
-    "ppc64le": (361, 319),
+_NUMBERS: Mapping[str, tuple[int, int, int]] = {
+    "x86_64": (321, 298, 324),
+    "aarch64": (280, 241, 283),
+    "riscv64": (280, 241, 283),
+    "loongarch64": (280, 241, 283),
+    "s390x": (351, 331, 356),
+    "ppc64le": (361, 319, 365),
 }
-"""System call numbers of bpf and perf_event_open by machine (uname -m)."""
+"""System call numbers of bpf, perf_event_open and membarrier by machine (uname -m)."""
 
 _SYSCALL = ctypes.CDLL(None, use_errno=True).syscall
 _SYSCALL.restype = ctypes.c_long
@@ -49,6 +51,9 @@ class Update(IntEnum):
     NOEXIST = 1
 
 
+_MEMBARRIER_CMD_GLOBAL = 1
+_GRACE_S = 0.1
+"""Stands in for membarrier(2) where the kernel refuses it: far more than a program's run takes."""
 _PERF_ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
 _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE = 0x2400
@@ -64,6 +69,18 @@ def bpf(command: Command, attributes: ctypes.Structure | ctypes.Array[ctypes.c_c
 def map_element(command: Command, fd: int, key: int, value: int, flags: int = 0) -> int:
     """One of the calls on one element of a map; key and value are addresses."""
     return bpf(command, _packed("=IIQQQ", fd, 0, key, value, flags))
+
+
+def wait_for_running_programs() -> None:
+    """Wait until each BPF program that runs now, on any CPU, has ended.
+
+    They run in RCU read-side sections, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu()
+    (kernel/sched/membarrier.c). Kernels with nohz_full refuse it.
+    """
+    try:
+        _call(2, _MEMBARRIER_CMD_GLOBAL, 0, 0)
+    except OSError:
+        time.sleep(_GRACE_S)
 
 
 def open_raw_tracepoint(name: str, program_fd: int) -> int:

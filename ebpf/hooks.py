@@ -26,7 +26,8 @@ class Question(StrEnum):
     RUNS_VCPU = "runs_vcpu"
     USERSPACE_EXITS = "userspace_exits"
     EXITS = "exits"
-    BECOMES_VMM = "becomes_vmm"
+    FORKS = "forks"
+    EXECUTES = "executes"
     ENDS = "ends"
     IS_FREED = "is_freed"
     RUNS_MSHV_VP = "runs_mshv_vp"
@@ -53,6 +54,12 @@ class AttachPoint:
     backend: Backend
     target: str
     """Function name (kprobe), tracepoint name (raw), ``category:event`` (tracepoint)."""
+    program: str | None = None
+    """Function in the BPF text, where this point needs another than the hook's."""
+    fields: tuple[str, ...] = ()
+    """Fields of the tracepoint's record that the program reads, each 4 bytes (see field_flag)."""
+    reads_result: bool = False
+    """Whether the program tells a KVM_RUN that ran the vCPU from one that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +73,8 @@ class Hook:
     """Function in the BPF text."""
     points: tuple[AttachPoint, ...]
     """In order of preference."""
+    beside: AttachPoint | None = None
+    """Attached as well where that is possible: it is not skipped when the first point's form is."""
     proves: str
     """What is known when it fires, in one clause."""
     driver: Driver | None = None
@@ -84,36 +93,48 @@ class HookStatus:
     """Why it is not attached, one line; None when it is."""
     attached_total: int = 0
     """How often it was attached: above 1, its driver came back."""
-    needless: bool = False
-    """Not attached because its driver is not loaded: nobody can do what it would see."""
+    inactive: bool = False
+    """Not attached because its driver is not loaded: no process can do what it would see."""
+    attached_ns: int | None = None
+    """Host CLOCK_MONOTONIC (clock.py) when it was attached last; None: it is not attached."""
+    reads_result: bool = False
+    """Whether the attach point in use tells a KVM_RUN that ran the vCPU from one that failed."""
 
     @property
     def attached(self) -> bool:
         """Whether the hook counts at all."""
         return self.backend is not Backend.NONE
 
-    def attached_by(self, backend: Backend) -> "HookStatus":
-        """The status once a backend holds."""
+    def attached_at(self, point: AttachPoint, now_ns: int) -> "HookStatus":
+        """The status once the program is attached at a point."""
         return replace(
             self,
-            backend=backend,
+            backend=point.backend,
             reason=None,
             attached_total=self.attached_total + 1,
-            needless=False,
+            inactive=False,
+            attached_ns=now_ns,
+            reads_result=point.reads_result,
         )
 
     def failed(self, reason: str) -> "HookStatus":
-        """The status when no backend holds."""
-        return replace(self, backend=Backend.NONE, reason=reason, needless=False)
+        """The status when the program can be attached at no point."""
+        return self._detached(reason, inactive=False)
 
     def driver_gone(self) -> "HookStatus":
-        """The status while the driver cannot be used by anybody."""
+        """The status while no process can use the driver."""
         device = self.hook.driver.device if self.hook.driver else ""
+        reason = f"there is no /dev/{device} on this node now, and nothing to see"
+        return self._detached(reason, inactive=True)
+
+    def _detached(self, reason: str, *, inactive: bool) -> "HookStatus":
         return replace(
             self,
             backend=Backend.NONE,
-            reason=f"there is no /dev/{device} on this node now, and nothing to see",
-            needless=True,
+            reason=reason,
+            inactive=inactive,
+            attached_ns=None,
+            reads_result=False,
         )
 
 
@@ -129,15 +150,26 @@ def _tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
     )
 
 
+def _raw(event: str, program: str | None = None) -> AttachPoint:
+    return AttachPoint(backend=Backend.RAW_TRACEPOINT, target=event, program=program)
+
+
 def _preemptible_tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
     """The exact form first: for tracepoints that fire where a thread may be preempted.
 
     Recent kernels (seen on 7.2) let a thread be preempted inside a raw tracepoint's program, and
     skip the program for every other thread on that CPU meanwhile (recursion_misses in its fdinfo):
     4 of 100 returns of 8 vCPUs on 2 CPUs went uncounted. The classic form runs with preemption off.
+    That one is skipped where another process is in a call on a BPF map, and was preempted in it.
     """
     raw, classic = _tracepoint(category, event)
     return classic, raw
+
+
+def _described(category: str, event: str, *fields: str) -> tuple[AttachPoint, ...]:
+    """The only form whose fields tracefs describes: for programs that cannot do without them."""
+    target = f"{category}:{event}"
+    return (AttachPoint(backend=Backend.TRACEPOINT, target=target, fields=fields),)
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -169,7 +201,23 @@ HOOKS: tuple[Hook, ...] = (
         name="kvm_userspace_exit",
         question=Question.USERSPACE_EXITS,
         program="on_kvm_userspace_exit",
-        points=_preemptible_tracepoint("kvm", "kvm_userspace_exit"),
+        # The classic form comes first for the reason that _preemptible_tracepoint gives.
+        points=(
+            AttachPoint(
+                backend=Backend.TRACEPOINT,
+                target="kvm:kvm_userspace_exit",
+                program="on_kvm_userspace_exit_record",
+                fields=("reason", "errno"),
+                reads_result=True,
+            ),
+            AttachPoint(
+                backend=Backend.RAW_TRACEPOINT,
+                target="kvm_userspace_exit",
+                program="on_kvm_userspace_exit_raw",
+                reads_result=True,
+            ),
+            AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_userspace_exit"),
+        ),
         proves="KVM_RUN returned to the process",
         driver=KVM,
     ),
@@ -182,25 +230,34 @@ HOOKS: tuple[Hook, ...] = (
         driver=KVM,
     ),
     Hook(
+        name="sched_process_fork",
+        question=Question.FORKS,
+        program="on_sched_process_fork",
+        points=_described("sched", "sched_process_fork", "child_pid"),
+        beside=_raw("sched_process_fork", "on_sched_process_fork_seen"),
+        proves="a process or thread began at a number, before it ran",
+    ),
+    Hook(
         name="sched_process_exec",
-        question=Question.BECOMES_VMM,
+        question=Question.EXECUTES,
         program="on_sched_process_exec",
         points=_preemptible_tracepoint("sched", "sched_process_exec"),
-        proves="the process executed a program named like QEMU",
+        beside=_raw("sched_process_exec"),
+        proves="the process executed a program: what was known of it before is over",
     ),
     Hook(
         name="sched_process_exit",
         question=Question.ENDS,
         program="on_sched_process_exit",
         points=_preemptible_tracepoint("sched", "sched_process_exit"),
+        beside=_raw("sched_process_exit"),
         proves="the process's main thread ended",
     ),
     Hook(
         name="sched_process_free",
         question=Question.IS_FREED,
         program="on_sched_process_free",
-        # Its argument is needed, so only the form whose layout tracefs describes will do.
-        points=(AttachPoint(backend=Backend.TRACEPOINT, target="sched:sched_process_free"),),
+        points=_described("sched", "sched_process_free", "pid"),
         proves="the process is gone and its number may be used again",
     ),
     Hook(
@@ -222,6 +279,21 @@ PROGRAM_FILES: tuple[str, ...] = (
     "processes.bpf.c",
 )
 """Package files that make up the BPF text, in order: the tables come first."""
+
+
+def loadable(hooks: Sequence[Hook]) -> list[tuple[str, Backend]]:
+    """Each function of the BPF text with each kind of program it may be attached as."""
+    return [
+        (point.program or hook.program, point.backend)
+        for hook in hooks
+        for point in (*hook.points, hook.beside)
+        if point is not None
+    ]
+
+
+def field_flag(point: AttachPoint, field: str) -> str:
+    """Name of the macro that gives the program a field's place in the record."""
+    return f"{point.target.partition(':')[2]}_{field}".upper()
 
 
 def unattached(reason: str, hooks: Sequence[Hook] = HOOKS) -> tuple[HookStatus, ...]:

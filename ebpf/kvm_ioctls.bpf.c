@@ -20,7 +20,7 @@ int on_kvm_dev_ioctl(struct pt_regs *ctx)
 
 	if ((u32)PT_REGS_PARM2(ctx) != KVM_CREATE_VM)
 		return 0;
-	process = process_of(current_tgid());
+	process = process_of(current_tgid(), SHOWS_VM);
 	if (process)
 		__sync_fetch_and_add(&process->vms_created, 1);
 	return 0;
@@ -32,7 +32,7 @@ int on_kvm_vm_ioctl(struct pt_regs *ctx)
 
 	if ((u32)PT_REGS_PARM2(ctx) != KVM_CREATE_VCPU)
 		return 0;
-	process = process_of(current_tgid());
+	process = process_of(current_tgid(), SHOWS_VCPU);
 	if (process)
 		__sync_fetch_and_add(&process->vcpus_created, 1);
 	return 0;

@@ -4,8 +4,11 @@
  * Comes first in the text that BCC compiles, with these -D flags:
  *
  *   LEDGER_CAPACITY  processes there is room for
+ *   LEDGER_COMMON    slots, the lowest, that any process can have; the others
+ *                    are kept for processes that use a vCPU
  *   LEDGER_CPUS      above the greatest number a CPU can have on this node
  *   RECENT_PLACES    processes whose slots are found at once, see below
+ *   LIFE_PAGES       times LEDGER_LIFE_BYTES: above the greatest process number
  */
 #include "ledger.h"
 
@@ -29,8 +32,16 @@ BPF_F_TABLE("array", u32, u64, totals, LEDGER_TOTALS, BPF_F_MMAPABLE);
 /* The slot of each process, by tgid. */
 BPF_F_TABLE("hash", u32, u32, slots, LEDGER_CAPACITY, 0);
 
-/* Slots that no process has; filled by whoever loads the programs. */
+/* Slots that no process has, filled by the process that loads the programs. */
 BPF_STACK(free_slots, u32, LEDGER_CAPACITY);
+BPF_STACK(reserved_slots, u32, LEDGER_CAPACITY);
+
+/*
+ * Removals at work, by tgid, with the time at which each began: of two that
+ * come to one record at once, one removes it. As many as can run at once: one
+ * on each CPU, and the reader's.
+ */
+BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
 
 /*
  * Which slot a process has, for the programs that run at every exit: cheaper
@@ -40,6 +51,20 @@ BPF_STACK(free_slots, u32, LEDGER_CAPACITY);
  * the counters stay where they are.
  */
 BPF_F_TABLE("array", u32, u64, recent, RECENT_PLACES, BPF_F_MMAPABLE);
+
+/*
+ * Numbers at which a process or thread began its life or a process ended, and 1 for each page of
+ * them that was written to. The reader clears the page's mark first and then
+ * the bytes that it takes; here the byte comes first.
+ */
+BPF_F_TABLE("array", u32, struct ledger_lives, lives, LIFE_PAGES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, life_pages, LIFE_PAGES, BPF_F_MMAPABLE);
+
+/* What an event shows of its process: whether it may have a reserved slot. */
+enum shows { SHOWS_VM, SHOWS_VCPU };
+
+/* Which records a removal is for. */
+enum removal { REMOVE_ANY, REMOVE_ENDED };
 
 static __always_inline void count_total(u32 which)
 {
@@ -54,6 +79,18 @@ static __always_inline u32 current_tgid(void)
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
+static __always_inline void mark_life(u32 number)
+{
+	u32 page = number / LEDGER_LIFE_BYTES;
+	struct ledger_lives *numbers = lives.lookup(&page);
+	u64 *written = life_pages.lookup(&page);
+
+	if (!numbers || !written)
+		return;
+	*(volatile u8 *)&numbers->began[number % LEDGER_LIFE_BYTES] = 1;
+	*(volatile u64 *)written = 1;
+}
+
 static __always_inline struct ledger_process *known_process(u32 tgid)
 {
 	u32 *slot = slots.lookup(&tgid);
@@ -61,43 +98,59 @@ static __always_inline struct ledger_process *known_process(u32 tgid)
 	return slot ? records.lookup(slot) : NULL;
 }
 
+/* 0, or there is none. pop() gives an int in some releases of BCC and a pointer in others. */
+static __always_inline int take_slot(u32 *slot, enum shows shows)
+{
+	if (!free_slots.pop(slot))
+		return 0;
+	if (shows == SHOWS_VCPU && !reserved_slots.pop(slot))
+		return 0;
+	return -1;
+}
+
+static __always_inline void give_slot_back(u32 slot)
+{
+	if (slot < LEDGER_COMMON)
+		free_slots.push(&slot, 0);
+	else
+		reserved_slots.push(&slot, 0);
+}
+
 /* The slot of a process, with a record made when it has none; NULL when there is no room. */
-static __always_inline u32 *slot_of(u32 tgid)
+static __always_inline u32 *slot_of(u32 tgid, enum shows shows)
 {
 	u32 *known = slots.lookup(&tgid), slot = 0;
 	struct ledger_process *record;
 
 	if (known)
 		return known;
-	if (free_slots.pop(&slot)) {
+	if (take_slot(&slot, shows)) {
 		count_total(LEDGER_DROPPED);
 		return NULL;
 	}
+	record = records.lookup(&slot);
+	if (record)
+		record->tgid = tgid;
 	/* Of two threads that come here at once the second gives its slot back. */
-	if (slots.insert(&tgid, &slot)) {
-		free_slots.push(&slot, 0);
-	} else {
-		record = records.lookup(&slot);
-		if (record) {
-			record->tgid = tgid;
-			*(volatile u64 *)&record->first_ns = bpf_ktime_get_ns();
-		}
-	}
+	if (slots.insert(&tgid, &slot))
+		give_slot_back(slot);
+	else if (record)
+		*(volatile u64 *)&record->first_ns = bpf_ktime_get_ns();
 	known = slots.lookup(&tgid);
 	if (!known)
 		count_total(LEDGER_DROPPED);
 	return known;
 }
 
-static __always_inline struct ledger_process *process_of(u32 tgid)
+static __always_inline struct ledger_process *process_of(u32 tgid, enum shows shows)
 {
-	u32 *slot = slot_of(tgid);
+	u32 *slot = slot_of(tgid, shows);
 
 	return slot ? records.lookup(slot) : NULL;
 }
 
 /*
- * This CPU's counters of a process. A process has counters only with a record.
+ * This CPU's counters of a process that uses a vCPU. A process has counters only with a record.
  * Callers add without an atomic operation: they run with preemption disabled.
  */
 static __always_inline struct ledger_activity *activity_of(u32 tgid)
@@ -111,7 +164,7 @@ static __always_inline struct ledger_activity *activity_of(u32 tgid)
 		return NULL;
 	found = *(volatile u64 *)recently;
 	if ((u32)found != tgid) {
-		slot = slot_of(tgid);
+		slot = slot_of(tgid, SHOWS_VCPU);
 		if (!slot)
 			return NULL;
 		found = (u64)*slot << 32 | tgid;
@@ -123,37 +176,57 @@ static __always_inline struct ledger_activity *activity_of(u32 tgid)
 
 /*
  * The order matters. The record's end is seen before its counters are cleared,
- * so a reader who finds the record after it has read the counters has read its
+ * so a reader that finds the record after it has read the counters has read its
  * own; and everything is cleared before another process can have the slot.
  */
-static __always_inline void forget(u32 tgid)
+static __always_inline void recycle(u32 tgid, u32 slot, struct ledger_process *record)
 {
-	u32 *known = slots.lookup(&tgid), place = tgid % RECENT_PLACES, slot, at;
-	struct ledger_process *record;
+	u32 place = tgid % RECENT_PLACES, at;
+	u64 *recently = recent.lookup(&place);
 	struct ledger_activity *mine;
-	u64 *recently;
 
-	if (!known)
-		return;
-	slot = *known;
-	if (slots.delete(&tgid))
-		return;
-	recently = recent.lookup(&place);
 	if (recently && (u32)*recently == tgid)
 		*(volatile u64 *)recently = 0;
-	record = records.lookup(&slot);
-	if (record) {
-		*(volatile u64 *)&record->first_ns = 0;
-		record->exec_ns = 0;
-		record->leader_exit_ns = 0;
-		record->vms_created = 0;
-		record->vcpus_created = 0;
-	}
+	*(volatile u64 *)&record->first_ns = 0;
+	record->leader_exit_ns = 0;
+	record->vms_created = 0;
+	record->vcpus_created = 0;
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
 		at = cpu * LEDGER_CAPACITY + slot;
 		mine = activity.lookup(&at);
 		if (mine)
 			*mine = (struct ledger_activity){};
 	}
-	free_slots.push(&slot, 0);
+	give_slot_back(slot);
+}
+
+/*
+ * Remove the record of a process. With the claim nothing else removes it, so
+ * the slot that is looked up is the slot that the deletion frees. When another
+ * removal has the claim, the record goes with that one; an event of the new
+ * life that comes before may go with it, which is counted as a loss.
+ */
+static __always_inline void forget(u32 tgid, enum removal which)
+{
+	struct ledger_process *record;
+	u32 *known, slot;
+	u64 now;
+
+	if (!slots.lookup(&tgid))
+		return;
+	now = bpf_ktime_get_ns();
+	if (claims.insert(&tgid, &now)) {
+		if (which == REMOVE_ANY)
+			count_total(LEDGER_DROPPED);
+		return;
+	}
+	known = slots.lookup(&tgid);
+	if (known) {
+		slot = *known;
+		record = records.lookup(&slot);
+		if (record && (which == REMOVE_ANY || record->leader_exit_ns) &&
+		    !slots.delete(&tgid))
+			recycle(tgid, slot, record);
+	}
+	claims.delete(&tgid);
 }

@@ -1,4 +1,4 @@
-"""The ledger's records as Python values. Pure: decodes what session.py reads.
+"""The ledger's records as Python values. Pure: decodes what tables.py reads.
 
 Owns the ctypes mirror of ledger.h and the immutable types made from it. Must not know how the
 table is reached, nor anything of pods, VMIs or metrics.
@@ -19,7 +19,6 @@ class ProcessRecord(ctypes.Structure):
     _fields_ = (
         ("first_ns", ctypes.c_uint64),
         ("tgid", ctypes.c_uint64),
-        ("exec_ns", ctypes.c_uint64),
         ("leader_exit_ns", ctypes.c_uint64),
         ("vms_created", ctypes.c_uint64),
         ("vcpus_created", ctypes.c_uint64),
@@ -32,24 +31,33 @@ class ActivityRecord(ctypes.Structure):
     _fields_ = (
         ("runs", ctypes.c_uint64),
         ("userspace_exits", ctypes.c_uint64),
+        ("completed_runs", ctypes.c_uint64),
         ("exits", ctypes.c_uint64),
         ("mshv_runs", ctypes.c_uint64),
     )
 
 
+class LivesRecord(ctypes.Structure):
+    """Mirror of ``struct ledger_lives``: one byte for each process and thread number of a page."""
+
+    _fields_ = (("began", ctypes.c_uint8 * 4096),)
+
+
 RECORD_WORDS = ctypes.sizeof(ProcessRecord) // 8
 ACTIVITY_WORDS = ctypes.sizeof(ActivityRecord) // 8
+LIFE_BYTES = ctypes.sizeof(LivesRecord)
 
 
 class Total(IntEnum):
     """Mirror of ``enum ledger_total``: index of each total that belongs to no process."""
 
     DROPPED = 0
-    DEPARTED = 1
+    FORKS = 1
+    FORKS_MARKED = 2
 
 
 class LedgerEntry(NamedTuple):
-    """What the kernel recorded of one process since it began, or since the hooks were attached.
+    """What the kernel recorded of one process since its first event of an accelerator.
 
     Counters of a hook that is not attached stay 0: whether 0 means anything is for the reader to
     tell from the hooks' status.
@@ -58,20 +66,20 @@ class LedgerEntry(NamedTuple):
     tgid: int
     """Thread group id in the initial PID namespace."""
     first_ns: int
-    """CLOCK_MONOTONIC, when the process first came to the ledger's notice."""
-    exec_ns: int | None
-    """CLOCK_MONOTONIC, when it executed a program named like a VMM; None: not seen to."""
+    """When the process first came to the ledger's notice: host CLOCK_MONOTONIC (clock.py)."""
     leader_exit_ns: int | None
-    """CLOCK_MONOTONIC, when its main thread ended; None: it has not."""
-    vms_created: int
+    """Likewise, when its main thread ended; None: it has not."""
+    vms_created: int = 0
     """KVM_CREATE_VM calls."""
-    vcpus_created: int
+    vcpus_created: int = 0
     """KVM_CREATE_VCPU calls."""
-    runs: int
+    runs: int = 0
     """KVM_RUN calls entered."""
-    userspace_exits: int
+    userspace_exits: int = 0
     """Returns of KVM_RUN to the VMM."""
-    exits: int
+    completed_runs: int = 0
+    """Those returns that prove a run: the call did not fail, and KVM could go on with the guest."""
+    exits: int = 0
     """VM exits."""
     mshv_runs: int = 0
     """MSHV_RUN_VP calls entered."""
@@ -87,17 +95,15 @@ class KernelSnapshot:
     """The ledger at one moment, with what is known of the hooks that fill it."""
 
     taken_ns: int
-    """CLOCK_MONOTONIC at the time of reading."""
+    """Host CLOCK_MONOTONIC (clock.py) at the time of reading."""
     attached_ns: int | None
-    """CLOCK_MONOTONIC from which on every attached hook was counting; None: none ever was."""
+    """Likewise, from which on every attached hook was counting; None: none ever was."""
     entries: Mapping[int, LedgerEntry]
     """By tgid."""
     capacity: int
     """Processes that the table has room for."""
     dropped_total: int
     """Events that found no room."""
-    departed_total: int
-    """Processes that executed a VMM and have ended since the hooks were attached."""
     hooks: tuple[HookStatus, ...]
     """One a wanted hook, in the order of hooks.HOOKS."""
     error: str | None = None
@@ -123,17 +129,7 @@ def entries_from(
         if before[at : at + 2] != after[at : at + 2]:
             whole = False
             continue
-        tgid, exec_ns, leader_exit_ns, vms_created, vcpus_created = after[
-            at + 1 : at + RECORD_WORDS
-        ]
+        tgid, leader_exit_ns, *created = after[at + 1 : at + RECORD_WORDS]
         counters = activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]
-        entries[tgid] = LedgerEntry(
-            tgid,
-            first_ns,
-            exec_ns or None,
-            leader_exit_ns or None,
-            vms_created,
-            vcpus_created,
-            *counters,
-        )
+        entries[tgid] = LedgerEntry(tgid, first_ns, leader_exit_ns or None, *created, *counters)
     return entries, whole

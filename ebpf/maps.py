@@ -1,4 +1,4 @@
-"""EDGE: BPF maps as Python sees them: hashes, arrays in memory, and stacks.
+"""EDGE: BPF maps as Python sees them: hashes, arrays and marks in memory, and stacks.
 
 Owns reading and writing them by descriptor. Must not know what they hold: keys and values are
 bytes. A map lives as long as its descriptor, or a program that uses it. A call on a hash or a stack
@@ -100,7 +100,7 @@ class HashMap:
 
 
 class MappedArray:
-    """An array of records of 64-bit words, mapped into memory: reading it asks nobody.
+    """An array of records of 64-bit words, mapped into memory: reading it is no system call.
 
     It is made of equal blocks (one a CPU). The map has to be made with BPF_F_MMAPABLE.
     """
@@ -110,13 +110,7 @@ class MappedArray:
         self._words = words
         self._block_words = self._words * block_records
         self._blocks = blocks
-        size = 8 * words * block_records * blocks
-        self._memory = mmap.mmap(
-            fd,
-            -(-size // mmap.PAGESIZE) * mmap.PAGESIZE,
-            flags=mmap.MAP_SHARED,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
+        self._memory = _mapped(fd, 8 * words * block_records * blocks)
         self._view = memoryview(self._memory).cast("Q")
 
     def words(self, records: int) -> list[int]:
@@ -154,9 +148,55 @@ class MappedArray:
                 self._view[word] = 0
 
     def close(self) -> None:
-        """Let go of the memory. May be called again."""
+        """Release the memory. May be called again."""
         self._view.release()
         self._memory.close()
+
+
+class MappedMarks:
+    """Bytes that BPF programs set to 1, in pages, mapped into memory and taken from there.
+
+    A second array has a word for each page, which a program sets to 1 after it has set a byte. Both
+    maps have to be made with BPF_F_MMAPABLE.
+    """
+
+    def __init__(self, bytes_fd: int, pages_fd: int, *, page_bytes: int, pages: int) -> None:
+        """Take descriptors, which may be closed afterwards; OSError."""
+        self._page_bytes = page_bytes
+        self._marks = _mapped(bytes_fd, page_bytes * pages)
+        self._bytes = memoryview(self._marks)
+        self._words = MappedArray(pages_fd, words=1, block_records=pages, blocks=1)
+        self._before: frozenset[int] = frozenset()
+        self.numbers = page_bytes * pages
+        """Above the greatest number that can be marked."""
+
+    def take(self) -> frozenset[int]:
+        """The numbers of the bytes that are set, and set them to 0.
+
+        A byte that is set while this runs is in this answer or in the next one. A page's word is
+        cleared before its bytes are read. Neither side orders its writes for the other's CPU, so
+        the bytes are read at the next call as well: by then every write has arrived.
+        """
+        written = frozenset(n for n, word in enumerate(self._words.column()) if word)
+        for page in written:
+            self._words.write(page, 0, 0)
+        found: list[int] = []
+        for page in written | self._before:
+            start = page * self._page_bytes
+            data = self._bytes[start : start + self._page_bytes].tobytes()
+            at = data.find(1)
+            while at >= 0:
+                self._bytes[start + at] = 0
+                found.append(start + at)
+                at = data.find(1, at + 1)
+        self._before = written
+        return frozenset(found)
+
+    def close(self) -> None:
+        """Release the memory. May be called again."""
+        self._bytes.release()
+        self._marks.close()
+        self._words.close()
 
 
 class Stack:
@@ -171,14 +211,14 @@ class Stack:
         value = ctypes.c_uint32(number)
         map_element(Command.MAP_UPDATE_ELEM, self._fd, 0, ctypes.addressof(value))
 
-    def pop(self) -> int | None:
-        """Take from the top; None: it is empty."""
-        value = ctypes.c_uint32()
-        try:
-            map_element(Command.MAP_LOOKUP_AND_DELETE_ELEM, self._fd, 0, ctypes.addressof(value))
-        except FileNotFoundError:
-            return None
-        return value.value
+
+def _mapped(fd: int, size: int) -> mmap.mmap:
+    return mmap.mmap(
+        fd,
+        -(-size // mmap.PAGESIZE) * mmap.PAGESIZE,
+        flags=mmap.MAP_SHARED,
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+    )
 
 
 def _address(data: bytes) -> int:

@@ -1,25 +1,43 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Which processes become a VMM, and which end?
+ * When does a process begin a life, and when does it end?
  *
- * A record begins at exec of a program named like QEMU (or at the first KVM
- * event of any process) and is removed when the kernel frees the process:
+ * A record begins at the first event of an accelerator and makes sense for one
+ * life of one process. A life begins at fork, before the child runs, and at
+ * exec; what the number's record said of the life before is removed there. The
+ * record of a process that is gone is removed when the kernel frees it:
  * sched_process_free of the thread group leader, which is released last of all
  * its threads (kernel/exit.c, release_task). The main thread's exit alone is
- * only marked, for vCPU threads may still be on their way out of KVM_RUN.
+ * only marked, for vCPU threads may still be on their way out of KVM_RUN. Its
+ * number is marked with it, so that a process that has ended and is not yet
+ * collected by its parent is looked at again.
+ *
+ * The programs of exec and exit may run twice for one event, in either form.
+ *
+ * Where a number stands in a tracepoint's record differs between kernels: the
+ * offsets are -D flags, read from tracefs ("format").
  */
 
-/* Where the freed thread's id stands in the tracepoint's record (tracefs "format"). */
-#ifndef FREED_TID_OFFSET
-#define FREED_TID_OFFSET 24
-#endif
-
-static __always_inline int named_like_qemu(void)
+/* Threads begin here as well: their numbers and those of processes are one set. */
+int on_sched_process_fork(void *ctx)
 {
-	char comm[16] = {};
+	u32 number = *(u32 *)(ctx + SCHED_PROCESS_FORK_CHILD_PID);
 
-	bpf_get_current_comm(comm, sizeof(comm));
-	return comm[0] == 'q' && comm[1] == 'e' && comm[2] == 'm' && comm[3] == 'u';
+	forget(number, REMOVE_ANY);
+	mark_life(number);
+	count_total(LEDGER_FORKS_MARKED);
+	return 0;
+}
+
+/*
+ * The kernel skips the program above while another process is in a call on a
+ * map on its CPU; this one it does not skip then. It cannot tell the child's
+ * number without a structure of the kernel, but the reader learns of the loss.
+ */
+int on_sched_process_fork_seen(void *ctx)
+{
+	count_total(LEDGER_FORKS);
+	return 0;
 }
 
 /*
@@ -29,14 +47,9 @@ static __always_inline int named_like_qemu(void)
 int on_sched_process_exec(void *ctx)
 {
 	u32 tgid = current_tgid();
-	struct ledger_process *process;
 
-	forget(tgid);
-	if (!named_like_qemu())
-		return 0;
-	process = process_of(tgid);
-	if (process)
-		process->exec_ns = bpf_ktime_get_ns();
+	forget(tgid, REMOVE_ANY);
+	mark_life(tgid);
 	return 0;
 }
 
@@ -48,12 +61,10 @@ int on_sched_process_exit(void *ctx)
 
 	if ((u32)ids != tgid)
 		return 0;
+	mark_life(tgid);
 	process = known_process(tgid);
-	if (!process)
-		return 0;
-	process->leader_exit_ns = bpf_ktime_get_ns();
-	if (process->exec_ns)
-		count_total(LEDGER_DEPARTED);
+	if (process)
+		process->leader_exit_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -63,10 +74,6 @@ int on_sched_process_exit(void *ctx)
  */
 int on_sched_process_free(void *ctx)
 {
-	u32 tid = *(u32 *)(ctx + FREED_TID_OFFSET);
-	struct ledger_process *process = known_process(tid);
-
-	if (process && process->leader_exit_ns)
-		forget(tid);
+	forget(*(u32 *)(ctx + SCHED_PROCESS_FREE_PID), REMOVE_ENDED);
 	return 0;
 }

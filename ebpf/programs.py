@@ -20,16 +20,24 @@ from ebpf.errors import NOT_PERMITTED, BpfUnavailableError
 from ebpf.handover import Failure, Loaded, Request
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.permission import why_no_bpf, why_no_perf_event
+from ebpf.tracefs import Tracefs
 
-LOADING_S = 180.0
+LOADING_S = 300.0
 """How long compiling and loading may take: far more than it does, on an emulated CPU, too."""
-_MAIN = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from ebpf.loader import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-"""The loader sees the same modules as this process, wherever they are installed."""
+_MAIN = """
+import sys
+from importlib.machinery import PathFinder
+class Tree:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, [sys.argv[3]]) if name == "ebpf" else None
+sys.meta_path.insert(0, Tree)
+from ebpf.loader import main
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+"""The loader is this very package, wherever it is; everything else it imports, bcc too, is what the
+interpreter has installed: nothing of the environment, of the working directory or of sys.path."""
 _KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
-_TRACEFS = ("kernel/tracing", "kernel/debug/tracing")
 
 
 class Programs:
@@ -50,6 +58,7 @@ class Programs:
         BpfUnavailableError when no program can be used on this node at all.
         """
         self._sys_root = sys_root
+        self._tracefs = Tracefs(sys_root)
         self._held: dict[AttachPoint, int] = {}
         wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
         self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
@@ -77,6 +86,14 @@ class Programs:
             return self._why_unattached(point, err.errno or 0, "", refused)
         return None
 
+    def why_unreachable(self, point: AttachPoint) -> str | None:
+        """Why tracefs does not name a tracepoint now, in one line; None: it does."""
+        try:
+            self._tracefs.event_id(point.target)
+        except OSError as err:
+            return self._why_unattached(point, err.errno or 0, "", why_no_perf_event)
+        return None
+
     def detach(self, point: AttachPoint) -> None:
         """Detach what is attached at a point. A kprobe whose function has gone is let go, too."""
         fd = self._held.pop(point, None)
@@ -97,16 +114,8 @@ class Programs:
             case Backend.RAW_TRACEPOINT:
                 return open_raw_tracepoint(point.target, program_fd)
             case _:
-                event = self._event_id(point.target)
+                event = self._tracefs.event_id(point.target)
                 return open_tracepoint(event, program_fd, cpu=self._online_cpu())
-
-    def _event_id(self, target: str) -> int:
-        """A tracepoint's number. FileNotFoundError: there is none, or no tracefs."""
-        for tracefs in _TRACEFS:
-            with contextlib.suppress(FileNotFoundError):
-                path = self._sys_root / tracefs / "events" / target.replace(":", "/") / "id"
-                return int(path.read_text())
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _online_cpu(self) -> int:
         """The first CPU that is on line. It need not be CPU 0."""
@@ -127,8 +136,7 @@ class Programs:
                 return f"{what}: the kernel has no such function now; is the module loaded?"
         if code in (errno.EPERM, errno.EACCES):
             return f"{what}: {NOT_PERMITTED}: {refused()}"
-        tracefs = any((self._sys_root / it / "events").is_dir() for it in _TRACEFS)
-        if point.backend is Backend.TRACEPOINT and not tracefs:
+        if point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
             return f"{what}: there is no tracefs: mount it at /sys/kernel/tracing"
         if code == errno.ENOENT:
             return f"{what}: the kernel has no such hook now; is the module loaded?"
@@ -148,13 +156,20 @@ def possible_cpus(sys_root: Path) -> list[int]:
 
 def _load(request: Request) -> Loaded:
     """Have the loader do it. Raises BpfUnavailableError when it gives no answer."""
+    isolated = ("-I", "-B") if sys.dont_write_bytecode else ("-I",)
+    tree = str(Path(__file__).parents[1])
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words = os.memfd_create("bpf-loader-stderr", os.MFD_CLOEXEC)
     try:
         with ours, its:
             loader = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(its.fileno()), str(os.getpid()), *sys.path],
+                [
+                    *(sys.executable, *isolated, "-c", _MAIN),
+                    *(str(its.fileno()), str(os.getpid()), tree),
+                ],
                 pass_fds=(its.fileno(),),
+                # Ours may be deleted, or anybody's: the compiler asks where it is.
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=words,

@@ -5,38 +5,42 @@ VMI is: it gives the kernel's records and the state of each hook, and nothing el
 """
 
 import contextlib
-import re
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ebpf.bpf_calls import Update
+from ebpf.clock import monotonic_ns
 from ebpf.errors import BpfUnavailableError, LedgerReadError
-from ebpf.hooks import HOOKS, PROGRAM_FILES, AttachPoint, Driver, Hook, HookStatus, unattached
-from ebpf.ledger import (
-    ACTIVITY_WORDS,
-    RECORD_WORDS,
-    KernelSnapshot,
-    LedgerEntry,
-    Total,
-    entries_from,
+from ebpf.hooks import (
+    HOOKS,
+    PROGRAM_FILES,
+    AttachPoint,
+    Backend,
+    Driver,
+    Hook,
+    HookStatus,
+    Question,
+    field_flag,
+    loadable,
+    unattached,
 )
-from ebpf.maps import HashMap, MappedArray, Stack
+from ebpf.ledger import KernelSnapshot
 from ebpf.programs import Programs, possible_cpus
+from ebpf.tables import (
+    MAX_READS,
+    RECENT_PLACES,
+    TABLES,
+    Sizes,
+    Tables,
+    default_capacity,
+    life_pages,
+    memory_bytes,
+)
+from ebpf.tracefs import FIELD_BYTES, Tracefs
 
-DEFAULT_CAPACITY = 4096
-"""Processes in the ledger. Each costs 32 bytes a possible CPU and 48 once, plus the hash's own."""
-
-RECENT_PLACES = 4096
-"""Processes whose counters are found without a look-up in a hash, see ledger.bpf.c."""
-
-READINGS = 3
-"""How often at most the ledger is read again because processes came or went meanwhile."""
-_FIRST_NS, _TGID = 0, 1
-"""Words of a record."""
+_COMMON_FIELDS_BYTES = 8
+"""What each tracepoint's record begins with. Fields are taken to follow it if it is not known."""
 
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
@@ -58,50 +62,41 @@ class Session:
     def __init__(
         self,
         *,
-        capacity: int = DEFAULT_CAPACITY,
+        capacity: int | None = None,
         recent_places: int = RECENT_PLACES,
         sys_root: Path = Path("/sys"),
+        proc_root: Path = Path("/proc"),
         hooks: Sequence[Hook] = HOOKS,
     ) -> None:
         """Compile and attach everything that can be attached.
 
-        Raises BpfUnavailableError when there can be no ledger at all.
+        capacity: see default_capacity(). Raises BpfUnavailableError when there can be no ledger.
         """
-        self._capacity = capacity
         self._sys_root = sys_root
-        try:
-            cpus = 1 + possible_cpus(sys_root)[-1]
-        except (OSError, ValueError) as err:
-            raise BpfUnavailableError(f"cannot tell how many CPUs this node has: {err}") from err
-        self._recent_places = recent_places
-        flags = [
-            f"-DLEDGER_CAPACITY={capacity}",
-            f"-DLEDGER_CPUS={cpus}",
-            f"-DRECENT_PLACES={recent_places}",
-        ]
+        self._proc_root = proc_root
+        self._tracefs = Tracefs(sys_root)
+        self._sizes = self._sizes_of_node(capacity, recent_places)
+        self._offsets = self._offsets_of([*HOOKS, *hooks])
         self._programs = Programs(
             PROGRAM_FILES,
-            [*flags, *self._freed_tid_flags()],
-            maps=("records", "activity", "totals", "slots", "recent", "free_slots"),
-            loadable=[(hook.program, point.backend) for hook in hooks for point in hook.points],
+            [*self._sizes.flags, *_field_flags(self._offsets)],
+            maps=TABLES,
+            loadable=loadable(hooks),
             sys_root=sys_root,
         )
-        try:
-            self._open_tables(cpus)
-        except OSError as err:
-            self._programs.close()
-            raise BpfUnavailableError(f"the ledger's tables cannot be used: {err}") from err
+        self._tables = self._open_tables()
         wanted = [hook for hook in hooks if not hook.optional or self._driver(hook.driver).device]
         self._statuses = {it.hook.name: it for it in unattached("not tried yet", wanted)}
         self._points: dict[str, AttachPoint] = {}
+        self._beside: set[Question] = set()
         self._drivers = {hook.driver: self._driver(hook.driver) for hook in wanted}
-        self._first_ns: dict[int, int] = {}
-        self._attached_ns = time.monotonic_ns()
+        self._attached_ns = monotonic_ns()
         for driver, state in self._drivers.items():
             if state.device:
                 self._attach_all(driver)
             else:
                 self._detach_all(driver)
+        self._unmarked_forks = self._tables.unmarked_forks()
         if not self._points:
             self.close()
             raise BpfUnavailableError(f"no hook can be attached: {self.hooks[-1].reason}")
@@ -125,93 +120,106 @@ class Session:
     def read(self) -> KernelSnapshot:
         """Read the ledger now. Raises LedgerReadError.
 
-        Hooks follow their driver here: let go when it leaves, attached again when it is back.
+        Hooks follow their driver here: detached when it leaves, attached again when it is back.
         """
         self._follow_drivers()
         try:
-            entries = self._read_entries()
-            totals = self._totals.sums(len(Total))
+            self._tables.recycle()
+            entries = self._tables.entries()
+            dropped_total = self._tables.dropped_total()
         except (OSError, ValueError) as err:
             raise LedgerReadError(f"cannot read the ledger: {err}; restart hvprobe") from err
         return KernelSnapshot(
-            taken_ns=time.monotonic_ns(),
+            taken_ns=monotonic_ns(),
             attached_ns=self._attached_ns,
             entries=entries,
-            capacity=self._capacity,
-            dropped_total=totals[Total.DROPPED],
-            departed_total=totals[Total.DEPARTED],
+            capacity=self._sizes.capacity,
+            dropped_total=dropped_total,
             hooks=self.hooks,
         )
 
-    def adopt(self, tgid: int) -> bool:
-        """Make a record for a process that has none: from now on the kernel tells of its end.
+    def new_lives(self) -> frozenset[int] | None:
+        """Numbers at which a life began or ended (fork, exec, exit) since the last call.
 
-        Whether there is one now. Who asks has to see afterwards that the process is still there:
-        nobody removes the record of one that ended before. Raises LedgerReadError.
+        Those of threads are among them. To be called before the ledger is read and before /proc is
+        listed. None: lives cannot be followed now without exception. Raises LedgerReadError.
         """
         try:
-            slot = self._free_slots.pop()
-            if slot is None:
-                return False
-            # Before anybody finds it, for the process may end, and its record with it, any time.
-            first_ns = time.monotonic_ns()
-            self._records.write(slot, _TGID, tgid)
-            self._records.write(slot, _FIRST_NS, first_ns)
-            if self._slots.set(_bytes(tgid), _bytes(slot), Update.NOEXIST):
-                self._first_ns[tgid] = first_ns
-            else:
-                self._records.clear(slot)
-                self._free_slots.push(slot)
-        except OSError as err:
-            raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
-        return True
+            lives = self._tables.lives.take()
+            pid_max = self._pid_max()
+        except (OSError, ValueError) as err:
+            raise LedgerReadError(f"cannot read the ledger: {err}; restart hvprobe") from err
+        # Other forms are skipped where a thread was preempted in them, see hooks.py.
+        backends = {it.hook.question: it.backend for it in self._statuses.values()}
+        followed = all(
+            backends.get(question) is Backend.TRACEPOINT
+            for question in (Question.FORKS, Question.EXECUTES, Question.ENDS)
+        )
+        if self._forks_skipped() or pid_max > self._tables.lives.numbers:
+            return None
+        return lives if followed else None
 
-    def forget(self, tgid: int) -> None:
-        """Remove the record of a process known to be gone, which no hook has done.
+    def forget(self, tgid: int, first_ns: int) -> None:
+        """Remove the record of tgid that began at first_ns, if it still is the one.
 
-        Only the one that was read or adopted last: the number may have a new process by now. In
-        the order of forget() in ledger.bpf.c, and for the same reasons. Raises LedgerReadError.
+        Its slot is free from the next read() on. Raises LedgerReadError.
         """
-        key = _bytes(tgid)
         try:
-            found = self._slots.get(key)
-            slot = int.from_bytes(found, sys.byteorder) if found else None
-            if slot is None or self._records.word(slot, _FIRST_NS) != self._first_ns.get(tgid):
-                return
-            if self._slots.delete(key):
-                self._recent.write(tgid % self._recent_places, 0, 0)
-                self._records.clear(slot)
-                self._activity.clear(slot)
-                self._free_slots.push(slot)
-        except OSError as err:
+            self._tables.forget(tgid, first_ns)
+        except (OSError, ValueError) as err:
             raise LedgerReadError(f"cannot write to the ledger: {err}; restart hvprobe") from err
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""
         self._programs.close()
-        for table in (self._records, self._activity, self._totals, self._recent):
-            table.close()
+        self._tables.close()
 
-    def _open_tables(self, cpus: int) -> None:
-        fd = self._programs.map_fd
-        self._slots = HashMap(fd("slots"), key_bytes=4, value_bytes=4, capacity=self._capacity)
-        self._records = MappedArray(
-            fd("records"), words=RECORD_WORDS, block_records=self._capacity, blocks=1
-        )
-        self._totals = MappedArray(fd("totals"), words=1, block_records=len(Total), blocks=1)
-        self._recent = MappedArray(
-            fd("recent"), words=1, block_records=self._recent_places, blocks=1
-        )
-        self._activity = MappedArray(
-            fd("activity"),
-            words=ACTIVITY_WORDS,
-            block_records=self._capacity,
-            blocks=cpus,
-        )
-        self._free_slots = Stack(fd("free_slots"))
-        # Low numbers on top: then the counters in use are close to each other.
-        for slot in reversed(range(self._capacity)):
-            self._free_slots.push(slot)
+    def _forks_skipped(self) -> bool:
+        """Whether the kernel skipped the program of a fork since the last call.
+
+        Where that can be seen at all. A fork that is at work is no loss: it is waited for.
+        """
+        if Question.FORKS not in self._beside:
+            return False
+        before, found = self._unmarked_forks, 0
+        for _ in range(MAX_READS):
+            found = self._tables.unmarked_forks()
+            if found == before:
+                return False
+        self._unmarked_forks = found
+        return True
+
+    def _open_tables(self) -> Tables:
+        try:
+            return Tables(self._programs.map_fd, self._sizes)
+        except OSError as err:
+            self._programs.close()
+            raise BpfUnavailableError(f"the ledger's tables cannot be used: {err}") from err
+
+    def _sizes_of_node(self, capacity: int | None, recent_places: int) -> Sizes:
+        try:
+            cpus = 1 + possible_cpus(self._sys_root)[-1]
+            pages = life_pages(self._pid_max())
+        except (OSError, ValueError) as err:
+            raise BpfUnavailableError(
+                f"cannot tell how many CPUs and processes this node can have: {err}"
+            ) from err
+        if capacity is None:
+            capacity = default_capacity(memory_bytes=memory_bytes(), cpus=cpus)
+        return Sizes(capacity=capacity, cpus=cpus, recent_places=recent_places, life_pages=pages)
+
+    def _pid_max(self) -> int:
+        return int((self._proc_root / "sys/kernel/pid_max").read_text())
+
+    def _offsets_of(self, hooks: Collection[Hook]) -> dict[AttachPoint, tuple[int, ...]]:
+        """Where the fields that programs read stand now, or may stand once they are there."""
+        return {
+            point: self._tracefs.offsets(point.target, point.fields)
+            or tuple(_COMMON_FIELDS_BYTES + FIELD_BYTES * n for n in range(len(point.fields)))
+            for hook in hooks
+            for point in hook.points
+            if point.fields
+        }
 
     def _driver(self, driver: Driver | None) -> _DriverState:
         if driver is None:
@@ -248,15 +256,35 @@ class Session:
                 continue
             reasons: list[str] = []
             for point in status.hook.points:
-                reason = self._programs.attach(point, status.hook.program)
+                reason = self._attach(point, point.program or status.hook.program)
                 if reason is None:
                     self._points[name] = point
-                    self._statuses[name] = status.attached_by(point.backend)
+                    self._statuses[name] = status.attached_at(point, monotonic_ns())
+                    self._attach_beside(status.hook, point)
                     break
                 reasons.append(reason)
             else:
                 self._statuses[name] = status.failed("; ".join(reasons))
-        self._attached_ns = time.monotonic_ns()
+        self._attached_ns = monotonic_ns()
+
+    def _attach(self, point: AttachPoint, program: str) -> str | None:
+        """Attach a program at one point; the reason in one line when that fails."""
+        if point.fields:
+            found = self._tracefs.offsets(point.target, point.fields)
+            if found != self._offsets[point]:
+                return self._programs.why_unreachable(point) or (
+                    f"{point.backend} {point.target}: {' and '.join(point.fields)} do not stand "
+                    "where they stood when the program was compiled; restart hvprobe"
+                )
+        return self._programs.attach(point, program)
+
+    def _attach_beside(self, hook: Hook, held: AttachPoint) -> None:
+        """Attach what a hook has beside the point that holds, where that is possible."""
+        point = hook.beside
+        if point is None or point == held:
+            return
+        if self._attach(point, point.program or hook.program) is None:
+            self._beside.add(hook.question)
 
     def _detach_all(self, driver: Driver | None) -> None:
         for name, status in self._statuses.items():
@@ -266,37 +294,14 @@ class Session:
                     self._programs.detach(point)
                 self._statuses[name] = status.driver_gone()
 
-    def _freed_tid_flags(self) -> list[str]:
-        """Where sched_process_free keeps the thread id on this kernel, as a compiler flag."""
-        for tracefs in ("kernel/tracing", "kernel/debug/tracing"):
-            description = self._sys_root / tracefs / "events/sched/sched_process_free/format"
-            with contextlib.suppress(OSError):
-                found = re.search(r"pid_t pid;\s+offset:(\d+);", description.read_text())
-                if found:
-                    return [f"-DFREED_TID_OFFSET={found[1]}"]
-        return []
 
-    def _read_entries(self) -> dict[int, LedgerEntry]:
-        """All records with their counters, from memory: no call that would silence a hook.
-
-        A record that was there before and after its counters were read had its slot all the time.
-        Those that came or went meanwhile are read once more; one that is still not complete after
-        that is not there yet.
-        """
-        entries: dict[int, LedgerEntry] = {}
-        for _ in range(READINGS):
-            used = max((n for n, it in enumerate(self._records.column(), start=1) if it), default=0)
-            before = self._records.words(used)
-            activity = self._activity.sums(used)
-            entries, whole = entries_from(before, activity, self._records.words(used))
-            if whole:
-                break
-        self._first_ns = {tgid: entry.first_ns for tgid, entry in entries.items()}
-        return entries
-
-
-def _bytes(number: int) -> bytes:
-    return number.to_bytes(4, sys.byteorder)
+def _field_flags(offsets: Mapping[AttachPoint, tuple[int, ...]]) -> list[str]:
+    """The places of fields, for the compiler of programs that read them."""
+    return [
+        f"-D{field_flag(point, field)}={offset}"
+        for point, places in offsets.items()
+        for field, offset in zip(point.fields, places, strict=True)
+    ]
 
 
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:

@@ -191,7 +191,7 @@ def test_an_interpreter_that_cannot_start(
     nothing_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loader that ends before it answers is told with what it said last."""
-    monkeypatch.setattr(sys, "path", ["/nonexistent"])
+    monkeypatch.setattr("ebpf.programs._MAIN", "import no_such_module")
     with pytest.raises(BpfUnavailableError, match=r"the process that compiles them ended with"):
         Programs((), (), maps=(), loadable=(), sys_root=Path("/sys"))
 

@@ -54,10 +54,10 @@ def attached(session: Session) -> set[str]:
 def test_kvm_loaded_after_the_agent(
     module: str, kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
-    """Without KVM its hooks are needless; at the first look after it is loaded they count."""
+    """Without KVM its hooks are inactive; at the first look after it is loaded they count."""
     assert modprobe("-r", module) == 0
     node = new_node()
-    assert all(it.needless and not it.attached for it in of_kvm(node.session))
+    assert all(it.inactive and not it.attached for it in of_kvm(node.session))
     with Qemu("lab_beta", accel=("tcg",)) as tcg:
         node.wait_for_verdict(tcg.tgid, HypervisorType.TCG, verified=True)
     assert modprobe(module) == 0
@@ -156,5 +156,5 @@ def test_hooks_of_the_kernel_proper_stay(module: str, new_node: Callable[[], Nod
     node = new_node()
     assert modprobe("-r", module) == 0
     node.report()
-    assert node.has(Question.BECOMES_VMM)
+    assert node.has(Question.EXECUTES)
     assert node.has(Question.ENDS)

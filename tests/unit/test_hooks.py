@@ -10,10 +10,13 @@ from ebpf.hooks import (
     KVM,
     MSHV,
     PROGRAM_FILES,
+    AttachPoint,
     Backend,
     Hook,
     HookStatus,
     Question,
+    field_flag,
+    loadable,
     unattached,
 )
 
@@ -37,7 +40,7 @@ def test_names_are_unique(attribute: str) -> None:
 def test_programs_are_those_of_the_bpf_text() -> None:
     """Each program named is a function of the BPF text, and each function there is named."""
     written = re.findall(r"^int (on_\w+)\(", _bpf_text(), flags=re.MULTILINE)
-    assert sorted(written) == sorted(hook.program for hook in HOOKS)
+    assert sorted(written) == sorted({program for program, _ in loadable(HOOKS)})
 
 
 def test_tables_come_first() -> None:
@@ -53,15 +56,35 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
 
     Every point is where the hook's name says.
     """
-    preemptible = {Question.USERSPACE_EXITS, Question.BECOMES_VMM, Question.ENDS}
+    preemptible = {Question.USERSPACE_EXITS, Question.EXECUTES, Question.ENDS}
     tracepoints = [Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
     if hook.question in preemptible:
         tracepoints.reverse()
     allowed = [Backend.KPROBE, *tracepoints]
-    order = [allowed.index(point.backend) for point in hook.points]
+    # A form that tells less comes after all that tell more.
+    order = [(not point.reads_result, allowed.index(point.backend)) for point in hook.points]
     assert order
     assert order == sorted(set(order))
-    assert all(point.target.rpartition(":")[2] == hook.name for point in hook.points)
+    category = hook.name.partition("_")[0]
+    assert {point.target for point in hook.points} <= {hook.name, f"{category}:{hook.name}"}
+    assert all((":" in it.target) is (it.backend is Backend.TRACEPOINT) for it in hook.points)
+
+
+def test_what_is_attached_beside_is_another_form_at_the_same_place() -> None:
+    """A raw form, which is not skipped when the classic one is; each hook of a life has one."""
+    beside = {hook.question: (hook.beside, hook) for hook in HOOKS if hook.beside}
+    assert set(beside) == {Question.FORKS, Question.EXECUTES, Question.ENDS}
+    for point, hook in beside.values():
+        assert point is not None
+        assert (point.backend, point.target) == (Backend.RAW_TRACEPOINT, hook.name)
+        assert hook.points[0].backend is Backend.TRACEPOINT
+
+
+def test_results_are_read_by_the_hook_of_returns() -> None:
+    """The two forms that can read the result of KVM_RUN come before the one that cannot."""
+    reads = {hook.question: [it.reads_result for it in hook.points] for hook in HOOKS}
+    assert reads.pop(Question.USERSPACE_EXITS) == [True, True, False]
+    assert not any(any(it) for it in reads.values())
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
@@ -71,32 +94,65 @@ def test_driver_is_told_where_there_is_one(hook: Hook) -> None:
     assert [hook.driver] == [it for prefix, it in prefixes.items() if hook.name.startswith(prefix)]
 
 
+def test_drivers_are_named_as_the_kernel_names_them() -> None:
+    """Module and device of each (virt/kvm/kvm_main.c, drivers/hv/mshv_root_main.c)."""
+    assert (KVM.module, KVM.device) == ("kvm", "kvm")
+    assert (MSHV.module, MSHV.device) == ("mshv_root", "mshv")
+
+
 def test_attaching_is_counted_and_a_driver_gone_is_no_failure() -> None:
-    """A hook whose driver left is needless, not broken; attached again, it says how often."""
-    once = HookStatus(hook=HOOKS[0], backend=Backend.NONE).attached_by(Backend.KPROBE)
+    """A hook whose driver left is inactive, not broken; attached again, it says how often."""
+    point = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
+    once = HookStatus(hook=HOOKS[0], backend=Backend.NONE).attached_at(point, 7)
     gone = once.driver_gone()
-    again = gone.attached_by(Backend.KPROBE)
-    assert (once.attached_total, once.needless, once.reason) == (1, False, None)
-    assert (gone.attached, gone.needless, gone.attached_total) == (False, True, 1)
+    again = gone.attached_at(point, 9)
+    assert (once.attached_total, once.inactive, once.reason) == (1, False, None)
+    assert (gone.attached, gone.inactive, gone.attached_total) == (False, True, 1)
     assert "/dev/kvm" in (gone.reason or "")
-    assert (again.attached, again.needless, again.attached_total) == (True, False, 2)
-    assert not gone.failed("no such function").needless
+    assert (again.attached, again.inactive, again.attached_total) == (True, False, 2)
+    assert [it.attached_ns for it in (once, gone, again)] == [7, None, 9]
+    assert not gone.failed("no such function").inactive
 
 
-def test_argument_free_programs_only_may_be_raw() -> None:
-    """A program that reads its context is never attached to a raw tracepoint.
+def test_status_says_what_the_point_in_use_can_read() -> None:
+    """Whether results are read is known of the point that holds, and of no other time."""
+    (hook,) = [it for it in HOOKS if it.question is Question.USERSPACE_EXITS]
+    status = HookStatus(hook=hook, backend=Backend.NONE)
+    assert [status.attached_at(it, 1).reads_result for it in hook.points] == [True, True, False]
+    best = status.attached_at(hook.points[0], 1)
+    for lost in (best.driver_gone(), best.failed("gone")):
+        assert (lost.reads_result, lost.attached_ns) == (False, None)
 
-    There it would find the arguments in another layout.
+
+def test_programs_get_the_context_they_read() -> None:
+    """A program reads a record at offsets, or arguments in place, and is attached only to such.
+
+    In another kind of context it would find something else there.
     """
     bodies = re.split(r"^int (?=on_)", _bpf_text(), flags=re.MULTILINE)[1:]
-    readers = {body.partition("(")[0] for body in bodies if "ctx" in body.partition("{")[2]}
-    raw = {
-        hook.program
-        for hook in HOOKS
-        if any(point.backend is Backend.RAW_TRACEPOINT for point in hook.points)
+    kinds = {
+        body.partition("(")[0]: (
+            Backend.KPROBE
+            if "PT_REGS" in body
+            else Backend.TRACEPOINT
+            if re.search(r"ctx \+ [A-Z]", body)
+            else Backend.RAW_TRACEPOINT
+            if "ctx" in body.partition("{")[2]
+            else None
+        )
+        for body in bodies
     }
-    assert readers
-    assert not readers & raw
+    assert set(kinds.values()) == {None, Backend.KPROBE, Backend.TRACEPOINT, Backend.RAW_TRACEPOINT}
+    for program, backend in loadable(HOOKS):
+        assert kinds[program] in (None, backend), program
+
+
+def test_fields_are_the_macros_of_the_bpf_text() -> None:
+    """Each place that a program reads a record at is given to the compiler, and no other."""
+    used = set(re.findall(r"ctx \+ ([A-Z]\w+)", _bpf_text()))
+    points = [point for hook in HOOKS for point in hook.points]
+    assert used == {field_flag(point, field) for point in points for field in point.fields}
+    assert all(point.backend is Backend.TRACEPOINT for point in points if point.fields)
 
 
 def test_unattached_names_every_hook_and_the_reason() -> None:
@@ -112,3 +168,13 @@ def test_unattached_names_every_hook_and_the_reason() -> None:
 def test_any_backend_but_none_is_attached(backend: Backend) -> None:
     """A hook counts whichever way it is attached."""
     assert HookStatus(hook=HOOKS[0], backend=backend).attached
+
+
+def test_a_hook_that_is_not_attached_reads_no_result() -> None:
+    """Whatever it could read elsewhere."""
+    assert not any(it.reads_result for it in unattached("no BPF"))
+
+
+def test_only_the_microsoft_hypervisor_s_hook_is_optional() -> None:
+    """On a node without that device its absence is no loss; KVM's module may come later."""
+    assert [hook.driver for hook in HOOKS if hook.optional] == [MSHV]

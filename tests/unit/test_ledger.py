@@ -12,11 +12,19 @@ from facts import entry, hooks, kernel
 from required import require
 
 from ebpf.hooks import Question
-from ebpf.ledger import ActivityRecord, ProcessRecord, Total, entries_from
+from ebpf.ledger import (
+    ActivityRecord,
+    LedgerEntry,
+    LivesRecord,
+    ProcessRecord,
+    Total,
+    entries_from,
+)
 
 RECORDS: dict[str, type[ctypes.Structure]] = {
     "ledger_process": ProcessRecord,
     "ledger_activity": ActivityRecord,
+    "ledger_lives": LivesRecord,
 }
 
 
@@ -79,7 +87,7 @@ def test_every_field_of_the_header_is_mirrored() -> None:
     for struct, mirror in RECORDS.items():
         body = header.partition(f"struct {struct} {{")[2].partition("};")[0]
         members = [
-            line.strip().split()[1].removesuffix(";")
+            line.strip().split()[1].removesuffix(";").partition("[")[0]
             for line in body.splitlines()
             if line.strip().startswith("__u")
         ]
@@ -93,36 +101,33 @@ def _words(*records: ProcessRecord) -> list[int]:
 def test_records_get_the_counters_of_their_slots() -> None:
     """Each record has its own slot's counters; 0 times mean that it did not happen."""
     records = _words(
-        ProcessRecord(first_ns=7, tgid=6, exec_ns=8, leader_exit_ns=9),
+        ProcessRecord(first_ns=7, tgid=6, leader_exit_ns=9),
         ProcessRecord(),
         ProcessRecord(first_ns=7, tgid=5, vms_created=1, vcpus_created=2),
     )
-    counters = [1, 2, 3, 4, 0, 0, 0, 0, 3, 30, 2**63 + 100, 0]
-    found, whole = entries_from(records, counters, records)
-    assert whole
+    counters = [1, 2, 3, 4, 5, *[0] * 5, 3, 30, 29, 2**63 + 100, 0]
+    found, complete = entries_from(records, counters, records)
+    assert complete
     assert found == {
         5: entry(
             5,
             first_ns=7,
-            exec_ns=None,
-            leader_exit_ns=None,
             vms_created=1,
             vcpus_created=2,
             runs=3,
             userspace_exits=30,
+            completed_runs=29,
             exits=2**63 + 100,
         ),
         6: entry(
             6,
             first_ns=7,
-            exec_ns=8,
             leader_exit_ns=9,
-            vms_created=0,
-            vcpus_created=0,
             runs=1,
             userspace_exits=2,
-            exits=3,
-            mshv_runs=4,
+            completed_runs=3,
+            exits=4,
+            mshv_runs=5,
         ),
     }
 
@@ -139,20 +144,20 @@ def test_a_slot_that_changed_hands_meanwhile_is_left_out(
     before: ProcessRecord, after: ProcessRecord
 ) -> None:
     """The counters between may be another process's, and it is said that something is missing."""
-    assert entries_from(_words(before), [1, 2, 3, 4], _words(after)) == ({}, False)
+    assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, False)
 
 
 def test_a_process_that_went_meanwhile_is_not_there() -> None:
     """Nothing is missing by that."""
     before, after = ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=0, tgid=5)
-    assert entries_from(_words(before), [1, 2, 3, 4], _words(after)) == ({}, True)
+    assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, True)
 
 
 def test_what_a_record_says_is_the_newer() -> None:
     """A main thread that ended while the counters were read has ended."""
     before = ProcessRecord(first_ns=7, tgid=5)
     after = ProcessRecord(first_ns=7, tgid=5, leader_exit_ns=9)
-    found, _ = entries_from(_words(before), [0] * 4, _words(after))
+    found, _ = entries_from(_words(before), [0] * 5, _words(after))
     assert found[5].leader_exit_ns == 9
 
 
@@ -173,3 +178,10 @@ def test_snapshot_has_no_error_unless_told() -> None:
     assert read.error is None
     assert [it.hook.question for it in read.hooks] == list(Question)
     assert all(it.attached for it in hooks())
+
+
+def test_nothing_is_counted_unless_told() -> None:
+    """A record that is new has seen nothing."""
+    new = LedgerEntry(1, 2, None)
+    assert new[3:] == (0,) * len(new[3:])
+    assert not new.ran_kvm

@@ -1,0 +1,42 @@
+"""EDGE: the clock of the kernel's records, read from any time namespace.
+
+bpf_ktime_get_ns() gives the host's CLOCK_MONOTONIC. In a time namespace a process reads that clock
+with an offset (time_namespaces(7)), and times of records would seem to be of another life. What is
+compared with a record's time comes from here. Must not know what it is compared with.
+"""
+
+import functools
+import re
+import time
+from pathlib import Path
+
+INIT_TIME_NAMESPACE_INODE = 0xEFFFFFFA
+"""Inode of the initial time namespace (include/linux/proc_ns.h, PROC_TIME_INIT_INO)."""
+_S_NS = 1_000_000_000
+
+
+def monotonic_ns() -> int:
+    """CLOCK_MONOTONIC as the kernel's BPF programs read it."""
+    return time.monotonic_ns() - offset_ns()
+
+
+@functools.cache
+def offset_ns() -> int:
+    """What this process's CLOCK_MONOTONIC is ahead of the host's; a process keeps it for life."""
+    return offset_of_process(Path("/proc/self"))
+
+
+def offset_of_process(process: Path) -> int:
+    """The same, from a process's directory in /proc; 0 where the kernel has no time namespaces."""
+    try:
+        inode = (process / "ns/time").stat().st_ino
+        offsets = (process / "timens_offsets").read_text()
+    except OSError:  # before Linux 5.6, or without CONFIG_TIME_NS
+        return 0
+    return 0 if inode == INIT_TIME_NAMESPACE_INODE else monotonic_offset(offsets)
+
+
+def monotonic_offset(offsets: str) -> int:
+    """Pure: from the text of timens_offsets; its lines are clock, seconds and nanoseconds."""
+    found = re.search(r"^(?:monotonic|1)\s+(-?\d+)\s+(\d+)$", offsets, re.MULTILINE)
+    return int(found[1]) * _S_NS + int(found[2]) if found else 0

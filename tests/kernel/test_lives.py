@@ -1,0 +1,163 @@
+"""Numbers at which a life begins: each fork and each exec is in one answer."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_ledger import only
+from kernel_numbers import Owners
+from kernel_world import EMULATED, KvmLoad, Started, wait_for
+
+from ebpf.hooks import HOOKS, AttachPoint, Backend, Question
+from ebpf.ledger import LIFE_BYTES
+from ebpf.session import Session
+
+FORKS = 50 if EMULATED else 300
+FORKING = """
+import os, sys
+for _ in range(int(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(child, flush=True)
+"""
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session() as opened:
+        if opened.new_lives() is None:
+            pytest.skip("there is no tracefs")
+        yield opened
+
+
+def lives(session: Session) -> frozenset[int]:
+    found = session.new_lives()
+    assert found is not None
+    return found
+
+
+def test_a_fork_and_an_exec_are_lives_of_their_own(session: Session) -> None:
+    """A process begins a life when it is forked, and another when it executes a program.
+
+    Its end is marked as well.
+    """
+    with Started(["sh", "-c", "echo forked; read line; exec sleep 1000"]) as process:
+        assert process.line() == "forked\n"
+        assert process.tgid in lives(session)
+        assert process.tgid not in lives(session)
+        process.say("\n")
+        wait_for(lambda: process.tgid in lives(session), "it has executed sleep")
+    assert process.tgid in lives(session), "it has ended"
+    assert process.tgid not in lives(session)
+
+
+def test_a_fork_without_exec_and_a_thread(session: Session) -> None:
+    """Both have numbers, of one set; either may be followed by the other at the same one."""
+    with Owners() as owners:
+        lives(session)
+        assert owners.start(1) in lives(session)
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    assert thread.native_id in lives(session)
+    thread.join()
+
+
+def test_no_life_is_missed_while_they_are_asked_for(session: Session) -> None:
+    """Each of many is in an answer, however often the reader asks while they begin.
+
+    On an emulated processor a reader may come between the two programs that count a fork; then it
+    is told that lives are unknown.
+    """
+    answers: list[frozenset[int] | None] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(FORKS)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        made = []
+        for line in process.stdout:
+            answers.append(session.new_lives())
+            made.append(int(line))
+    answers.append(session.new_lives())
+    assert len(made) == FORKS
+    assert EMULATED or None not in answers
+    assert None in answers or set(made) <= frozenset().union(*(it or () for it in answers))
+
+
+@pytest.mark.parametrize("question", [Question.FORKS, Question.EXECUTES])
+def test_without_a_hook_lives_are_unknown(question: Question) -> None:
+    """None is not the same as none."""
+    with Session(hooks=only(question)) as session:
+        assert session.new_lives() is None
+
+
+def test_a_form_that_may_be_skipped_is_not_relied_on() -> None:
+    """The raw form of exec is one."""
+    (raw,) = [
+        point
+        for hook in HOOKS
+        if hook.question is Question.EXECUTES
+        for point in hook.points
+        if point.backend is Backend.RAW_TRACEPOINT
+    ]
+    with Session(hooks=only(Question.EXECUTES, raw)) as session:
+        assert any(it.backend is Backend.RAW_TRACEPOINT for it in session.hooks)
+        assert session.new_lives() is None
+
+
+def classic(question: Question) -> tuple[AttachPoint, str]:
+    """The form that is skipped where another process is in a call on a map, and its program."""
+    (hook,) = [hook for hook in HOOKS if hook.question is question]
+    return hook.points[0], hook.program
+
+
+def test_a_fork_that_is_skipped_is_noticed(session: Session) -> None:
+    """Its program did not run, here because it is not attached for a moment: lives are unknown.
+
+    Later ones are known again.
+    """
+    point, program = classic(Question.FORKS)
+    assert session.new_lives() is not None
+    session._programs.detach(point)
+    with Started(["sleep", "1000"]):
+        assert session.new_lives() is None
+    assert session._programs.attach(point, program) is None
+    wait_for(lambda: session.new_lives() is not None, "lives are known again")
+
+
+def test_an_exec_and_an_end_are_not_skipped(session: Session, kvmload: Path) -> None:
+    """Without the classic form there is the raw one: what a process executes is a life."""
+    for question in (Question.EXECUTES, Question.ENDS):
+        session._programs.detach(classic(question)[0])
+    arguments = ("--userspace-exits", "7", "--", "sleep", "1000")
+    with KvmLoad(kvmload, *arguments).finish_counted_part() as load:
+        lives(session)
+        assert load.tgid in session.read().entries
+        load.say("go on\n")
+        wait_for(lambda: load.tgid in lives(session), "it has executed sleep")
+        assert load.tgid not in session.read().entries
+    with KvmLoad(kvmload, "--userspace-exits", "7").finish_counted_part() as load:
+        assert load.tgid in session.read().entries
+    wait_for(lambda: load.tgid not in session.read().entries, "its end is seen")
+
+
+def test_numbers_beyond_the_table_are_unknown(tmp_path: Path) -> None:
+    """kernel.pid_max was raised under the agent: there are no marks for the numbers above."""
+    pid_max = tmp_path / "sys/kernel/pid_max"
+    pid_max.parent.mkdir(parents=True)
+    pid_max.write_text(f"{os.getpid() // LIFE_BYTES * LIFE_BYTES + 1}\n")
+    with Session(proc_root=tmp_path) as session:
+        if session.new_lives() is None:
+            pytest.skip("there is no tracefs")
+        with Started(["sleep", "1000"]) as process:
+            if process.tgid // LIFE_BYTES == os.getpid() // LIFE_BYTES:
+                assert process.tgid in lives(session)
+        pid_max.write_text(f"{(os.getpid() // LIFE_BYTES + 1) * LIFE_BYTES}\n")
+        assert session.new_lives() is not None, "the table's last page has room for these"
+        pid_max.write_text("4194304\n")
+        assert session.new_lives() is None

@@ -1,0 +1,104 @@
+"""A number that passes at once to a process that executes nothing: each life has its own counts."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kernel_numbers import Owners, busy_users_of_maps
+from kernel_world import EMULATED, wait_for
+
+from ebpf.clock import monotonic_ns
+from ebpf.hooks import Question
+from ebpf.session import Session
+
+PAIRS = 5 if EMULATED else 30
+EARLIER, LATER = 11, 7
+FREED_S = 1.0
+"""After this the kernel has freed the earlier owners, which it does at some time of its own."""
+
+
+@pytest.fixture
+def owners() -> Iterator[Owners]:
+    with Owners() as started:
+        yield started
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session() as opened:
+        if not all(it.attached for it in opened.hooks if it.hook.question is Question.FORKS):
+            pytest.skip("there is no tracefs")
+        yield opened
+
+
+def returns(session: Session, tgids: list[int]) -> list[int | None]:
+    """What each number's record counts; None: there is no record."""
+    entries = session.read().entries
+    return [entries[it].userspace_exits if it in entries else None for it in tgids]
+
+
+def pairs(session: Session, owners: Owners) -> list[int]:
+    """Numbers that were handed on, after the later owner has made its returns."""
+    tgids = [owners.start(EARLIER) for _ in range(PAIRS)]
+    assert returns(session, tgids) == [EARLIER] * PAIRS
+    session.new_lives()
+    for tgid in tgids:
+        owners.replace(tgid, LATER)
+    return tgids
+
+
+def test_each_life_has_its_own_counts(session: Session, owners: Owners) -> None:
+    """Nothing of the earlier owner is in the later one's record, nor does its end remove that.
+
+    The life is in the answer to who began one.
+    """
+    tgids = pairs(session, owners)
+    lives = session.new_lives()
+    assert lives is not None
+    assert lives >= set(tgids)
+    assert returns(session, tgids) == [LATER] * PAIRS
+    time.sleep(FREED_S)
+    assert returns(session, tgids) == [LATER] * PAIRS
+    for tgid in tgids:
+        owners.end(tgid)
+    wait_for(lambda: returns(session, tgids) == [None] * PAIRS, "the records are gone")
+    assert session.read().dropped_total == 0
+
+
+def test_a_record_is_of_one_life_beside_busy_users_of_maps(
+    session: Session, owners: Owners, record_property: Callable[[str, object], None]
+) -> None:
+    """While others are in calls on maps the kernel skips programs, that of a fork or an end, too.
+
+    A record still says of which life it is: one that began before the later owner is known by its
+    time, and forget() removes it. What is left counts nothing of the earlier owner, and nothing
+    outlives its process.
+    """
+    tgids = [owners.start(EARLIER) for _ in range(PAIRS)]
+    wait_for(lambda: returns(session, tgids) == [EARLIER] * PAIRS, "the earlier ones are counted")
+    session.new_lives()
+    with busy_users_of_maps():
+        replaced_ns = monotonic_ns()
+        for tgid in tgids:
+            owners.replace(tgid, LATER)
+        lives = session.new_lives()
+        record_property("lives", "unknown" if lives is None else f"{len(lives & {*tgids})}")
+        assert lives is None or lives >= set(tgids), "what is unknown is said to be"
+        time.sleep(FREED_S)
+        forget_older(session, tgids, replaced_ns)
+        found = returns(session, tgids)
+        record_property("exact", f"{found.count(LATER)} of {PAIRS}")
+        assert all(it is None or 0 < it <= LATER for it in found), found
+        for tgid in tgids:
+            owners.end(tgid)
+        time.sleep(FREED_S)
+    forget_older(session, tgids, monotonic_ns())
+    assert returns(session, tgids) == [None] * PAIRS
+
+
+def forget_older(session: Session, tgids: list[int], began_ns: int) -> None:
+    """What a reader does that knows when a number's process began."""
+    entries = session.read().entries
+    for tgid in tgids:
+        if tgid in entries and entries[tgid].first_ns < began_ns:
+            session.forget(tgid, entries[tgid].first_ns)

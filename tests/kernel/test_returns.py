@@ -1,0 +1,43 @@
+"""Returns of KVM_RUN, in each form of the hook: those that prove a run, and those that do not."""
+
+from pathlib import Path
+
+import pytest
+from kernel_ledger import entry_with, only
+from kernel_numbers import Owners
+from kernel_world import KvmLoad, wait_for
+
+from ebpf.hooks import HOOKS, AttachPoint, Question
+from ebpf.session import Session
+
+EXITS = 503
+INTERRUPTED = 11
+(HOOK,) = [hook for hook in HOOKS if hook.question is Question.USERSPACE_EXITS]
+
+
+@pytest.mark.parametrize("point", HOOK.points, ids=lambda point: point.program or HOOK.program)
+def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
+    """A return with an exit of the guest is one, one with EINTR before the guest ran is none.
+
+    Both are counted as returns. The form that does not read the result says so and proves nothing.
+    """
+    with Session(hooks=only(HOOK.question, point)) as session, Owners() as owners:
+        (status,) = [it for it in session.hooks if it.hook.question is HOOK.question]
+        assert (status.backend, status.reads_result) == (point.backend, point.reads_result)
+        assert status.attached_ns is not None
+        with KvmLoad(kvmload, "--userspace-exits", str(EXITS)).finish_counted_part() as load:
+            made = EXITS + load.totals["eintr"]
+            entry = wait_for(lambda: entry_with(session, load.tgid, made), "all are counted")
+            assert entry.userspace_exits == made
+            assert entry.completed_runs == (EXITS if point.reads_result else 0)
+        tgid = owners.start(INTERRUPTED)
+        entry = wait_for(lambda: entry_with(session, tgid, INTERRUPTED), "all are counted")
+        assert (entry.userspace_exits, entry.completed_runs) == (INTERRUPTED, 0)
+        assert entry.ran_kvm
+
+
+def test_the_best_form_is_taken() -> None:
+    """Where tracefs describes the record, from there."""
+    with Session() as session:
+        (status,) = [it for it in session.hooks if it.hook.question is HOOK.question]
+        assert status.reads_result

@@ -1,0 +1,594 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The ledger's BPF text as an ordinary program: each table is a small one of
+ * this process that can be made to fail, or to be changed by another CPU at a
+ * chosen moment. What a kernel does once in a million events is done here each
+ * time. Compiled and run by test_ledger_code.py; the first argument names a
+ * scenario, without one all names are printed.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define LEDGER_CAPACITY 7
+#define LEDGER_COMMON 4
+#define LEDGER_CPUS 3
+#define RECENT_PLACES 4
+#define LIFE_PAGES 3
+#define SCHED_PROCESS_FORK_CHILD_PID 20
+#define SCHED_PROCESS_FREE_PID 12
+#define KVM_USERSPACE_EXIT_REASON 8
+#define KVM_USERSPACE_EXIT_ERRNO 12
+#define PT_REGS_PARM2(ctx) ((ctx)->second)
+#define ROOM 64
+
+struct pt_regs {
+	u64 second;
+};
+
+static u64 now, current;
+static u32 cpu_number;
+
+static u64 bpf_ktime_get_ns(void)
+{
+	return ++now;
+}
+
+static u64 bpf_get_current_pid_tgid(void)
+{
+	return current;
+}
+
+static u32 bpf_get_smp_processor_id(void)
+{
+	return cpu_number;
+}
+
+/* One table of either kind. In an array each key is there, in a hash those that are inserted. */
+struct table {
+	bool is_array, fail_insert, fail_delete;
+	void (*before_insert)(void); /* what another CPU does first, once */
+	u32 room;
+	size_t bytes;
+	u32 keys[ROOM];
+	bool used[ROOM];
+	u8 *values;
+};
+
+static void *table_lookup(struct table *table, u32 key)
+{
+	if (!table->values)
+		table->values = calloc(table->is_array ? table->room : ROOM, table->bytes);
+	if (table->is_array)
+		return key < table->room ? table->values + key * table->bytes : NULL;
+	for (u32 i = 0; i < ROOM; i++)
+		if (table->used[i] && table->keys[i] == key)
+			return table->values + i * table->bytes;
+	return NULL;
+}
+
+static int table_insert(struct table *table, u32 key, const void *value)
+{
+	void (*other)(void) = table->before_insert;
+
+	table->before_insert = NULL;
+	if (other)
+		other();
+	if (table_lookup(table, key))
+		return -EEXIST;
+	for (u32 i = 0; i < ROOM && !table->fail_insert; i++) {
+		if (table->used[i])
+			continue;
+		table->used[i] = true;
+		table->keys[i] = key;
+		memcpy(table->values + i * table->bytes, value, table->bytes);
+		return 0;
+	}
+	return -E2BIG;
+}
+
+static int table_delete(struct table *table, u32 key)
+{
+	for (u32 i = 0; i < ROOM && !table->fail_delete; i++)
+		if (table->used[i] && table->keys[i] == key)
+			return table->used[i] = false;
+	return -ENOENT;
+}
+
+struct stack {
+	u32 numbers[ROOM], depth;
+};
+
+static int stack_push(struct stack *stack, u32 number)
+{
+	if (stack->depth == LEDGER_CAPACITY)
+		return -E2BIG;
+	stack->numbers[stack->depth++] = number;
+	return 0;
+}
+
+static int stack_pop(struct stack *stack, u32 *number)
+{
+	if (!stack->depth)
+		return -ENOENT;
+	*number = stack->numbers[--stack->depth];
+	return 0;
+}
+
+#define UNUSED __attribute__((unused))
+#define BPF_F_TABLE(kind, key_type, value_type, name, size, flags)                                 \
+	static struct table name##_table = {.bytes = sizeof(value_type), .room = (size)};          \
+	static value_type *name##_lookup(key_type *key)                                            \
+	{                                                                                          \
+		name##_table.is_array = !strcmp(kind, "array");                                    \
+		return table_lookup(&name##_table, *key);                                          \
+	}                                                                                          \
+	static int name##_insert(key_type *key, value_type *value)                                 \
+	{                                                                                          \
+		name##_lookup(key);                                                                \
+		return table_insert(&name##_table, *key, value);                                   \
+	}                                                                                          \
+	static int name##_delete(key_type *key)                                                    \
+	{                                                                                          \
+		return table_delete(&name##_table, *key);                                          \
+	}                                                                                          \
+	static UNUSED struct {                                                                     \
+		value_type *(*lookup)(key_type *);                                                 \
+		int (*insert)(key_type *, value_type *);                                           \
+		int (*delete)(key_type *);                                                         \
+	} name = {name##_lookup, name##_insert, name##_delete}
+
+#define BPF_STACK(name, type, size)                                                                \
+	static struct stack name##_stack;                                                          \
+	static int name##_push(type *number, u64 flags)                                            \
+	{                                                                                          \
+		return flags ? -EINVAL : stack_push(&name##_stack, *number);                       \
+	}                                                                                          \
+	static int name##_pop(type *number)                                                        \
+	{                                                                                          \
+		return stack_pop(&name##_stack, number);                                           \
+	}                                                                                          \
+	static struct {                                                                            \
+		int (*push)(type *, u64);                                                          \
+		int (*pop)(type *);                                                                \
+	} name = {name##_push, name##_pop}
+
+/* In the order of hooks.PROGRAM_FILES. */
+#include "ledger.bpf.c"
+
+#include "kvm_ioctls.bpf.c"
+#include "mshv_ioctls.bpf.c"
+#include "vm_exits.bpf.c"
+#include "processes.bpf.c"
+
+#define TGID 42 /* the process at work */
+#define MEETS (TGID + RECENT_PLACES)
+#define BYSTANDER 77
+
+#define CHECK(condition)                                                                           \
+	do {                                                                                       \
+		if (!(condition)) {                                                                \
+			printf("line %d: not so: %s\n", __LINE__, #condition);                     \
+			exit(1);                                                                   \
+		}                                                                                  \
+	} while (0)
+
+static u8 tracepoint_record[64];
+
+static void *with(size_t offset, u32 number)
+{
+	memcpy(tracepoint_record + offset, &number, sizeof(number));
+	return tracepoint_record;
+}
+
+static void be(u32 tgid, u32 tid)
+{
+	current = (u64)tgid << 32 | tid;
+}
+
+static void asks(u32 tgid, int (*program)(struct pt_regs *), u64 number)
+{
+	struct pt_regs registers = {.second = number};
+
+	be(tgid, tgid + 1);
+	program(&registers);
+}
+
+static void creates_vm(u32 tgid)
+{
+	asks(tgid, on_kvm_dev_ioctl, KVM_CREATE_VM);
+}
+
+static void runs(u32 tgid)
+{
+	asks(tgid, on_kvm_vcpu_ioctl, KVM_RUN);
+}
+
+static void forks(u32 number)
+{
+	be(1, 1);
+	on_sched_process_fork_seen(NULL);
+	on_sched_process_fork(with(SCHED_PROCESS_FORK_CHILD_PID, number));
+}
+
+static void executes(u32 tgid)
+{
+	be(tgid, tgid);
+	on_sched_process_exec(tracepoint_record);
+	on_sched_process_exec(NULL); /* in the other form as well */
+}
+
+static void ends(u32 tgid, u32 tid)
+{
+	be(tgid, tid);
+	on_sched_process_exit(tracepoint_record);
+	on_sched_process_exit(NULL); /* in the other form as well */
+}
+
+static void is_freed(u32 number)
+{
+	be(0, 0);
+	on_sched_process_free(with(SCHED_PROCESS_FREE_PID, number));
+}
+
+static struct ledger_process *record_of(u32 tgid)
+{
+	return known_process(tgid);
+}
+
+static struct ledger_activity *counters(u32 slot, u32 cpu)
+{
+	u32 at = cpu * LEDGER_CAPACITY + slot;
+
+	return activity.lookup(&at);
+}
+
+static u64 total(u32 which)
+{
+	return *totals.lookup(&which);
+}
+
+static u64 dropped(void)
+{
+	return total(LEDGER_DROPPED);
+}
+
+static u64 place_of(u32 tgid)
+{
+	u32 place = tgid % RECENT_PLACES;
+
+	return *recent.lookup(&place);
+}
+
+static u32 in_use(const struct table *table)
+{
+	u32 count = 0;
+
+	for (u32 i = 0; i < ROOM; i++)
+		count += table->used[i];
+	return count;
+}
+
+/* Each slot is once in its own stack or has one process, and no removal is at work. */
+static void check_slots(void)
+{
+	bool seen[LEDGER_CAPACITY] = {};
+	const struct stack *stacks[] = {&free_slots_stack, &reserved_slots_stack};
+
+	for (u32 which = 0; which < 2; which++) {
+		for (u32 i = 0; i < stacks[which]->depth; i++) {
+			u32 slot = stacks[which]->numbers[i];
+
+			CHECK(slot < LEDGER_CAPACITY);
+			CHECK((slot >= LEDGER_COMMON) == which);
+			CHECK(!seen[slot]);
+			seen[slot] = true;
+		}
+	}
+	for (u32 i = 0; i < ROOM; i++) {
+		u32 slot = slots_table.used[i] ? *(u32 *)(slots_table.values + 4 * i) : 0;
+
+		if (!slots_table.used[i])
+			continue;
+		CHECK(!seen[slot]);
+		seen[slot] = true;
+	}
+	for (u32 slot = 0; slot < LEDGER_CAPACITY; slot++)
+		CHECK(seen[slot]);
+	CHECK(!in_use(&claims_table));
+}
+
+static void a_record_begins_with_the_first_event(void)
+{
+	creates_vm(TGID);
+	CHECK(record_of(TGID)->tgid == TGID && record_of(TGID)->vms_created == 1);
+	CHECK(record_of(TGID)->first_ns == now);
+	asks(TGID, on_kvm_vm_ioctl, KVM_CREATE_VCPU);
+	asks(TGID, on_kvm_vm_ioctl, KVM_CREATE_VCPU + 1);
+	CHECK(record_of(TGID)->vcpus_created == 1);
+	executes(BYSTANDER);
+	forks(BYSTANDER + 1);
+	ends(BYSTANDER, BYSTANDER);
+	CHECK(in_use(&slots_table) == 1);
+}
+
+static void other_thread_makes_the_record(void)
+{
+	u32 tgid = TGID, slot = 0;
+
+	CHECK(!free_slots.pop(&slot));
+	CHECK(!table_insert(&slots_table, tgid, &slot));
+	*records.lookup(&slot) = (struct ledger_process){.tgid = tgid, .first_ns = 5};
+}
+
+/* Of two threads that come to slot_of() at once the second gives its slot back. */
+static void two_threads_race_for_a_record(void)
+{
+	slots_table.before_insert = other_thread_makes_the_record;
+	runs(TGID);
+	CHECK(record_of(TGID)->first_ns == 5);
+	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	CHECK(!dropped());
+}
+
+static void no_room_in_the_hash(void)
+{
+	slots_table.fail_insert = true;
+	runs(TGID);
+	creates_vm(BYSTANDER);
+	CHECK(dropped() == 2);
+	CHECK(free_slots_stack.depth == LEDGER_COMMON);
+}
+
+static void a_removal_leaves_nothing(void)
+{
+	u32 slot, other;
+
+	creates_vm(BYSTANDER);
+	creates_vm(TGID);
+	slot = *slots.lookup(&(u32){TGID});
+	other = *slots.lookup(&(u32){BYSTANDER});
+	for (cpu_number = 0; cpu_number < LEDGER_CPUS; cpu_number++) {
+		memset(counters(slot, cpu_number), 1, sizeof(struct ledger_activity));
+		runs(BYSTANDER);
+		runs(TGID);
+	}
+	record_of(TGID)->vcpus_created = 3;
+	ends(TGID, TGID);
+	is_freed(TGID);
+	CHECK(!record_of(TGID) && !place_of(TGID));
+	records.lookup(&slot)->tgid = 0;
+	CHECK(!memcmp(records.lookup(&slot), &(struct ledger_process){},
+		      sizeof(struct ledger_process)));
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
+		CHECK(!memcmp(counters(slot, cpu), &(struct ledger_activity){},
+			      sizeof(struct ledger_activity)));
+		CHECK(counters(other, cpu)->runs == 1);
+	}
+	CHECK((u32)place_of(BYSTANDER) == BYSTANDER);
+	CHECK(!dropped());
+}
+
+static void the_place_of_another_process_stays(void)
+{
+	runs(TGID);
+	runs(MEETS);
+	CHECK((u32)place_of(TGID) == MEETS);
+	executes(TGID);
+	CHECK((u32)place_of(TGID) == MEETS);
+	runs(TGID);
+	CHECK((u32)place_of(TGID) == TGID);
+	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+}
+
+static void a_deletion_that_fails(void)
+{
+	u64 first_ns;
+
+	runs(TGID);
+	first_ns = record_of(TGID)->first_ns;
+	slots_table.fail_delete = true;
+	executes(TGID);
+	slots_table.fail_delete = false;
+	CHECK(record_of(TGID)->first_ns == first_ns);
+	CHECK((u32)place_of(TGID) == TGID);
+	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	check_slots();
+	executes(TGID);
+	CHECK(!record_of(TGID));
+}
+
+static void a_freed_number_that_is_used_again(void)
+{
+	runs(TGID);
+	ends(TGID, TGID);
+	CHECK(record_of(TGID)->leader_exit_ns == now);
+	forks(TGID); /* the kernel frees the old owner after that */
+	CHECK(!record_of(TGID));
+	runs(TGID);
+	is_freed(TGID);
+	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	ends(TGID, TGID);
+	is_freed(TGID);
+	CHECK(!record_of(TGID));
+}
+
+static void only_the_main_thread_ends_the_process(void)
+{
+	runs(TGID);
+	ends(TGID, TGID + 1);
+	CHECK(!record_of(TGID)->leader_exit_ns);
+	is_freed(TGID + 1);
+	is_freed(TGID);
+	CHECK(record_of(TGID));
+}
+
+static bool began(u32 number)
+{
+	u32 page = number / LEDGER_LIFE_BYTES;
+	bool is = lives.lookup(&page)->began[number % LEDGER_LIFE_BYTES];
+
+	CHECK(!is || *life_pages.lookup(&page));
+	lives.lookup(&page)->began[number % LEDGER_LIFE_BYTES] = 0;
+	return is;
+}
+
+static void lives_are_marked(void)
+{
+	const u32 greatest = LIFE_PAGES * LEDGER_LIFE_BYTES - 1;
+
+	runs(TGID);
+	CHECK(!began(TGID));
+	forks(TGID);
+	CHECK(began(TGID) && !record_of(TGID));
+	runs(TGID);
+	executes(TGID);
+	CHECK(began(TGID) && !record_of(TGID));
+	forks(greatest);
+	forks(greatest + 1); /* pid_max was raised */
+	CHECK(total(LEDGER_FORKS) == 3 && total(LEDGER_FORKS_MARKED) == 3);
+	on_sched_process_fork_seen(NULL);
+	CHECK(total(LEDGER_FORKS) == 4 && total(LEDGER_FORKS_MARKED) == 3);
+	CHECK(began(greatest));
+	ends(TGID, TGID + 1); /* a thread */
+	CHECK(!began(TGID) && !began(TGID + 1));
+	ends(TGID, TGID);
+	CHECK(began(TGID));
+	is_freed(TGID);
+	CHECK(!began(TGID) && !began(TGID - 1) && !began(TGID + 1));
+}
+
+static void another_removal_has_the_claim(void)
+{
+	u32 tgid = TGID;
+
+	runs(TGID);
+	CHECK(!claims.insert(&tgid, &now));
+	executes(TGID);
+	CHECK(record_of(TGID) && dropped() == 2);
+	forks(TGID);
+	CHECK(record_of(TGID) && dropped() == 3);
+	ends(TGID, TGID);
+	is_freed(TGID);
+	CHECK(record_of(TGID) && dropped() == 3);
+	CHECK(claims.lookup(&tgid));
+	CHECK(!claims.delete(&tgid));
+	is_freed(TGID);
+	CHECK(!record_of(TGID));
+}
+
+static void other_removal_and_a_new_record(void)
+{
+	u32 tgid = TGID, slot = *slots.lookup(&tgid);
+
+	CHECK(!slots.delete(&tgid));
+	recycle(tgid, slot, records.lookup(&slot));
+	creates_vm(BYSTANDER); /* which gets that slot */
+	runs(TGID);
+	CHECK(*slots.lookup(&tgid) != slot);
+}
+
+/* The slot that is given back is the one that the deletion frees, whatever was there before. */
+static void a_record_replaced_before_the_claim(void)
+{
+	runs(TGID);
+	claims_table.before_insert = other_removal_and_a_new_record;
+	executes(TGID);
+	CHECK(!record_of(TGID) && record_of(BYSTANDER)->vms_created == 1);
+}
+
+static void half_is_kept_for_vcpus(void)
+{
+	for (u32 tgid = 100; tgid < 100 + LEDGER_CAPACITY; tgid++)
+		creates_vm(tgid);
+	CHECK(in_use(&slots_table) == LEDGER_COMMON);
+	CHECK(dropped() == LEDGER_CAPACITY - LEDGER_COMMON);
+	runs(TGID);
+	asks(TGID + 1, on_kvm_vm_ioctl, KVM_CREATE_VCPU);
+	CHECK(*slots.lookup(&(u32){TGID}) >= LEDGER_COMMON && record_of(TGID + 1));
+	check_slots();
+	for (u32 tgid = 100; tgid < 100 + LEDGER_COMMON; tgid++)
+		executes(tgid);
+	executes(TGID);
+	executes(TGID + 1);
+	CHECK(free_slots_stack.depth == LEDGER_COMMON);
+	runs(TGID);
+	CHECK(*slots.lookup(&(u32){TGID}) < LEDGER_COMMON);
+}
+
+static void returns(u32 tgid, u32 reason, int error)
+{
+	u64 arguments[] = {reason, (u32)error};
+
+	be(tgid, tgid + 1);
+	with(KVM_USERSPACE_EXIT_REASON, reason);
+	on_kvm_userspace_exit_record(with(KVM_USERSPACE_EXIT_ERRNO, error));
+	on_kvm_userspace_exit_raw(arguments);
+	on_kvm_userspace_exit(NULL);
+}
+
+/* Each return counts in all three forms; in two of them only what ran counts as completed. */
+static void returns_that_prove_a_run(void)
+{
+	const struct ledger_activity *mine;
+
+	returns(TGID, 10, -EINTR);
+	mine = counters(*slots.lookup(&(u32){TGID}), 0);
+	returns(TGID, 2, -EINVAL);
+	returns(TGID, KVM_EXIT_FAIL_ENTRY, 0);
+	returns(TGID, KVM_EXIT_INTERNAL_ERROR, 0);
+	CHECK(mine->userspace_exits == 12 && !mine->completed_runs);
+	returns(TGID, 2, 0);
+	CHECK(mine->userspace_exits == 15 && mine->completed_runs == 2);
+	be(TGID, TGID);
+	on_kvm_exit(NULL);
+	asks(TGID, on_mshv_vp_ioctl, MSHV_RUN_VP);
+	CHECK(mine->exits == 1 && mine->mshv_runs == 1 && !mine->runs);
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} scenarios[] = {
+#define SCENARIO(name) {#name, name}
+	SCENARIO(a_record_begins_with_the_first_event),
+	SCENARIO(two_threads_race_for_a_record),
+	SCENARIO(no_room_in_the_hash),
+	SCENARIO(a_removal_leaves_nothing),
+	SCENARIO(the_place_of_another_process_stays),
+	SCENARIO(a_deletion_that_fails),
+	SCENARIO(a_freed_number_that_is_used_again),
+	SCENARIO(only_the_main_thread_ends_the_process),
+	SCENARIO(lives_are_marked),
+	SCENARIO(another_removal_has_the_claim),
+	SCENARIO(a_record_replaced_before_the_claim),
+	SCENARIO(half_is_kept_for_vcpus),
+	SCENARIO(returns_that_prove_a_run),
+};
+
+int main(int argc, char **argv)
+{
+	u32 first = 0;
+
+	claims.lookup(&first);
+	slots.lookup(&first);
+	for (u32 slot = LEDGER_CAPACITY; slot--;)
+		give_slot_back(slot);
+	for (size_t i = 0; i < sizeof(scenarios) / sizeof(*scenarios); i++) {
+		if (argc < 2) {
+			puts(scenarios[i].name);
+		} else if (!strcmp(argv[1], scenarios[i].name)) {
+			scenarios[i].run();
+			check_slots();
+			return 0;
+		}
+	}
+	return argc < 2 ? 0 : 2;
+}

@@ -1,0 +1,157 @@
+"""Arrays in memory: the same code on ordinary memory files, where the test writes as a kernel."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import pytest
+
+from ebpf.maps import MappedArray, MappedMarks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """A file in memory that stands for a map, and the kernel's view of it."""
+
+    fd: int
+    view: memoryview
+
+    @classmethod
+    def of(cls, size: int) -> Self:
+        """Of so many bytes, all 0, rounded up to pages."""
+        fd = os.memfd_create("map")
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(fd, size)
+        return cls(fd=fd, view=memoryview(mmap.mmap(fd, size)))
+
+
+PAGE_BYTES, PAGES = 16, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """Marks, and what a program of the kernel does to them."""
+
+    numbers: Memory
+    pages: Memory
+    reader: MappedMarks
+
+    def set(self, number: int) -> None:
+        """In the order of mark_life() in ledger.bpf.c."""
+        self.set_byte(number)
+        self.set_page(number)
+
+    def set_byte(self, number: int) -> None:
+        self.numbers.view[number] = 1
+
+    def set_page(self, number: int) -> None:
+        self.pages.view.cast("Q")[number // PAGE_BYTES] = 1
+
+
+@pytest.fixture
+def marks() -> Iterator[Marks]:
+    numbers, pages = Memory.of(PAGE_BYTES * PAGES), Memory.of(8 * PAGES)
+    reader = MappedMarks(numbers.fd, pages.fd, page_bytes=PAGE_BYTES, pages=PAGES)
+    yield Marks(numbers=numbers, pages=pages, reader=reader)
+    reader.close()
+    for memory in (numbers, pages):
+        os.close(memory.fd)
+
+
+def test_marks_are_taken_once(marks: Marks) -> None:
+    """Each mark is in one answer, wherever in its page it is; then it can be set again."""
+    numbers = {0, 1, PAGE_BYTES - 1, PAGE_BYTES, 5 * PAGE_BYTES + 3, PAGE_BYTES * PAGES - 1}
+    for _ in range(2):
+        for number in numbers:
+            marks.set(number)
+        assert marks.reader.take() == numbers
+        assert marks.reader.take() == frozenset()
+    assert marks.reader.numbers == PAGE_BYTES * PAGES
+
+
+def test_a_byte_that_arrives_after_its_page_is_taken_next(marks: Marks) -> None:
+    """Another CPU may see the page's word first, and the reader clears it: the byte stays."""
+    marks.set_page(7)
+    assert marks.reader.take() == frozenset()
+    marks.set_byte(7)
+    assert marks.reader.take() == {7}
+
+
+def test_a_page_that_arrives_after_its_byte_is_taken_next(marks: Marks) -> None:
+    """Until the word is there the page is left alone, and the byte stays."""
+    marks.set_byte(7)
+    assert marks.reader.take() == frozenset()
+    marks.set_page(7)
+    assert marks.reader.take() == {7}
+
+
+def test_a_mark_set_while_marks_are_taken_is_not_lost(
+    marks: Marks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's word is cleared before its bytes are read: what comes then has a word of its own.
+
+    A life that begins at the number which is being taken is in this answer or the next one.
+    """
+    write = MappedArray.write
+
+    def meanwhile(array: MappedArray, record: int, word: int, value: int) -> None:
+        write(array, record, word, value)
+        marks.set(PAGE_BYTES + 2)
+
+    marks.set(PAGE_BYTES + 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(MappedArray, "write", meanwhile)
+        taken = marks.reader.take()
+    assert taken | marks.reader.take() == {PAGE_BYTES + 1, PAGE_BYTES + 2}
+    marks.set(PAGE_BYTES + 2)
+    assert marks.reader.take() == {PAGE_BYTES + 2}
+
+
+WORDS, RECORDS, BLOCKS = 5, 4, 3
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    made = Memory.of(8 * WORDS * RECORDS * BLOCKS)
+    yield made
+    os.close(made.fd)
+
+
+@pytest.fixture
+def array(memory: Memory) -> Iterator[MappedArray]:
+    made = MappedArray(memory.fd, words=WORDS, block_records=RECORDS, blocks=BLOCKS)
+    yield made
+    made.close()
+
+
+def fill(memory: Memory) -> list[int]:
+    """Every word another number."""
+    words = memory.view.cast("Q")
+    for at in range(WORDS * RECORDS * BLOCKS):
+        words[at] = 10**at % (2**61 - 1)
+    return words.tolist()
+
+
+def test_clearing_a_record_clears_it_in_all_blocks(memory: Memory, array: MappedArray) -> None:
+    """No counter of any CPU stays for the next process, and no other process loses any."""
+    before = fill(memory)
+    array.clear(1)
+    after = memory.view.cast("Q").tolist()
+    for at in range(WORDS * RECORDS * BLOCKS):
+        of_the_record = at // WORDS % RECORDS == 1
+        assert after[at] == (0 if of_the_record else before[at])
+
+
+def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
+    """Each counter is the sum of those of all CPUs."""
+    words = fill(memory)
+    block = WORDS * RECORDS
+    for records in (0, 1, RECORDS):
+        assert array.sums(records) == [
+            sum(words[at + block * it] for it in range(BLOCKS)) for at in range(WORDS * records)
+        ]
+    assert array.column() == words[:block:WORDS]
+    assert array.words(2) == words[: 2 * WORDS]
+    assert array.word(2, 3) == words[2 * WORDS + 3]
