@@ -5,7 +5,8 @@ parser either gives a value or raises MalformedProcError with one line, and neve
 Formats: man 5 proc; fs/proc/array.c; fs/proc/base.c (syscall).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.vmm import AcceleratorFds, QemuCommandLine
@@ -19,8 +20,22 @@ IOCTL_SYSCALL: Mapping[str, int] = {
     "loongarch64": 29,
 }
 """System call number of ioctl(2) by machine (uname -m)."""
+MAX_ARGUMENTS = 1024
+"""Of a process's arguments no more are looked at."""
 
 _QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")
+_QEMU_OTHER_NAMES = frozenset({"qemu", "kvm"})
+"""What distributions link to a system emulator."""
+_ACCELERATORS = frozenset({"kvm", "tcg", "mshv", "xen", "hvf", "whpx", "nvmm", "qtest"})
+"""QEMU's, by name."""
+_GUEST_OF_KUBEVIRT = re.compile(r"[a-z0-9][a-z0-9.-]*_[a-z0-9][a-z0-9.-]*")
+"""``namespace_name``, as virt-launcher names a domain."""
+_SHORT_OPTIONS = frozenset("-h -M -m -k -g -L -S -s -d -D".split())
+"""QEMU's options of one letter; all others have more."""
+_LOADER = re.compile(r"ld(-linux.*|-musl.*|64.*|-[0-9.]+)?\.so.*")
+"""Base name of a dynamic loader: its first argument is the program."""
+_KERNEL_THREAD = 0x0020_0000
+"""PF_KTHREAD (include/linux/sched.h)."""
 _FD_FIELDS: Mapping[str, str] = {
     "/dev/kvm": "kvm_devices",
     "anon_inode:kvm-vm": "kvm_vms",
@@ -50,6 +65,10 @@ class ProcStat:
     start_ticks: int
     guest_ticks: int
     """guest_time; for a process, of all its threads, dead ones too."""
+    parent_tgid: int
+    """0: of none that this /proc shows."""
+    kernel_thread: bool
+    """Whether it is a thread of the kernel that belongs to no process."""
 
     @property
     def ended(self) -> bool:
@@ -71,6 +90,8 @@ def parse_stat(text: str) -> ProcStat:
             threads=int(fields[17]),
             start_ticks=int(fields[19]),
             guest_ticks=int(fields[40]),
+            parent_tgid=int(fields[1]),
+            kernel_thread=bool(int(fields[6]) & _KERNEL_THREAD),
         )
     except ValueError as err:
         raise MalformedProcError(f"not a stat line: {text[:60]!r}") from err
@@ -98,7 +119,7 @@ def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> Accelera
     """Sort out the accelerators' descriptors from (number, link target) pairs.
 
     ``anon_inode:kvm-vcpu:3`` carries the vCPU's index since Linux 4.19, older kernels leave it
-    out. A file somebody named so cannot be mistaken: its target would begin with a slash.
+    out. A file that a user named so cannot be mistaken: its target would begin with a slash.
     """
     found: dict[str, set[int]] = {}
     for fd, target in targets:
@@ -111,18 +132,61 @@ def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> Accelera
     return AcceleratorFds(whole=whole, **{name: frozenset(fds) for name, fds in found.items()})
 
 
-def merged_fds(tables: Sequence[AcceleratorFds]) -> AcceleratorFds:
-    """Several threads' tables as one; whole where there are any and all were read whole."""
-    found = {
-        name: frozenset().union(*(getattr(table, name) for table in tables))
-        for name in _FD_FIELDS.values()
-    }
-    return AcceleratorFds(whole=bool(tables) and all(it.whole for it in tables), **found)
-
-
 def is_qemu_name(name: str) -> bool:
     """Whether a program or thread name is a QEMU system emulator's (comm is cut to 15 bytes)."""
-    return name.startswith(_QEMU_PROGRAMS)
+    return name.startswith(_QEMU_PROGRAMS) or name in _QEMU_OTHER_NAMES
+
+
+def looks_like_vmm(comm: str, program: str | None, arguments: Sequence[str]) -> bool:
+    """Whether a process is taken for a QEMU system emulator: by either name, or by its arguments.
+
+    The one rule for names, before and after the agent began. A program of any name counts that was
+    started with options which only QEMU has. A program that starts QEMU does not, although it has
+    QEMU's options among its own; the dynamic loader does, for it becomes the program it starts.
+    """
+    if is_qemu_name(comm) or is_qemu_name(program or ""):
+        return True
+    loaded = _LOADER.fullmatch(program or "") is not None
+    value_of: str | None = None
+    for option, value in _options(arguments):
+        if loaded and not option.startswith("-"):
+            continue
+        if not loaded and not _may_be_qemus(option, value_of):
+            return False
+        if _only_qemus(option, value):
+            return True
+        value_of = option if option.startswith("-") else None
+    return False
+
+
+def _may_be_qemus(word: str, value_of: str | None) -> bool:
+    """Whether QEMU could have been given this word; value_of: the option it would belong to."""
+    if not word.startswith("-"):
+        named = value_of == "-name" or not word.rpartition("/")[2].startswith(_QEMU_PROGRAMS)
+        return value_of is not None and named
+    return len(word) > 2 or word in _SHORT_OPTIONS
+
+
+def _only_qemus(option: str, value: str) -> bool:
+    """Whether no other program is given this option with this value."""
+    match option:
+        case "-name":
+            guest = _option(value, "guest", implied=False)
+            return guest is not None and _GUEST_OF_KUBEVIRT.fullmatch(guest) is not None
+        case "-accel":
+            return _option(value, "accel", implied=True) in _ACCELERATORS
+        case "-machine" | "-M":
+            named = _option(value, "accel", implied=False) or ""
+            is_none = _option(value, "type", implied=True) == "none"
+            return is_none or not _ACCELERATORS.isdisjoint(named.split(":"))
+        case _:
+            return option == "-enable-kvm"
+
+
+def split_arguments(raw: bytes) -> list[str]:
+    """The words of a ``cmdline`` file, the program's own name first; no more than MAX_ARGUMENTS."""
+    words = raw.split(b"\0", MAX_ARGUMENTS)[:MAX_ARGUMENTS]
+    return [word.decode(errors="replace") for word in words]
 
 
 def qemu_architecture(program: str | None) -> str | None:
@@ -132,18 +196,17 @@ def qemu_architecture(program: str | None) -> str | None:
     return program.removeprefix("qemu-system-").strip() or None
 
 
-def parse_command_line(raw: bytes) -> QemuCommandLine:
+def parse_command_line(arguments: Sequence[str]) -> QemuCommandLine:
     """What a QEMU command line asks for; options may begin with one dash or two.
 
     Of an option given twice the last counts, as in QEMU, but accelerators add up in order.
     """
-    words = [word.decode(errors="replace") for word in raw.split(b"\0")]
     guest_name: str | None = None
     machine: str | None = None
     accelerators: list[str] = []
     of_machine: list[str] = []
-    for option, value in zip(words[1:], [*words[2:], ""], strict=False):
-        match option.replace("--", "-", 1) if option.startswith("--") else option:
+    for option, value in _options(arguments):
+        match option:
             case "-name":
                 guest_name = _option(value, "guest", implied=True) or guest_name
             case "-accel":
@@ -162,6 +225,12 @@ def parse_command_line(raw: bytes) -> QemuCommandLine:
         accelerators=tuple(name for name in (*of_machine, *accelerators) if name),
         machine=machine,
     )
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word after the program's name, options with one dash, and the word that follows it."""
+    for option, value in zip(arguments[1:], [*arguments[2:], ""], strict=False):
+        yield option.replace("--", "-", 1) if option.startswith("--") else option, value
 
 
 def _option(value: str, key: str, *, implied: bool) -> str | None:

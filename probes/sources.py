@@ -4,12 +4,13 @@ Owns the shape of each edge; the edges themselves are in ebpf.session, host, acc
 vmiwatch, and tests put others in their place.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 from ebpf.ledger import KernelSnapshot
 from probes.node import Accelerator, NodeVirtualization
 from probes.vmi import VmiIndex, WatchStatus
-from probes.vmm import VmmId, VmmProcess
+from probes.vmm import Inspections, Scan, VmmId
 
 
 class Ledger(Protocol):
@@ -19,18 +20,15 @@ class Ledger(Protocol):
         """Read it now; LedgerReadError."""
         ...
 
-    def adopt(self, tgid: int) -> bool:
-        """Make a record for a process that has none, that the kernel tells of its end from now on.
+    def new_lives(self) -> frozenset[int] | None:
+        """Numbers of processes and threads that were forked or executed a program since last asked.
 
-        Whether there is one now: False where there is no room; LedgerReadError.
+        None: that cannot be known now. Any of them may have ended.
         """
         ...
 
-    def forget(self, tgid: int) -> None:
-        """Remove the record of a process that is gone, the one read or made last.
-
-        LedgerReadError.
-        """
+    def forget(self, tgid: int, first_ns: int) -> None:
+        """Remove the record of tgid that began at first_ns, and no other; LedgerReadError."""
         ...
 
     @property
@@ -49,16 +47,20 @@ class Processes(Protocol):
         """Earliest CLOCK_MONOTONIC time of its start."""
         ...
 
-    def sweep(self, *, every_fd: bool) -> set[int]:
-        """Tgids named like QEMU, or of all that hold an accelerator."""
+    def tgids(self) -> frozenset[int]:
+        """All processes of now; empty where /proc cannot be listed."""
+        ...
+
+    def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
+        """Which of these processes may be VMMs; with every_fd, their descriptors are read, too."""
         ...
 
     def identify(self, tgid: int) -> VmmId | None:
-        """The process that has this tgid now."""
+        """The process that has this tgid now; None: none, or it cannot be read."""
         ...
 
-    def inspect(self, vmm: VmmId) -> VmmProcess | None:
-        """Everything /proc says of it."""
+    def inspect(self, vmms: Collection[VmmId]) -> Inspections:
+        """Everything /proc says of them."""
         ...
 
 

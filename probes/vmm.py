@@ -4,7 +4,8 @@ Owns the identity of a process along the whole path and the facts /proc gives of
 how they were read, what the ledger says, or which VMI the process belongs to.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -27,9 +28,20 @@ class VmmId:
     """Start time in clock ticks since boot (field 22 of /proc/TGID/stat)."""
 
 
+class Unread(StrEnum):
+    """Why something of a process could not be read completely."""
+
+    BLOCKED = "blocked"
+    """A read of its /proc files does not return: a page of its memory, or an open file, hangs."""
+    TOO_MANY = "too many"
+    """It has more threads or descriptors than are read."""
+    NO_TIME = "no time"
+    """The time of this refresh ran out before its turn."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorFds:
-    """A process's file descriptors of accelerators, by number."""
+    """Accelerator descriptors of a process, by number: of all its threads' tables together."""
 
     kvm_devices: frozenset[int] = frozenset()
     """/dev/kvm."""
@@ -72,6 +84,8 @@ class VmmThread:
     """Descriptor of the ioctl(2) it sleeps in; None: on a CPU, or in no ioctl."""
     ioctl_request: int | None = None
     """Request number of that ioctl(2)."""
+    running: bool = False
+    """Whether it was on a CPU, or about to be, so that its system call cannot be seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,5 +120,40 @@ class VmmProcess:
     """VM exits by KVM's own statistics, which newer QEMU holds open; None: not to be had."""
     guest_ticks: int
     """Time its threads spent running guest code (field 43 of /proc/TGID/stat), clock ticks."""
+    parent_tgid: int = 0
+    """Thread group id of its parent; 0: of none that /proc shows."""
+    threads_whole: bool = True
+    """Whether every thread was read, its system call included."""
+    unread: Unread | None = None
+    """Why not everything was read; None: everything was."""
     main_thread_ended: bool = False
-    """Whether its main thread has ended, so that nothing tells any more when the process does."""
+    """Whether its main thread has ended while other threads live on."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a read of it hangs, so that most of it is unknown."""
+        return self.unread is Unread.BLOCKED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a first, short look at processes found."""
+
+    found: Mapping[int, VmmId] = field(default_factory=dict)
+    """By tgid: those that may be VMMs: named like one, started with the arguments of one, or (where
+    that was asked) holding an accelerator's descriptor."""
+    others: Mapping[int, VmmId] = field(default_factory=dict)
+    """By tgid: those that are none, as far as this look tells."""
+    pending: Mapping[int, Unread] = field(default_factory=dict)
+    """By tgid: those of which that is not known yet. Those that are in none of the three have
+    ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspections:
+    """What /proc says of several processes."""
+
+    processes: Mapping[VmmId, VmmProcess] = field(default_factory=dict)
+    """Those that were read; of one that blocks its readers only what does not block."""
+    pending: Mapping[VmmId, Unread] = field(default_factory=dict)
+    """Those of which nothing could be read in time. Those that are in neither have ended."""

@@ -1,20 +1,40 @@
 """/proc as a tree of files: captured processes, real ones, and those that go while being read."""
 
 import contextlib
+import ctypes
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from queue import Queue
 
 import pytest
 from facts import Capture, captured, plant
+from test_kvmstats import statistics
 
+from probes import host as host_module
+from probes import process_reader, thread_tables, vcpu_statistics, watched_reads
 from probes.host import Host
-from probes.vmm import AcceleratorFds, QemuCommandLine, VmmId, VmmProcess
+from probes.process_folder import ProcessFolder
+from probes.process_reader import ProcessDraft
+from probes.thread_tables import TableComparer
+from probes.vcpu_statistics import is_vcpu_statistics
+from probes.vmm import (
+    AcceleratorFds,
+    Inspections,
+    QemuCommandLine,
+    Scan,
+    Unread,
+    VmmId,
+    VmmProcess,
+)
+from probes.watched_reads import WatchedReads
 
 KVM_RUN = 0xAE80
 DEADLINE_S = 10.0
@@ -28,11 +48,18 @@ def host(proc: Path) -> Host:
     return reader
 
 
+def inspect(host: Host, vmm: VmmId) -> VmmProcess | None:
+    found = host.inspect([vmm])
+    assert not found.pending
+    return found.processes.get(vmm)
+
+
 def inspected(host: Host, proc: Path, name: str) -> VmmProcess:
     capture = captured(name)
     plant(proc, capture)
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
+    assert found.unread is None
     return found
 
 
@@ -146,7 +173,7 @@ def test_workers_empty_table_is_not_the_process_s(host: Host, proc: Path) -> Non
     worker = next(it for it in captured("kvm_two_vcpus").task.values() if it.get("fd") == {})
     workers = {str(tid): dict(worker) for tid in range(9858, 9898)}
     plant(proc, with_tasks(capture, workers))
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert found.fds.kvm_vcpus == frozenset({5})
 
@@ -162,7 +189,7 @@ def test_zombie_leader_whose_threads_went_too(host: Host, proc: Path) -> None:
     gone = replace(capture, task={leader: capture.task[leader]})
     root = plant(proc, gone)
     (root / "fd").rmdir()
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert found.fds == AcceleratorFds(whole=False)
 
@@ -172,8 +199,8 @@ def test_hostile_names(host: Host, proc: Path, name: str) -> None:
     """Names of a process and of a thread are given as they stand and shift nothing."""
     capture = captured("kvm_inside_run")
     text = capture.stat.replace("(qemu-system-x86)", f"({name})")
-    plant(proc, replace(capture, stat=text, exe="/tmp/x (deleted)"))
-    found = host.inspect(capture.vmm)
+    plant(proc, replace(capture, stat=text, exe="/tmp/x (deleted)", cmdline="x\0"))
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert (found.comm, found.program) == (name, "x")
     assert not found.named_like_qemu
@@ -185,14 +212,14 @@ def test_hostile_names(host: Host, proc: Path, name: str) -> None:
 def test_no_such_process(host: Host) -> None:
     """A process that is not there is a value, not an error."""
     assert host.identify(4711) is None
-    assert host.inspect(VmmId(tgid=4711, start_ticks=1)) is None
+    assert inspect(host, VmmId(tgid=4711, start_ticks=1)) is None
 
 
 def test_vanished_midway(host: Host, proc: Path) -> None:
     """A folder without files, as it is seen while a process goes."""
     (proc / "4711").mkdir()
     assert host.identify(4711) is None
-    assert host.inspect(VmmId(tgid=4711, start_ticks=1)) is None
+    assert inspect(host, VmmId(tgid=4711, start_ticks=1)) is None
 
 
 def test_vanished_after_its_stat_was_read(host: Host, proc: Path) -> None:
@@ -201,7 +228,7 @@ def test_vanished_after_its_stat_was_read(host: Host, proc: Path) -> None:
     root = proc / str(capture.tgid)
     root.mkdir()
     (root / "stat").write_text(capture.stat)
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert found.program is None
     assert found.cgroup is None
@@ -216,7 +243,7 @@ def test_dead_processes_are_not_identified(host: Host, proc: Path) -> None:
     assert stat != capture.stat
     plant(proc, replace(capture, stat=stat))
     assert host.identify(capture.tgid) is None
-    assert host.inspect(capture.vmm) is None
+    assert inspect(host, capture.vmm) is None
 
 
 def test_number_used_again(host: Host, proc: Path) -> None:
@@ -224,7 +251,7 @@ def test_number_used_again(host: Host, proc: Path) -> None:
     capture = captured("kvm_inside_run")
     plant(proc, capture)
     before = replace(capture.vmm, start_ticks=capture.vmm.start_ticks - 1)
-    assert host.inspect(before) is None
+    assert inspect(host, before) is None
     assert host.identify(capture.tgid) == capture.vmm
 
 
@@ -243,7 +270,7 @@ def test_unreadable_descriptors(host: Host, proc: Path) -> None:
         link.unlink()
     (root / "fd").rmdir()
     (root / "fd").write_text("")
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert found.fds == AcceleratorFds(whole=False)
 
@@ -253,7 +280,7 @@ def test_one_unreadable_descriptor(host: Host, proc: Path) -> None:
     capture = captured("kvm_inside_run")
     root = plant(proc, capture)
     (root / "fd" / "77").mkdir()
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert found.fds.kvm_vcpus == frozenset({9})
     assert not found.fds.whole
@@ -266,7 +293,7 @@ def test_threads_that_end_meanwhile(host: Host, proc: Path) -> None:
     (root / "task" / "9999").mkdir()
     (root / "task" / "8119" / "syscall").unlink()
     (root / "task" / "8118" / "syscall").write_text("16 nine 0xae80 0x0 0x0")
-    found = host.inspect(capture.vmm)
+    found = inspect(host, capture.vmm)
     assert found is not None
     assert 9999 not in {it.tid for it in found.threads}
     asleep = {it.tid: it.ioctl_fd for it in found.threads}
@@ -281,27 +308,32 @@ def test_an_odd_process_costs_only_itself(host: Host, proc: Path) -> None:
     assert host.identify(captured("kvm_inside_run").tgid) is not None, other
 
 
-# sweeps
+# scans
 
 
-def test_sweep_by_name(host: Host, proc: Path) -> None:
+def test_scan_by_name(host: Host, proc: Path) -> None:
     """Processes named like QEMU are found, whatever they do; others are not."""
     for name in ("kvm_inside_run", "tcg_multi", "zombie_leader"):
         plant(proc, captured(name))
     plant(proc, other_process())
-    assert host.sweep(every_fd=False) == {
-        captured(name).tgid for name in ("kvm_inside_run", "tcg_multi", "zombie_leader")
-    }
+    named = [captured(name).vmm for name in ("kvm_inside_run", "tcg_multi", "zombie_leader")]
+    assert host.scan(host.tgids(), every_fd=False) == Scan(
+        found={it.tgid: it for it in named}, others={4711: other_process().vmm}
+    )
 
 
-def test_sweep_by_descriptors(host: Host, proc: Path) -> None:
+def test_scan_by_descriptors(host: Host, proc: Path) -> None:
     """Looking into every table also finds who uses KVM under another name."""
-    plant(proc, captured("tcg_multi"))
+    emulated = captured("tcg_multi")
+    plant(proc, emulated)
     plant(proc, other_process())
     idle = replace(other_process(), tgid=4712, fd={"0": "/dev/null"})
-    plant(proc, replace(idle, stat=idle.stat.replace("4711 ", "4712 ", 1)))
+    idle = replace(idle, stat=idle.stat.replace("4711 ", "4712 ", 1))
+    plant(proc, idle)
     (proc / "4713").mkdir()
-    assert host.sweep(every_fd=True) == {captured("tcg_multi").tgid, 4711}
+    assert host.scan(host.tgids(), every_fd=True) == Scan(
+        found={emulated.tgid: emulated.vmm, 4711: other_process().vmm}, others={4712: idle.vmm}
+    )
 
 
 def other_process() -> Capture:
@@ -311,11 +343,504 @@ def other_process() -> Capture:
     return replace(capture, tgid=4711, stat=stat, cmdline="firecracker\0", exe="/firecracker")
 
 
-def test_sweep_sees_the_full_name(host: Host, proc: Path) -> None:
-    """The kernel cuts names at 15 bytes; the command line completes them."""
+RENAMED = {
+    "by its program": ("vm", "/usr/bin/qemu-system-x86_64", "vm\0"),
+    "by a program that was removed": ("vm", "/usr/libexec/qemu-kvm (deleted)", "vm\0"),
+    "by its arguments": ("vm", "/tmp/vm", "vm\0-accel\0tcg\0"),
+    "from memory": ("3", "/memfd:x (deleted)", "x\0-machine\0q35,accel=tcg\0"),
+}
+
+
+@pytest.mark.parametrize(("comm", "exe", "cmdline"), RENAMED.values(), ids=RENAMED.keys())
+def test_scan_and_inspection_know_vmms_by_one_rule(
+    host: Host, proc: Path, comm: str, exe: str, cmdline: str
+) -> None:
+    """What a scan finds under whatever name is named like QEMU when it is inspected, too."""
     capture = captured("tcg_multi")
-    plant(proc, replace(capture, cmdline="/usr/bin/qemu-system-x86_64\0-S\0"))
-    assert host.sweep(every_fd=False) == {capture.tgid}
+    stat = capture.stat.replace("(qemu-system-x86)", f"({comm})", 1)
+    plant(proc, replace(capture, stat=stat, exe=exe, cmdline=cmdline))
+    assert host.scan([capture.tgid], every_fd=False).found == {capture.tgid: capture.vmm}
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert found.named_like_qemu
+
+
+def test_kernel_threads_are_no_vmms(host: Host, proc: Path) -> None:
+    """The kernel names its threads as it likes: kvm is one of its words."""
+    capture = captured("tcg_multi")
+    fields = capture.stat.rpartition(")")[2].split()
+    fields[6] = str(int(fields[6]) | 0x200000)
+    stat = f"{capture.tgid} (kvm) {' '.join(fields)}\n"
+    plant(proc, replace(capture, stat=stat))
+    scan = host.scan([capture.tgid], every_fd=True)
+    assert scan == Scan(others={capture.tgid: capture.vmm})
+
+
+def test_scan_of_none(host: Host) -> None:
+    """Those that have ended are in no list."""
+    assert host.scan([4711], every_fd=True) == Scan()
+    assert host.scan([], every_fd=True) == Scan()
+
+
+def test_tgids(host: Host, proc: Path, tmp_path: Path) -> None:
+    """The numbers of all processes; none where there is no /proc."""
+    plant(proc, captured("tcg_multi"))
+    (proc / "4713").mkdir()
+    assert host.tgids() == {captured("tcg_multi").tgid, 4713}
+    assert Host(proc_root=tmp_path / "nothing").tgids() == frozenset()
+
+
+def test_own_process_is_no_vmm() -> None:
+    """Whatever its descriptors and arguments are, the agent's own process is not judged."""
+    host = Host()
+    tgid = os.getpid()
+    scan = host.scan([tgid], every_fd=True)
+    assert set(scan.others) == {tgid}
+
+
+# bounds
+
+
+def test_more_threads_than_are_read(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut is said: neither the threads nor the tables are all there are."""
+    monkeypatch.setattr(process_reader, "MAX_THREADS", 2)
+    capture = captured("tcg_multi")
+    plant(proc, capture)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert len(found.threads) == 2
+    assert not found.threads_whole
+    assert not found.fds.whole
+    assert found.unread is Unread.TOO_MANY
+
+
+def test_as_many_threads_as_are_read(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound itself is not beyond it."""
+    capture = captured("tcg_multi")
+    monkeypatch.setattr(process_reader, "MAX_THREADS", len(capture.task))
+    plant(proc, capture)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert found.threads_whole
+    assert found.fds.whole
+    assert found.unread is None
+
+
+def test_more_descriptors_than_are_read(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is of all threads' tables together; an absence means nothing then."""
+    capture = captured("tcg_multi")
+    tables = len(capture.task)
+    monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", tables * len(capture.fd))
+    plant(proc, capture)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert found.fds.whole
+    monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", tables * len(capture.fd) - 1)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert not found.fds.whole
+    assert found.threads_whole
+    assert found.unread is Unread.TOO_MANY
+
+
+def test_scan_of_more_descriptors_than_are_read(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not known whether that is a VMM."""
+    monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", 1)
+    idle = replace(other_process(), fd={"0": "/dev/null", "1": "/dev/null"})
+    plant(proc, idle)
+    assert host.scan([4711], every_fd=True) == Scan(pending={4711: Unread.TOO_MANY})
+
+
+def test_huge_command_line(host: Host, proc: Path) -> None:
+    """Of one that is larger than any VM's only the beginning is looked at."""
+    capture = captured("tcg_multi")
+    cmdline = "qemu\0-name\0guest=a_b\0-append\0" + "x" * (1 << 20) + "\0-name\0guest=c_d\0"
+    plant(proc, replace(capture, cmdline=cmdline))
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert found.command_line.guest_name == "a_b"
+
+
+# all tables, all threads
+
+
+def test_descriptors_of_another_threads_table(host: Host, proc: Path) -> None:
+    """A thread with a table of its own holds its process's descriptors as the main thread does."""
+    capture = captured("tcg_multi")
+    tid = max(capture.task, key=int)
+    own = {**capture.task[tid], "fd": {"7": "/dev/kvm", "8": "anon_inode:kvm-vm"}}
+    plant(proc, with_tasks(capture, {tid: own}))
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert (found.fds.kvm_devices, found.fds.kvm_vms) == (frozenset({7}), frozenset({8}))
+    assert found.fds.whole
+
+
+def test_system_calls_are_read_without_descriptors(host: Host, proc: Path) -> None:
+    """The vCPU's descriptor may have been closed since its thread entered the guest."""
+    capture = replace(captured("kvm_inside_run"), fd={})
+    plant(proc, capture)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert not found.fds.kvm
+    assert running_now(found) == {9}
+
+
+def test_threads_on_a_processor(host: Host, proc: Path) -> None:
+    """Of a thread that runs no system call can be seen, which is said."""
+    capture = captured("kvm_two_vcpus")
+    root = plant(proc, capture)
+    (root / "task" / "8118" / "syscall").write_text("running\n")
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert {it.tid for it in found.threads if it.running} == {8118}
+    assert found.threads_whole
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("CPU 0/KVM", 3), ("worker", 3), ("CPU 1/TCG", 1), ("ALL CPUs/TCG", 1), ("CPU x/TCG", 3)],
+)
+def test_a_running_thread_is_asked_again(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch, name: str, reads: int
+) -> None:
+    """It may sleep the next moment; one that emulates a vCPU is not expected to."""
+    capture = captured("kvm_inside_run")
+    stat = re.sub(r"\(.*\)", f"({name})", str(capture.task["6839"]["stat"]))
+    plant(proc, with_tasks(capture, {"6839": {**capture.task["6839"], "stat": stat}}))
+    asked: list[str] = []
+    read = ProcessFolder.read
+
+    def running_at_first(folder: ProcessFolder, file: str) -> bytes | None:
+        if file == "task/6839/syscall":
+            asked.append(file)
+            return b"running\n" if len(asked) < 3 else read(folder, file)
+        return read(folder, file)
+
+    monkeypatch.setattr(ProcessFolder, "read", running_at_first)
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    thread = next(it for it in found.threads if it.tid == 6839)
+    assert len(asked) == reads
+    assert (thread.running, thread.ioctl_request) == (
+        (False, KVM_RUN) if reads == 3 else (True, None)
+    )
+
+
+def test_parent(host: Host, proc: Path) -> None:
+    """Who started it, by field 4."""
+    capture = captured("kvm_inside_run")
+    stat = re.sub(r"\) (\w) \d+ ", r") \1 4242 ", capture.stat, count=1)
+    plant(proc, replace(capture, stat=stat))
+    found = inspect(host, capture.vmm)
+    assert found is not None
+    assert found.parent_tgid == 4242
+
+
+@pytest.mark.parametrize(
+    ("target", "statistics"),
+    [
+        ("anon_inode:kvm-vcpu-stats:0", True),
+        ("anon_inode:[kvm-vcpu-stats:0]", True),
+        ("anon_inode:kvm-vcpu:0", False),
+        ("anon_inode:kvm-vm", False),
+        ("/tmp/anon_inode:kvm-vcpu-stats:0", False),
+        ("/dev/kvm", False),
+        ("", False),
+    ],
+)
+def test_only_statistics_are_read(target: str, *, statistics: bool) -> None:
+    """A descriptor that was given another file since it was seen is not read."""
+    assert is_vcpu_statistics(target) is statistics
+
+
+# reads that do not return
+
+
+class Fifo:
+    """A file whose reader sleeps until something is written; in time it always is."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path)
+        self._path = path
+
+    def release(self, text: bytes = b"") -> None:
+        """Let its readers go on."""
+        with contextlib.suppress(OSError):  # no reader is there
+            fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(fd, text)
+            os.close(fd)
+
+    def replace(self, content: bytes) -> None:
+        """Let its readers go on, and be an ordinary file from now on."""
+        writer = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
+        self._path.unlink()
+        self._path.write_bytes(content)
+        os.write(writer, content)
+        os.close(writer)
+
+
+@pytest.fixture
+def block() -> Iterator[Callable[[Path], Fifo]]:
+    """Make a file of the tree block its readers until the test is over."""
+    made: list[Fifo] = []
+
+    def make(path: Path) -> Fifo:
+        made.append(Fifo(path))
+        return made[-1]
+
+    yield make
+    for it in made:
+        it.release()
+
+
+Block = Callable[[Path], Fifo]
+
+
+def test_blocked_process_costs_only_itself(
+    host: Host, proc: Path, block: Block, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was read before is kept, the process is said to block, and the others are read.
+
+    It is logged once, and not read again while its reader is stuck.
+    """
+    blocker, bystander = captured("tcg_multi"), captured("kvm_two_vcpus")
+    block(plant(proc, blocker) / "cmdline")
+    plant(proc, bystander)
+    for _ in range(3):
+        found = host.inspect([blocker.vmm, bystander.vmm])
+        assert not found.pending
+        blocked = found.processes[blocker.vmm]
+        assert (blocked.blocked, blocked.unread) == (True, Unread.BLOCKED)
+        assert (blocked.comm, blocked.program) == ("qemu-system-x86", "qemu-system-x86_64")
+        assert blocked.named_like_qemu
+        assert blocked.cgroup is not None
+        assert not blocked.fds.whole
+        assert not blocked.threads_whole
+        other = found.processes[bystander.vmm]
+        assert other.unread is None
+        assert running_now(other) == {9, 11}
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert f"process {blocker.tgid} ('qemu-system-x86')" in message
+    assert "cmdline" in message
+
+
+def test_process_that_blocks_the_reader_of_its_identity(
+    host: Host, proc: Path, block: Block
+) -> None:
+    """Name and cgroup are there all the same: their files never block."""
+    blocker, bystander = captured("tcg_multi"), captured("kvm_two_vcpus")
+    block(plant(proc, blocker) / "stat")
+    plant(proc, bystander)
+    assert host.scan([blocker.tgid, bystander.tgid], every_fd=True) == Scan(
+        found={bystander.tgid: bystander.vmm}, pending={blocker.tgid: Unread.BLOCKED}
+    )
+    for _ in range(2):
+        found = host.inspect([blocker.vmm, bystander.vmm])
+        assert found.processes[blocker.vmm].blocked
+        assert found.processes[blocker.vmm].comm == "qemu-system-x86"
+        assert found.processes[blocker.vmm].cgroup == blocker.cgroup
+        assert found.processes[bystander.vmm].unread is None
+    assert host.identify(blocker.tgid) is None
+
+
+def test_process_that_no_longer_blocks(host: Host, proc: Path, block: Block) -> None:
+    """When the read returns the process is read again, completely."""
+    blocker = captured("tcg_multi")
+    root = plant(proc, blocker)
+    fifo = block(root / "cmdline")
+    assert host.inspect([blocker.vmm]).processes[blocker.vmm].blocked
+    fifo.replace(blocker.cmdline.encode())
+    deadline = time.monotonic() + DEADLINE_S
+    found = inspect(host, blocker.vmm)
+    while found is not None and found.blocked and time.monotonic() < deadline:
+        found = inspect(host, blocker.vmm)
+    assert found is not None
+    assert found.unread is None
+    assert found.command_line.accelerators == ("tcg",)
+
+
+def test_named_process_is_found_though_it_blocks(host: Host, proc: Path, block: Block) -> None:
+    """Its name is enough; of one with another name it is not known what it is."""
+    named, renamed = captured("tcg_multi"), other_process()
+    block(plant(proc, named) / "cmdline")
+    block(plant(proc, renamed) / "cmdline")
+    assert host.scan([named.tgid, renamed.tgid], every_fd=True) == Scan(
+        found={named.tgid: named.vmm}, pending={renamed.tgid: Unread.BLOCKED}
+    )
+
+
+def test_number_of_one_that_blocked_used_again(host: Host, proc: Path, block: Block) -> None:
+    """the reader is stuck for ever in a process that has ended: its number's next owner is read."""
+    blocker = captured("tcg_multi")
+    root = plant(proc, blocker)
+    block(root / "cmdline")
+    assert host.inspect([blocker.vmm]).processes[blocker.vmm].blocked
+    for name in ("comm", "cgroup"):
+        (root / name).unlink()
+    root.rename(proc / "ended")
+    heir = replace(captured("kvm_two_vcpus"), tgid=blocker.tgid)
+    plant(proc, heir)
+    assert host.inspect([blocker.vmm]) == Inspections()
+    found = inspect(host, heir.vmm)
+    assert found is not None
+    assert found.unread is None
+
+
+@pytest.mark.parametrize("pod", [True, False])
+def test_stuck_readers_are_bounded(
+    host: Host, proc: Path, block: Block, monkeypatch: pytest.MonkeyPatch, *, pod: bool
+) -> None:
+    """A pod with many that block has the others of it unread, and those of no other pod.
+
+    Without pods it takes more of them; then nothing can be read, which is said of everything.
+    """
+    monkeypatch.setattr(watched_reads, "MAX_READERS", 16)
+    many = [blocker_of(number, pod=pod) for number in range(5000, 5000 + 20)]
+    for each in many:
+        block(plant(proc, each) / "cmdline")
+    bystander = captured("kvm_two_vcpus")
+    plant(proc, bystander)
+    before = threading.active_count()
+    for _ in range(6):
+        host.inspect([it.vmm for it in many])
+    stuck = threading.active_count() - before
+    found = host.inspect([*(it.vmm for it in many), bystander.vmm])
+    assert {it.unread for it in found.processes.values() if it.vmm != bystander.vmm} == {
+        Unread.BLOCKED
+    }
+    if pod:
+        assert stuck <= watched_reads.MAX_STUCK_IN_POD * 2
+        assert found.processes[bystander.vmm].unread is None
+    else:
+        assert stuck == watched_reads.MAX_READERS
+        assert found.processes[bystander.vmm].unread is Unread.BLOCKED
+
+
+def blocker_of(number: int, *, pod: bool) -> Capture:
+    capture = captured("tcg_multi")
+    stat = capture.stat.replace(f"{capture.tgid} ", f"{number} ", 1)
+    uid = "1b2c3d4e-5f60-7182-93a4-b5c6d7e8f901"
+    cgroup = f"0::/kubepods/besteffort/pod{uid}/{'a' * 64}\n" if pod else capture.cgroup
+    return replace(capture, tgid=number, stat=stat, cgroup=cgroup)
+
+
+# time that runs out
+
+
+class Hourglass:
+    """Makes the reading of some processes cost time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: frozenset[int]) -> None:
+        self.order: list[int] = []
+        read = ProcessDraft.read_names
+
+        def slowly(draft: ProcessDraft, folder: ProcessFolder) -> None:
+            self.order.append(draft.tgid)
+            while draft.tgid in slow:
+                time.sleep(0.01)
+                folder.at("sand")
+            read(draft, folder)
+
+        monkeypatch.setattr(ProcessDraft, "read_names", slowly)
+
+
+def test_the_rest_comes_first_the_next_time(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whose turn did not come are said to be late, and are the first of the next batch."""
+    early, late = captured("tcg_multi"), blocker_of(7000, pod=False)
+    plant(proc, early)
+    plant(proc, late)
+    monkeypatch.setattr(host_module, "MAX_INSPECT_S", 0.2)
+    glass = Hourglass(monkeypatch, frozenset({early.tgid}))
+    found = host.inspect([early.vmm, late.vmm])
+    assert found == Inspections(pending={early.vmm: Unread.NO_TIME, late.vmm: Unread.NO_TIME})
+    assert glass.order == [early.tgid]
+    monkeypatch.setattr(host_module, "MAX_INSPECT_S", DEADLINE_S)
+    monkeypatch.setattr(watched_reads, "MAX_PROCESS_S", 0.2)
+    found = host.inspect([early.vmm, late.vmm])
+    assert found.pending == {early.vmm: Unread.TOO_MANY}
+    assert found.processes[late.vmm].unread is None
+
+
+def test_everyone_s_turn_comes() -> None:
+    """With time for two thirds of the processes each is read in one of any two batches.
+
+    New ones, however many are made all the time, come after those that waited.
+    """
+    queue = host_module._Queue()
+    asked = range(6)
+    rounds: list[set[int]] = []
+    for number in range(9):
+        batch = [*asked, 100 + number, 200 + number, 300 + number]
+        order = sorted(batch, key=lambda it: (queue.since(it), it))
+        rounds.append(set(order[:4]))
+        queue.took(batch, dict.fromkeys(order[4:], Unread.NO_TIME))
+    assert all(one | other == set(asked) for one, other in pairwise(rounds))
+
+
+def test_processes_with_many_threads_come_last(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long delays nothing that does not."""
+    heavy, light = captured("tcg_multi"), blocker_of(7000, pod=False)
+    plant(proc, replace(heavy, stat=heavy.stat.replace(" 20 0 3 0 ", " 20 0 3000 0 ")))
+    plant(proc, light)
+    glass = Hourglass(monkeypatch, frozenset())
+    host.scan([heavy.tgid, light.tgid], every_fd=False)
+    for _ in range(2):
+        host.inspect([heavy.vmm, light.vmm])
+    assert glass.order == [light.tgid, heavy.tgid] * 2
+
+
+def test_processes_with_many_threads_have_their_turn(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others there are, some of the time is theirs."""
+    heavy, light = captured("tcg_multi"), blocker_of(7000, pod=False)
+    plant(proc, replace(heavy, stat=heavy.stat.replace(" 20 0 3 0 ", " 20 0 3000 0 ")))
+    plant(proc, light)
+    host.scan([heavy.tgid, light.tgid], every_fd=False)
+    monkeypatch.setattr(host_module, "MAX_INSPECT_S", 2.0)
+    Hourglass(monkeypatch, frozenset({light.tgid}))
+    monkeypatch.setattr(watched_reads, "MAX_PROCESS_S", DEADLINE_S)
+    found = host.inspect([heavy.vmm, light.vmm])
+    assert found.pending == {light.vmm: Unread.NO_TIME}
+    assert found.processes[heavy.vmm].unread is None
+
+
+def test_a_refused_process_has_not_ended(
+    host: Host, proc: Path, block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not even its name could be read it is pending, which is not the same as gone."""
+    blocker = captured("tcg_multi")
+    root = plant(proc, blocker)
+    for name in ("stat", "comm"):
+        block(root / name)
+    monkeypatch.setattr(WatchedReads, "leave_behind", lambda *_: None)
+    found = host.inspect([blocker.vmm])
+    assert found == Inspections(pending={blocker.vmm: Unread.BLOCKED})
+
+
+def test_an_error_within_a_reader_is_the_caller_s(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect shows where the reading was asked for, as if no thread were between."""
+    plant(proc, captured("tcg_multi"))
+    monkeypatch.setattr(ProcessDraft, "read_names", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        host.inspect([captured("tcg_multi").vmm])
 
 
 # real processes
@@ -348,7 +873,7 @@ def test_own_process() -> None:
     other = threading.Thread(target=stop.wait)
     other.start()
     try:
-        found = host.inspect(vmm)
+        found = inspect(host, vmm)
     finally:
         stop.set()
         other.join()
@@ -359,6 +884,57 @@ def test_own_process() -> None:
     assert found.fds == AcceleratorFds(whole=True)
     assert {tgid, other.native_id} <= {it.tid for it in found.threads}
     assert found.guest_ticks == 0
+
+
+def test_statistics_of_another_file_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file holds counts only where the kernel says that it is KVM's."""
+    (tmp_path / "file").write_bytes(statistics({"exits": 5}))
+    with (tmp_path / "file").open("rb") as file:
+        fds = {file.fileno()}
+        steps: list[str] = []
+        assert vcpu_statistics.stats_exits(os.getpid(), fds, steps.append) is None
+        assert len(steps) == 1
+        monkeypatch.setattr(vcpu_statistics, "is_vcpu_statistics", lambda _: True)
+        if vcpu_statistics.stats_exits(os.getpid(), fds, steps.append) != 5:
+            pytest.skip("this needs pidfd_getfd(2)")
+        monkeypatch.setattr(vcpu_statistics, "MAX_VCPUS", 0)
+        assert vcpu_statistics.stats_exits(os.getpid(), fds, steps.append) is None
+        assert vcpu_statistics.stats_exits(os.getpid(), set(), steps.append) is None
+
+
+def test_tables_of_threads() -> None:
+    """Threads that share a table are told from one with a table of its own."""
+    tables = TableComparer(os.uname().machine, numbers_are_ours=True)
+    if not tables.able:
+        pytest.skip("this needs kcmp(2)")
+    stop = threading.Event()
+    names: Queue[int] = Queue()
+
+    def run(unshare: int) -> None:
+        assert ctypes.CDLL(None).unshare(unshare) == 0
+        names.put(threading.get_native_id())
+        stop.wait()
+
+    threads = [threading.Thread(target=run, args=(flags,)) for flags in (0, 0x400, 0, 0x400)]
+    tids = [os.getpid()]
+    try:
+        for each in threads:
+            each.start()
+            tids.append(names.get(timeout=DEADLINE_S))
+        assert list(tables.distinct(tids)) == [tids[0], tids[2], tids[4]]
+    finally:
+        stop.set()
+        for each in threads:
+            each.join()
+
+
+def test_tables_are_not_compared_across_namespaces() -> None:
+    """Where /proc shows other numbers than system calls take, nothing is said to be shared."""
+    tables = TableComparer(os.uname().machine, numbers_are_ours=False)
+    assert not tables.able
+    assert list(tables.distinct([os.getpid(), os.getpid()])) == [os.getpid()] * 2
 
 
 def test_start_is_not_later_than_it_was() -> None:
@@ -387,7 +963,7 @@ ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
     host = Host()
     with child(program) as started:
         vmm = wait_until_zombie(host, started.pid)
-        found = host.inspect(vmm)
+        found = inspect(host, vmm)
     assert found is not None
     assert found.fds == AcceleratorFds(whole=True)
     assert found.command_line == QemuCommandLine()
@@ -411,4 +987,4 @@ def test_real_process_that_ended() -> None:
         vmm = host.identify(started.pid)
         assert vmm is not None
     assert host.identify(started.pid) != vmm
-    assert host.inspect(vmm) is None
+    assert inspect(host, vmm) is None

@@ -6,13 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.procfs import (
+    MAX_ARGUMENTS,
     MalformedProcError,
     classify_fds,
     is_qemu_name,
+    looks_like_vmm,
     parse_command_line,
     parse_ioctl,
     parse_stat,
     qemu_architecture,
+    split_arguments,
 )
 from probes.vmm import AcceleratorFds, QemuCommandLine
 
@@ -39,7 +42,17 @@ def test_captured_stat() -> None:
     assert stat.threads == 5
     assert stat.start_ticks == 259531
     assert stat.guest_ticks == 1
+    assert stat.parent_tgid == 1
+    assert not stat.kernel_thread
     assert not stat.ended
+
+
+def test_kernel_threads_are_known_by_their_flags() -> None:
+    """No process can set that flag."""
+    line = stat_line("kvm").replace(" 138412416 ", " 2129984 ")
+    assert parse_stat(line).kernel_thread
+    others = stat_line("kvm").replace(" 138412416 ", f" {0xFFFF_FFFF & ~0x0020_0000} ")
+    assert not parse_stat(others).kernel_thread
 
 
 HOSTILE_NAMES = {
@@ -133,7 +146,10 @@ INSIDE_ARM = "29 0xc 0xae80 0x0 0x0 0xffff8a7fe6c0 0xffff8a7fde98 0xffff8a7fdd70
     [
         (INSIDE_X86, "x86_64", (9, KVM_RUN)),
         (INSIDE_ARM, "aarch64", (12, KVM_RUN)),
+        (INSIDE_ARM, "riscv64", (12, KVM_RUN)),
+        (INSIDE_ARM, "loongarch64", (12, KVM_RUN)),
         (INSIDE_ARM.replace("29 ", "54 ", 1), "s390x", (12, KVM_RUN)),
+        (INSIDE_ARM.replace("29 ", "54 ", 1), "ppc64le", (12, KVM_RUN)),
         ("16 0x5 0x8100b800 0x7f00 0x0 0x0 0x0 0x7ff0 0x7ff8\n", "x86_64", (5, 0x8100B800)),
         # libc sign-extends an int: the kernel looks at the lower half only.
         ("16 0x9 0xffffffff8100b800 0 0x0 0x0 0x0 0x0 0x0\n", "x86_64", (9, 0x8100B800)),
@@ -265,7 +281,12 @@ def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, whole: bool) 
         ("qemu-nbd", False),
         ("qemu-aarch64", False),
         ("virt-qemu-run", False),
-        ("kvm", False),
+        ("kvm", True),
+        ("qemu", True),
+        ("qem", False),
+        ("qemu-", False),
+        ("kvm-nx-lpage-re", False),
+        ("kvm_pit", False),
         ("", False),
         ("my-qemu-kvm", False),
     ],
@@ -273,6 +294,110 @@ def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, whole: bool) 
 def test_system_emulators_by_name(name: str, *, qemu: bool) -> None:
     """QEMU's system emulators, and none of the tools that come with them."""
     assert is_qemu_name(name) is qemu
+
+
+BY_ARGUMENTS = {
+    "-accel": ("x", ["x", "-display", "none", "-accel", "tcg"]),
+    "-accel with options": ("x", ["x", "-accel", "tcg,thread=multi"]),
+    "--accel": ("x", ["x", "--accel", "accel=kvm"]),
+    "-machine": ("x", ["x", "-machine", "q35,accel=kvm:tcg"]),
+    "-M": ("x", ["x", "-M", "virt,accel=tcg"]),
+    "-machine none": ("x", ["x", "-machine", "none"]),
+    "-machine none, by its key": ("x", ["x", "-S", "-machine", "type=none"]),
+    "-enable-kvm": ("x", ["x", "-m", "64", "-enable-kvm"]),
+    "a guest of KubeVirt": ("x", ["x", "-name", "guest=default_vm-1.a,debug-threads=on"]),
+    "process=": ("y", ["x", "-name", "guest=a_b,process=y", "-S"]),
+    "every accelerator": ("x", ["x", "-accel", "qtest"]),
+    "QEMU's name as a guest's": ("x", ["x", "-name", "qemu-kvm", "-accel", "tcg"]),
+    "from memory": ("memfd:vm", ["vm", "-accel", "tcg"]),
+    "by the loader": (
+        "ld-linux-x86-64.so.2",
+        ["/lib64/ld-linux-x86-64.so.2", "/usr/bin/qemu-system-x86_64", "-accel", "tcg"],
+    ),
+    "by the loader, with options": (
+        "ld.so",
+        ["ld.so", "--library-path", "/lib", "/usr/bin/vm", "-accel", "tcg"],
+    ),
+    "by musl's loader": ("ld-musl-x86_64.so.1", ["ld", "--argv0", "a", "b", "-enable-kvm"]),
+    "no program known": (None, ["x", "-accel", "kvm"]),
+    "a trailing NUL": ("x", ["x", "-enable-kvm", ""]),
+}
+NO_VMM = {
+    "nothing": (None, []),
+    "no arguments": ("x", ["x"]),
+    "qemu-nbd": ("qemu-nbd", ["qemu-nbd", "--connect=/dev/nbd0", "-f", "raw", "disk"]),
+    "qemu-img": ("qemu-img", ["qemu-img", "convert", "-O", "qcow2", "a", "b"]),
+    "qemu-ga": ("qemu-ga", ["qemu-ga", "-m", "virtio-serial", "-p", "/dev/port"]),
+    "qemu-storage-daemon": (
+        "qemu-storage-daemon",
+        ["qemu-storage-daemon", "--blockdev", "driver=file,node-name=a", "--export", "nbd"],
+    ),
+    "qemu-pr-helper": ("qemu-pr-helper", ["qemu-pr-helper", "-k", "/run/socket"]),
+    "virt-launcher": (
+        "virt-launcher",
+        ["virt-launcher", "--name", "vm", "--namespace", "a_b", "--uid", "1"],
+    ),
+    "a shell's text": ("bash", ["bash", "-c", "qemu-system-x86_64 -accel kvm"]),
+    "a shell's arguments": ("sh", ["sh", "-c", "exec $@", "sh", "-accel", "kvm"]),
+    "grep": ("grep", ["grep", "-r", "--", "-enable-kvm", "."]),
+    "grep -e": ("grep", ["grep", "-e", "-enable-kvm", "file"]),
+    "sudo": ("sudo", ["sudo", "qemu-system-x86_64", "-accel", "kvm"]),
+    "sudo -u": ("sudo", ["sudo", "-u", "a", "qemu-system-x86_64", "-accel", "kvm"]),
+    "timeout": ("timeout", ["timeout", "60", "/usr/bin/qemu-system-x86_64", "-accel", "kvm"]),
+    "one that starts it": (
+        "systemd-run",
+        ["systemd-run", "--scope", "/usr/bin/qemu-system-x86_64", "-accel", "kvm"],
+    ),
+    "strace": ("strace", ["strace", "-ff", "qemu-system-x86_64", "-enable-kvm"]),
+    "-accel of something else": ("x", ["x", "-accel", "gpu"]),
+    "-machine of something else": ("x", ["x", "-machine", "laptop"]),
+    "-name of something else": ("x", ["x", "-name", "guest=me"]),
+    "name without its key": ("x", ["x", "-name", "a_b"]),
+    "the program's name is no option": ("x", ["-enable-kvm"]),
+    "names that only begin so": ("qemux", ["kvmtool", "run"]),
+}
+
+
+@pytest.mark.parametrize(("program", "arguments"), BY_ARGUMENTS.values(), ids=BY_ARGUMENTS.keys())
+def test_vmms_under_any_name(program: str | None, arguments: list[str]) -> None:
+    """Options that only QEMU has make a program of any name a VMM."""
+    assert looks_like_vmm("x", program, arguments)
+
+
+@pytest.mark.parametrize("name", "kvm tcg mshv xen hvf whpx nvmm qtest".split())
+def test_every_accelerator_makes_a_vmm(name: str) -> None:
+    """Those that ``qemu-system-x86_64 -accel help`` names on any system, and no part of one."""
+    assert looks_like_vmm("x", "x", ["x", "-accel", name])
+    assert looks_like_vmm("x", "x", ["x", "-machine", f"q35,accel={name}"])
+    assert not looks_like_vmm("x", "x", ["x", "-accel", name[1:]])
+
+
+@pytest.mark.parametrize(("program", "arguments"), NO_VMM.values(), ids=NO_VMM.keys())
+def test_programs_that_are_no_vmms(program: str | None, arguments: list[str]) -> None:
+    """Neither QEMU's tools nor programs that speak of QEMU are."""
+    assert not looks_like_vmm((program or "x")[:15], program, arguments)
+
+
+@pytest.mark.parametrize("name", ["qemu-system-x86_64", "qemu-kvm", "qemu", "kvm"])
+def test_either_name_makes_a_vmm(name: str) -> None:
+    """The main thread's or the executable file's."""
+    assert looks_like_vmm(name[:15], "vm", [])
+    assert looks_like_vmm("vm", name, [])
+    assert looks_like_vmm("vm", name, ["grep", "--", "text"])
+
+
+@given(st.text(), st.none() | st.text(), st.lists(st.text()))
+def test_no_arguments_are_an_error(comm: str, program: str | None, arguments: list[str]) -> None:
+    """Any words have an answer."""
+    assert looks_like_vmm(comm, program, arguments) in (True, False)
+
+
+def test_arguments_are_bounded() -> None:
+    """Words beyond the bound are not made."""
+    raw = b"a\0" * (MAX_ARGUMENTS + 5)
+    assert split_arguments(raw) == ["a"] * MAX_ARGUMENTS
+    assert split_arguments(b"a\0b\0") == ["a", "b", ""]
+    assert split_arguments(b"") == [""]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +517,7 @@ COMMAND_LINES = {
     ),
     "newlines": (cmdline(Q, "-name", "guest=a_b\nc"), line("a_b\nc")),
     "huge": (
-        cmdline(Q, *(["-device", "x" * 100] * 20_000), "-name", "guest=a_b"),
+        cmdline(Q, "-name", "guest=a_b", *(["-device", "x" * 100] * 20_000), "-M", "q35"),
         line("a_b"),
     ),
 }
@@ -401,7 +526,7 @@ COMMAND_LINES = {
 @pytest.mark.parametrize(("raw", "found"), COMMAND_LINES.values(), ids=COMMAND_LINES.keys())
 def test_command_line(raw: bytes, found: QemuCommandLine) -> None:
     """What a command line asks for, as QEMU reads it; no shape of it is an error."""
-    assert parse_command_line(raw) == found
+    assert parse_command_line(split_arguments(raw)) == found
 
 
 WORDS = st.sampled_from(["-name", "-accel", "-M", ",,", "guest=", "="])
@@ -410,5 +535,5 @@ WORDS = st.sampled_from(["-name", "-accel", "-M", ",,", "guest=", "="])
 @given(st.binary() | st.lists(WORDS).map(lambda words: cmdline(Q, *words)))
 def test_no_command_line_is_an_error(raw: bytes) -> None:
     """Any bytes give a value, and what it holds is never an empty word."""
-    found = parse_command_line(raw)
+    found = parse_command_line(split_arguments(raw))
     assert "" not in (found.guest_name, found.machine, *found.accelerators)

@@ -1,0 +1,70 @@
+"""Real QEMU guests under other names, found by a scan and known by an inspection alike."""
+
+import os
+from pathlib import Path
+
+import pytest
+from kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
+from kernel_world import Qemu, Started, wait_for
+
+from probes.host import Host
+from probes.vmm import VmmProcess
+
+
+def seen(host: Host, tgid: int) -> VmmProcess | None:
+    """What an inspection says of a process that a scan found; None: it is not found yet."""
+    scan = host.scan([tgid], every_fd=False)
+    if tgid not in scan.found:
+        return None
+    return host.inspect(list(scan.found.values())).processes.get(scan.found[tgid])
+
+
+@pytest.mark.parametrize("command", DISGUISES)
+def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
+    """Whatever it is called and however it was started; also by an agent that begins now."""
+    environment = {**os.environ, **ENVIRONMENT}
+    with Started([*command(tmp_path), "-S"], environment=environment, stderr=None) as guest:
+
+        def emulating() -> VmmProcess | None:
+            found = seen(Host(), guest.tgid)
+            threads = found.threads if found is not None else ()
+            return found if any("TCG" in it.comm for it in threads) or len(threads) > 2 else None
+
+        found = wait_for(emulating, "the guest is found")
+        assert found is not None
+        assert found.named_like_qemu
+        assert found.command_line.accelerators == ("tcg",)
+        assert found.fds.whole
+        assert not found.fds.kvm
+        assert found.threads_whole
+        assert found.parent_tgid == os.getpid()
+
+
+def test_guest_with_workers_of_the_kernel() -> None:
+    """KVM's worker threads have no table: the process's descriptors are complete all the same."""
+    with Qemu("lab_kvm", "-smp", "2") as guest:
+
+        def running() -> VmmProcess | None:
+            found = seen(Host(), guest.tgid)
+            return found if found is not None and len(found.fds.kvm_vcpus) == 2 else None
+
+        found = wait_for(running, "both vCPUs are there")
+        assert found is not None
+        assert found.fds.whole
+        assert found.threads_whole
+        assert found.unread is None
+
+
+@pytest.mark.parametrize("words", [["-c", "sleep 60 # qemu-system-x86_64 -accel kvm"], ["-s", "-"]])
+def test_shells_that_speak_of_it(words: list[str]) -> None:
+    """A shell is none for what it was told to do."""
+    with Started(["sh", *words]) as shell:
+        host = Host()
+
+        def judged() -> bool:
+            scan = host.scan([shell.tgid], every_fd=True)
+            assert not scan.found
+            comm = Path(f"/proc/{shell.tgid}/comm").read_text()
+            return shell.tgid in scan.others and comm != "python\n"
+
+        assert wait_for(judged, "the shell is read")
