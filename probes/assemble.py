@@ -4,8 +4,9 @@ Owns what a counter's silence means and what counts as a fallback. Must not read
 must not judge: verdicts arrive finished.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ebpf.hooks import Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
@@ -24,11 +25,20 @@ before it enters the guest; a hundred in a row without one is no accident.
 """
 
 
+FiredHook = tuple[Question, int]
+"""A hook that has counted something, and how often it was attached by then."""
+
+_COUNTERS: Mapping[Question, Callable[[LedgerEntry], int]] = {
+    Question.USERSPACE_EXITS: attrgetter("userspace_exits"),
+    Question.EXITS: attrgetter("exits"),
+}
+"""What each hook whose silence has to be explained counts."""
+
 _ACCELERATED = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedProcess:
+class TrackedProcess:
     """A VMM process with all that outputs want to know of it, but its counters.
 
     The same object for as long as nothing of it changes.
@@ -47,87 +57,82 @@ class JudgedProcess:
     started_unix_s: float
     verdict: Verdict
     record_ns: int | None
-    """When its record in the ledger began, as the record says; None: it had none."""
-    adopted_ns: int | None = None
-    """CLOCK_MONOTONIC by which a record had been made for it; None: it was not adopted."""
+    """When its record in the ledger began, as the record says; None: it has none."""
+    command_line_unread: bool = False
+    """Whether its command line could not be read, so that it may bear any VM's name."""
+    parent_tgid: int = 0
+    """Thread group id of its parent."""
     vcpus_created: int = 0
     """vCPUs that its record tells of."""
     main_thread_ended: bool = False
-    """Whether its main thread had ended when it was read: nothing tells then when it ends."""
-    ledger_lost_events: bool = False
-    """Whether a missing ledger entry may be one there was no room for."""
+    """Whether its main thread had ended when it was read."""
 
     def owns(self, entry: LedgerEntry) -> bool:
-        """Whether a record of its tgid is the one it was judged with, or was given then.
+        """Whether a record of its number is the one it was judged with.
 
-        Then it has executed no other program since, for that ends a record.
+        Then it has executed no other program since, because that ends a record.
         """
-        if self.record_ns is not None:
-            return entry.first_ns == self.record_ns
-        return (
-            self.adopted_ns is not None
-            and entry.exec_ns is None
-            and entry.first_ns <= self.adopted_ns
-        )
+        return self.record_ns == entry.first_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterTrusts:
-    """How far each counter can be believed."""
+    """What is known of each counter's hook, for those who check the node."""
 
-    runs: CounterTrust
     userspace_exits: CounterTrust
     exits: CounterTrust
 
 
 def counter_trusts(
-    kernel: KernelSnapshot, *, fired: frozenset[Question], exits_missed: bool
+    kernel: KernelSnapshot, *, fired: Collection[FiredHook], exits_missed: bool
 ) -> CounterTrusts:
-    """Judge the counters by what they were seen to do.
+    """Judge the hooks by what they were seen to do since they were attached last.
 
-    fired: questions whose hook has counted anything on this node so far. exits_missed: whether
-    guests ran, at this look or before, without the VM exit hook noticing (missed_exits).
+    fired: hooks that have counted anything so far. exits_missed: whether guests ran, in this
+    refresh or before, without the VM exit hook noticing (missed_exits).
     """
 
     def trust(question: Question, *, blind: bool = False) -> CounterTrust:
-        if not any(it.attached for it in kernel.hooks if it.hook.question is question):
+        hooks = [hook for hook in kernel.hooks if hook.hook.question is question and hook.attached]
+        if not hooks:
             return CounterTrust.MISSING
-        if question in fired:
+        if any((question, hook.attached_total) in fired for hook in hooks):
             return CounterTrust.PROVEN
         return CounterTrust.BLIND if blind else CounterTrust.UNTRIED
 
     return CounterTrusts(
-        runs=trust(Question.RUNS_VCPU),
         userspace_exits=trust(Question.USERSPACE_EXITS),
         exits=trust(Question.EXITS, blind=exits_missed),
     )
 
 
 def missed_exits(kernel: KernelSnapshot) -> bool:
-    """Whether processes returned to user space so often that VM exits must have been among them."""
-    return sum(entry.userspace_exits for entry in kernel.entries.values()) >= BLIND_AFTER
+    """Whether processes ran guests so often that VM exits must have been among them."""
+    return sum(entry.completed_runs for entry in kernel.entries.values()) >= BLIND_AFTER
 
 
-def questions_fired(kernel: KernelSnapshot) -> frozenset[Question]:
-    """Questions whose hook has counted anything for a process in this snapshot."""
-    entries = kernel.entries.values()
-    return frozenset(
-        question
-        for question, seen in (
-            (Question.RUNS_VCPU, any(entry.runs for entry in entries)),
-            (Question.USERSPACE_EXITS, any(entry.userspace_exits for entry in entries)),
-            (Question.EXITS, any(entry.exits for entry in entries)),
-        )
-        if seen
-    )
+def hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
+    """Hooks that have counted anything for a process since they were attached last.
+
+    A record that began before that may have been counted by the same hook under another module.
+    """
+    seen: set[FiredHook] = set()
+    for hook in kernel.hooks:
+        since_ns = hook.attached_ns
+        counter = _COUNTERS.get(hook.hook.question)
+        if counter is None or since_ns is None:
+            continue
+        young = (entry for entry in kernel.entries.values() if entry.first_ns >= since_ns)
+        if any(counter(entry) for entry in young):
+            seen.add((hook.hook.question, hook.attached_total))
+    return frozenset(seen)
 
 
 def process_reports(
-    processes: Iterable[JudgedProcess],
+    processes: Iterable[TrackedProcess],
     *,
     entries: Mapping[int, LedgerEntry],
     names: Mapping[VmmId, VmName],
-    trusts: CounterTrusts,
 ) -> tuple[ProcessReport, ...]:
     """Every VMM process, in the order given, with its counters.
 
@@ -138,7 +143,6 @@ def process_reports(
             process,
             entry=entries.get(process.vmm.tgid),
             vm=names.get(process.vmm),
-            trusts=trusts,
         )
         for process in processes
     )
@@ -150,39 +154,34 @@ def vmi_reports(
     *,
     accelerators: tuple[Accelerator, ...],
     machine: str,
+    pending: int,
 ) -> tuple[VmiReport, ...]:
     """Every VM that has a name on this node, in the order given.
 
-    machine: the node's architecture, ``uname -m``.
+    machine: the node's architecture, ``uname -m``. pending: processes not read yet, one of which
+    may be a VM that has none.
     """
     by_vmm: dict[VmmId | None, ProcessReport] = {it.vmm: it for it in processes}
     return tuple(
-        _vmi_report(vm, by_vmm.get(vm.vmm), accelerators=accelerators, machine=machine)
+        _vmi_report(
+            vm, by_vmm.get(vm.vmm), accelerators=accelerators, machine=machine, pending=pending
+        )
         for vm in vms
     )
 
 
 def _process_report(
-    process: JudgedProcess,
+    process: TrackedProcess,
     *,
     entry: LedgerEntry | None,
     vm: VmName | None,
-    trusts: CounterTrusts,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
-    runs = userspace_exits = exits = None
-    if process.verdict.type in _ACCELERATED:
-        lost = process.ledger_lost_events
-        if entry is not None and process.owns(entry):
-            runs = _count(entry.runs, trusts.runs, lost=lost)
-            userspace_exits = _count(entry.userspace_exits, trusts.userspace_exits, lost=lost)
-            exits = _count(entry.exits, trusts.exits, lost=lost)
-        else:
-            runs = _count(0, trusts.runs, lost=lost)
-            userspace_exits = _count(0, trusts.userspace_exits, lost=lost)
-            exits = _count(0, trusts.exits, lost=lost)
+    counted = entry
+    if process.verdict.type not in _ACCELERATED or entry is None or not process.owns(entry):
+        counted = None
     return ProcessReport(
         vmm=process.vmm,
         comm=process.comm,
@@ -192,17 +191,15 @@ def _process_report(
         verdict=process.verdict,
         vcpus=process.vcpus,
         started_unix_s=process.started_unix_s,
-        runs=runs,
-        userspace_exits=userspace_exits,
-        exits=exits,
+        runs=_counted(counted.runs) if counted else None,
+        userspace_exits=_counted(counted.userspace_exits) if counted else None,
+        exits=_counted(counted.exits) if counted else None,
     )
 
 
-def _count(value: int, trust: CounterTrust, *, lost: bool) -> int | None:
-    """What was counted was counted; a 0 has to be believed: none is a false one."""
-    if value > 0:
-        return None if trust is CounterTrust.MISSING else value
-    return 0 if trust is CounterTrust.PROVEN and not lost else None
+def _counted(value: int) -> int | None:
+    """What was counted was counted. A 0 proves nothing: the hook may never see this process."""
+    return value or None
 
 
 def _vmi_report(
@@ -211,9 +208,12 @@ def _vmi_report(
     *,
     accelerators: tuple[Accelerator, ...],
     machine: str,
+    pending: int,
 ) -> VmiReport:
     if process is None:
         reason = attribution.missing or Reason.NO_PROCESS
+        if reason is Reason.NO_PROCESS and pending:
+            reason = Reason.NOT_READ_YET
         verdict = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(reason,))
         return VmiReport(
             vm=attribution.vm,

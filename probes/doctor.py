@@ -67,7 +67,7 @@ def ability(report: NodeReport) -> Ability:
         for it in report.health.hooks
         if it.hook.question in (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
     ]
-    seen = any(it.attached for it in runs) or (runs and all(it.needless for it in runs))
+    seen = any(it.attached for it in runs) or (runs and all(it.inactive for it in runs))
     return Ability.VERIFIED if seen else Ability.INFERRED
 
 
@@ -95,7 +95,7 @@ def _runs(report: NodeReport, kernel: KernelAbilities) -> Check:
     question = "which process uses KVM"
     hooks = _attached(report, Question.RUNS_VCPU, Question.USERSPACE_EXITS)
     wanted = [it for it in report.health.hooks if it.hook.question is Question.RUNS_VCPU]
-    if wanted and all(it.needless for it in wanted):
+    if wanted and all(it.inactive for it in wanted):
         return Check(
             question=question,
             outcome=Outcome.GOOD,
@@ -160,7 +160,7 @@ def _processes(report: NodeReport) -> Check:
             finding="the host's /proc cannot be read",
             remedy="run as root; in a container mount it and give its place with --proc",
         )
-    hooks = _attached(report, Question.BECOMES_VMM)
+    hooks = _attached(report, Question.EXECUTES)
     if hooks:
         return Check(
             question=question, outcome=Outcome.GOOD, finding=f"told by {hooks[0].hook.name}"
@@ -240,7 +240,7 @@ def _names(report: NodeReport) -> Check:
             outcome=Outcome.GOOD,
             finding="libvirt's domain names, <namespace>_<name>: no cluster is asked",
         )
-    if watch.up or (watch.synced and watch.error is None):
+    if watch.is_current:
         return Check(question=question, outcome=Outcome.GOOD, finding="the API server")
     why = watch.error or "it has not answered yet"
     if watch.synced:

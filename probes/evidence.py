@@ -5,13 +5,13 @@ whether the ledger can vouch for a process. Must not know the rules that make a 
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
-from ebpf.hooks import HookStatus, Question
+from ebpf.hooks import Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.procfs import is_qemu_name
-from probes.vmm import HypervisorType, VmmId, VmmProcess, VmmThread
+from probes.vmm import HypervisorType, Unread, VmmId, VmmProcess, VmmThread
 
 KVM_RUN = 0xAE80
 """ioctl request of a vCPU descriptor (include/uapi/linux/kvm.h)."""
@@ -19,7 +19,7 @@ MSHV_RUN_VP = 0x8100B800
 """ioctl request of an mshv_vp descriptor (include/uapi/linux/mshv.h)."""
 
 _KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
-"""Any use of a vCPU passes these, whereas a VM exit alone may go unseen on some vendor modules."""
+"""Every use of a vCPU passes these; a VM exit alone may go unseen on some vendor modules."""
 
 _KVM_WORKER = "kvm-nx-lpage"
 
@@ -39,14 +39,20 @@ class Evidence:
     """Accelerators of the command line; a hint."""
     claimed: frozenset[HypervisorType]
     """Accelerators its threads name themselves after; a hint."""
+    unread: Unread | None
+    """Why not everything was read of it; None: everything was."""
     fds_whole: bool
-    """Whether its descriptor table was read to the end."""
+    """Whether the descriptor tables of all its threads were read to the end."""
+    threads_seen: bool
+    """Whether each thread was seen to be in no KVM_RUN, those that call themselves TCG aside."""
     kvm_fds: bool
     """It holds any KVM descriptor."""
     kvm_vcpus: int
     """KVM vCPU descriptors it holds."""
     kvm_vcpus_in_run: int
     """Distinct KVM vCPU descriptors on which a thread is inside KVM_RUN now."""
+    kvm_runs_unheld: int
+    """Threads inside KVM_RUN on a descriptor that no table holds any longer."""
     kvm_run_worker: bool
     """It has a thread that KVM itself started from within its KVM_RUN.
 
@@ -72,10 +78,12 @@ class Evidence:
     """What the hooks recorded of it; None: nothing."""
     hooks_prove_running: bool
     """Whether hooks are attached that no use of a vCPU, of whichever accelerator, passes unseen."""
-    hooks_see_returns: bool
-    """Whether a hook is attached that every KVM_RUN passes on its way back, unless refused."""
+    hooks_read_results: bool
+    """Whether the result of every KVM_RUN that returns is read, so that a refused one is known."""
     hooks_since_start: bool
-    """Whether such hooks were attached since before it started."""
+    """Whether hooks were attached since before it started that tell of every use of a vCPU."""
+    entries_since_start: bool
+    """Whether every KVM_RUN that it ever entered would be in the ledger, even an endless one."""
     ledger_lost_events: bool
     """Whether the ledger dropped events and has no entry of it: its silence means nothing then."""
 
@@ -86,24 +94,27 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
     start_monotonic_ns: earliest CLOCK_MONOTONIC time at which the process can have started.
     """
     workers = [thread for thread in process.threads if thread.comm.startswith(_KVM_WORKER)]
-    in_run = _ioctls(thread for thread in process.threads if thread not in workers)
-    tcg = [thread for thread in process.threads if _claim(thread) is HypervisorType.TCG]
+    others = [thread for thread in process.threads if thread not in workers]
+    in_run = _ioctls(others)
+    tcg = [thread for thread in others if _claim(thread) is HypervisorType.TCG]
     entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
-    if entry is not None and not _recorded_anything(entry):
-        entry = None
-    proving = _hooks_prove_running(kernel.hooks)
-    covered = kernel.attached_ns is not None and start_monotonic_ns >= kernel.attached_ns
     fds = process.fds
     return Evidence(
         vmm=process.vmm,
         named_like_qemu=process.named_like_qemu,
         capability_probe=process.named_like_qemu and process.command_line.machine == "none",
         asked_for=process.command_line.accelerators,
-        claimed=frozenset(claim for claim in map(_claim, process.threads) if claim),
+        claimed=frozenset(claim for claim in map(_claim, others) if claim),
+        unread=process.unread,
         fds_whole=fds.whole,
+        threads_seen=process.threads_whole
+        and not any(thread.running for thread in others if thread not in tcg),
         kvm_fds=fds.kvm,
         kvm_vcpus=len(fds.kvm_vcpus),
         kvm_vcpus_in_run=sum((fd, KVM_RUN) in in_run for fd in fds.kvm_vcpus),
+        kvm_runs_unheld=sum(
+            request == KVM_RUN and fd not in fds.kvm_vcpus for fd, request in in_run
+        ),
         kvm_run_worker=any((fd, KVM_RUN) in _ioctls(workers) for fd in fds.kvm_vcpus),
         mshv_fds=fds.mshv,
         mshv_vps=len(fds.mshv_vps),
@@ -113,11 +124,18 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
         tcg_threads=len(tcg),
         tcg_cpu_ticks=sum(thread.cpu_ticks for thread in tcg),
         ledger=entry,
-        hooks_prove_running=proving,
-        hooks_see_returns=any(
-            it.attached for it in kernel.hooks if it.hook.question is Question.USERSPACE_EXITS
+        hooks_prove_running=_hooks_prove_running(kernel.hooks),
+        hooks_read_results=any(
+            hook.reads_result
+            for hook in kernel.hooks
+            if hook.hook.question is Question.USERSPACE_EXITS
         ),
-        hooks_since_start=proving and covered,
+        hooks_since_start=_hooks_prove_running(_attached_before(start_monotonic_ns, kernel.hooks)),
+        entries_since_start=any(
+            hook.attached or hook.inactive
+            for hook in _attached_before(start_monotonic_ns, kernel.hooks)
+            if hook.hook.question is Question.RUNS_VCPU
+        ),
         ledger_lost_events=entry is None and kernel.dropped_total > 0,
     )
 
@@ -132,25 +150,26 @@ def ledger_entry(
     return entry
 
 
-def _recorded_anything(entry: LedgerEntry) -> bool:
-    """Whether a hook wrote this record; if not, it was adopted, and says what no record says."""
-    return bool(
-        entry.exec_ns
-        or entry.vms_created
-        or entry.vcpus_created
-        or entry.runs
-        or entry.userspace_exits
-        or entry.exits
-        or entry.mshv_runs
-    )
+def _hooks_prove_running(hooks: Collection[HookStatus]) -> bool:
+    """Whether every accelerator that can be used on this node is watched by all its hooks."""
+    kvm = [hook for hook in hooks if hook.hook.question in _KVM_RUN_PROVING]
+    mshv = [hook for hook in hooks if hook.hook.question is Question.RUNS_MSHV_VP]
+    kvm_watched = any(hook.attached for hook in kvm) or all(hook.inactive for hook in kvm)
+    return bool(kvm) and kvm_watched and all(hook.attached or hook.inactive for hook in mshv)
 
 
-def _hooks_prove_running(hooks: Iterable[HookStatus]) -> bool:
-    """Whether every accelerator that can be used on this node is watched."""
-    kvm = [it for it in hooks if it.hook.question in _KVM_RUN_PROVING]
-    mshv = [it for it in hooks if it.hook.question is Question.RUNS_MSHV_VP]
-    kvm_watched = any(it.attached for it in kvm) or (kvm and all(it.needless for it in kvm))
-    return bool(kvm_watched) and all(it.attached or it.needless for it in mshv)
+def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> list[HookStatus]:
+    """Hooks as they were at a time: one that was attached later was not.
+
+    An inactive one counts: while its driver has no device, no process holds what it would see.
+    """
+    return [
+        hook
+        if hook.inactive
+        or (hook.attached_ns is not None and hook.attached_ns <= start_monotonic_ns)
+        else replace(hook, backend=Backend.NONE, attached_ns=None)
+        for hook in hooks
+    ]
 
 
 def _ioctls(threads: Iterable[VmmThread]) -> set[tuple[int | None, int | None]]:

@@ -49,6 +49,10 @@ class Candidate:
     verdict: Verdict
     pod: PodCgroup | None = None
     """Where in a pod it sits; None: in none."""
+    parent_tgid: int = 0
+    """Thread group id of its parent."""
+    command_line_unread: bool = False
+    """Whether its command line could not be read, so that it may bear any name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,32 +98,46 @@ def vm_name(guest_name: str | None) -> VmName | None:
 
 
 def by_guest_name(candidates: Iterable[Candidate]) -> Mapping[VmName, Attribution]:
-    """Name VMs by their domain name: standalone mode, where there is nobody else to ask.
+    """Name VMs by their domain name: standalone mode, which has no other source of names.
 
-    Of several processes with the same name the one the kernel knows most about is the VM, and of
-    equals the youngest.
+    Of several processes with the same name the one the kernel knows most about is the VM. Of equals
+    a forked child is not, and the youngest is.
     """
-    chosen: dict[VmName, Candidate] = {}
+    bearers: dict[VmName, list[Candidate]] = {}
     for candidate in candidates:
         vm = vm_name(candidate.guest_name)
-        if vm is None or not candidate.named_like_qemu or candidate.capability_probe:
-            continue
-        if vm not in chosen or rank(candidate) > rank(chosen[vm]):
-            chosen[vm] = candidate
+        if vm is not None and candidate.named_like_qemu and not candidate.capability_probe:
+            bearers.setdefault(vm, []).append(candidate)
+    chosen = {vm: _best(equals) for vm, equals in bearers.items()}
     return {
         vm: Attribution(vm=vm, vmm=candidate.vmm, architecture=qemu_architecture(candidate.program))
         for vm, candidate in chosen.items()
     }
 
 
-def rank(candidate: Candidate) -> tuple[bool, bool, int, int]:
-    """Order among processes that could be the same VM: proof first, then youth."""
-    return (
-        candidate.verdict.verified,
-        candidate.verdict.type is not HypervisorType.UNKNOWN,
-        candidate.vmm.start_ticks,
-        candidate.vmm.tgid,
-    )
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    """The process that is the VM among several that could be, at least one.
+
+    vCPUs in the kernel's books go before threads that call themselves TCG, and proof before
+    inference. A forked child of another one is a copy, so its parent goes before it, unless only
+    the child runs the guest. Youth decides between the others.
+    """
+    tgids = {candidate.vmm.tgid for candidate in candidates}
+
+    def standing(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool, int, int]:
+        verdict = candidate.verdict
+        accelerated = verdict.type in _ACCELERATED
+        return (
+            verdict.verified and accelerated,
+            accelerated or verdict.verified,
+            accelerated,
+            verdict.type is not HypervisorType.UNKNOWN,
+            candidate.parent_tgid not in tgids,
+            candidate.vmm.start_ticks,
+            candidate.vmm.tgid,
+        )
+
+    return max(candidates, key=standing)
 
 
 def by_pod(
@@ -152,7 +170,8 @@ def _may_be_guest(candidate: Candidate) -> bool:
     """
     if candidate.capability_probe or (candidate.pod is not None and candidate.pod.conmon):
         return False
-    return candidate.named_like_qemu or candidate.verdict.type is not HypervisorType.UNKNOWN
+    known = candidate.verdict.type is not HypervisorType.UNKNOWN
+    return known or candidate.named_like_qemu or vm_name(candidate.guest_name) is not None
 
 
 def _attribution(
@@ -192,38 +211,16 @@ def _attribution(
 def _guest_of_pod(candidates: Sequence[Candidate], vm: VmName) -> Candidate | None:
     """The guest among the processes of one pod; None: it cannot be told.
 
-    It cannot where the kernel knows of a guest that does not bear the VM's domain name while
-    another process does and emulates, by its own word, one that does not run yet.
+    Where processes bear the VM's domain name, the guest is one of them and never another. A process
+    whose command line cannot be read may bear it, so beside one nothing else is the guest either.
+    One that is called QEMU may have been given an empty command line, so it goes before sidecars.
     """
     direct = [it for it in candidates if it.pod is not None and not it.pod.nested]
     eligible = direct or candidates
-    guest = max(eligible, key=lambda it: _standing(it, vm))
-    if not _bears_name(guest, vm) and any(
-        _bears_name(it, vm) and it.verdict.type is not HypervisorType.UNKNOWN for it in eligible
-    ):
-        return None
-    return guest
-
-
-def _standing(candidate: Candidate, vm: VmName) -> tuple[bool, bool, bool, bool, bool, int, int]:
-    """Order among the processes of a pod.
-
-    A guest the kernel itself knows of goes before what only says that it is one. Of several the
-    domain's name tells; of several that bear it, vCPUs in the kernel's books go before threads
-    that call themselves TCG, proof before inference, and youth decides between equals.
-    """
-    verdict = candidate.verdict
-    accelerated = verdict.type in _ACCELERATED
-    return (
-        accelerated or verdict.verified,
-        _bears_name(candidate, vm),
-        accelerated,
-        verdict.verified,
-        verdict.type is not HypervisorType.UNKNOWN,
-        candidate.vmm.start_ticks,
-        candidate.vmm.tgid,
-    )
-
-
-def _bears_name(candidate: Candidate, vm: VmName) -> bool:
-    return candidate.named_like_qemu and candidate.guest_name == f"{vm.namespace}_{vm.name}"
+    bearers = [it for it in eligible if it.guest_name == f"{vm.namespace}_{vm.name}"]
+    if bearers:
+        return _best(bearers)
+    hidden = [it for it in eligible if it.command_line_unread and it.named_like_qemu]
+    if hidden:
+        return hidden[0] if len(eligible) == 1 else None
+    return _best([it for it in eligible if it.named_like_qemu] or eligible)

@@ -95,7 +95,7 @@ def _failure(report: NodeReport | None, failure: str | None, last_known_s: float
         return
     rest = (
         "What follows is the last that was seen, at the time above; /metrics leaves the VMs out "
-        f"after {last_known_s:g} s."
+        f"{last_known_s:g} s after the first failure."
         if report
         else "Nothing has been seen yet."
     )
@@ -229,8 +229,9 @@ def _health(report: NodeReport) -> Iterator[str]:
     ):
         yield _item(label, *_TRUSTS[trust])
     if (watch := health.vmi_watch) is not None:
-        state = "followed" if watch.up else "last known" if watch.synced else "not known"
-        yield _item("VMIs", state, watch.error, style="good" if watch.up else "bad")
+        followed = watch.is_current
+        state = "followed" if followed else "last known" if watch.synced else "not known"
+        yield _item("VMIs", state, watch.error, style="good" if followed else "bad")
     for source, count in health.errors_total.items():
         yield _item(f"errors of {source.value}", str(count), style="bad" if count else "good")
     if not report.proc_readable:

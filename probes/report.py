@@ -67,6 +67,8 @@ class ProbeHealth:
     """Refreshes in which a source failed."""
     vmi_watch: WatchStatus | None = None
     """How the VMIs' names come from the API server; None: standalone, they do not."""
+    processes_pending: int = 0
+    """Processes that could not be read yet: they block their readers, or there was no time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,7 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
         },
         "bcc_version": health.bcc_version,
         "errors_total": {source.value: count for source, count in health.errors_total.items()},
+        "processes_pending": health.processes_pending,
         "vmi_watch": _watch_json(health.vmi_watch) if health.vmi_watch else None,
     }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from probes.evidence import Evidence
-from probes.vmm import HypervisorType
+from probes.vmm import HypervisorType, Unread
 
 
 class Reason(StrEnum):
@@ -17,8 +17,9 @@ class Reason(StrEnum):
 
     VM_EXITS_RECORDED = "VM exits recorded"
     USERSPACE_EXITS_RECORDED = "KVM_RUN returns recorded"
-    KVM_RUN_RECORDED = "KVM_RUN recorded"
     KVM_RUN_REFUSED = "KVM_RUN entered, but no guest seen to run"
+    KVM_RUN_RESULT_UNREAD = "KVM_RUN entered, its result cannot be read here"
+    KVM_RUN_UNHELD = "thread inside KVM_RUN on a descriptor that it closed"
     INSIDE_KVM_RUN = "vCPU thread inside KVM_RUN"
     VCPU_STATISTICS = "KVM's own statistics count VM exits"
     KVM_RUN_WORKER = "KVM's worker thread was started by a KVM_RUN"
@@ -35,7 +36,11 @@ class Reason(StrEnum):
     ASKED_FOR_TCG = "no accelerator in use, command line asks for tcg"
     NO_VCPU_YET = "no vCPU made"
     NO_VCPU_THREADS = "no vCPU thread found"
-    FDS_UNREADABLE = "descriptors cannot be read whole"
+    FDS_UNREADABLE = "descriptors cannot be read completely"
+    THREADS_UNSEEN = "not every thread was seen outside KVM_RUN"
+    READ_BLOCKED = "reading its /proc files blocks"
+    TOO_MUCH_TO_READ = "more threads or descriptors than are read"
+    NOT_READ_YET = "processes of this node are not read yet"
     CAPABILITY_PROBE = "capability probe without a guest"
     NO_PROCESS = "no process found for this VM"
     NO_POD = "the API server names no pod of this VM on this node"
@@ -58,8 +63,8 @@ class Verdict:
     """Never empty; the deciding one first."""
 
     @property
-    def settled(self) -> bool:
-        """Whether it will not change any more: an accelerator is not exchanged in flight."""
+    def final(self) -> bool:
+        """Whether it no longer changes: an accelerator is not exchanged in flight."""
         return self.verified
 
 
@@ -78,42 +83,58 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _kvm(evidence: Evidence) -> Verdict | None:
+    ledger = evidence.ledger
     proofs = tuple(
         reason
         for reason, holds in (
-            (Reason.VM_EXITS_RECORDED, evidence.ledger and evidence.ledger.exits),
-            (Reason.USERSPACE_EXITS_RECORDED, evidence.ledger and evidence.ledger.userspace_exits),
-            (Reason.KVM_RUN_RECORDED, _entered_kvm_run(evidence) and _run_counts(evidence)),
+            (Reason.VM_EXITS_RECORDED, ledger and ledger.exits),
+            (Reason.USERSPACE_EXITS_RECORDED, ledger and ledger.completed_runs),
             (Reason.INSIDE_KVM_RUN, evidence.kvm_vcpus_in_run),
-            (Reason.VCPU_STATISTICS, evidence.kvm_vcpus and evidence.stats_exits),
-            (Reason.KVM_RUN_WORKER, evidence.kvm_run_worker),
-            (Reason.GUEST_TIME, evidence.kvm_vcpus and evidence.guest_ticks),
+            (Reason.VCPU_STATISTICS, _vcpus_tell(evidence) and evidence.stats_exits),
+            (Reason.KVM_RUN_WORKER, _worker_proves(evidence)),
+            (Reason.GUEST_TIME, _vcpus_tell(evidence) and evidence.guest_ticks),
         )
         if holds
     )
     if proofs:
         return Verdict(type=HypervisorType.KVM, verified=True, reasons=proofs)
-    if evidence.kvm_vcpus:
-        return _inferred(HypervisorType.KVM, Reason.HOLDS_VCPUS)
-    if _entered_kvm_run(evidence):
-        return _inferred(HypervisorType.UNKNOWN, Reason.KVM_RUN_REFUSED)
-    return None
+    tried: tuple[Reason, ...] = ()
+    if ledger is not None and ledger.ran_kvm:
+        refused = evidence.hooks_read_results
+        tried = (Reason.KVM_RUN_REFUSED if refused else Reason.KVM_RUN_RESULT_UNREAD,)
+    held = (Reason.HOLDS_VCPUS,) if evidence.kvm_vcpus else ()
+    if not held and not tried:
+        return None
+    computes_otherwise = evidence.tcg_cpu_ticks > 0
+    unproven = Reason.KVM_RUN_REFUSED in tried and not held
+    if computes_otherwise or unproven:
+        against = (Reason.CONTRADICTS_THREAD_NAMES,) if computes_otherwise else ()
+        return _inferred(HypervisorType.UNKNOWN, *held, *tried, *against)
+    return _inferred(HypervisorType.KVM, *held, *tried)
 
 
-def _entered_kvm_run(evidence: Evidence) -> bool:
-    return evidence.ledger is not None and evidence.ledger.runs > 0
+def _worker_proves(evidence: Evidence) -> bool:
+    """Whether KVM's worker thread shows a guest that ran.
 
-
-def _run_counts(evidence: Evidence) -> bool:
-    """Whether an entered KVM_RUN proves a running guest.
-
-    KVM refuses the call to a process that inherited the descriptor (-EIO: another address space),
-    before any tracepoint. So where returns are seen, an entry alone proves nothing: one that was
-    not refused shows as a return, a VM exit, or a thread inside KVM_RUN.
+    KVM starts it at the first KVM_RUN of a VM, before it may refuse that call. So it proves nothing
+    beside threads that emulate, nor where results were read and none was of a guest: from the
+    start of the process, or of any call since.
     """
     ledger = evidence.ledger
-    returned = ledger is not None and bool(ledger.userspace_exits or ledger.exits)
-    return returned or not evidence.hooks_see_returns
+    returned = ledger is not None and ledger.userspace_exits > 0
+    recorded = ledger is not None and evidence.hooks_since_start
+    seen_refused = evidence.hooks_read_results and (returned or recorded)
+    return evidence.kvm_run_worker and not evidence.tcg_threads and not seen_refused
+
+
+def _vcpus_tell(evidence: Evidence) -> bool:
+    """Whether what the vCPUs it holds have done, and its guest time, tell of it as it is now.
+
+    A process that executes another program keeps its guest time and may keep the descriptors, which
+    a forked child has as well; KVM lets neither run these vCPUs. So nothing of that proves anything
+    beside threads that emulate.
+    """
+    return evidence.kvm_vcpus > 0 and not evidence.tcg_threads
 
 
 def _mshv(evidence: Evidence) -> Verdict | None:
@@ -138,8 +159,10 @@ def _without_accelerator(evidence: Evidence) -> Verdict:
     accelerated = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
     if evidence.capability_probe:
         return _inferred(HypervisorType.UNKNOWN, Reason.CAPABILITY_PROBE)
+    if evidence.kvm_runs_unheld:
+        return _inferred(HypervisorType.UNKNOWN, Reason.KVM_RUN_UNHELD)
     if not evidence.fds_whole:
-        return _inferred(HypervisorType.UNKNOWN, Reason.FDS_UNREADABLE)
+        return _inferred(HypervisorType.UNKNOWN, _why_incomplete(evidence.unread))
     if evidence.guest_ticks:
         return _inferred(HypervisorType.UNKNOWN, Reason.GUEST_TIME_WITHOUT_FDS)
     if evidence.kvm_fds or evidence.mshv_fds:
@@ -151,8 +174,20 @@ def _without_accelerator(evidence: Evidence) -> Verdict:
     return _tcg(evidence)
 
 
+def _why_incomplete(unread: Unread | None) -> Reason:
+    match unread:
+        case Unread.BLOCKED:
+            return Reason.READ_BLOCKED
+        case Unread.TOO_MANY:
+            return Reason.TOO_MUCH_TO_READ
+        case Unread.NO_TIME:
+            return Reason.NOT_READ_YET
+        case None:
+            return Reason.FDS_UNREADABLE
+
+
 def _tcg(evidence: Evidence) -> Verdict:
-    """A QEMU whose whole descriptor table shows no accelerator."""
+    """A QEMU of which no thread's descriptor table shows an accelerator."""
     if not evidence.tcg_threads:
         if evidence.asked_for and set(evidence.asked_for) == {HypervisorType.TCG.value}:
             return _inferred(HypervisorType.TCG, Reason.ASKED_FOR_TCG)
@@ -163,6 +198,8 @@ def _tcg(evidence: Evidence) -> Verdict:
         return _inferred(HypervisorType.TCG, Reason.TCG_COMPUTES, Reason.HOOKS_MISSING)
     if evidence.ledger_lost_events:
         return _inferred(HypervisorType.TCG, Reason.TCG_COMPUTES, Reason.LEDGER_INCOMPLETE)
+    if not evidence.threads_seen and not evidence.entries_since_start:
+        return _inferred(HypervisorType.TCG, Reason.TCG_COMPUTES, Reason.THREADS_UNSEEN)
     if evidence.hooks_since_start:
         return _proven_tcg()
     return _proven_tcg(Reason.HOOKS_LATE)

@@ -154,7 +154,7 @@ def _notes_of(scene: Scene) -> Iterator[str]:
         yield f"no BPF, types are only inferred: {health.ledger_error}"
         return
     watch = health.vmi_watch
-    if watch is not None and not watch.up:
+    if watch is not None and not watch.is_current:
         yield f"VMI names are not up to date: {watch.error or 'the API server has not answered'}"
     if scene.reasons is not None:
         yield _reasons_note(scene)

@@ -4,6 +4,7 @@ Owns when is looked and when is drawn. Must not know how a scene is made (it is 
 nor what a frame looks like (live.py).
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from probes import doctor_view
+from probes.deadline import LOOK_DEADLINE_S, StoppedError, within
 from probes.doctor import Ability, Check
 from probes.live.frames import Scene, Shape, frame, frame_json, page_lines, plain
 from probes.live.rows import LiveOptions
@@ -38,17 +40,21 @@ def show(
     """Show scenes until told to end: on the whole screen if there is one, else one by one.
 
     begin: called once, right before the first frame. Raises BrokenPipeError when nobody reads
-    any more.
+    any more, and LookTimeoutError when a look does not end.
     """
     console = console_for(os.environ)
     terminal = sys.stdout.isatty() and sys.stdin.isatty() and not console.is_dumb_terminal
-    with Signals() as signals:
+    with Signals() as signals, contextlib.suppress(StoppedError):
+
+        def timed() -> Scene:
+            return within(look, deadline_s=LOOK_DEADLINE_S, stopped=lambda: signals.over)
+
         if terminal and not options.once and not options.json:
-            first = look()
+            first = timed()
             begin()
-            _show_on_screen(first, look, options, console=console, signals=signals)
+            _show_on_screen(first, timed, options, console=console, signals=signals)
         else:
-            _show_in_turn(look, options, console, signals, begin=begin)
+            _show_in_turn(timed, options, console, signals, begin=begin)
 
 
 def print_checks(checks: Sequence[Check], ability: Ability, *, as_json: bool) -> None:

@@ -46,10 +46,13 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
         capability_probe=False,
         asked_for=(),
         claimed=frozenset(),
+        unread=None,
         fds_whole=True,
+        threads_seen=True,
         kvm_fds=False,
         kvm_vcpus=0,
         kvm_vcpus_in_run=0,
+        kvm_runs_unheld=0,
         kvm_run_worker=False,
         mshv_fds=False,
         mshv_vps=0,
@@ -60,33 +63,43 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
         tcg_cpu_ticks=0,
         ledger=None,
         hooks_prove_running=True,
-        hooks_see_returns=True,
+        hooks_read_results=True,
         hooks_since_start=True,
+        entries_since_start=True,
         ledger_lost_events=False,
     )
     return replace(nothing, **changes)
 
 
 def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 - any field
-    """Of a QEMU that was seen to be executed and has done nothing with KVM."""
+    """Of a process that came to the ledger's notice and of which nothing is counted."""
     nothing = LedgerEntry(
         tgid=tgid,
         first_ns=STARTED_NS + 1_000_000,
-        exec_ns=STARTED_NS + 1_000_000,
         leader_exit_ns=None,
         vms_created=0,
         vcpus_created=0,
         runs=0,
         userspace_exits=0,
+        completed_runs=0,
         exits=0,
     )
+    changes.setdefault("completed_runs", changes.get("userspace_exits", 0))
     return nothing._replace(**changes)
 
 
-def hooks(attached: frozenset[Question] = ALL_QUESTIONS) -> tuple[HookStatus, ...]:
+def hooks(
+    attached: frozenset[Question] = ALL_QUESTIONS, *, attached_ns: int = ATTACHED_NS
+) -> tuple[HookStatus, ...]:
     """Every wanted hook, attached at its best point if its question is among those given."""
     return tuple(
-        HookStatus(hook=hook, backend=hook.points[0].backend)
+        HookStatus(
+            hook=hook,
+            backend=hook.points[0].backend,
+            attached_ns=attached_ns,
+            attached_total=1,
+            reads_result=hook.question is Question.USERSPACE_EXITS,
+        )
         if hook.question in attached
         else HookStatus(hook=hook, backend=Backend.NONE, reason=f"{hook.name} is not here")
         for hook in HOOKS
@@ -101,8 +114,7 @@ def kernel(*entries: LedgerEntry, **changes: Any) -> KernelSnapshot:  # noqa: AN
         entries={it.tgid: it for it in entries},
         capacity=4096,
         dropped_total=0,
-        departed_total=0,
-        hooks=hooks(),
+        hooks=hooks(attached_ns=changes.get("attached_ns", ATTACHED_NS)),
     )
     return replace(snapshot, **changes)
 

@@ -19,7 +19,7 @@ from probes.vmm import HypervisorType, VmmId
 KVM = Verdict(
     type=HypervisorType.KVM,
     verified=True,
-    reasons=(Reason.VM_EXITS_RECORDED, Reason.KVM_RUN_RECORDED),
+    reasons=(Reason.VM_EXITS_RECORDED, Reason.USERSPACE_EXITS_RECORDED),
 )
 PAUSED = Verdict(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
 TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from facts import (
+    ATTACHED_NS,
     KVM_ABSENT,
     KVM_AVAILABLE,
     KVM_UNTRIED,
@@ -17,12 +18,11 @@ from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
 from probes.assemble import (
     BLIND_AFTER,
-    CounterTrusts,
-    JudgedProcess,
+    TrackedProcess,
     counter_trusts,
+    hooks_fired,
     missed_exits,
     process_reports,
-    questions_fired,
     vmi_reports,
 )
 from probes.identity import Attribution, VmName
@@ -33,13 +33,12 @@ from probes.vmm import HypervisorType, VmmId
 
 PROVEN, UNTRIED = CounterTrust.PROVEN, CounterTrust.UNTRIED
 BLIND, MISSING = CounterTrust.BLIND, CounterTrust.MISSING
-ALL_PROVEN = CounterTrusts(runs=PROVEN, userspace_exits=PROVEN, exits=PROVEN)
 ALPHA = VmName(namespace="default", name="alpha")
-KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.KVM_RUN_RECORDED,))
+KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,))
 MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
 TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
 UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
-PROCESS = JudgedProcess(
+PROCESS = TrackedProcess(
     vmm=VMM,
     comm="qemu-system-x86",
     program="qemu-system-x86_64",
@@ -62,33 +61,33 @@ NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 @pytest.mark.parametrize(
     ("attached", "fired", "returns", "expected"),
     [
-        (frozenset(Question), frozenset(), 0, (UNTRIED, UNTRIED, UNTRIED)),
-        (frozenset(Question), frozenset(Question), 500, (PROVEN, PROVEN, PROVEN)),
-        (frozenset(), frozenset(Question), 500, (MISSING, MISSING, MISSING)),
+        (frozenset(Question), frozenset(), 0, (UNTRIED, UNTRIED)),
+        (frozenset(Question), frozenset(Question), 500, (PROVEN, PROVEN)),
+        (frozenset(), frozenset(Question), 500, (MISSING, MISSING)),
         # kvm_pvm: KVM_RUN returns by the hundred and the tracepoint kvm_exit never fires.
         (
             frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
             frozenset({Question.USERSPACE_EXITS}),
             BLIND_AFTER,
-            (MISSING, PROVEN, BLIND),
+            (PROVEN, BLIND),
         ),
         (
             frozenset(Question),
             frozenset({Question.USERSPACE_EXITS}),
             BLIND_AFTER - 1,
-            (UNTRIED, PROVEN, UNTRIED),
+            (PROVEN, UNTRIED),
         ),
         (
             frozenset(Question),
             frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
             BLIND_AFTER,
-            (UNTRIED, PROVEN, PROVEN),
+            (PROVEN, PROVEN),
         ),
         (
             frozenset({Question.USERSPACE_EXITS}),
             frozenset({Question.USERSPACE_EXITS}),
             BLIND_AFTER,
-            (MISSING, PROVEN, MISSING),
+            (PROVEN, MISSING),
         ),
     ],
 )
@@ -103,8 +102,10 @@ def test_trust(
     Without one it is missing; silent while guests return to user space, it is blind.
     """
     snapshot = kernel(entry(userspace_exits=returns), hooks=hooks(attached))
-    found = counter_trusts(snapshot, fired=fired, exits_missed=missed_exits(snapshot))
-    assert (found.runs, found.userspace_exits, found.exits) == expected
+    found = counter_trusts(
+        snapshot, fired={(it, 1) for it in fired}, exits_missed=missed_exits(snapshot)
+    )
+    assert (found.userspace_exits, found.exits) == expected
 
 
 def test_blindness_is_found_on_all_guests_together() -> None:
@@ -112,51 +113,56 @@ def test_blindness_is_found_on_all_guests_together() -> None:
     entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
     assert missed_exits(kernel(*entries))
     assert not missed_exits(kernel(*entries[1:]))
+    refused = [it._replace(completed_runs=0) for it in entries]
+    assert not missed_exits(kernel(*refused))
 
 
 def test_blindness_is_not_forgotten_with_its_guests() -> None:
     """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
-    returned = frozenset({Question.USERSPACE_EXITS})
+    returned = {(Question.USERSPACE_EXITS, 1)}
     assert counter_trusts(kernel(), fired=returned, exits_missed=True).exits is BLIND
-    after = counter_trusts(kernel(), fired=returned | {Question.EXITS}, exits_missed=True)
+    after = counter_trusts(kernel(), fired={*returned, (Question.EXITS, 1)}, exits_missed=True)
     assert after.exits is PROVEN
+
+
+RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
 
 
 @pytest.mark.parametrize(
     ("entries", "fired"),
     [
-        ((), frozenset()),
-        ((entry(vms_created=1, vcpus_created=1),), frozenset()),
-        ((entry(1, runs=1),), {Question.RUNS_VCPU}),
-        (
-            (entry(1, userspace_exits=1), entry(2, exits=1)),
-            {Question.USERSPACE_EXITS, Question.EXITS},
-        ),
+        ((), set()),
+        ((entry(vms_created=1, vcpus_created=1, runs=1),), set()),
+        ((entry(1, userspace_exits=1), entry(2, exits=1)), {RETURNED, EXITED}),
+        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS - 1),), set()),
+        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS),), {RETURNED}),
     ],
 )
-def test_questions_fired(entries: tuple[LedgerEntry, ...], fired: set[Question]) -> None:
-    """A question has fired when any process has a count of it."""
-    assert questions_fired(kernel(*entries)) == fired
+def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> None:
+    """A hook has fired when a process has a count of it that began after it was attached."""
+    assert hooks_fired(kernel(*entries)) == fired
+
+
+def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
+    """The module that called it may be another one now."""
+    again = tuple(replace(it, attached_total=2) for it in hooks())
+    snapshot = kernel(entry(exits=1), hooks=again)
+    assert counter_trusts(snapshot, fired={EXITED}, exits_missed=False).exits is UNTRIED
+    assert (Question.EXITS, 2) in hooks_fired(snapshot)
 
 
 # processes
 
 
 def reports(
-    *processes: JudgedProcess,
-    record: LedgerEntry | None = COUNTED,
-    trusts: CounterTrusts = ALL_PROVEN,
+    *processes: TrackedProcess, record: LedgerEntry | None = COUNTED
 ) -> tuple[ProcessReport, ...]:
     entries = {VMM.tgid: record} if record else {}
-    return process_reports(processes, entries=entries, names={VMM: ALPHA}, trusts=trusts)
+    return process_reports(processes, entries=entries, names={VMM: ALPHA})
 
 
-def one(
-    process: JudgedProcess,
-    record: LedgerEntry | None = COUNTED,
-    trusts: CounterTrusts = ALL_PROVEN,
-) -> ProcessReport:
-    (found,) = reports(process, record=record, trusts=trusts)
+def one(process: TrackedProcess, record: LedgerEntry | None = COUNTED) -> ProcessReport:
+    (found,) = reports(process, record=record)
     return found
 
 
@@ -177,25 +183,10 @@ def test_process_is_passed_on() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("trust", "count", "shown"),
-    [
-        (PROVEN, 7, 7),
-        (PROVEN, 0, 0),
-        (UNTRIED, 0, None),
-        (BLIND, 0, None),
-        (MISSING, 0, None),
-        # Fired just now: what was counted was counted.
-        (UNTRIED, 7, 7),
-    ],
-)
-def test_zero_is_shown_only_where_believed(
-    trust: CounterTrust, count: int, shown: int | None
-) -> None:
-    """Never a false 0: it stands for a true one, or the counter is absent."""
-    record = entry(runs=count, userspace_exits=count, exits=count)
-    found = one(PROCESS, record, CounterTrusts(runs=trust, userspace_exits=trust, exits=trust))
-    assert (found.runs, found.userspace_exits, found.exits) == (shown, shown, shown)
+def test_a_zero_is_never_shown() -> None:
+    """A hook that has not counted this process may never see it, whatever it saw of others."""
+    found = one(PROCESS, entry(runs=7))
+    assert (found.runs, found.userspace_exits, found.exits) == (7, None, None)
 
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
@@ -205,38 +196,20 @@ def test_no_counters_without_acceleration(verdict: Verdict) -> None:
     assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
 
 
-@pytest.mark.parametrize("verdict", [KVM, MSHV])
-def test_accelerated_but_quiet_since_attached(verdict: Verdict) -> None:
-    """An accelerated VM that the ledger has seen nothing of has made 0 exits since attaching."""
-    found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
-    assert (found.runs, found.userspace_exits, found.exits) == (0, 0, 0)
-
-
 @pytest.mark.parametrize(
     ("process", "record", "shown"),
     [
         (PROCESS, COUNTED, 40),
-        (PROCESS, COUNTED._replace(first_ns=COUNTED.first_ns + 1), 0),
-        (replace(PROCESS, record_ns=None), COUNTED, 0),
-        (replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns - 1), COUNTED, 0),
-        (replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns + 1), COUNTED, 0),
-        (
-            replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns + 1),
-            COUNTED._replace(exec_ns=None),
-            40,
-        ),
-        (
-            replace(PROCESS, record_ns=None, adopted_ns=COUNTED.first_ns - 1),
-            COUNTED._replace(exec_ns=None),
-            0,
-        ),
+        (PROCESS, COUNTED._replace(first_ns=COUNTED.first_ns + 1), None),
+        (replace(PROCESS, record_ns=None), COUNTED, None),
+        (PROCESS, None, None),
     ],
-    ids=["its own", "a later one", "none", "executed later", "executed", "adopted", "later still"],
+    ids=["its own", "a later one", "none known", "none left"],
 )
 def test_only_its_own_record_counts(
-    process: JudgedProcess, record: LedgerEntry, shown: int
+    process: TrackedProcess, record: LedgerEntry | None, shown: int | None
 ) -> None:
-    """A record of its number is its own if it is the one judged with, or made when it was read."""
+    """A record of its number is its own if it is the one that it was judged with."""
     assert one(process, record).exits == shown
 
 
@@ -284,14 +257,16 @@ def test_fallback(
     """Emulated although the node could accelerate it; not known where the node may not try."""
     vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
     processes = [one(replace(PROCESS, verdict=verdict))]
-    (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64")
+    (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64", pending=0)
     assert found.fallback is fallback
 
 
 def test_vmi_is_passed_on() -> None:
     """A VM has its process's verdict and counters."""
     process = one(PROCESS)
-    (found,) = vmi_reports([NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64")
+    (found,) = vmi_reports(
+        [NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
+    )
     assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
     assert (found.userspace_exits, found.exits) == (2, 40)
 
@@ -300,7 +275,9 @@ def test_vmi_is_passed_on() -> None:
 def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     """A VM whose process was not found, or went meanwhile, is unknown, and that is the reason."""
     vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None)
-    (found,) = vmi_reports([vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64")
+    (found,) = vmi_reports(
+        [vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
+    )
     assert found.verdict == Verdict(
         type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
     )
@@ -308,9 +285,27 @@ def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     assert found.fallback is False
 
 
+@pytest.mark.parametrize(
+    ("missing", "pending", "reason"),
+    [
+        (None, 1, Reason.NOT_READ_YET),
+        (Reason.NO_PROCESS, 3, Reason.NOT_READ_YET),
+        (Reason.NO_PROCESS, 0, Reason.NO_PROCESS),
+        (Reason.NO_POD, 1, Reason.NO_POD),
+    ],
+)
+def test_a_vmi_whose_process_may_be_one_that_is_not_read_yet(
+    missing: Reason | None, pending: int, reason: Reason
+) -> None:
+    """While processes are unread it is not known that there is none for it."""
+    vm = Attribution(vm=ALPHA, vmm=None, architecture=None, missing=missing)
+    (found,) = vmi_reports([vm], [], accelerators=(), machine="x86_64", pending=pending)
+    assert found.verdict.reasons == (reason,)
+
+
 def test_vmis_stay_in_order() -> None:
     """The order is made with the names, once."""
     names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
     vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
-    found = vmi_reports(vms, [], accelerators=(), machine="x86_64")
+    found = vmi_reports(vms, [], accelerators=(), machine="x86_64", pending=0)
     assert [it.vm for it in found] == names

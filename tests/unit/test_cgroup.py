@@ -140,6 +140,7 @@ TEXTS = {
     "no process": ("", None),
     "kernel thread": ("0::/\n", None),
     "no colons": (f"/kubepods/pod{UID}/{ID}\n", None),
+    "a line without colons before the pod's": (f"x\n0::/kubepods/pod{UID}/{ID}\n", pod()),
     "one colon": (f"0:/kubepods/pod{UID}/{ID}\n", None),
     "other line separators are part of a name": (f"0::/x\v0::/kubepods/pod{UID}\v\n", None),
 }
@@ -200,3 +201,10 @@ def test_a_long_hostile_path_costs_linear_time() -> None:
 def test_a_uid_has_one_form(text: str) -> None:
     """What is no uid is refused rather than guessed at."""
     assert canonical_pod_uid(text) is None
+
+
+def test_a_claim_is_nested_only_in_another_pod() -> None:
+    """A pod of its own is the better claim."""
+    alone = pod_of(f"0::/kubepods/pod{UID}/{ID}")
+    assert alone is not None
+    assert alone.nested is False

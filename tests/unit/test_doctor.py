@@ -63,7 +63,7 @@ def check(given: NodeReport, question: str) -> Check:
         (frozenset(Question), Ability.VERIFIED),
         ({Question.RUNS_VCPU}, Ability.VERIFIED),
         ({Question.USERSPACE_EXITS}, Ability.VERIFIED),
-        ({Question.EXITS, Question.CREATES_VM, Question.BECOMES_VMM}, Ability.INFERRED),
+        ({Question.EXITS, Question.CREATES_VM, Question.EXECUTES}, Ability.INFERRED),
         (frozenset(), Ability.INFERRED),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_bare_kernel() -> None:
 
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
-    """Where nobody can use KVM its hooks are needless, and emulation can be verified."""
+    """Where no process can use KVM its hooks are inactive, and emulation can be verified."""
     gone = tuple(it.driver_gone() if it.hook.driver else it for it in hooks(frozenset(Question)))
     given = replace(report(), health=health(hooks=gone))
     assert ability(given) is Ability.VERIFIED
@@ -202,7 +202,7 @@ def test_hooks_that_are_attached_are_named() -> None:
 
 def test_no_exec_hook() -> None:
     """What stands in for it is told."""
-    rest = frozenset(Question) - {Question.BECOMES_VMM}
+    rest = frozenset(Question) - {Question.EXECUTES}
     found = check(report(attached=rest), "become VMMs")
     assert (found.outcome, "/proc" in found.finding) == (Outcome.LESS, True)
 

@@ -1,6 +1,7 @@
 """Facts and ledger → evidence: what really is inside KVM_RUN, what the ledger can vouch for."""
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from facts import (
     thread,
 )
 
-from ebpf.hooks import Question
+from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot
 from probes.evidence import KVM_RUN, MSHV_RUN_VP, Evidence, gather, ledger_entry
 from probes.host import Host
@@ -87,10 +88,44 @@ def test_worker_that_a_run_started(worker: VmmThread, *, started_by_run: bool) -
     assert weigh(process(fds=TWO_VCPUS, threads=(worker,))).kvm_run_worker is started_by_run
 
 
-def test_impostor_of_the_ioctl_number() -> None:
-    """ioctl 0xAE80 on a file that is no vCPU (say /dev/null) shows nothing."""
-    found = weigh(process(threads=(in_ioctl(5, KVM_RUN),)))
-    assert (found.kvm_fds, found.kvm_vcpus_in_run) == (False, 0)
+def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
+    """The vCPU's descriptor was closed while a thread is inside: no vCPU held, and no innocence.
+
+    KVM's worker repeats its creator's call for life, so it does not count.
+    """
+    worker = in_ioctl(5, KVM_RUN, comm=WORKER, tid=4713)
+    found = weigh(process(threads=(in_ioctl(5, KVM_RUN), worker)))
+    assert (found.kvm_fds, found.kvm_vcpus_in_run, found.kvm_runs_unheld) == (False, 0, 1)
+    assert weigh(process(threads=(worker,))).kvm_runs_unheld == 0
+    assert weigh(process(fds=TWO_VCPUS, threads=(in_ioctl(9, KVM_RUN),))).kvm_runs_unheld == 0
+
+
+@pytest.mark.parametrize(
+    ("threads", "whole", "seen"),
+    [
+        ((thread("worker"),), True, True),
+        ((thread("worker"),), False, False),
+        ((replace(thread("worker"), running=True),), True, False),
+        ((replace(thread("CPU 0/TCG"), running=True),), True, True),
+        ((replace(thread("CPU 0/KVM"), running=True),), True, False),
+        ((replace(thread(WORKER), running=True),), True, True),
+    ],
+)
+def test_threads_seen_outside_kvm_run(
+    threads: tuple[VmmThread, ...], *, whole: bool, seen: bool
+) -> None:
+    """A thread on a CPU may be inside KVM_RUN; one that emulates by its own word is on one."""
+    assert weigh(process(threads=threads, threads_whole=whole)).threads_seen is seen
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "request_number"),
+    [("kvm_ioctls", "KVM_RUN", KVM_RUN), ("mshv_ioctls", "MSHV_RUN_VP", MSHV_RUN_VP)],
+)
+def test_requests_are_those_of_the_hooks(file: str, name: str, request_number: int) -> None:
+    """What a thread is inside of and what the kernel counts are the same call."""
+    text = resources.files("ebpf").joinpath(f"{file}.bpf.c").read_text()
+    assert f"#define {name} 0x{request_number:X}\n" in text
 
 
 def test_virtual_processors_inside_mshv_run() -> None:
@@ -98,12 +133,12 @@ def test_virtual_processors_inside_mshv_run() -> None:
     fds = AcceleratorFds(
         mshv_devices=frozenset({3}),
         mshv_partitions=frozenset({4}),
-        mshv_vps=frozenset({5, 6}),
+        mshv_vps=frozenset({5, 6, 7}),
         whole=True,
     )
     threads = (in_ioctl(5, MSHV_RUN_VP), in_ioctl(6, KVM_RUN, tid=4713))
     found = weigh(process(fds=fds, threads=threads))
-    assert (found.mshv_fds, found.mshv_vps, found.mshv_vps_in_run) == (True, 2, 1)
+    assert (found.mshv_fds, found.mshv_vps, found.mshv_vps_in_run) == (True, 3, 1)
     assert (found.kvm_fds, found.kvm_vcpus_in_run) == (False, 0)
 
 
@@ -113,8 +148,7 @@ def test_captured_guest_with_two_vcpus(proc: Path) -> None:
     plant(proc, capture)
     host = Host(proc_root=proc)
     host.machine = capture.machine
-    facts = host.inspect(capture.vmm)
-    assert facts is not None
+    facts = host.inspect([capture.vmm]).processes[capture.vmm]
     found = weigh(facts)
     assert (found.kvm_vcpus, found.kvm_vcpus_in_run) == (2, 2)
     assert found.kvm_run_worker
@@ -231,9 +265,64 @@ def test_hooks_that_vouch_for_a_process(
     attached: frozenset[Question], attached_ns: int | None, *, proving: bool, before: bool
 ) -> None:
     """Only hooks that no use of a vCPU passes, and since its start only if attached before it."""
-    found = weigh(tcg_process(), kernel(hooks=hooks(attached), attached_ns=attached_ns))
+    statuses = tuple(replace(it, attached_ns=attached_ns) for it in hooks(attached))
+    found = weigh(tcg_process(), kernel(hooks=statuses))
     assert found.hooks_prove_running is proving
     assert found.hooks_since_start is (proving and before)
+    assert found.entries_since_start is (RUNS in attached and before)
+    assert found.hooks_read_results is (RETURNS in attached)
+
+
+def test_one_inactive_hook_does_not_excuse_the_other() -> None:
+    """KVM is there, as the hook says that could not be attached."""
+    statuses = tuple(
+        replace(it, inactive=it.hook.question is Question.RUNS_VCPU) for it in hooks(frozenset())
+    )
+    assert not weigh(tcg_process(), kernel(hooks=statuses)).hooks_prove_running
+
+
+def test_no_hooks_vouch_for_nothing() -> None:
+    """Of an empty list everything is true."""
+    found = weigh(tcg_process(), kernel(hooks=()))
+    assert not found.hooks_prove_running
+    assert not found.hooks_since_start
+    assert not found.hooks_read_results
+    assert not found.entries_since_start
+
+
+@pytest.mark.parametrize(
+    ("kvm", "mshv", "proving"),
+    [
+        ((True, False), (False, False), True),
+        ((False, True), (False, False), True),
+        ((False, False), (False, False), False),
+        ((True, False), (True, False), True),
+        ((True, False), (False, True), True),
+    ],
+)
+def test_every_hook_of_every_accelerator_has_to_watch(
+    kvm: tuple[bool, bool], mshv: tuple[bool, bool], *, proving: bool
+) -> None:
+    """(attached, inactive) of KVM's hooks and of two of mshv's: one that is neither hides runs."""
+    watched = HookStatus(
+        hook=HOOKS[-1], backend=Backend.KPROBE, attached_ns=ATTACHED_NS, attached_total=1
+    )
+    assert watched.hook.question is Question.RUNS_MSHV_VP
+    statuses = [
+        *(
+            replace(
+                it,
+                backend=it.backend if kvm[0] else Backend.NONE,
+                inactive=kvm[1],
+            )
+            for it in hooks()
+            if it.hook.question in {RUNS, RETURNS}
+        ),
+        watched,
+        replace(watched, backend=Backend.KPROBE if mshv[0] else Backend.NONE, inactive=mshv[1]),
+    ]
+    found = weigh(tcg_process(), kernel(hooks=tuple(statuses)))
+    assert found.hooks_prove_running is (proving and (mshv[0] or mshv[1]))
 
 
 @pytest.mark.parametrize(
@@ -253,26 +342,3 @@ def test_stale_entry_does_not_hide_dropped_events() -> None:
     """An entry of the tgid's former owner is no entry of this process."""
     stale = entry(first_ns=STARTED_NS - 1)
     assert weigh(tcg_process(), kernel(stale, dropped_total=1)).ledger_lost_events
-
-
-@pytest.mark.parametrize(
-    "wrote",
-    [
-        {"exec_ns": STARTED_NS + 1},
-        {"vms_created": 1},
-        {"vcpus_created": 1},
-        {"runs": 1},
-        {"userspace_exits": 1},
-        {"exits": 1},
-        {"mshv_runs": 1},
-    ],
-    ids=lambda wrote: next(iter(wrote)),
-)
-def test_adopted_record_says_nothing_until_a_hook_writes_it(wrote: dict[str, int]) -> None:
-    """A record that hvprobe asked for is as good as none; one that a hook wrote is evidence."""
-    adopted = entry(exec_ns=None)
-    found = weigh(tcg_process(), kernel(adopted, dropped_total=1))
-    assert (found.ledger, found.ledger_lost_events) == (None, True)
-    written = adopted._replace(**wrote)
-    found = weigh(tcg_process(), kernel(written, dropped_total=1))
-    assert (found.ledger, found.ledger_lost_events) == (written, False)

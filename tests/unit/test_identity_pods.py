@@ -20,7 +20,7 @@ SECOND_POD = PodUid("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0")
 FOREIGN_POD = PodUid("11111111-2222-3333-4444-555555555555")
 ALPHA = VmName(namespace="default", name="alpha")
 
-KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.KVM_RUN_RECORDED,))
+KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,))
 KVM_PAUSED = Verdict(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
 TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
 TCG_IDLE = Verdict(type=HypervisorType.TCG, verified=False, reasons=(Reason.TCG_IDLE,))
@@ -161,7 +161,7 @@ def test_any_legal_name(name: str) -> None:
 MONITOR = replace(QEMU, vmm=YOUNGER, pod=replace(COMPUTE, conmon=True))
 PROBE = replace(QEMU, vmm=YOUNGER, capability_probe=True, guest_name=None, verdict=replace(NOTHING))
 NESTED = replace(QEMU, vmm=YOUNGER, pod=replace(COMPUTE, nested=True))
-NOBODY = replace(ANONYMOUS, verdict=NOTHING)
+IDLE_SIDECAR = replace(ANONYMOUS, verdict=NOTHING)
 SLEEPER = replace(QEMU, vmm=YOUNGER, verdict=NOTHING)
 """A program named qemu-kvm that bears the domain's name and does nothing."""
 EMULATOR = replace(QEMU, vmm=YOUNGER, verdict=TCG)
@@ -174,7 +174,7 @@ EMULATOR = replace(QEMU, vmm=YOUNGER, verdict=TCG)
         (KVM, MONITOR),
         (KVM, PROBE),
         (KVM, NESTED),
-        (KVM, NOBODY),
+        (KVM, IDLE_SIDECAR),
         (KVM, SLEEPER),
         (KVM, EMULATOR),
         (KVM, ANONYMOUS),
@@ -201,25 +201,61 @@ def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: Candida
         assert named(order, VMI) == {"default/alpha": VMM}
 
 
-@pytest.mark.parametrize("other", [SLEEPER, NOBODY, PROBE, MONITOR])
+@pytest.mark.parametrize("other", [IDLE_SIDECAR, PROBE, MONITOR])
 def test_a_guest_under_another_name(other: Candidate) -> None:
-    """What the kernel saw run a guest in the pod is the VM, even if nothing else says so."""
+    """What the kernel saw run a guest in the pod is the VM, where no process bears its name."""
     anonymous = replace(ANONYMOUS, vmm=VMM)
     for order in ([anonymous, other], [other, anonymous]):
         assert named(order, VMI) == {"default/alpha": VMM}
 
 
+@pytest.mark.parametrize("verdict", [TCG_IDLE, NOTHING, TCG, KVM_PAUSED])
+@pytest.mark.parametrize("sidecar", [KVM, KVM_PAUSED, TCG])
+def test_the_bearer_of_the_name_is_the_vm(verdict: Verdict, sidecar: Verdict) -> None:
+    """Beside a guest under another name, however little is known of the one that bears it."""
+    bearer = replace(QEMU, verdict=verdict)
+    renamed = replace(bearer, named_like_qemu=False, program="ld.so")
+    other = replace(ANONYMOUS, verdict=sidecar)
+    for real in (bearer, renamed):
+        for order in ([real, other], [other, real]):
+            assert named(order, VMI) == {"default/alpha": VMM}
+
+
 def test_a_guest_that_cannot_be_told() -> None:
-    """A guest runs in the pod under another name, while the domain's QEMU has not run yet.
+    """A QEMU hides its command line, so it may bear the name: no other process is the VM.
 
-    Neither is called the VM.
+    Alone in its pod it can only be the guest.
     """
-    waiting = replace(QEMU, verdict=TCG_IDLE)
-    for order in ([waiting, ANONYMOUS], [ANONYMOUS, waiting]):
+    hidden = replace(QEMU, guest_name=None, verdict=NOTHING, command_line_unread=True)
+    for order in ([hidden, ANONYMOUS], [ANONYMOUS, hidden]):
         assert named(order, VMI) == {"default/alpha": Reason.SEVERAL_PROCESSES}
+    assert named([hidden], VMI) == {"default/alpha": VMM}
 
 
-@pytest.mark.parametrize("candidate", [MONITOR, PROBE, NOBODY])
+@pytest.mark.parametrize("verdict", [NOTHING, TCG_IDLE, TCG, KVM_PAUSED, KVM])
+@pytest.mark.parametrize("sidecar", [KVM, KVM_PAUSED, TCG])
+def test_a_qemu_of_no_name_goes_before_sidecars(verdict: Verdict, sidecar: Verdict) -> None:
+    """A process can empty its command line; what the kernel knows of others is none of its."""
+    nameless = replace(QEMU, guest_name=None, verdict=verdict)
+    other = replace(ANONYMOUS, verdict=sidecar)
+    for order in ([nameless, other], [other, nameless]):
+        assert named(order, VMI) == {"default/alpha": VMM}
+    assert named([other], VMI) == {"default/alpha": YOUNGER}
+
+
+@pytest.mark.parametrize("verdict", [KVM, KVM_PAUSED, TCG, NOTHING])
+def test_a_forked_child_is_not_the_vm(verdict: Verdict) -> None:
+    """It is younger and a copy in all that /proc shows, unless it alone runs the guest."""
+    parent = replace(QEMU, vmm=OLDER, verdict=verdict)
+    child = replace(QEMU, vmm=YOUNGER, parent_tgid=OLDER.tgid, verdict=verdict)
+    for order in ([parent, child], [child, parent]):
+        assert named(order, VMI) == {"default/alpha": OLDER}
+    runs = replace(child, verdict=KVM)
+    for waiting in (KVM_PAUSED, NOTHING):
+        assert named([replace(parent, verdict=waiting), runs], VMI) == {"default/alpha": YOUNGER}
+
+
+@pytest.mark.parametrize("candidate", [MONITOR, PROBE, IDLE_SIDECAR])
 def test_what_is_never_a_guest(candidate: Candidate) -> None:
     """A pod with nothing but these has no guest process."""
     assert named([candidate], VMI) == {"default/alpha": Reason.NO_PROCESS}

@@ -57,7 +57,7 @@ def test_health() -> None:
         "hook": "kvm_userspace_exit",
         "backend": "tracepoint",
         "reason": None,
-        "attached_total": 0,
+        "attached_total": 1,
     }
     assert section("health", "counters") == {"exits": "blind", "userspace_exits": "proven"}
     assert section("health", "ledger") == {
@@ -67,6 +67,7 @@ def test_health() -> None:
         "error": None,
     }
     assert section("health", "bcc_version") == "0.26.0"
+    assert section("health", "processes_pending") == 0
     assert section("health", "errors_total") == {"ebpf": 1, "proc": 0}
     assert section("health", "vmi_watch") is None
 
@@ -103,7 +104,7 @@ def test_vmis() -> None:
         "name": "alpha",
         "hypervisor_type": "kvm",
         "verified": True,
-        "reasons": ["VM exits recorded", "KVM_RUN recorded"],
+        "reasons": ["VM exits recorded", "KVM_RUN returns recorded"],
         "fallback": False,
         "tgid": 4711,
         "vcpu_userspace_exits_total": 2,
@@ -138,7 +139,7 @@ def test_processes() -> None:
         "state": "attributed",
         "hypervisor_type": "kvm",
         "verified": True,
-        "reasons": ["VM exits recorded", "KVM_RUN recorded"],
+        "reasons": ["VM exits recorded", "KVM_RUN returns recorded"],
         "vcpus": 2,
         "kvm_runs_total": 3,
         "vcpu_userspace_exits_total": 2,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
@@ -14,7 +14,7 @@ from probes.http.routes import Method, Request
 from probes.node import Accelerator, NodeVirtualization
 from probes.observer import Observer
 from probes.site import Site
-from probes.vmm import VmmId, VmmProcess
+from probes.vmm import Inspections, Scan, VmmId, VmmProcess
 
 VMS = 1000
 FIRST_TGID = 4_000_000
@@ -29,38 +29,42 @@ class Churning:
         self.kernel = "6.12.0-test"
         self.bcc_version = "0.26.0"
         self.running: dict[int, VmmProcess] = {}
-        self.departed = 0
+        self.born: set[int] = set()
 
     def run(self, processes: Iterable[VmmProcess]) -> None:
         """These run now and no others."""
-        self.departed += len(self.running)
         self.running = {process.vmm.tgid: process for process in processes}
+        self.born |= self.running.keys()
 
     def read(self) -> KernelSnapshot:
         entries = (
             entry(
                 tgid,
                 first_ns=self.start_monotonic_ns(process.vmm) + 1,
-                exec_ns=self.start_monotonic_ns(process.vmm) + 1,
-                runs=7 if process.fds.kvm else 0,
-                userspace_exits=7 if process.fds.kvm else 0,
-                exits=9 if process.fds.kvm else 0,
+                runs=7,
+                userspace_exits=7,
+                exits=9,
             )
             for tgid, process in self.running.items()
+            if process.fds.kvm
         )
-        return kernel(*entries, departed_total=self.departed)
+        return kernel(*entries)
 
-    def adopt(self, tgid: int) -> bool:
-        raise AssertionError("the kernel's own hook has a record of each")
+    def new_lives(self) -> frozenset[int]:
+        born, self.born = frozenset(self.born), set()
+        return born
 
-    def forget(self, tgid: int) -> None:
+    def forget(self, tgid: int, first_ns: int) -> None:
         raise AssertionError("the kernel's own hook forgets")
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
         return vmm.start_ticks * 10_000_000
 
-    def sweep(self, *, every_fd: bool) -> set[int]:
-        return set(self.running)
+    def tgids(self) -> frozenset[int]:
+        return frozenset(self.running)
+
+    def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
+        return Scan(found={tgid: self.running[tgid].vmm for tgid in tgids})
 
     def identify(self, tgid: int) -> VmmId | None:
         if tgid == os.getpid():
@@ -68,8 +72,8 @@ class Churning:
         process = self.running.get(tgid)
         return process.vmm if process else None
 
-    def inspect(self, vmm: VmmId) -> VmmProcess | None:
-        return self.running.get(vmm.tgid)
+    def inspect(self, vmms: Collection[VmmId]) -> Inspections:
+        return Inspections(processes={vmm: self.running[vmm.tgid] for vmm in vmms})
 
     def try_kvm(self) -> Accelerator:
         return KVM_AVAILABLE
@@ -125,4 +129,4 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(set(infos)) == len(infos) == VMS
     node.run(())
     assert series(site) == before
-    assert observer._roster._known == {}
+    assert observer._tracker._memory.known == observer._tracker._memory.others == {}

@@ -10,44 +10,64 @@ from hypothesis import strategies as st
 from ebpf.ledger import LedgerEntry
 from probes.evidence import Evidence
 from probes.verdict import Reason, Verdict, judge
-from probes.vmm import HypervisorType
+from probes.vmm import HypervisorType, Unread
 
 KVM, TCG, MSHV = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.MSHV
 UNKNOWN = HypervisorType.UNKNOWN
 R = Reason
 
-ENTERED = {"ledger": entry(runs=1), "hooks_see_returns": False}
-"""It entered KVM_RUN, on a kernel where that is all there is to see."""
+RAN = {"ledger": entry(userspace_exits=1)}
+"""A guest of it ran: a KVM_RUN came back without an error."""
+REFUSED = {"ledger": entry(runs=4, userspace_exits=4, completed_runs=0)}
+"""Each KVM_RUN of it came back with an error."""
+UNREADABLE = {**REFUSED, "hooks_read_results": False}
+"""KVM_RUN came back, on a kernel where the result cannot be read."""
 RUNNING = {"kvm_fds": True, "kvm_vcpus": 2, "claimed": frozenset({KVM})}
 """A QEMU with KVM vCPUs; nothing shows yet that they ran."""
 EMULATING = {"tcg_threads": 2, "tcg_cpu_ticks": 7, "claimed": frozenset({TCG})}
 """A QEMU whose TCG threads compute, its descriptor table whole and free of accelerators."""
 LATE = {"hooks_since_start": False}
-HONEST = {**RUNNING, **ENTERED}
+HONEST = {**RUNNING, **RAN}
 LYING = {**HONEST, "claimed": frozenset({TCG}), "tcg_threads": 1}
 NO_HOOKS = {"hooks_prove_running": False, "hooks_since_start": False}
 
 RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ...]]] = {
     # 1. kvm, verified: the kernel recorded it, or shows it now
-    "1: KVM_RUN recorded": (
-        {**RUNNING, **ENTERED},
-        KVM, True, (R.KVM_RUN_RECORDED,),
-    ),
-    "1: KVM_RUN entered, and a return would have been seen": (
-        {**RUNNING, "ledger": entry(runs=1)},
-        KVM, False, (R.HOLDS_VCPUS,),
-    ),
-    "1: KVM_RUN entered without holding a vCPU, and never returned": (
-        {**EMULATING, "ledger": entry(runs=1)},
-        UNKNOWN, False, (R.KVM_RUN_REFUSED,),
-    ),
-    "1: KVM_RUN entered and returned": (
-        {**RUNNING, "ledger": entry(runs=2, userspace_exits=1), "hooks_see_returns": True},
-        KVM, True, (R.USERSPACE_EXITS_RECORDED, R.KVM_RUN_RECORDED),
-    ),
-    "1: a userspace exit recorded": (
-        {**RUNNING, "ledger": entry(userspace_exits=1)},
+    "1: KVM_RUN completed": (
+        {**RUNNING, **RAN},
         KVM, True, (R.USERSPACE_EXITS_RECORDED,),
+    ),
+    "1: KVM_RUN refused": (
+        {**RUNNING, **REFUSED},
+        KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
+    ),
+    "1: KVM_RUN entered and not yet back": (
+        {**RUNNING, "ledger": entry(runs=1)},
+        KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
+    ),
+    "1: KVM_RUN entered, its result cannot be read": (
+        {**RUNNING, **UNREADABLE},
+        KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_RESULT_UNREAD),
+    ),
+    "1: KVM_RUN entered without a vCPU, its result cannot be read": (
+        UNREADABLE,
+        KVM, False, (R.KVM_RUN_RESULT_UNREAD,),
+    ),
+    "1: KVM_RUN refused beside threads that emulate": (
+        {**RUNNING, **EMULATING, **REFUSED},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "1: vCPUs held beside threads that emulate": (
+        {**RUNNING, **EMULATING},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "1: vCPUs held beside a thread that emulated for one tick": (
+        {**RUNNING, **EMULATING, "tcg_cpu_ticks": 1},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "1: KVM_RUN refused without holding a vCPU": (
+        {**EMULATING, "tcg_cpu_ticks": 0, **REFUSED},
+        UNKNOWN, False, (R.KVM_RUN_REFUSED,),
     ),
     "1: a VM exit recorded": (
         {**RUNNING, "ledger": entry(exits=1)},
@@ -55,7 +75,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     ),
     "1: all recorded, the strongest first": (
         {**RUNNING, "ledger": entry(runs=3, userspace_exits=2, exits=9)},
-        KVM, True, (R.VM_EXITS_RECORDED, R.USERSPACE_EXITS_RECORDED, R.KVM_RUN_RECORDED),
+        KVM, True, (R.VM_EXITS_RECORDED, R.USERSPACE_EXITS_RECORDED),
     ),
     "1: a vCPU inside KVM_RUN now": (
         {**RUNNING, **NO_HOOKS, "kvm_vcpus_in_run": 1},
@@ -65,9 +85,37 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         {**RUNNING, **NO_HOOKS, "kvm_run_worker": True},
         KVM, True, (R.KVM_RUN_WORKER,),
     ),
+    "1: KVM's worker beside threads that emulate": (
+        {**RUNNING, **EMULATING, "kvm_run_worker": True},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "1: KVM's worker, started by a run that was refused": (
+        {**RUNNING, **REFUSED, "kvm_run_worker": True},
+        KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
+    ),
+    "1: KVM's worker, and since the hooks every run was refused": (
+        {**RUNNING, **REFUSED, **LATE, "kvm_run_worker": True},
+        KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
+    ),
+    "1: KVM's worker, and since the hooks one run that has not returned": (
+        {**RUNNING, **LATE, "ledger": entry(runs=1), "kvm_run_worker": True},
+        KVM, True, (R.KVM_RUN_WORKER,),
+    ),
+    "1: KVM's worker, started before the hooks": (
+        {**RUNNING, **LATE, "kvm_run_worker": True},
+        KVM, True, (R.KVM_RUN_WORKER,),
+    ),
     "1: KVM's own statistics": (
         {**RUNNING, **NO_HOOKS, "stats_exits": 12},
         KVM, True, (R.VCPU_STATISTICS,),
+    ),
+    "1: KVM's own statistics beside threads that emulate": (
+        {**RUNNING, **EMULATING, "stats_exits": 12},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "1: guest time, of a holder of vCPUs, beside threads that emulate": (
+        {**RUNNING, **EMULATING, "guest_ticks": 5},
+        UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
     ),
     "2: KVM's own statistics count nothing yet": (
         {**RUNNING, **NO_HOOKS, "stats_exits": 0},
@@ -78,12 +126,12 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         KVM, True, (R.GUEST_TIME,),
     ),
     "1: recorded, its descriptors cannot be read": (
-        {**ENTERED, "fds_whole": False},
-        KVM, True, (R.KVM_RUN_RECORDED,),
+        {**RAN, "fds_whole": False},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED,),
     ),
     "1: recorded of a program that is no QEMU": (
-        {**ENTERED, "named_like_qemu": False},
-        KVM, True, (R.KVM_RUN_RECORDED,),
+        {**RAN, "named_like_qemu": False},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED,),
     ),
     # 2. kvm, not verified: vCPUs held, never seen to run
     "2: paused or migration target": (
@@ -93,10 +141,6 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     "2: vCPUs held, no hooks": ({**RUNNING, **NO_HOOKS}, KVM, False, (R.HOLDS_VCPUS,)),
     "2: a vCPU among descriptors not read whole": (
         {**RUNNING, "fds_whole": False},
-        KVM, False, (R.HOLDS_VCPUS,),
-    ),
-    "2: vCPUs held, threads compute": (
-        {**RUNNING, "tcg_cpu_ticks": 7},
         KVM, False, (R.HOLDS_VCPUS,),
     ),
     # 3. tcg
@@ -112,6 +156,18 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     "3: older than the hooks, descriptors stand in": (
         {**EMULATING, **LATE},
         TCG, True, (R.TCG_COMPUTES, R.HOOKS_LATE),
+    ),
+    "3: a thread was not seen outside KVM_RUN, and its return alone would show": (
+        {**EMULATING, "threads_seen": False, "entries_since_start": False},
+        TCG, False, (R.TCG_COMPUTES, R.THREADS_UNSEEN),
+    ),
+    "3: a thread was not seen outside KVM_RUN, but every entry would be recorded": (
+        {**EMULATING, "threads_seen": False},
+        TCG, True, (R.TCG_COMPUTES,),
+    ),
+    "3: a thread is inside KVM_RUN on a descriptor that was closed": (
+        {**EMULATING, "kvm_runs_unheld": 1},
+        UNKNOWN, False, (R.KVM_RUN_UNHELD,),
     ),
     "3: no hooks that would see KVM_RUN": (
         {**EMULATING, **NO_HOOKS},
@@ -137,6 +193,18 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     "3: descriptors cannot be read": (
         {**EMULATING, "fds_whole": False},
         UNKNOWN, False, (R.FDS_UNREADABLE,),
+    ),
+    "3: a read blocks": (
+        {**EMULATING, "fds_whole": False, "unread": Unread.BLOCKED},
+        UNKNOWN, False, (R.READ_BLOCKED,),
+    ),
+    "3: too much to read": (
+        {**EMULATING, "fds_whole": False, "unread": Unread.TOO_MANY},
+        UNKNOWN, False, (R.TOO_MUCH_TO_READ,),
+    ),
+    "3: no time to read": (
+        {**EMULATING, "fds_whole": False, "unread": Unread.NO_TIME},
+        UNKNOWN, False, (R.NOT_READ_YET,),
     ),
     "3: computes, but holds /dev/kvm": (
         {**EMULATING, "kvm_fds": True},
@@ -220,20 +288,20 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         TCG, True, (R.TCG_COMPUTES, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: asked for tcg, runs kvm": (
-        {**RUNNING, **ENTERED, "asked_for": ("tcg",)},
-        KVM, True, (R.KVM_RUN_RECORDED, R.CONTRADICTS_COMMAND_LINE),
+        {**RUNNING, **RAN, "asked_for": ("tcg",)},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: asked for tcg, holds kvm vCPUs": (
         {**RUNNING, "asked_for": ("tcg",)},
         KVM, False, (R.HOLDS_VCPUS, R.CONTRADICTS_COMMAND_LINE),
     ),
     "6: says it is a probe, runs kvm": (
-        {**RUNNING, **ENTERED, "capability_probe": True},
-        KVM, True, (R.KVM_RUN_RECORDED,),
+        {**RUNNING, **RAN, "capability_probe": True},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED,),
     ),
     "6: asked for what it runs": (
-        {**RUNNING, **ENTERED, "asked_for": ("kvm",)},
-        KVM, True, (R.KVM_RUN_RECORDED,),
+        {**RUNNING, **RAN, "asked_for": ("kvm",)},
+        KVM, True, (R.USERSPACE_EXITS_RECORDED,),
     ),
 }  # fmt: skip
 
@@ -267,11 +335,10 @@ def test_thread_names_that_contradict_the_kernel_are_reported() -> None:
     assert set(contradicted.reasons) > set(told.reasons)
 
 
-@pytest.mark.parametrize("known", [RUNNING, {**RUNNING, **ENTERED}])
-def test_threads_that_call_themselves_tcg_and_compute(known: dict[str, object]) -> None:
-    """Whoever holds KVM vCPUs is not emulated, whatever its threads are called and consume."""
-    plain, saying = judge(evidence(**known)), judge(evidence(**{**known, **EMULATING}))
-    assert (saying.type, saying.verified) == (plain.type, plain.verified)
+def test_threads_that_call_themselves_tcg_and_compute_beside_a_guest() -> None:
+    """A process whose guest ran is accelerated, whatever its threads are called and consume."""
+    saying = judge(evidence(**{**HONEST, **EMULATING}))
+    assert (saying.type, saying.verified) == (KVM, True)
 
 
 COUNTS = st.integers(min_value=0, max_value=3)
@@ -280,12 +347,12 @@ LEDGERS = st.none() | st.builds(
     LedgerEntry,
     tgid=st.just(VMM.tgid),
     first_ns=st.just(1),
-    exec_ns=st.none() | st.just(1),
     leader_exit_ns=st.none(),
     vms_created=COUNTS,
     vcpus_created=COUNTS,
     runs=COUNTS,
     userspace_exits=COUNTS,
+    completed_runs=COUNTS,
     exits=COUNTS,
 )
 ANY_EVIDENCE = st.builds(
@@ -295,10 +362,13 @@ ANY_EVIDENCE = st.builds(
     capability_probe=FLAGS,
     asked_for=st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(tuple),
     claimed=st.frozensets(st.sampled_from([KVM, TCG, MSHV])),
+    unread=st.none() | st.sampled_from(Unread),
     fds_whole=FLAGS,
+    threads_seen=FLAGS,
     kvm_fds=FLAGS,
     kvm_vcpus=COUNTS,
     kvm_vcpus_in_run=COUNTS,
+    kvm_runs_unheld=COUNTS,
     kvm_run_worker=FLAGS,
     mshv_fds=FLAGS,
     mshv_vps=COUNTS,
@@ -308,7 +378,9 @@ ANY_EVIDENCE = st.builds(
     tcg_cpu_ticks=COUNTS,
     ledger=LEDGERS,
     hooks_prove_running=FLAGS,
+    hooks_read_results=FLAGS,
     hooks_since_start=FLAGS,
+    entries_since_start=FLAGS,
     ledger_lost_events=FLAGS,
 ).map(
     # As gather() makes it: a vCPU is a descriptor, and only what is held can be in use.
@@ -329,13 +401,13 @@ ANY_EVIDENCE = st.builds(
 def test_any_evidence_is_judged(any_evidence: Evidence) -> None:
     """There is a verdict for all evidence, with a reason and without repeating one.
 
-    Unknown is never verified, and what is verified is settled, nothing else.
+    Unknown is never verified, and what is verified is final, nothing else.
     """
     verdict = judge(any_evidence)
     assert verdict.reasons
     assert len(set(verdict.reasons)) == len(verdict.reasons)
     assert not (verdict.type is UNKNOWN and verdict.verified)
-    assert verdict.settled is verdict.verified
+    assert verdict.final is verdict.verified
 
 
 @given(ANY_EVIDENCE)
@@ -343,13 +415,17 @@ def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
     """kvm is verified if and only if the kernel recorded a run, or shows one that it made."""
     verdict = judge(any_evidence)
     ledger = any_evidence.ledger
+    refused = ledger is not None and (any_evidence.hooks_since_start or ledger.userspace_exits > 0)
+    worker_proves = not (refused and any_evidence.hooks_read_results)
+    left_behind = any_evidence.kvm_vcpus > 0 and (
+        bool(any_evidence.stats_exits)
+        or any_evidence.guest_ticks > 0
+        or (any_evidence.kvm_run_worker and worker_proves)
+    )
     proven = (
-        (ledger is not None and (ledger.userspace_exits > 0 or ledger.exits > 0))
-        or (ledger is not None and ledger.runs > 0 and not any_evidence.hooks_see_returns)
-        or (any_evidence.kvm_vcpus > 0 and bool(any_evidence.stats_exits))
+        (ledger is not None and (ledger.completed_runs > 0 or ledger.exits > 0))
         or any_evidence.kvm_vcpus_in_run > 0
-        or any_evidence.kvm_run_worker
-        or (any_evidence.kvm_vcpus > 0 and any_evidence.guest_ticks > 0)
+        or (left_behind and not any_evidence.tcg_threads)
     )
     assert (verdict.type is KVM and verdict.verified) == proven
 
@@ -358,7 +434,7 @@ def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
 def test_verified_tcg_has_no_trace_of_an_accelerator(any_evidence: Evidence) -> None:
     """tcg is verified only of threads that computed, with a whole table free of accelerators.
 
-    Hooks that would have seen KVM_RUN did not, and nobody claims otherwise.
+    Hooks that would have seen KVM_RUN did not, and no thread claims otherwise.
     """
     verdict = judge(any_evidence)
     if verdict.type is not TCG:
@@ -370,6 +446,8 @@ def test_verified_tcg_has_no_trace_of_an_accelerator(any_evidence: Evidence) -> 
     assert not any_evidence.claimed & {KVM, MSHV}
     if verdict.verified:
         assert any_evidence.tcg_cpu_ticks > 0
+        assert not any_evidence.kvm_runs_unheld
+        assert any_evidence.threads_seen or any_evidence.entries_since_start
         assert any_evidence.hooks_prove_running
         assert not any_evidence.ledger_lost_events
 

@@ -76,6 +76,13 @@ def test_a_vmi_just_created() -> None:
     assert found.architecture is None
 
 
+def test_phases_and_modes_are_kubevirts_words() -> None:
+    """VirtualMachineInstancePhase and MigrationMode of its API (types.go)."""
+    words = "Pending Scheduling Scheduled Running Succeeded Failed WaitingForSync Unknown"
+    assert [it.value for it in VmiPhase] == ["", *words.split()]
+    assert [it.value for it in MigrationMode] == ["PreCopy", "PostCopy", "Paused"]
+
+
 @pytest.mark.parametrize("phase", list(VmiPhase))
 def test_phases(phase: VmiPhase) -> None:
     """Each of KubeVirt's phases is told apart."""

@@ -1,0 +1,557 @@
+"""Which processes are read again, and which records are removed: every reading is counted."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from doubles import (
+    BETA,
+    BETA_NS,
+    KVM,
+    PLAYED_TGID,
+    TCG,
+    UNKNOWN,
+    Told,
+    World,
+    kvm_world,
+    tcg_world,
+    type_of,
+)
+from facts import (
+    KVM_FDS,
+    STARTED_NS,
+    VMM,
+    entry,
+    hooks,
+    in_ioctl,
+    kernel,
+    kvm_process,
+    process,
+    tcg_process,
+)
+
+from ebpf.errors import LedgerReadError
+from ebpf.hooks import Question
+from probes import observer as observer_module
+from probes.evidence import KVM_RUN
+from probes.tracker import FREED_WITHIN_NS, IN_TURN
+from probes.verdict import Reason
+from probes.vmi import IndexState, Vmi, VmiIndex, VmiPhase
+from probes.vmm import QemuCommandLine, Unread, VmmId, VmmProcess
+
+MARKED_NS = 89_000_000_000
+SHELL = replace(process(), named_like_qemu=False, program="sh", comm="sh")
+ASLEEP = (in_ioctl(9, KVM_RUN),)
+"""The one thread of VMM that sleeps in a KVM_RUN which began before the hooks."""
+
+
+def asleep(vmm: VmmId = VMM) -> VmmProcess:
+    """A QEMU that sleeps in one KVM_RUN for hours."""
+    return replace(kvm_process(vmm), threads=ASLEEP)
+
+
+def rounds(world: World) -> None:
+    """As many refreshes as it takes for each process to be looked at in turn."""
+    for _ in range(IN_TURN):
+        world.look()
+
+
+# what is final is left alone
+
+
+def test_a_thousand_final_processes_are_not_read_again() -> None:
+    """KVM and TCG alike: later refreshes look at one in sixteen and read none."""
+    ids = [VmmId(tgid=PLAYED_TGID + number, start_ticks=7000 + number) for number in range(1000)]
+    make: tuple[Callable[..., VmmProcess], ...] = (kvm_process, tcg_process)
+    world = World(
+        processes=tuple(make[vmm.tgid % 2](vmm, guest_name=f"lab_vm-{vmm.tgid}") for vmm in ids)
+    )
+    for runs in range(1, 4):
+        world.books.says = kernel(
+            *(
+                entry(vmm.tgid, first_ns=vmm.start_ticks * 10_000_000 + 5, userspace_exits=runs)
+                for vmm in ids
+                if vmm.tgid % 2 == 0
+            )
+        )
+        report = world.look()
+        assert {vmi.userspace_exits for vmi in report.vmis} == {runs, None}
+        assert len(report.vmis) == 1000
+        assert all(vmi.verdict.verified for vmi in report.vmis)
+        assert world.node.inspections.total() == 1000
+        assert world.node.scans.total() <= 1000 + (runs - 1) * (1000 // IN_TURN + 1)
+
+
+def test_what_is_no_vmm_is_looked_at_in_turn_only() -> None:
+    """A shell costs one look, and then one in sixteen refreshes."""
+    world = World(processes=(SHELL,))
+    world.look()
+    assert world.node.scans[VMM.tgid] == 1
+    rounds(world)
+    assert world.node.scans[VMM.tgid] in {2, 3}
+    assert world.node.inspections.total() == 0
+
+
+def test_unverified_process_is_read_until_it_is_verified() -> None:
+    """A paused VM is read in each refresh, and left alone once it was seen to run."""
+    world = World(processes=(kvm_process(),))
+    for refreshes in (1, 2, 3):
+        assert type_of(world.one()) == (KVM, False)
+        assert world.node.inspections[VMM.tgid] == refreshes
+    world.node.processes[VMM.tgid] = asleep()
+    for _ in range(3):
+        assert type_of(world.one()) == (KVM, True)
+    assert world.node.inspections[VMM.tgid] == 4
+
+
+# marks
+
+
+@pytest.mark.parametrize("world", [kvm_world(), tcg_world()], ids=["kvm", "tcg"])
+def test_a_mark_ends_a_final_verdict(world: World) -> None:
+    """The process executed another program: it is judged by what it is now."""
+    assert world.one().verdict.verified
+    world.books.says = kernel()
+    world.books.lives = {VMM.tgid}
+    world.node.processes[VMM.tgid] = process()
+    assert type_of(world.one()) == (UNKNOWN, False)
+
+
+def test_a_mark_makes_a_vmm_of_what_was_none() -> None:
+    """A shell that executes QEMU, or forks it under a number used before."""
+    world = World(processes=(SHELL,))
+    world.look()
+    world.node.processes[VMM.tgid] = tcg_process()
+    world.books.lives = {VMM.tgid}
+    assert type_of(world.one()) == (TCG, True)
+
+
+def test_a_mark_ends_a_vmm_that_executes_something_else() -> None:
+    """It leaves the report at the next refresh."""
+    world = tcg_world()
+    world.look()
+    world.node.processes[VMM.tgid] = SHELL
+    world.books.lives = {VMM.tgid}
+    assert world.look().processes == ()
+
+
+def test_a_lost_mark_is_made_up_for_in_turn() -> None:
+    """A VMM that executed something else unnoticed is noticed after sixteen refreshes at most."""
+    world = tcg_world()
+    world.look()
+    world.node.processes[VMM.tgid] = SHELL
+    rounds(world)
+    assert world.look().processes == ()
+
+
+def test_a_new_process_needs_no_mark() -> None:
+    """Whatever number appears in /proc is looked at, marked or not."""
+    world = World(processes=())
+    world.look()
+    world.node.processes[VMM.tgid] = tcg_process()
+    assert type_of(world.one()) == (TCG, True)
+
+
+def test_a_number_that_was_gone_is_new() -> None:
+    """What had it before, and was none, says nothing of the next one."""
+    world = World(processes=(SHELL,))
+    world.look()
+    del world.node.processes[VMM.tgid]
+    world.look()
+    world.node.processes[VMM.tgid] = tcg_process()
+    assert type_of(world.one()) == (TCG, True)
+
+
+def test_a_thread_of_the_same_number_range_is_ignored() -> None:
+    """Marks of threads, and of processes that have ended, concern no process."""
+    world = tcg_world()
+    world.look()
+    world.books.lives = {VMM.tgid + 1, 99}
+    world.look()
+    assert world.node.scans.keys() <= {VMM.tgid}
+    assert world.node.inspections.total() == 1
+
+
+def test_a_number_that_passes_at_once() -> None:
+    """The follower is judged by itself, and the record of the former owner is removed."""
+    world = kvm_world()
+    assert type_of(world.one()) == (KVM, True)
+    follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
+    world.node.processes[VMM.tgid] = tcg_process(follower)
+    world.books.lives = {VMM.tgid}
+    found = world.one()
+    assert (found.vmm, type_of(found), found.userspace_exits) == (follower, (TCG, True), None)
+    assert world.books.forgotten == [(VMM.tgid, entry().first_ns)]
+
+
+def test_a_former_owners_record_never_counts_for_the_follower() -> None:
+    """An accelerated follower whose fork was not marked: no count, and none of the former one."""
+    world = kvm_world()
+    world.look()
+    follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
+    world.node.processes[VMM.tgid] = asleep(follower)
+    rounds(world)
+    found = world.one()
+    assert (found.vmm, type_of(found)) == (follower, (KVM, True))
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+    assert (VMM.tgid, entry().first_ns) in world.books.forgotten
+
+
+# where lives are not followed
+
+
+def test_without_marks_each_refresh_looks_at_all() -> None:
+    """A hook is missing, or may lose events: /proc is read, and final verdicts stand."""
+    world = World(entry(userspace_exits=5), processes=(kvm_process(), tcg_process(BETA)))
+    for refreshes in (1, 2, 3):
+        world.books.lives = None
+        found = {it.vmm: type_of(it) for it in world.look().processes}
+        assert found == {VMM: (KVM, True), BETA: (TCG, True)}
+        assert world.node.scans == {VMM.tgid: refreshes, BETA.tgid: refreshes}
+    world.node.processes[BETA.tgid] = replace(SHELL, vmm=BETA)
+    world.books.lives = None
+    assert [it.vmm for it in world.look().processes] == [VMM]
+
+
+def test_without_marks_another_program_is_judged_by_itself() -> None:
+    """The executable tells what no mark does."""
+    world = tcg_world()
+    world.books.lives = None
+    assert type_of(world.one()) == (TCG, True)
+    world.books.lives = None
+    world.node.processes[VMM.tgid] = replace(process(), program="qemu-kvm")
+    assert type_of(world.one()) == (UNKNOWN, False)
+
+
+# the ledger
+
+
+def test_the_kernel_overrules_a_final_tcg() -> None:
+    """A guest that ran is recorded of a process that emulated: it is judged again."""
+    world = tcg_world()
+    assert type_of(world.one()) == (TCG, True)
+    world.books.says = kernel(entry(userspace_exits=1))
+    found = world.one()
+    assert (type_of(found), found.userspace_exits) == ((KVM, True), 1)
+
+
+def test_a_refused_run_takes_the_proof_from_a_tcg() -> None:
+    """Entered and refused: it is not emulated for certain, and not accelerated at all."""
+    world = tcg_world()
+    world.look()
+    world.books.says = kernel(entry(userspace_exits=9, completed_runs=0))
+    found = world.one()
+    assert type_of(found) == (UNKNOWN, False)
+    assert Reason.KVM_RUN_REFUSED in found.verdict.reasons
+
+
+def test_a_record_that_begins_late_is_taken_over() -> None:
+    """Asleep since before the hooks, then an event: it is read once more and its counter shown."""
+    world = World(processes=(asleep(),))
+    assert type_of(world.one()) == (KVM, True)
+    world.books.says = kernel(entry(userspace_exits=3))
+    for _ in range(3):
+        found = world.one()
+        assert (type_of(found), found.userspace_exits) == ((KVM, True), 3)
+    assert world.node.inspections[VMM.tgid] == 2
+    assert world.books.forgotten == []
+
+
+def test_added_vcpus_are_read_once() -> None:
+    """A vCPU was plugged in: its number is read, the verdict stands."""
+    world = World(entry(runs=5, vcpus_created=1), processes=(asleep(),))
+    first = world.one()
+    world.books.says = kernel(entry(runs=5, vcpus_created=2))
+    two = replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))
+    world.node.processes[VMM.tgid] = replace(asleep(), fds=two)
+    for _ in range(3):
+        found = world.one()
+        assert (found.vcpus, found.verdict) == (2, first.verdict)
+        assert found.started_unix_s == first.started_unix_s
+    assert world.node.inspections[VMM.tgid] == 2
+
+
+def test_a_marked_record_is_read_in_each_refresh() -> None:
+    """The main thread has ended and vCPU threads may live on: /proc says when they are gone."""
+    world = kvm_world()
+    world.look()
+    world.books.says = kernel(entry(runs=6, userspace_exits=6, leader_exit_ns=MARKED_NS))
+    for refreshes in (2, 3):
+        assert type_of(world.one()) == (KVM, True)
+        assert world.node.inspections[VMM.tgid] == refreshes
+    del world.node.processes[VMM.tgid]
+    assert world.look().processes == ()
+    assert world.books.forgotten == []
+
+
+def test_a_zombie_is_gone() -> None:
+    """It is listed in /proc until its parent collects it; its end is marked."""
+    world = tcg_world()
+    world.look()
+    del world.node.processes[VMM.tgid]
+    world.node.zombies = {VMM.tgid}
+    world.books.lives = {VMM.tgid}
+    assert world.look().processes == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "removed"),
+    [
+        (entry(runs=5), True),
+        (entry(runs=5, leader_exit_ns=MARKED_NS), False),
+        (entry(runs=5, leader_exit_ns=MARKED_NS - 1), True),
+    ],
+    ids=["unmarked", "marked lately", "marked long ago"],
+)
+def test_a_record_that_outlives_its_process(record: object, *, removed: bool) -> None:
+    """The kernel removes what it marked; what it did not, or not in time, hvprobe removes."""
+    world = kvm_world()
+    world.look()
+    del world.node.processes[VMM.tgid]
+    assert isinstance(record, type(entry()))
+    world.books.says = replace(kernel(record), taken_ns=MARKED_NS + FREED_WITHIN_NS)
+    assert world.look().processes == ()
+    assert world.books.forgotten == [(VMM.tgid, record.first_ns)] * removed
+
+
+@pytest.mark.parametrize("main_thread_ended", [True, False])
+def test_a_zombie_keeps_no_record(*, main_thread_ended: bool) -> None:
+    """Its parent may never collect it, and many of them would fill the ledger.
+
+    A record whose process only could not be identified, as far as the kernel tells, stays.
+    """
+    world = kvm_world()
+    world.look()
+    del world.node.processes[VMM.tgid]
+    world.node.zombies = {VMM.tgid}
+    ended_ns = MARKED_NS if main_thread_ended else None
+    record = entry(runs=5, leader_exit_ns=ended_ns)
+    world.books.says = replace(kernel(record), taken_ns=MARKED_NS)
+    world.books.lives = {VMM.tgid}
+    assert world.look().processes == ()
+    assert world.books.forgotten == [(VMM.tgid, record.first_ns)] * main_thread_ended
+
+
+def test_without_the_free_hook_records_of_the_dead_are_removed() -> None:
+    """However lately they were marked."""
+    dead = entry(PLAYED_TGID, leader_exit_ns=MARKED_NS)
+    world = World(processes=())
+    world.books.says = kernel(
+        dead, taken_ns=MARKED_NS, hooks=hooks(frozenset(Question) - {Question.IS_FREED})
+    )
+    world.look()
+    assert world.books.forgotten == [(PLAYED_TGID, dead.first_ns)]
+
+
+def test_each_stale_record_is_removed() -> None:
+    """One of a process that lives does not hide the others."""
+    dead = entry(PLAYED_TGID, runs=5)
+    world = World(entry(userspace_exits=5), dead, processes=(kvm_process(),))
+    world.look()
+    assert world.books.forgotten == [(PLAYED_TGID, dead.first_ns)]
+
+
+def test_a_record_of_what_is_no_vmm_is_removed() -> None:
+    """It created a VM and let it go: its slot is free for others."""
+    world = World(entry(vms_created=1), processes=(SHELL,))
+    assert world.look().processes == ()
+    assert world.books.forgotten == [(VMM.tgid, entry().first_ns)]
+
+
+def test_a_ledger_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refreshes go on, and it is tried again."""
+    world = World(entry(runs=1), processes=())
+    tried: list[int] = []
+
+    def refuse(tgid: int, first_ns: int) -> None:
+        tried.append(first_ns)
+        raise LedgerReadError(f"cannot write to the ledger: {tgid}")
+
+    monkeypatch.setattr(world.books, "forget", refuse)
+    for refreshes in (1, 2):
+        assert world.look().processes == ()
+        assert len(tried) == refreshes
+
+
+def test_final_verdicts_survive_an_unreadable_ledger() -> None:
+    """While it cannot be read nothing is judged again; afterwards counters are back."""
+    world = kvm_world()
+    before = world.one()
+    says = world.books.says
+    world.books.says = LedgerReadError("cannot read the ledger: gone")
+    for _ in range(3):
+        found = world.one()
+        assert (found.verdict, found.userspace_exits) == (before.verdict, None)
+    world.books.says = says
+    assert world.one() == before
+    assert world.node.inspections[VMM.tgid] == 1
+
+
+# users of KVM under other names
+
+
+def test_descriptors_are_searched_at_first_and_while_events_are_lost() -> None:
+    """Later a user of KVM is found by its record, unless there was no room for one."""
+    firecracker = replace(
+        asleep(), named_like_qemu=False, program="firecracker", comm="firecracker"
+    )
+    world = World(processes=(firecracker,))
+    assert type_of(world.one()) == (KVM, True)
+    assert world.node.fd_scans[VMM.tgid] == 1
+    late = replace(firecracker, vmm=BETA)
+    world.node.processes[BETA.tgid] = replace(SHELL, vmm=BETA)
+    rounds(world)
+    assert world.node.fd_scans[BETA.tgid] == 0
+    world.node.processes[BETA.tgid] = late
+    world.books.says = kernel(dropped_total=1)
+    assert [it.vmm for it in world.look().processes] == [VMM, BETA]
+    world.look()
+    assert world.node.fd_scans[BETA.tgid] == 1
+
+
+@pytest.mark.parametrize("too_late_for", ["a look", "reading"])
+def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str) -> None:
+    """It is over when all have been looked at, however long ago events were lost."""
+    user = replace(asleep(), named_like_qemu=False, program="firecracker", comm="firecracker")
+    world = World(processes=(replace(SHELL, vmm=BETA),))
+    world.look()
+    world.node.processes[VMM.tgid] = user
+    world.books.says = kernel(dropped_total=1)
+    if too_late_for == "a look":
+        world.node.unscanned = {VMM.tgid}
+    else:
+        world.node.hurried = {VMM.tgid}
+    assert world.look().processes == ()
+    assert world.look().processes == ()
+    world.node.unscanned = world.node.hurried = set()
+    assert [it.vmm for it in world.look().processes] == [VMM]
+    searched = world.node.fd_scans[BETA.tgid]
+    rounds(world)
+    assert world.node.fd_scans[BETA.tgid] == searched
+
+
+def test_a_user_of_kvm_is_found_by_its_record() -> None:
+    """Under whatever name, and without a search through descriptors."""
+    world = World(processes=(SHELL,))
+    world.look()
+    world.node.processes[VMM.tgid] = replace(SHELL, fds=KVM_FDS)
+    world.books.says = kernel(entry(userspace_exits=2))
+    found = world.one()
+    assert (type_of(found), found.userspace_exits) == ((KVM, True), 2)
+    assert world.books.forgotten == []
+
+
+# what cannot be read
+
+
+def test_blocked_processes_are_counted_and_come_first() -> None:
+    """They are no VM yet, and they cost the others nothing."""
+    world = World(processes=(tcg_process(BETA),))
+    world.node.blocked = {VMM.tgid, PLAYED_TGID}
+    for _ in range(2):
+        report = world.look()
+        assert [it.vmm for it in report.processes] == [BETA]
+        assert report.health.processes_pending == 2
+        world.node.processes[7] = replace(SHELL, vmm=VmmId(tgid=7, start_ticks=7))
+    assert world.node.order[:2] == [VMM.tgid, PLAYED_TGID]
+    world.node.blocked = set()
+    world.node.processes[VMM.tgid] = tcg_process()
+    report = world.look()
+    assert [it.vmm for it in report.processes] == [VMM, BETA]
+    assert report.health.processes_pending == 0
+
+
+def test_a_blocked_process_keeps_a_final_verdict() -> None:
+    """It was proven; that it hides now proves nothing else."""
+    world = tcg_world()
+    world.look()
+    world.node.blocked = {VMM.tgid}
+    world.books.lives = set()
+    rounds(world)
+    assert type_of(world.one()) == (TCG, True)
+
+
+def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
+    """What the kernel counted needs no /proc."""
+    hidden = replace(
+        process(), unread=Unread.BLOCKED, threads=(), command_line=QemuCommandLine(),
+        fds=replace(KVM_FDS, kvm_devices=frozenset(), kvm_vms=frozenset(),
+                    kvm_vcpus=frozenset(), whole=False),
+    )  # fmt: skip
+    world = World(entry(userspace_exits=4), processes=(hidden,))
+    world.node.blocked = {VMM.tgid}
+    found = world.one()
+    assert (type_of(found), found.userspace_exits) == ((KVM, True), 4)
+    world.books.says = kernel(entry())
+    world.books.lives = {VMM.tgid}
+    assert world.one().verdict.reasons == (Reason.READ_BLOCKED,)
+
+
+def test_no_time_keeps_what_was_known() -> None:
+    """A process that was not read this time is shown as it was, and a new one is counted."""
+    world = World(processes=(kvm_process(),))
+    first = world.one()
+    world.node.hurried = {VMM.tgid, BETA.tgid}
+    world.node.processes[BETA.tgid] = tcg_process(BETA)
+    report = world.look()
+    assert report.processes == (first,)
+    assert report.health.processes_pending == 2
+    world.node.hurried = set()
+    assert len(world.look().processes) == 2
+
+
+# names are made once
+
+
+def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters change none; a process that comes, goes or is judged otherwise does."""
+    made: list[int] = []
+    real = observer_module.by_guest_name
+
+    def counted(candidates: object) -> object:
+        made.append(1)
+        return real(candidates)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(observer_module, "by_guest_name", counted)
+    world = tcg_world()
+    for _ in range(3):
+        assert [it.vm.name for it in world.look().vmis] == ["beta"]
+    assert len(made) == 1
+    world.node.processes[BETA.tgid] = kvm_process(BETA)
+    for exits in (1, 2):
+        world.books.says = kernel(entry(BETA.tgid, first_ns=BETA_NS, userspace_exits=exits))
+        assert [it.userspace_exits for it in world.look().vmis] == [exits, None]
+    assert len(made) == 2
+    del world.node.processes[VMM.tgid]
+    assert [it.vm.name for it in world.look().vmis] == ["alpha"]
+    assert len(made) == 3
+
+
+def test_names_are_made_again_when_only_the_vmis_change() -> None:
+    """A VMI that appears for a process known before is shown at the next refresh."""
+    world = World(processes=())
+    told = Told()
+    observer = world.observed(told)
+    assert observer.look().vmis == ()
+    vmi = Vmi(
+        uid="1",
+        namespace="lab",
+        name="beta",
+        phase=VmiPhase.RUNNING,
+        node_name="node-1",
+        active_pods=(),
+        migration=None,
+        architecture=None,
+        deletion=False,
+    )
+    told.says = VmiIndex.of((vmi,), state=IndexState.CURRENT, synced_at_unix_s=2.0)
+    assert [it.vm.name for it in observer.look().vmis] == ["beta"]
+
+
+def test_itself_is_no_vmm() -> None:
+    """Trying the accelerator makes hvprobe a user of KVM: its own process is never looked at."""
+    world = World(entry(os.getpid(), vms_created=1, first_ns=STARTED_NS * 1000), processes=())
+    assert world.look().processes == ()
+    assert world.node.scans == {}
+    assert world.books.forgotten == []
