@@ -98,9 +98,9 @@ class IndexState(Enum):
     NOT_SYNCED = "not_synced"
     """No complete list was ever received: absence means nothing."""
     CURRENT = "current"
-    """The watch is up: what the API server knows, this knows."""
+    """The watch is up: what the API server knows, this knows, deletions included."""
     STALE = "stale"
-    """The watch is down: the last known VMIs; the age says how old."""
+    """The watch is not up: the VMIs of the last list or event; the age says how old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,8 @@ class WatchStatus:
     """How the watch that keeps an index current is doing."""
 
     up: bool
-    """A watch is open now."""
+    """The server follows our resourceVersion: a watch after the last failure brought an event or a
+    bookmark, or ended in order. An open connection alone is no proof."""
     synced: bool
     """A complete list was received at least once."""
     last_sync_unix_s: float | None
@@ -119,6 +120,11 @@ class WatchStatus:
     """Why it is not up, in one line; None: it is, or was never tried."""
     malformed_total: int
     """Objects skipped because they cannot be VMIs, since start."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the VMIs are current: followed, or listed a moment ago and about to be."""
+        return self.up or (self.synced and self.error is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,7 +134,7 @@ class VmiCache:
             self._confirm()
 
     def opened(self) -> None:
-        """Note that a watch is open."""
+        """Note that an open watch delivers, or that it has ended in order."""
         with self._lock:
             status = self._status
             self._status = replace(

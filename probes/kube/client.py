@@ -2,7 +2,7 @@
 
 Owns: credentials, TLS, proxies and connections, all four by the `kubernetes` package, which nothing
 else imports; and turning whatever they raise into one line. Must not know: what is read, or what
-happens when it cannot be (vmiwatch.py).
+happens when it cannot be (watch.py).
 
 Only the package's configuration and connection pool are used; answers are decoded by listwatch.py,
 since its API classes would build a model of every field. Import this module in cluster mode only:
@@ -14,8 +14,10 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import socket
 import ssl
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from http import HTTPStatus
 from typing import Any
 
 import urllib3
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
 from probes.kube.credentials import InCluster, Kubeconfig
@@ -36,8 +39,16 @@ from probes.kube.listwatch import (
     refusal,
     status_message,
 )
+from probes.kube.timing import Failure, retry_after_s
 
 _REFUSAL_BYTES = 1 << 16
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""A watch may be silent for a minute; a peer that is gone shows after half of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +62,15 @@ class _Transport:
 
 
 class ApiReader:
-    """One set of credentials and the connections made with it."""
+    """One set of credentials, as they are when it is made, and the connections made with it."""
 
     def __init__(
-        self, config: InCluster | Kubeconfig, *, connect_timeout_s: float, idle_deadline_s: float
+        self, config: InCluster | Kubeconfig, *, connect_timeout_s: float, answer_deadline_s: float
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
-        self._idle_deadline_s = idle_deadline_s
+        self._answer_deadline_s = answer_deadline_s
+        self._deadline_s = answer_deadline_s
+        self._answered = False
         if isinstance(config, InCluster):
             self._transport = _in_cluster(config)
             self._credentials = f"the service account in {config.token_file.parent}"
@@ -70,31 +83,45 @@ class ApiReader:
         """Close the connections."""
         self._transport.pool.clear()
 
-    def get(self, verb: Verb, params: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
-        """Ask for the resource; returns the answer's unread body, or raises for a refusal."""
+    def get(
+        self, verb: Verb, params: Mapping[str, str], *, silence_s: float | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """Ask for the resource; returns the answer's unread body, or raises for a refusal.
+
+        The body may be silent for `silence_s`, or as long as the head of an answer may take.
+        """
+        self._answered = False
+        self._deadline_s = self._answer_deadline_s
         response = self._transport.pool.request(
             "GET",
             self.server + PATH,
             fields=params,
             headers=self._headers(),
-            timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._idle_deadline_s),
+            timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._answer_deadline_s),
             retries=False,
             redirect=False,
             preload_content=False,
         )
+        self._answered = True
         if response.status == HTTPStatus.OK:
+            if silence_s is not None:
+                _allow_silence(response, silence_s)
+                self._deadline_s = silence_s
             return response
         try:
             body = response.read(_REFUSAL_BYTES)
         finally:
             response.close()
+        headers = response.headers
         raise refusal(
             self.server,
             verb,
             response.status,
             status_message(body),
             credentials=self._credentials,
-            retry_after=response.headers.get("Retry-After"),
+            retry_after_s=retry_after_s(
+                headers.get("Retry-After"), headers.get("Date"), time.time()
+            ),
         )
 
     @contextmanager
@@ -102,23 +129,26 @@ class ApiReader:
         """Turn what transport and protocol raise into one line."""
         try:
             yield
-        except ReadTimeoutError as error:
+        except ReadTimeoutError as err:
             raise ApiError(
-                f"API server {self.server} said nothing for {self._idle_deadline_s:g} s "
-                f"while we {verb.value} {RESOURCE}: asking anew",
-                at_once=True,
-            ) from error
-        except SSLError as error:
+                f"API server {self.server} said nothing for {self._deadline_s:g} s "
+                f"while we {verb.value} {RESOURCE}: asking again",
+                Failure.BROKEN if self._answered else Failure.HUNG,
+            ) from err
+        except SSLError as err:
             raise ApiError(
-                f"TLS to API server {self.server} failed: {_cause(error)}: check that its "
+                f"TLS to API server {self.server} failed: {_cause(err)}: check that its "
                 f"certificate is signed by the CA that came with {self._credentials}"
-            ) from error
-        except PayloadError as error:
-            raise ApiError(f"API server {self.server} sent nonsense: {error}") from error
-        except (HTTPError, OSError) as error:
+            ) from err
+        except PayloadError as err:
             raise ApiError(
-                f"cannot {verb.value} {RESOURCE} at {self.server}: {_cause(error)}: trying again"
-            ) from error
+                f"API server {self.server} sent nonsense: {err}", Failure.BROKEN
+            ) from err
+        except (HTTPError, OSError) as err:
+            raise ApiError(
+                f"cannot {verb.value} {RESOURCE} at {self.server}: {_cause(err)}: trying again",
+                Failure.BROKEN if self._answered else Failure.UNANSWERED,
+            ) from err
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": "hvprobe"}
@@ -157,7 +187,7 @@ def _in_cluster(config: InCluster) -> _Transport:
             f"no service account to use in {config.token_file.parent}: {one_line(str(error))}: "
             "mount one, or give --kubeconfig or --standalone"
         ) from error
-    return _Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
+    return _transport(configuration, rest, errors)
 
 
 def _from_kubeconfig(config: Kubeconfig) -> _Transport:
@@ -183,11 +213,20 @@ def _from_kubeconfig(config: Kubeconfig) -> _Transport:
             f"cannot use kubeconfig {config.file}: {one_line(str(error))}: "
             "check that kubectl --kubeconfig works with it"
         ) from error
+    return _transport(configuration, rest, errors)
+
+
+def _transport(
+    configuration: Any,  # noqa: ANN401 - the package has no types
+    rest: Any,  # noqa: ANN401
+    errors: tuple[type[Exception], ...],
+) -> _Transport:
+    configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
     return _Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
 
 
 def _no_package(error: ImportError) -> ApiError:
-    return ApiError(f"cannot load the Python package kubernetes: {error}: install hvprobe anew")
+    return ApiError(f"cannot load the Python package kubernetes: {error}: reinstall hvprobe")
 
 
 @functools.cache
@@ -197,7 +236,7 @@ def _lean_client() -> tuple[Any, Any]:
     `import kubernetes` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
     websockets; 31 MiB of memory instead of 13, 115 ms instead of 40 (kubernetes 37.0.2). Python
     runs no __init__ for a package that is in sys.modules already, so the three costly ones are put
-    there unexecuted. All is taken out again: whoever imports `kubernetes` later gets the real one.
+    there unexecuted. All is taken out again: a later import of `kubernetes` gets the real one.
     """
     before = set(sys.modules)
     for name in ("kubernetes", "kubernetes.config", "kubernetes.utils"):
@@ -215,12 +254,23 @@ def _lean_client() -> tuple[Any, Any]:
                 del sys.modules[name]
 
 
+def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None:
+    """Let the body of an answer pause for longer than its head may take.
+
+    urllib3 has one time-out for both. The socket is found by what urllib3 itself keeps of it, since
+    an answer after which the connection closes has taken it from its connection.
+    """
+    sock = getattr(getattr(response, "_sock_shutdown", None), "__self__", None)
+    if sock is not None:
+        sock.settimeout(silence_s)
+
+
 def interrupt(response: urllib3.BaseHTTPResponse) -> None:
     """Make a read that another thread is blocked in return."""
     try:
         response.shutdown()
     except (OSError, RuntimeError, ValueError):
-        return  # Already closed, or read to its end: nobody is blocked in it.
+        return  # Already closed, or read to its end: no read is blocked in it.
 
 
 def _cause(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """The list-and-watch protocol of the Kubernetes API, as far as one resource needs it. Pure.
 
-Owns: decoding list pages and watch events without building more than one object at a time, the
-words for what the server refuses, and how long to wait before asking again. Must not know: sockets,
-threads, credentials, what a VMI means.
+Owns: decoding list pages and watch events without building more than one object at a time, and the
+words for what the server refuses. Must not know: sockets, threads, credentials, how long to wait
+(timing.py), what a VMI means.
 
 Source: kubernetes.io/docs/reference/using-api/api-concepts ("Efficient detection of changes",
 "Retrieving large results sets in chunks") and client-go's tools/cache/reflector.go.
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from probes.kube.timing import Failure
+
 RESOURCE = "virtualmachineinstances.kubevirt.io"
 PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
 NODE_LABEL = "kubevirt.io/nodeName"
@@ -27,7 +29,9 @@ _MAX_MESSAGE_CHARS = 300
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 _EXPIRED = 410
-_SUSPECT = {400, 500, 504}
+_REFUSED = {401, 403, 429, 502, 503}
+"""Answers that say nothing about the resourceVersion that was asked for. Others may: a cluster that
+was restored from a backup answers 504 to versions it has yet to reach."""
 
 
 class Verb(Enum):
@@ -43,23 +47,14 @@ class ApiError(Exception):
     def __init__(
         self,
         line: str,
+        failure: Failure = Failure.UNANSWERED,
         *,
         retry_after_s: float | None = None,
-        expired: bool = False,
-        suspect: bool = False,
-        at_once: bool = False,
     ) -> None:
         super().__init__(line)
+        self.failure = failure
         self.retry_after_s = retry_after_s
         """What the server asked for (Retry-After), in seconds; None: it did not."""
-        self.expired = expired
-        """True: our resourceVersion or continue token is too old; list anew."""
-        self.suspect = suspect
-        """True: perhaps the server cannot make anything of our resourceVersion; if it says so again
-        and again, list anew. A cluster restored from a backup answers 504 to versions it has yet to
-        reach."""
-        self.at_once = at_once or expired
-        """True: worth one retry without waiting."""
 
 
 class PayloadError(ValueError):
@@ -194,9 +189,10 @@ def decode_event(line: bytes) -> WatchEvent:
 
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines out of chunks cut anywhere; blank lines are dropped; raises PayloadError.
+    """Whole lines out of chunks cut anywhere; blank lines are dropped.
 
-    What follows the last newline when the stream ends is half an event and is dropped, too.
+    Raises PayloadError when a line is endless, and when the stream ends within a line: that is half
+    an event, which must not be missed.
     """
     parts: list[bytes] = []
     held_bytes = 0
@@ -212,14 +208,26 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
         held_bytes += len(rest)
         if held_bytes > _MAX_LINE_BYTES:
             raise PayloadError(f"a watch event is longer than {_MAX_LINE_BYTES} bytes")
+    if b"".join(parts).strip():
+        raise PayloadError("a watch ends within an event")
 
 
 def failure_of_error_event(server: str, status: Mapping[str, object]) -> ApiError:
     """Word what an ERROR event of a watch says; its object is a Status."""
     code = status.get("code")
-    return refusal(
-        server, Verb.WATCH, code if isinstance(code, int) else 500, _string(status, "message")
+    details = status.get("details")
+    wait_s = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+    said = refusal(
+        server,
+        Verb.WATCH,
+        code if isinstance(code, int) else 500,
+        _string(status, "message"),
+        retry_after_s=float(wait_s) if isinstance(wait_s, int) and wait_s > 0 else None,
     )
+    if said.failure is Failure.REFUSED:
+        # The watch had begun, so that what it still had to tell is lost.
+        said.failure = Failure.BROKEN
+    return said
 
 
 def refusal(
@@ -229,11 +237,10 @@ def refusal(
     message: str | None,
     *,
     credentials: str = "the credentials",
-    retry_after: str | None = None,
+    retry_after_s: float | None = None,
 ) -> ApiError:
     """Word a refusal in one line that names the remedy. `message` is its Status' own."""
     said = f"; it says: {one_line(message)}" if message else ""
-    wait_s = _retry_after_s(retry_after)
     match code:
         case 401:
             line = f"API server {server} refuses {credentials} (401 Unauthorized): check it{said}"
@@ -245,12 +252,17 @@ def refusal(
         case 404:
             line = f"API server {server} has no {RESOURCE}/v1 (404 Not Found): install KubeVirt"
         case 410:
-            line = f"API server {server} no longer has our resourceVersion (410 Gone): listing anew"
+            line = (
+                f"API server {server} no longer has our resourceVersion (410 Gone): listing again"
+            )
         case 429:
             line = f"API server {server} is busy (429 Too Many Requests): asking again later{said}"
         case _:
             line = f"API server {server} failed to {verb.value} {RESOURCE} (HTTP {code}){said}"
-    return ApiError(line, retry_after_s=wait_s, expired=code == _EXPIRED, suspect=code in _SUSPECT)
+    failure = Failure.REFUSED if code in _REFUSED else Failure.BROKEN
+    return ApiError(
+        line, Failure.EXPIRED if code == _EXPIRED else failure, retry_after_s=retry_after_s
+    )
 
 
 def status_message(body: bytes) -> str | None:
@@ -260,20 +272,6 @@ def status_message(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return body.decode(errors="replace").strip() or None
     return _string(status, "message")
-
-
-def backoff_s(failures: int, base_s: float, cap_s: float, random: float) -> float:
-    """How long to wait after the `failures`-th failure in a row (from 0).
-
-    Doubles up to the cap; `random` in [0, 1) takes off up to half of it, so that the agents of a
-    large cluster do not come back at once.
-    """
-    return min(cap_s, base_s * 2.0 ** min(failures, 30)) * (1.0 - random / 2.0)
-
-
-def _retry_after_s(text: str | None) -> float | None:
-    """Retry-After in seconds; the API server sends whole seconds, never a date."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def one_line(text: str) -> str:

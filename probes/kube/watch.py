@@ -1,8 +1,12 @@
 """EDGE: the thread that keeps the VMIs of one node, by list and watch.
 
-Owns: when to list, when to watch, what to do after each way it can end, and how long to wait. Must
-not know: how the API server is reached (kube.py), what its bytes mean (listwatch.py), what is kept
-of a VMI (vmi.py, vmicache.py), nor processes, pods, verdicts.
+Owns: when to list, when to watch, and what to do after each way it can end. Must not know: how the
+API server is reached (client.py), what its bytes mean (listwatch.py), how long to wait (timing.py),
+what is kept of a VMI (vmi.py, cache.py), nor processes, pods, verdicts.
+
+A watch goes on from where the last one ended only if that ended in order, or if the server refused
+to begin it. After anything else (a lost connection, half an event, an ERROR event, silence) the
+VMIs are listed again, so that deletions are known whenever the watch is up.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import urllib3
 
@@ -26,35 +29,18 @@ from probes.kube.listwatch import (
     EventType,
     Verb,
     WatchEvent,
-    backoff_s,
     decode_event,
     failure_of_error_event,
     lines_of,
     walk_list,
 )
+from probes.kube.timing import Backoff, Failure, WatchTiming
 from probes.vmi import Vmi, VmiIndex, WatchStatus
 
 _CHUNK_BYTES = 1 << 16
 _STOP_WAIT_S = 0.5
-_HASTY_WATCH_S = 1.0
-"""A watch that ends sooner and without a word is a failure; asking again at once would spin."""
-_RETRY_AFTER_CAP_S = 300.0
-_SUSPECT_FAILURES = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchTiming:
-    """How patient a watch is. The defaults are for production."""
-
-    backoff_base_s: float = 0.5
-    backoff_cap_s: float = 30.0
-    connect_timeout_s: float = 5.0
-    idle_deadline_s: float = 90.0
-    """Silence after which a watch is taken for dead; the server sends a bookmark every minute."""
-    watch_timeout_s: int = 300
-    """Asked of the server, which ends a watch after this, or up to twice this."""
-    page_limit: int = 100
-    """VMIs in one list page, which is then about 1.5 MB."""
+_BRIEF_WATCH_S = 1.0
+"""After a watch that ends in order and sooner, asking again at once could spin."""
 
 
 class VmiWatch:
@@ -83,9 +69,10 @@ class VmiWatch:
         self._lock = threading.Lock()
         self._response: urllib3.BaseHTTPResponse | None = None
         # Only the thread touches these.
+        self._backoff = Backoff(self._timing)
         self._resource_version: str | None = None
         self._whole_list = False
-        self._heard = False
+        self._last_watch_s: int | None = None
 
     def start(self) -> None:
         """Begin to follow the API server; returns at once."""
@@ -125,47 +112,33 @@ class VmiWatch:
 
     def _follow(self) -> None:
         """List, watch, recover, until stopped."""
-        api: ApiReader | None = None
-        failures = 0
         while not self._stopping.is_set():
             try:
-                api = api or self._reader()
-                if self._resource_version is None:
-                    self._list(api)
-                self._watch(api)
-                failures = 0
-            except ApiError as failure:
+                self._list_and_watch()
+            except ApiError as err:
                 if self._stopping.is_set():
                     break
-                failures = 0 if self._heard else failures
-                self._heard = False
-                self._cache.lost(str(failure))
-                if failure.expired or (failure.suspect and failures >= _SUSPECT_FAILURES):
+                self._cache.lost(str(err))
+                self._last_watch_s = None
+                if err.failure is not Failure.REFUSED:
                     self._resource_version = None
-                elif api is not None:
-                    # Anew: the token or the CA may have been rotated, the address changed.
-                    api.close()
-                    api = None
-                self._stopping.wait(self._delay_s(failure, failures))
-                failures += 1
-        if api is not None:
-            api.close()
+                pause_s = self._backoff.pause_s(err.failure, err.retry_after_s, self._random())
+                self._stopping.wait(pause_s)
 
-    def _reader(self) -> ApiReader:
-        return ApiReader(
+    def _list_and_watch(self) -> None:
+        """Follow one watch to its orderly end, after a list if one is due; or raises ApiError."""
+        # Each time from the beginning: token, CA and address may have been replaced.
+        api = ApiReader(
             self._config,
             connect_timeout_s=self._timing.connect_timeout_s,
-            idle_deadline_s=self._timing.idle_deadline_s,
+            answer_deadline_s=self._backoff.answer_deadline_s,
         )
-
-    def _delay_s(self, failure: ApiError, failures: int) -> float:
-        timing = self._timing
-        if failure.at_once and failures == 0:
-            return 0.0
-        wait_s = backoff_s(failures, timing.backoff_base_s, timing.backoff_cap_s, self._random())
-        if failure.retry_after_s is None:
-            return wait_s
-        return max(wait_s, min(failure.retry_after_s, _RETRY_AFTER_CAP_S))
+        try:
+            if self._resource_version is None:
+                self._list(api)
+            self._watch(api)
+        finally:
+            api.close()
 
     def _list(self, api: ApiReader) -> None:
         """Read all VMIs of the node, page by page, and put them in place of those known."""
@@ -183,9 +156,9 @@ class VmiWatch:
             try:
                 with self._opened(api, Verb.LIST, params) as response:
                     page = walk_list(response.read(), keep)
-            except ApiError as failure:
+            except ApiError as err:
                 # Pages that expire faster than we turn them: then all at once, as client-go does.
-                self._whole_list = failure.expired
+                self._whole_list = err.failure is Failure.EXPIRED
                 raise
             if page.continue_token is None:
                 break
@@ -196,29 +169,40 @@ class VmiWatch:
 
     def _watch(self, api: ApiReader) -> None:
         """Follow one watch to its orderly end; raises ApiError at any other."""
-        asked_s = self._timing.watch_timeout_s
+        watch_s = self._timing.watch_s(self._last_watch_s, self._random())
         params = {
             "labelSelector": self._selector,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._resource_version or "",
-            # Spread, so that not all agents of a cluster come back at the same time.
-            "timeoutSeconds": str(asked_s + int(self._random() * asked_s)),
+            "timeoutSeconds": str(watch_s),
         }
-        began = time.monotonic()
-        with self._opened(api, Verb.WATCH, params) as response:
-            self._cache.opened()
+        silence_s = self._timing.silence_s(watch_s)
+        delivers = False
+        began_s = time.monotonic()
+        with self._opened(api, Verb.WATCH, params, silence_s) as response:
             for line in lines_of(response.stream(_CHUNK_BYTES)):
                 self._apply(api, decode_event(line))
-                self._heard = True
+                if not delivers:
+                    # Not before: the first line may be an ERROR that says 410.
+                    delivers = True
+                    self._recovered()
         if self._stopping.is_set():
             return
-        if not self._heard and time.monotonic() - began < _HASTY_WATCH_S:
+        lasted_s = time.monotonic() - began_s
+        if not delivers and lasted_s < watch_s / 2:
             raise ApiError(
-                f"API server {api.server} closed the watch of {RESOURCE} at once", at_once=True
+                f"API server {api.server} closed the watch of {RESOURCE} at once", Failure.BROKEN
             )
-        self._heard = False
+        self._last_watch_s = watch_s
+        self._recovered()
         self._cache.confirm()
+        if lasted_s < min(_BRIEF_WATCH_S, watch_s / 2):
+            self._stopping.wait(self._timing.backoff_base_s)
+
+    def _recovered(self) -> None:
+        self._backoff.recovered()
+        self._cache.opened()
 
     def _apply(self, api: ApiReader, event: WatchEvent) -> None:
         match event.type:
@@ -228,29 +212,35 @@ class VmiWatch:
                 self._cache.put(event.object)
             case EventType.DELETED:
                 if not self._cache.drop(event.object):
-                    raise ApiError(f"API server {api.server} deleted an unnamed VMI", expired=True)
+                    line = f"API server {api.server} deleted an unnamed VMI: listing again"
+                    raise ApiError(line, Failure.EXPIRED)
             case EventType.BOOKMARK:
                 self._cache.confirm()
         self._resource_version = event.resource_version or self._resource_version
 
     @contextmanager
     def _opened(
-        self, api: ApiReader, verb: Verb, params: Mapping[str, str]
+        self,
+        api: ApiReader,
+        verb: Verb,
+        params: Mapping[str, str],
+        silence_s: float | None = None,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """Hold a successful answer that stop() can interrupt; its troubles become ApiError."""
         with api.reading(verb):
-            response = api.get(verb, params)
+            response = api.get(verb, params, silence_s=silence_s)
+            self._backoff.answered()
             try:
                 with self._lock:
                     self._response = response
                 if self._stopping.is_set():
                     raise ApiError("stopped")
                 yield response
-            except ValueError as error:
+            except ValueError as err:
                 if not self._stopping.is_set():
                     raise
                 # What ssl says when its socket is shut under a read.
-                raise ApiError("stopped") from error
+                raise ApiError("stopped") from err
             finally:
                 with self._lock:
                     self._response = None

@@ -5,6 +5,7 @@ Status objects worded as the real ones, selectors, chunked lists with continue t
 chunked JSON lines with bookmarks, 410 both as an HTTP status and as an ERROR event. It refuses what
 the real server refuses, and query parameters the real one would silently ignore. Faults are asked
 for with `inject`, or done to open watches with `end_watches`, `cut_watches`, `mute_watches`.
+`restart` is the restart of a kube-apiserver, as its clients see it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class FaultKind(Enum):
     TRUNCATE = "half of a list's body, then the connection ends"
     SLOW = "the true answer of a list, in small pieces"
     EMPTY_WATCH = "a watch that ends in order at once"
+    ERROR_EVENT = "a watch whose only line is an ERROR event"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,8 @@ class ApiServer:
         self.bookmark_interval_s = bookmark_interval_s
         self.expire_over_http = False
         """True: a watch from too old a version gets HTTP 410 (old servers); else an ERROR event."""
+        self.close_after_watch = False
+        """True: watches end with their connection, as behind some proxies."""
         self.requests: list[Request] = []
         self.stopping = threading.Event()
         self.generation = 0
@@ -179,6 +183,26 @@ class ApiServer:
         self._tcp.server_close()
         self._thread.join()
         self._tcp = None
+
+    def restart(self, *, busy: int) -> None:
+        """Stop and start with an empty watch cache: no watch may begin from before the start.
+
+        While the cache fills, which is for the first `busy` watches here, they get 429.
+        """
+        self.stop()
+        self.store.compact()
+        self.inject(
+            Fault(
+                kind=FaultKind.STATUS,
+                verb="watch",
+                times=busy,
+                code=429,
+                reason="TooManyRequests",
+                message="storage is (re)initializing",
+                retry_after="1",
+            )
+        )
+        self.start()
 
     @contextmanager
     def running(self) -> Iterator[ApiServer]:
@@ -504,6 +528,12 @@ class _Handler(BaseHTTPRequestHandler):
             case FaultKind.GARBAGE:
                 self._answer(200, fault.body)
                 return True
+            case FaultKind.ERROR_EVENT:
+                body = StatusError(fault.code, fault.reason, fault.message).body
+                self._begin_stream()
+                self._event({"type": "ERROR", "object": body})
+                self._chunk(b"")
+                return True
             case _:
                 return False
         self.close_connection = True
@@ -546,6 +576,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
+        if self._api.close_after_watch and self._verb == "watch":
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.flush()
 

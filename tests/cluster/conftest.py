@@ -14,13 +14,14 @@ from pod_cgroups import CgroupTree, cgroup2_mount
 from required import missing_for_guests, require
 
 from probes.kube.credentials import InCluster, Kubeconfig
-from probes.kube.watch import VmiWatch, WatchTiming
+from probes.kube.timing import WatchTiming
+from probes.kube.watch import VmiWatch
 
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[ApiServer]:
-    """An API server on the loopback address, with no objects."""
-    with ApiServer(tmp_path / "api").running() as server:
+    """An API server on the loopback address, with no objects and frequent bookmarks."""
+    with ApiServer(tmp_path / "api", bookmark_interval_s=0.05).running() as server:
         yield server
 
 

@@ -12,7 +12,6 @@ from probes.kube.listwatch import (
     EventType,
     PayloadError,
     Verb,
-    backoff_s,
     decode_event,
     failure_of_error_event,
     lines_of,
@@ -20,6 +19,7 @@ from probes.kube.listwatch import (
     status_message,
     walk_list,
 )
+from probes.kube.timing import Failure
 
 SERVER = "https://10.96.0.1:443"
 _JSON = st.recursive(
@@ -89,10 +89,19 @@ def test_hostile_pages_are_refused(body: bytes) -> None:
 @given(st.lists(st.binary(min_size=1).filter(lambda b: b"\n" not in b and b.strip())), st.data())
 def test_lines_do_not_depend_on_the_cuts(lines: list[bytes], data: st.DataObject) -> None:
     """However the network cuts the stream, the same lines come out."""
-    stream = b"".join(line + b"\n" for line in lines) + b'{"half'
+    stream = b"".join(line + b"\n" for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert list(lines_of(chunks)) == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 16])
+def test_half_an_event_is_no_end(cut: int) -> None:
+    """A stream that ends within a line gives the complete ones and is then refused."""
+    lines = lines_of([b'{"one":1}\n', b'{"type":"ADDED"}\n'[:cut]])
+    assert next(lines) == b'{"one":1}'
+    with pytest.raises(PayloadError, match="within an event"):
+        next(lines)
 
 
 def test_an_endless_line_is_refused() -> None:
@@ -116,18 +125,16 @@ def test_any_bytes_are_an_event_or_refused(line: bytes) -> None:
         decode_event(line)
 
 
-@given(st.integers(400, 599), st.none() | st.text(), st.sampled_from(Verb), st.none() | st.text())
-def test_a_refusal_is_one_line(
-    code: int, message: str | None, verb: Verb, retry_after: str | None
-) -> None:
+@given(st.integers(400, 599), st.none() | st.text(), st.sampled_from(Verb))
+def test_a_refusal_is_one_line(code: int, message: str | None, verb: Verb) -> None:
     """Whatever the server says, the error is one printable line that names server and code."""
-    error = refusal(SERVER, verb, code, message, retry_after=retry_after)
+    error = refusal(SERVER, verb, code, message)
     assert str(error).isprintable()
     assert SERVER in str(error)
     assert str(code) in str(error)
     assert len(str(error)) < 800
-    assert error.expired == (code == 410)
-    assert error.retry_after_s is None or error.retry_after_s >= 0
+    assert (error.failure is Failure.EXPIRED) == (code == 410)
+    assert error.failure.answered
 
 
 def test_a_forbidden_verb_is_named() -> None:
@@ -139,28 +146,45 @@ def test_a_forbidden_verb_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("code", "as_status", "as_event"),
     [
-        ("1", 1.0),
-        ("30", 30.0),
-        (None, None),
-        ("", None),
-        ("soon", None),
-        ("-1", None),
-        ("1.5", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
-        ("\u0661", None),
+        (400, Failure.BROKEN, Failure.BROKEN),
+        (401, Failure.REFUSED, Failure.BROKEN),
+        (403, Failure.REFUSED, Failure.BROKEN),
+        (404, Failure.BROKEN, Failure.BROKEN),
+        (410, Failure.EXPIRED, Failure.EXPIRED),
+        (429, Failure.REFUSED, Failure.BROKEN),
+        (500, Failure.BROKEN, Failure.BROKEN),
+        (503, Failure.REFUSED, Failure.BROKEN),
+        (504, Failure.BROKEN, Failure.BROKEN),
     ],
 )
-def test_retry_after(text: str | None, seconds: float | None) -> None:
-    """Whole seconds are understood; anything else is as if it were not there."""
-    assert refusal(SERVER, Verb.LIST, 429, None, retry_after=text).retry_after_s == seconds
+def test_what_a_refusal_says_of_our_version(
+    code: int, as_status: Failure, as_event: Failure
+) -> None:
+    """A watch that was refused as such has missed nothing; one that had begun may have."""
+    assert refusal(SERVER, Verb.WATCH, code, None).failure is as_status
+    assert failure_of_error_event(SERVER, {"code": code}).failure is as_event
 
 
-def test_an_error_event_is_a_refusal() -> None:
-    """A Status in an ERROR event means what it means as an HTTP answer."""
-    assert failure_of_error_event(SERVER, {"code": 410, "message": "too old"}).expired
-    assert not failure_of_error_event(SERVER, {"code": 500}).expired
+@pytest.mark.parametrize(
+    ("status", "seconds"),
+    [
+        ({"code": 429, "details": {"retryAfterSeconds": 7}}, 7.0),
+        ({"code": 429, "details": {"retryAfterSeconds": 0}}, None),
+        ({"code": 429, "details": {"retryAfterSeconds": "7"}}, None),
+        ({"code": 429, "details": 7}, None),
+        ({"code": 429}, None),
+        ({}, None),
+    ],
+)
+def test_an_error_event_may_ask_for_time(status: dict[str, object], seconds: float | None) -> None:
+    """Where HTTP has Retry-After, a Status has its details."""
+    assert failure_of_error_event(SERVER, status).retry_after_s == seconds
+
+
+def test_an_error_event_without_a_code() -> None:
+    """It is an error of the server."""
     assert "HTTP 500" in str(failure_of_error_event(SERVER, {}))
 
 
@@ -170,11 +194,3 @@ def test_the_message_of_a_refusal() -> None:
     assert status_message(b"Too many requests.\n") == "Too many requests."
     assert status_message(b"") is None
     assert status_message(b'{"message":7}') is None
-
-
-@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_backoff_stays_between_its_bounds(failures: int, random: float) -> None:
-    """Never less than half the base, never more than the cap, and half of it at the least there."""
-    wait_s = backoff_s(failures, 0.5, 30.0, random)
-    assert 0.25 <= wait_s <= 30.0
-    assert failures < 6 or wait_s >= 15.0

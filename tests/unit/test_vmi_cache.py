@@ -61,6 +61,21 @@ def test_the_same_list_changes_no_index(cache: VmiCache) -> None:
     assert (after.state, after.vmis is before.vmis) == (IndexState.CURRENT, True)
 
 
+def test_a_list_alone_is_not_current(cache: VmiCache) -> None:
+    """After a loss the VMIs are confirmed by the list, and followed from the watch's word on."""
+    cache.lost("connection refused")
+    cache.replace_all([parse_vmi(vmi("beta"))])
+    assert (cache.index().state, set(cache.index().vmis)) == (
+        IndexState.STALE,
+        {("default", "beta")},
+    )
+    assert cache.status().restarts == 0
+    cache.opened()
+    cache.opened()
+    assert cache.index().state is IndexState.CURRENT
+    assert cache.status().restarts == 1
+
+
 def test_an_empty_list_is_one(cache: VmiCache) -> None:
     """Nothing known yet and nothing there are not the same."""
     fresh = VmiCache(lambda _line: None, Clock())
