@@ -35,6 +35,7 @@ COPY . /source/
 # is the distribution's, nothing comes from the index. In the end pip goes, too.
 RUN /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-index \
         --no-build-isolation /source \
+    && /source/scripts/isolate.sh /opt/hvprobe/bin/hvprobe -IB \
     && /opt/hvprobe/bin/python -m pip check \
     && /opt/hvprobe/bin/python -m pip uninstall --quiet --yes pip \
     && rm -rf /opt/hvprobe/bin/activate* /opt/hvprobe/bin/Activate*

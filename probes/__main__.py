@@ -1,7 +1,44 @@
-"""``python -m probes`` is the command ``hvprobe``."""
+"""The program: ``hvprobe``, and ``python -m probes`` for a tree that is not installed.
 
+Owns what the command may import: its own two packages from the folder this file is in, everything
+else from where the interpreter is installed. Neither PYTHONPATH nor the working directory counts,
+which may be anybody's. Hence this file itself imports nothing that is not loaded already.
+
+An interpreter that was started otherwise is replaced by an isolated one (``python -I``). What
+PYTHONPATH can do before the first line of this file, it has done by then: so the installed
+``hvprobe`` starts its interpreter with ``-I`` (scripts/isolate.sh), and a developer's tree is run
+by ``PYTHONPATH=TREE python -m probes``.
+"""
+
+import os
 import sys
 
-from probes.cli import main
-
+_ISOLATED = """
+import sys
+from importlib.machinery import PathFinder
+class Tree:
+    folder = sys.argv.pop(1)
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return PathFinder.find_spec(name, [cls.folder]) if name in ("ebpf", "probes") else None
+sys.meta_path.insert(0, Tree)
+from probes.__main__ import main
 sys.exit(main())
+"""
+
+
+def main() -> int:
+    """Run the command in an isolated interpreter; the exit code."""
+    if not sys.flags.isolated and sys.executable:
+        tree = os.path.dirname(os.path.dirname(__file__))
+        flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]
+        os.execv(  # noqa: S606 - the same interpreter, no shell
+            sys.executable, [sys.executable, *flags, "-c", _ISOLATED, tree, *sys.argv[1:]]
+        )
+    from probes.cli import main as command
+
+    return command(apart=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ from ebpf.errors import BpfUnavailableError
 from ebpf.session import Session, in_initial_pid_namespace
 from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
+from probes.deadline import LOOK_DEADLINE_S, STOP_DEADLINE_S, end_after, within
 from probes.host import Host
 from probes.http.server import Limits, Server
 from probes.kube.credentials import InCluster, Kubeconfig
@@ -24,8 +25,8 @@ from probes.live.rows import LiveOptions
 from probes.node import KernelAbilities
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
-from probes.settings import Command, Settings
-from probes.site import Site
+from probes.settings import Settings
+from probes.site import OPEN_TO_ALL, Site
 
 if TYPE_CHECKING:
     from ebpf.reasons_session import ReasonsSession
@@ -54,7 +55,7 @@ def observing(settings: Settings) -> Iterator[Observer]:
     watch = _open_watch(settings)
     try:
         session, error = _open_session(settings)
-        if watch is not None and _looks_once(settings):
+        if watch is not None and settings.looks_once:
             _wait_for_names(watch)
         yield Observer(
             node=settings.node,
@@ -70,13 +71,6 @@ def observing(settings: Settings) -> Iterator[Observer]:
             watch.stop()
         if session is not None:
             session.close()
-
-
-def _looks_once(settings: Settings) -> bool:
-    """Whether names that come later would come too late."""
-    if settings.command is Command.LIVE:
-        return settings.live.once
-    return settings.command is not Command.AGENT
 
 
 def _open_watch(settings: Settings) -> "VmiWatch | None":
@@ -110,7 +104,7 @@ def _open_session(settings: Settings) -> tuple[Session | None, str | None]:
                 "hvprobe runs in a PID namespace of its own, where the kernel's process numbers "
                 "mean nothing: give the pod hostPID: true"
             )
-        session = Session(sys_root=settings.sys_root)
+        session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
     except BpfUnavailableError as err:
         log.warning("no BPF, verdicts can only be inferred: %s", err)
         return None, str(err)
@@ -138,10 +132,15 @@ async def _serve(settings: Settings, observer: Observer) -> None:
     site = Site(
         observer.look,
         # Asked at scrapes only, hence when there is a server.
-        tls_reload_failed=(lambda: server.tls_reload_failed) if settings.tls else None,
+        tls=(lambda: server.tls_state) if settings.tls else None,
     )
     server = Server(
-        listen=settings.listen, routes=site.routes, tls=settings.tls, limits=Limits(), log=log
+        listen=settings.listen,
+        routes=site.routes,
+        open_to_all=OPEN_TO_ALL,
+        tls=settings.tls,
+        limits=Limits(),
+        log=log,
     )
     await server.start()
     scheme = "https" if settings.tls else "http"
@@ -150,14 +149,15 @@ async def _serve(settings: Settings, observer: Observer) -> None:
         log.info("serving %s://%s:%d/metrics", scheme, shown, port)
     await stop.wait()
     log.info("stopping")
+    end_after(STOP_DEADLINE_S, log)
     await server.stop()
     await site.look.stop()
 
 
 def snapshot(settings: Settings) -> str:
-    """One report as JSON text."""
+    """One report as JSON text. Raises LookTimeoutError."""
     with observing(settings) as observer:
-        return json.dumps(to_json(observer.look()), indent=2)
+        return json.dumps(to_json(_one_look(observer)), indent=2)
 
 
 class NotPermittedError(Exception):
@@ -167,8 +167,8 @@ class NotPermittedError(Exception):
 def run_live(settings: Settings) -> None:
     """Show the live view until told to end.
 
-    Raises NotPermittedError, and BpfUnavailableError where exit reasons are wanted and not to be
-    had; without them it goes on with what /proc shows.
+    Raises NotPermittedError, LookTimeoutError, and BpfUnavailableError where exit reasons are
+    wanted and cannot be had; without them it goes on with what /proc shows.
     """
     # Here: the agent does without what they cost (rich).
     from ebpf.reasons_session import ReasonsSession  # noqa: PLC0415
@@ -224,6 +224,10 @@ def abilities(settings: Settings) -> KernelAbilities:
 
 
 def report_once(settings: Settings) -> NodeReport:
-    """One report."""
+    """One report. Raises LookTimeoutError."""
     with observing(settings) as observer:
-        return observer.look()
+        return _one_look(observer)
+
+
+def _one_look(observer: Observer) -> NodeReport:
+    return within(observer.look, deadline_s=LOOK_DEADLINE_S)

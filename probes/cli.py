@@ -10,15 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from probes.settings import (
-    EXIT_USAGE,
-    Command,
-    LogFormat,
-    Settings,
-    UsageError,
-    command_line,
-    parse,
-)
+from probes.flags import Command, UsageError, command_line
+from probes.settings import EXIT_USAGE, LogFormat, Settings, parse
+
+EXIT_INTERRUPTED = 130
+"""What shells give a program that Ctrl-C ended."""
 
 
 class _JsonLines(logging.Formatter):
@@ -36,21 +32,37 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
+    """Run one command; the exit code.
+
+    apart: let commands that look once do so in a process of its own (deadline.py), so that the
+    program ends although its look does not.
+    """
+    from probes import deadline, inputs
     from probes.agent import version
 
     try:
         settings = parse(
             sys.argv[1:] if arguments is None else arguments, os.environ, version=version()
         )
+        inputs.check(settings)
     except UsageError as err:
         return _fail(str(err), EXIT_USAGE)
     _start_logging(settings)
+    if apart and settings.looks_once:
+        return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
+    return _finish(settings)
+
+
+def _finish(settings: Settings) -> int:
+    from probes.deadline import LookTimeoutError
+
     try:
         return _run(settings)
+    except LookTimeoutError as err:
+        return _fail(str(err), 1)
     except KeyboardInterrupt:
-        return 0
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone; what Python would still flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

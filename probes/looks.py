@@ -42,11 +42,12 @@ class Seen:
     """The newest; None: no look has ever succeeded."""
     previous: NodeReport | None
     """The one before it, at least SHARED_FOR_S older; None: there is none."""
-    age_s: float
-    """From the end of the newest report's look to the first who was told this; infinite without a
-    report. The others were told within SHARED_FOR_S after."""
     failure: str | None
     """Why there is no newer report although it was asked for, one line; None: there is."""
+    failing_s: float
+    """For how long looks have failed: from the first failure since the newest report to the first
+    reader of this; 0 without a failure. The age of the report does not matter: it is what the
+    interval between two scrapes makes it, and the first failure begins at 0 all the same."""
 
 
 class SharedLook:
@@ -62,8 +63,9 @@ class SharedLook:
         self._look = look
         self._report: NodeReport | None = None
         self._previous: NodeReport | None = None
-        self._reported_s = float("-inf")
         self._failure: str | None = None
+        self._failed_s = 0.0
+        """When the first look since the newest report failed; of use while there is a failure."""
         self._pending: asyncio.Future[NodeReport] | None = None
         self._begun_s = self._ended_s = self._seen_s = float("-inf")
         self._seen: Seen | None = None
@@ -79,7 +81,8 @@ class SharedLook:
         self._failed = Gauge(
             "hvprobe_refresh_failed",
             "1: the last refresh failed or has not ended; what is told of VMs is the last known "
-            "for a minute, then absent. See the agent's log; restart it if this stays.",
+            "for a minute after the first failure, then absent. See the agent's log; restart it if "
+            "this stays.",
             registry=registry,
         )
         self._failures = Counter(
@@ -113,8 +116,8 @@ class SharedLook:
             self._seen = Seen(
                 report=self._report,
                 previous=self._previous,
-                age_s=now_s - self._reported_s,
                 failure=self._failure,
+                failing_s=0.0 if self._failure is None else now_s - self._failed_s,
             )
         return self._seen
 
@@ -163,12 +166,13 @@ class SharedLook:
             log.info("looking at the node succeeds again")
         self._failure = None
         self._previous, self._report = self._report, ended.result()
-        self._reported_s = self._ended_s
 
     def _fail(self, cause: Cause, line: str, error: BaseException | None = None) -> None:
         """Count a look that gave nothing; log it once until it changes or a look succeeds."""
         self._failures.labels(cause=cause.value).inc()
         self._seen = None
+        if self._failure is None:
+            self._failed_s = time.monotonic()
         if line != self._failure:
             log.error("%s", line, exc_info=error)
         self._failure = line

@@ -1,7 +1,6 @@
-"""The command line and its environment variables → Settings. Pure.
+"""A command line's words and variables → Settings: what a value may be. Pure.
 
-Every flag has a variable ``HVPROBE_<FLAG>``; a flag wins over its variable. Must not open, resolve
-or start anything.
+Must not open, resolve or start anything: whether a file or a folder is there says inputs.py.
 """
 
 import argparse
@@ -11,30 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NoReturn
 
 from probes.completion import Shell
-from probes.http.listen import Listen, parse_listen
-from probes.http.server import TlsFiles
-from probes.live.rows import REASONS_COST, LiveOptions, Selection
+from probes.flags import DEFAULT_LISTEN, TYPES, Command, UsageError, command_line, parsed
+from probes.http.listen import Listen, TlsFiles, parse_listen
+from probes.live.rows import LiveOptions, Selection
 from probes.vmm import HypervisorType
 
-DEFAULT_LISTEN = "0.0.0.0:9747"
 LEAST_INTERVAL_S = 0.1
 MOST_INTERVAL_S = 86400.0
+LEAST_LEDGER_CAPACITY = 256
+MOST_LEDGER_CAPACITY = 65536
 TGID_MAX = 1 << 22
 """Linux numbers no process higher (include/linux/threads.h, PID_MAX_LIMIT)."""
 EXIT_USAGE = 2
-
-
-class Command(StrEnum):
-    """What hvprobe is asked to do."""
-
-    AGENT = "agent"
-    LIVE = "live"
-    SNAPSHOT = "snapshot"
-    DOCTOR = "doctor"
-    COMPLETION = "completion"
+LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
 
 
 class LogFormat(StrEnum):
@@ -42,10 +32,6 @@ class LogFormat(StrEnum):
 
     TEXT = "text"
     JSON = "json"
-
-
-class UsageError(Exception):
-    """A wrong flag or variable: one line, exit code 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +46,8 @@ class Settings:
     kubeconfig: Path | None
     proc_root: Path
     sys_root: Path
+    ledger_capacity: int | None
+    """Processes that fit into the kernel table; None: as the machine's size suggests."""
     log_format: LogFormat
     log_level: str
     listen: Listen
@@ -70,11 +58,17 @@ class Settings:
     shell: Shell | None
     """Whose completion script is wanted; None: another command."""
 
+    @property
+    def looks_once(self) -> bool:
+        """Whether the command looks at the node and ends: names that come later come too late."""
+        if self.command is Command.LIVE:
+            return self.live.once
+        return self.command in (Command.SNAPSHOT, Command.DOCTOR)
+
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
     """Settings of a command line. Raises UsageError; ``--help`` and ``--version`` exit."""
-    parser = command_line(environment, version=version)
-    found = parser.parse_args(arguments)
+    found = parsed(command_line(environment, version=version), arguments)
     try:
         return Settings(
             command=Command(found.command),
@@ -83,7 +77,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
             proc_root=Path(found.proc),
             sys_root=Path(found.sys),
-            log_format=LogFormat(found.log_format),
+            ledger_capacity=_ledger_capacity(found.ledger_capacity),
+            log_format=_log_format(found.log_format),
             log_level=_log_level(found.log_level),
             listen=parse_listen(getattr(found, "listen", DEFAULT_LISTEN)),
             tls=_tls(found),
@@ -93,143 +88,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
         )
     except ValueError as err:
         raise UsageError(str(err)) from err
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a wrong usage is one line and an exception of ours."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
-
-
-class _Flags:
-    """Adds flags, each with its environment variable as default."""
-
-    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-        self._parser = parser
-        self._environment = environment
-
-    def add(self, flag: str, *, metavar: str, default: str | None, text: str) -> None:
-        """A flag with a value."""
-        variable = "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
-        shown = f"; default {default}" if default else ""
-        self._parser.add_argument(
-            flag,
-            metavar=metavar,
-            default=self._environment.get(variable) or default,
-            help=f"{text} ({variable}{shown})",
-        )
-
-    def add_switch(self, flag: str, *, text: str) -> None:
-        """A flag that is on or off; its variable is on with 1, true or yes."""
-        variable = "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
-        self._parser.add_argument(
-            flag,
-            action="store_true",
-            default=self._environment.get(variable, "").lower() in ("1", "true", "yes"),
-            help=f"{text} ({variable})",
-        )
-
-
-_EXAMPLES: Mapping[Command, str] = {
-    Command.AGENT: "  hvprobe agent --standalone\n"
-    "  hvprobe agent --listen '[::]:9747' --log-format json\n"
-    "  curl -s localhost:9747/metrics | grep kubevirt_vmi_hypervisor_info",
-    Command.LIVE: "  hvprobe live\n"
-    "  hvprobe live --once --type tcg,unknown\n"
-    "  hvprobe live --reasons --pid 4711\n"
-    "  hvprobe live --json --interval 5 | jq -c '.vmis[] | select(.fallback)'",
-    Command.SNAPSHOT: "  hvprobe snapshot --standalone\n"
-    "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
-    Command.DOCTOR: "  hvprobe doctor\n"
-    "  hvprobe doctor && echo verdicts can be verified here\n"
-    "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
-    Command.COMPLETION: '  eval "$(hvprobe completion bash)"\n'
-    "  hvprobe completion zsh > ~/.zfunc/_hvprobe",
-}
-_SUMMARIES: Mapping[Command, str] = {
-    Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
-    Command.LIVE: "which processes use the accelerator, how much, and why that is believed; live",
-    Command.SNAPSHOT: "one report as JSON on stdout",
-    Command.DOCTOR: "what this node can prove, what it cannot, and the remedy",
-    Command.COMPLETION: "print a script that makes the shell complete hvprobe's commands and flags",
-}
-
-
-_NOTHING_SET: Mapping[str, str | bool | None] = {
-    "node": None,
-    "standalone": False,
-    "kubeconfig": None,
-    "proc": "/proc",
-    "sys": "/sys",
-    "log_format": "text",
-    "log_level": "warning",
-}
-"""The common flags of a command that has none."""
-
-
-def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = _Parser(
-        prog="hvprobe",
-        description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  hvprobe doctor\n  hvprobe agent --standalone\n  hvprobe live",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"hvprobe {version}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in Command:
-        sub = commands.add_parser(
-            command.value,
-            help=_SUMMARIES[command],
-            description=_SUMMARIES[command],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=f"examples:\n{_EXAMPLES[command]}",
-            allow_abbrev=False,
-        )
-        if command is Command.COMPLETION:
-            sub.add_argument("shell", choices=[it.value for it in Shell], help="whose script")
-            sub.set_defaults(**_NOTHING_SET)
-            continue
-        flags = _Flags(sub, environment)
-        _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
-        if command is Command.AGENT:
-            _agent_flags(flags)
-        if command is Command.LIVE:
-            _live_flags(flags)
-        if command in (Command.LIVE, Command.DOCTOR):
-            flags.add_switch("--json", text="JSON instead of text; live: one object a frame")
-    return parser
-
-
-def _common_flags(flags: _Flags, *, log_level: str) -> None:
-    flags.add(
-        "--node", metavar="NAME", default=None, text="this node's name; $NODE_NAME, else host"
-    )
-    flags.add_switch("--standalone", text="no cluster: name VMs from libvirt's domain names")
-    flags.add("--kubeconfig", metavar="FILE", default=None, text="reach the API server with this")
-    flags.add("--proc", metavar="DIR", default="/proc", text="the host's /proc")
-    flags.add("--sys", metavar="DIR", default="/sys", text="the host's /sys")
-    flags.add("--log-format", metavar="text|json", default="text", text="log lines on stderr")
-    levels = "debug|info|warning|error"
-    flags.add("--log-level", metavar=levels, default=log_level, text="what is logged on stderr")
-
-
-def _agent_flags(flags: _Flags) -> None:
-    flags.add("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="serve here")
-    flags.add("--tls-cert", metavar="FILE", default=None, text="serve HTTPS with this certificate")
-    flags.add("--tls-key", metavar="FILE", default=None, text="its private key")
-    flags.add("--tls-client-ca", metavar="FILE", default=None, text="demand client certificates")
-
-
-def _live_flags(flags: _Flags) -> None:
-    flags.add("--interval", metavar="SECONDS", default="1", text="refresh so often")
-    flags.add_switch("--once", text="print one frame and exit")
-    flags.add_switch("--reasons", text=f"show VM exits by reason; {REASONS_COST}")
-    flags.add("--pid", metavar="PID[,PID]", default=None, text="only these processes")
-    flags.add("--namespace", metavar="NAME[,NAME]", default=None, text="only VMs of these")
-    flags.add("--type", metavar="|".join(TYPES), default=None, text="only these types; comma lists")
 
 
 def _live(found: argparse.Namespace) -> LiveOptions:
@@ -293,6 +151,24 @@ def _node(name: str) -> str:
     return name
 
 
+def _ledger_capacity(word: str | None) -> int | None:
+    if word is None:
+        return None
+    number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
+    if not LEAST_LEDGER_CAPACITY <= number <= MOST_LEDGER_CAPACITY:
+        raise UsageError(
+            f"ledger capacity {word!r} is no number from {LEAST_LEDGER_CAPACITY} to "
+            f"{MOST_LEDGER_CAPACITY}; give one, or none for what suits the machine"
+        )
+    return number
+
+
+def _log_format(word: str) -> LogFormat:
+    if word not in [it.value for it in LogFormat]:
+        raise UsageError(f"log format {word!r} is not known; give {' or '.join(LogFormat)}")
+    return LogFormat(word)
+
+
 def _log_level(word: str) -> str:
     if word.upper() not in LEVELS:
         raise UsageError(f"log level {word!r} is not known; give debug, info, warning or error")
@@ -309,7 +185,3 @@ def _tls(found: argparse.Namespace) -> TlsFiles | None:
     return TlsFiles(
         cert=Path(cert), key=Path(key), client_ca=Path(client_ca) if client_ca else None
     )
-
-
-LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
-TYPES = tuple(kind.value for kind in HypervisorType)

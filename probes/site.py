@@ -18,6 +18,7 @@ from prometheus_client import generate_latest as in_text
 from prometheus_client.openmetrics.exposition import generate_latest as in_openmetrics
 
 from probes.exposition import Exposition, Format
+from probes.http.listen import TlsState
 from probes.http.routes import Handler, Request, Response, plain_text
 from probes.looks import Seen, SharedLook
 from probes.metrics import families, health_families
@@ -25,13 +26,17 @@ from probes.page import CONTENT_SECURITY_POLICY, page
 from probes.report import NodeReport
 
 LAST_KNOWN_S = 60.0
-"""How long VMs are shown as last seen when looks fail.
+"""How long VMs are shown as last seen when looks fail, from the first failure on.
 
+Not from the last success: where scrapes are rarer than this, one lost look would drop every VM.
 Long enough that one look lost to a busy node breaks no graph and resets no pending alert; short
 enough that nobody is told for long of a VM that is gone.
 """
 
 HTML = "text/html; charset=utf-8"
+
+OPEN_TO_ALL = frozenset({"/healthz", "/readyz"})
+"""What kubelet's probes ask for. They have no client certificate, and learn nothing of any VM."""
 
 _VARY = (("Vary", "Accept"),)
 _PAGE_HEADERS = (
@@ -50,9 +55,9 @@ class Site:
         self,
         look: Callable[[], NodeReport],
         *,
-        tls_reload_failed: Callable[[], bool] | None = None,
+        tls: Callable[[], TlsState] | None = None,
     ) -> None:
-        """Serve what look() reports. tls_reload_failed: None without TLS.
+        """Serve what look() reports. tls: how the certificates in use are; None without TLS.
 
         No ``_created`` series: they would double the counters, and process_start_time_seconds
         already tells when hvprobe began to count.
@@ -62,13 +67,8 @@ class Site:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        if tls_reload_failed is not None:
-            Gauge(
-                "hvprobe_tls_reload_failed",
-                "1: the TLS files have changed and cannot be used, so those before are served "
-                "until they expire: the agent's log says what is wrong with them.",
-                registry=self._registry,
-            ).set_function(tls_reload_failed)
+        if tls is not None:
+            _show_tls(tls, self._registry)
         self.look = SharedLook(look, registry=self._registry)
         self._exposition = Exposition()
         self._seen: Seen | None = None
@@ -116,7 +116,7 @@ class Site:
         form = Format(content_type)
         pieces: list[str] = []
         if seen.report is not None:
-            known = seen.failure is None or seen.age_s < LAST_KNOWN_S
+            known = seen.failing_s < LAST_KNOWN_S
             found = (families if known else health_families)(seen.report)
             pieces = self._exposition.write(found, form)
         encode = in_openmetrics if form is Format.OPENMETRICS else in_text
@@ -135,6 +135,21 @@ class Site:
             why = watch.error or "the API server has not answered yet"
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
         return plain_text(HTTPStatus.OK, "ready")
+
+
+def _show_tls(state: Callable[[], TlsState], registry: CollectorRegistry) -> None:
+    Gauge(
+        "hvprobe_tls_reload_failed",
+        "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
+        "valid yet, so those before are served: the agent's log says what is wrong with them.",
+        registry=registry,
+    ).set_function(lambda: state().reload_failed)
+    Gauge(
+        "hvprobe_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate that is served expires, in Unix time. In the past: clients that "
+        "check it refuse; renew the files, the agent takes them without a restart.",
+        registry=registry,
+    ).set_function(lambda: state().expiry_unix_s)
 
 
 def prefers_openmetrics(accept: str | None) -> bool:

@@ -155,7 +155,7 @@ fingerprint() {
 	local extra=$1
 	{
 		printf '%s\n' "$extra" "$venv" "$("$python" -V)"
-		cat "$root/pyproject.toml" "$root/scripts/install.sh"
+		cat "$root/pyproject.toml" "$root/scripts/install.sh" "$root/scripts/isolate.sh"
 	} | sha256sum
 }
 
@@ -198,6 +198,7 @@ install_project() {
 		keep_log
 		die "pip install hvprobe: $(why_pip): whole output in $log"
 	fi
+	"$root/scripts/isolate.sh" "$venv/bin/hvprobe" || exit 1
 	check_bcc
 	write_stamp run
 	if [ "$extra" = dev ]; then write_stamp dev; fi

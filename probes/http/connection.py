@@ -1,20 +1,26 @@
 """EDGE. One client's HTTP/1.1 connection: what may be asked, what is refused, how long it may take.
 
 Must not know what is served (see `routes`), nor how many connections there are (see `server`).
-Bytes, TLS and certificates are in `wire`; the syntax of messages is h11's.
+Bytes and TLS are in `wire`, certificates in `tls_files`; the syntax of messages is h11's.
 """
 
 import asyncio
 import logging
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from http import HTTPStatus
+from typing import Self
 
 import h11
 
 from probes.http.routes import Method, Request, Response, Routes, message, plain_text, unavailable
-from probes.http.wire import Certificates, Credentials, Wire
+from probes.http.tls_files import Certificates, Credentials
+from probes.http.wire import Wire
+
+DESCRIPTORS_KEPT = 64
+"""Descriptors that connections leave to the rest of the agent: files of /proc, the API server, TLS
+files, and connections that have made room and are about to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,16 @@ class Limits:
     """What requests in flight get when the server stops."""
     header_bytes_max: int = 16 * 1024
     """Longest request head, give or take one read of a socket."""
+
+    def within(self, descriptors: int) -> Self:
+        """The same, but for so many connections only as leave descriptors for the node's looks.
+
+        descriptors: how many this process may still open. A small limit is shared half and half.
+        """
+        room = descriptors - min(DESCRIPTORS_KEPT, descriptors // 2)
+        refusals = min(self.refusals_max, room // 8)
+        connections = max(1, min(self.connections_max, room - refusals))
+        return replace(self, connections_max=connections, refusals_max=refusals)
 
 
 class Phase(Enum):
@@ -133,7 +149,7 @@ class Connection:
             return False
         self._http.next_event()  # the end of the request, which has no body
         self._enter(Phase.HANDLING)
-        await self._write(*await self._routes.answer(_request(head)), last=self.last)
+        await self._write(*await self._routes.answer(self._request(head)), last=self.last)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _read_head(self, wait_s: float) -> h11.Request | None:
@@ -171,6 +187,16 @@ class Connection:
             self.last = True
         return newest.client_ca == self._credentials.client_ca
 
+    def _request(self, head: h11.Request) -> Request:
+        guarded = self._credentials is not None and self._credentials.client_ca is not None
+        return Request(
+            method=Method(head.method.decode("ascii")),
+            path=_path(head.target) or "",
+            accept=_header(head, b"accept"),
+            accept_encoding=_header(head, b"accept-encoding"),
+            admitted=not guarded or self._wire.certified,
+        )
+
     async def _write(self, head: h11.Response, body: bytes, *, last: bool) -> None:
         """Send an answer; `last`: and tell the peer that it is the last. `TimeoutError`."""
         self._enter(Phase.WRITING)
@@ -198,22 +224,26 @@ def _refusal(head: h11.Request) -> Response | None:
     if head.method not in (b"GET", b"HEAD"):
         allow = ("Allow", "GET, HEAD")
         return plain_text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", allow)
+    if _path(head.target) is None:
+        return plain_text(HTTPStatus.BAD_REQUEST, "the request target is no path and no URL")
     for name, value in head.headers:
         if name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0):
             return plain_text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request may have no body")
     return None
 
 
-def _request(head: h11.Request) -> Request:
-    target = head.target.decode("ascii")
-    if not target.startswith("/"):  # absolute form, http://host/path (RFC 9112, 3.2.2)
-        target = "/" + target.partition("://")[2].partition("/")[2]
-    return Request(
-        method=Method(head.method.decode("ascii")),
-        path=target.partition("?")[0],
-        accept=_header(head, b"accept"),
-        accept_encoding=_header(head, b"accept-encoding"),
-    )
+def _path(target: bytes) -> str | None:
+    """Path of a request target, without the query; None: it is of no form that GET may have.
+
+    Those are the path and, through proxies, http://host/path (RFC 9112, 3.2.1 and 3.2.2).
+    """
+    text = target.decode("ascii")
+    if not text.startswith("/"):
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            return None
+        text = "/" + rest.partition("/")[2]
+    return text.partition("?")[0]
 
 
 def _header(head: h11.Request, name: bytes) -> str | None:

@@ -58,4 +58,14 @@ class TlsFiles:
     key: Path
     """The certificate's private key, not encrypted."""
     client_ca: Path | None = None
-    """CAs whose clients are let in. `None`: clients need no certificate."""
+    """CAs whose clients are let in, beyond what is open to all. `None`: clients need none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsState:
+    """How the TLS files in use are."""
+
+    reload_failed: bool
+    """Whether the files have changed and cannot be used, so that older ones are."""
+    expiry_unix_s: float
+    """When the server's certificate in use expires."""

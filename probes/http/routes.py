@@ -7,7 +7,7 @@ a route is a path and an async function. A handler that fails or hangs does not 
 import asyncio
 import gzip
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from enum import Enum
@@ -40,6 +40,8 @@ class Request:
     """As sent, not percent-decoded; without the query."""
     accept: str | None = None
     accept_encoding: str | None = None
+    admitted: bool = True
+    """Whether the client may ask for what is not open to all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -97,9 +99,16 @@ class Routes:
     """What is served, and how a handler is kept from hurting the server."""
 
     def __init__(
-        self, *, handlers: Mapping[str, Handler], deadline_s: float, log: logging.Logger
+        self,
+        *,
+        handlers: Mapping[str, Handler],
+        open_to_all: Collection[str],
+        deadline_s: float,
+        log: logging.Logger,
     ) -> None:
+        """open_to_all: paths that clients may ask for which are not admitted."""
         self._handlers = handlers
+        self._open_to_all = open_to_all
         self._deadline_s = deadline_s
         self._log = log
         self._failures: dict[str, str] = {}
@@ -107,7 +116,12 @@ class Routes:
         """Compressed bodies, each for as long as somebody has its answer."""
 
     async def answer(self, request: Request) -> tuple[h11.Response, bytes]:
-        """Head and body for a request: 404 without a route, 500 or 503 when its handler fails."""
+        """Head and body for a request.
+
+        403: the client is not admitted; 404: no route; 500, 503: the handler has failed.
+        """
+        if not request.admitted and request.path not in self._open_to_all:
+            return message(plain_text(HTTPStatus.FORBIDDEN, "a client certificate is needed"))
         handler = self._handlers.get(request.path)
         if handler is None:
             return message(plain_text(HTTPStatus.NOT_FOUND, "not found"))

@@ -1,7 +1,7 @@
 """EDGE. The HTTP server: its listening sockets, and who gets a connection.
 
 Must not know what is served. What happens on one connection is in `connection`, how a request gets
-its answer in `routes`, bytes and TLS in `wire`.
+its answer in `routes`, bytes and TLS in `wire`, its files in `tls_files`.
 
 A connection costs a socket and a small task, not a thread. Whatever a peer holds it with has a
 deadline, and when connections run out, the one that has waited longest makes room for the new one:
@@ -12,14 +12,18 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import select
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from probes.http.connection import Connection, Limits, Phase
-from probes.http.listen import Listen, TlsFiles, parse_listen
+from probes.http.listen import Listen, TlsFiles, TlsState, parse_listen
 from probes.http.routes import Handler, Method, Request, Response, Routes
-from probes.http.wire import Certificates, TlsFilesError, TlsWire, Wire
+from probes.http.tls_files import Certificates, TlsFilesError
+from probes.http.wire import TlsWire, Wire
 
 __all__ = [
     "BindError",
@@ -32,6 +36,7 @@ __all__ = [
     "Server",
     "TlsFiles",
     "TlsFilesError",
+    "TlsState",
     "parse_listen",
 ]
 
@@ -63,9 +68,16 @@ class Server:
         tls: TlsFiles | None,
         limits: Limits,
         log: logging.Logger,
+        open_to_all: Collection[str] = (),
     ) -> None:
+        """open_to_all: paths for which no client certificate is needed where others need one."""
         self._listen = listen
-        self._routes = Routes(handlers=routes, deadline_s=limits.handler_deadline_s, log=log)
+        self._routes = Routes(
+            handlers=routes,
+            open_to_all=open_to_all,
+            deadline_s=limits.handler_deadline_s,
+            log=log,
+        )
         self._tls = tls
         self._limits = limits
         self._log = log
@@ -81,6 +93,15 @@ class Server:
         if self._tls is not None:
             self._certificates = Certificates(self._tls, log=self._log)
         self._listeners = _bind(self._listen)
+        limits = self._limits.within(_descriptors_left())
+        if limits != self._limits:
+            self._log.warning(
+                "the limit of open files (RLIMIT_NOFILE) leaves room for %d connections at once "
+                "instead of %d; raise it if scrapes are refused",
+                limits.connections_max,
+                self._limits.connections_max,
+            )
+            self._limits = limits
         self._acceptors = [asyncio.create_task(self._accept(each)) for each in self._listeners]
 
     @property
@@ -89,9 +110,13 @@ class Server:
         return [each.getsockname()[:2] for each in self._listeners]
 
     @property
-    def tls_reload_failed(self) -> bool:
-        """Whether the TLS files have changed and cannot be used, so that older ones are."""
-        return self._certificates is not None and self._certificates.reload_failed
+    def tls_state(self) -> TlsState:
+        """How the TLS files in use are; of a server that has been started with some."""
+        assert self._certificates is not None  # noqa: S101 - started with TLS
+        return TlsState(
+            reload_failed=self._certificates.reload_failed,
+            expiry_unix_s=self._certificates.expiry_unix_s,
+        )
 
     async def stop(self) -> None:
         """Take no more connections, let requests in flight end within the grace, close all."""
@@ -195,6 +220,14 @@ class Server:
         connection.close()  # here: a task cancelled before its first step runs none of its code
         if not task.cancelled() and task.exception() is not None:  # a bug, on one connection only
             self._log.error("connection failed", exc_info=task.exception())
+
+
+def _descriptors_left() -> int:
+    """How many descriptors this process may still open."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = sys.maxsize
+    return max(0, most - len([*Path("/proc/self/fd").iterdir()]))
 
 
 def _pending(listener: socket.socket) -> bool:

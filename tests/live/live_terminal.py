@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -123,6 +124,6 @@ class Terminal:
         )
         if done.returncode and check:
             raise AssertionError(f"tmux {arguments}: {done.stderr}")
-        if done.returncode and "no server" in done.stderr:
+        if done.returncode and re.search("no server|error connecting", done.stderr):
             return None
         return done.stdout

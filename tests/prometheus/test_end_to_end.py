@@ -5,7 +5,7 @@ Beside it, in the same Prometheus, are KubeVirt's components with their own labe
 
 import os
 import signal
-import ssl
+import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +176,15 @@ def test_an_agent_that_is_killed(scene: Scene) -> None:
 
 
 def test_a_scraper_without_certificate_is_refused(tmp_path: Path) -> None:
-    """Who has no certificate of the CA learns nothing."""
+    """Without a certificate of the CA only health is answered, as kubelet's probes need it."""
     keys = Keys(tmp_path)
     with SecureAgent(keys, NODE) as agent:
         assert "hvprobe_build_info" in agent.get("/metrics")
         agent._context = keys.authority.client_context()
-        with pytest.raises((ssl.SSLError, OSError)):
-            agent.get("/metrics")
+        for path in ("/metrics", "/", "/snapshot"):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                agent.get(path)
+            assert caught.value.code == 403
+            assert caught.value.read() == b"a client certificate is needed\n"
+        assert agent.get("/healthz") == "alive\n"
+        assert agent.get("/readyz") == "ready\n"

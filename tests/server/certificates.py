@@ -5,7 +5,12 @@ import shutil
 import ssl
 import subprocess
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from probes.http.server import TlsFiles
 
@@ -50,7 +55,8 @@ class Authority:
         _openssl(*request, "-key", key, "-days", "2", "-out", self.cert)
         self._key = key
 
-    def issue(self, name: str) -> Pair:
+    def issue(self, name: str, *, valid_s: tuple[int, int] | None = None) -> Pair:
+        """valid_s: from when and until when, from now on; None: for two days."""
         key, asked = self._directory / f"{name}.key", self._directory / f"{name}.csr"
         cert = self._directory / f"{name}.crt"
         config = self._directory / f"{name}.cnf"
@@ -60,7 +66,22 @@ class Authority:
         issuer = ("-CA", self.cert, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
         extensions = ("-extfile", config, "-extensions", "leaf")
         _openssl("x509", "-req", "-in", asked, *issuer, *extensions, "-out", cert)
+        if valid_s is not None:
+            self._date(cert, valid_s)
         return Pair(cert=cert, key=key)
+
+    def _date(self, path: Path, valid_s: tuple[int, int]) -> None:
+        """Sign a certificate again, with other dates, which `openssl x509` cannot be told."""
+        begin, end = (datetime.now(UTC) + timedelta(seconds=each) for each in valid_s)
+        old = x509.load_pem_x509_certificate(path.read_bytes())
+        builder = x509.CertificateBuilder(extensions=list(old.extensions))
+        builder = builder.subject_name(old.subject).issuer_name(old.issuer)
+        builder = builder.public_key(old.public_key()).serial_number(old.serial_number)
+        builder = builder.not_valid_before(begin).not_valid_after(end)
+        key = serialization.load_pem_private_key(self._key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        signed = builder.sign(key, hashes.SHA256())
+        path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
     def server_files(self, name: str = "server", *, client_ca: Path | None = None) -> TlsFiles:
         pair = self.issue(name)

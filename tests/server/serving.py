@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -63,12 +63,14 @@ class Serving:
         listen: str = "127.0.0.1:0",
         tls: TlsFiles | None = None,
         limits: Limits | None = None,
+        open_to_all: Collection[str] = (),
     ) -> None:
         self.server = Server(
             listen=parse_listen(listen),
             routes=routes,
             tls=tls,
             limits=limits or Limits(),
+            open_to_all=open_to_all,
             log=LOG,
         )
         self._runner = asyncio.Runner()

@@ -5,6 +5,8 @@ import os
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -349,6 +351,78 @@ def test_no_descriptors_left(caplog: pytest.LogCaptureFixture) -> None:
                 assert peer.answer().status == 200
     why = os.strerror(errno.EMFILE)
     assert [r.getMessage() for r in caplog.records] == [f"cannot accept connections: {why}"]
+
+
+@pytest.mark.parametrize("limit", [24, 40, 64, 200])
+def test_a_small_descriptor_limit(limit: int) -> None:
+    """With idle connections beyond the limit a scrape gets through, and what it reads is opened.
+
+    The server is a process of its own: peers' descriptors are not among its few.
+    """
+    started = subprocess.Popen(
+        [sys.executable, "-c", SERVE_FILES, str(limit)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert started.stdout is not None
+        port = int(started.stdout.readline())
+        with descriptors(4 * CROWD), ExitStack() as stack:
+            for _ in range(3 * limit):
+                stack.enter_context(Peer(port))
+            for _ in range(5):
+                with Peer(port) as peer:
+                    peer.get("/files")
+                    answer = peer.answer()
+                    assert (answer.status, answer.body) == (200, b"5 files")
+    finally:
+        started.kill()
+        started.wait()
+        started.stdout.close()
+
+
+SERVE_FILES = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from serving import LOG, TEXT
+from probes.http.server import Limits, Response, Server, parse_listen
+
+async def files(request):
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(5)]
+    for each in opened:
+        os.close(each)
+    return Response(content_type=TEXT, body=f"{len(opened)} files".encode())
+
+async def main():
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    listen = parse_listen("127.0.0.1:0")
+    server = Server(listen=listen, routes={"/files": files}, tls=None, limits=Limits(), log=LOG)
+    await server.start()
+    print(server.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "connections", "refusals"),
+    [
+        (10_000, 256, 16),
+        (336, 256, 16),
+        (300, 220, 16),
+        (100, 44, 6),
+        (20, 9, 1),
+        (3, 2, 0),
+        (0, 1, 0),
+    ],
+)
+def test_connections_within_descriptors(left: int, connections: int, refusals: int) -> None:
+    """They leave 64 descriptors, or half of the few there are, and are never none."""
+    limits = Limits().within(left)
+    assert (limits.connections_max, limits.refusals_max) == (connections, refusals)
 
 
 @contextmanager

@@ -143,6 +143,12 @@ def test_body_is_refused_before_it_is_sent(serving: Serving) -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"GET /\x80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"HEAD * HTTP/1.0\r\n\r\n", 400),
+        (b"GET metrics HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET a:9747 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET ftp://a/metrics HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"GET / HTTP/0.9\r\n\r\n", 505),
         (b"GET /" + b"a" * 40_000, 431),
@@ -153,7 +159,7 @@ def test_malformed_request(serving: Serving, request_bytes: bytes, status: int) 
     """What is not a request is answered with the fitting status and the end; the server goes on."""
     with Peer(serving.port) as peer, Peer(serving.port) as other:
         peer.send(request_bytes)
-        answer = peer.answer()
+        answer = peer.answer(bodiless=request_bytes.startswith(b"HEAD"))
         assert answer.status == status
         assert answer.headers["connection"] == "close"
         assert peer.ended()

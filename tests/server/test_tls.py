@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import pytest
 from certificates import Authority, MountedSecret
 from serving import DEADLINE_S, LOG, Peer, Serving, text
 
-from probes.http.server import Limits, TlsFiles, TlsFilesError
-from probes.http.wire import RETRY_S, Certificates
+from probes.http import tls_files
+from probes.http.certificate import Validity
+from probes.http.server import Limits, TlsFiles, TlsFilesError, TlsState
+from probes.http.tls_files import RETRY_S, Certificates
 
 LONG = bytes(range(256)) * 10_000
 
 NOT_A_CA = "not one or more whole certificates"
 
-ROUTES = {"/": text("hello"), "/long": text(LONG)}
+ROUTES = {"/": text("hello"), "/long": text(LONG), "/healthz": text("alive")}
 
 
 def ask(serving: Serving, context: ssl.SSLContext) -> bytes:
@@ -33,6 +36,13 @@ def ask(serving: Serving, context: ssl.SSLContext) -> bytes:
         shown = peer.sock.getpeercert(binary_form=True)
     assert shown is not None
     return shown
+
+
+def status(serving: Serving, context: ssl.SSLContext, path: str = "/") -> int:
+    """Of the answer on a new connection."""
+    with Peer(serving.port, tls=context) as peer:
+        peer.get(path)
+        return peer.answer().status
 
 
 def let_in(serving: Serving, context: ssl.SSLContext) -> bool:
@@ -55,6 +65,13 @@ def resumed_in(serving: Serving, context: ssl.SSLContext, session: ssl.SSLSessio
             return resumed.recv(1) != b""
     except (ssl.SSLError, ConnectionError):
         return False
+
+
+def expiry(cert: Path) -> float:
+    """When the openssl command says a certificate expires, in Unix time."""
+    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(cert)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(ssl.cert_time_to_seconds(said.strip().removeprefix("notAfter=")))
 
 
 def der(cert: Path) -> bytes:
@@ -119,16 +136,42 @@ def test_versions(
 def test_client_certificates(
     authority: Authority, stranger: Authority, version: ssl.TLSVersion
 ) -> None:
-    """With a client CA, only clients with a certificate of that CA are let in."""
+    """With a client CA, a certificate of another one ends the handshake; without any, 403.
+
+    What is open to all is answered without one, as kubelet asks; its certificate is not checked.
+    """
     foreign = authority.client_context(stranger.issue("prometheus"))
-    nobody = authority.client_context()
+    without = authority.client_context()
     known = authority.client_context(authority.issue("prometheus"))
-    for context in (foreign, nobody, known):
+    kubelet = ssl.create_default_context()
+    kubelet.check_hostname = False
+    kubelet.verify_mode = ssl.CERT_NONE
+    for context in (foreign, without, known, kubelet):
         context.maximum_version = version
-    with Serving(ROUTES, tls=authority.server_files(client_ca=authority.cert)) as serving:
+    files = authority.server_files(client_ca=authority.cert)
+    with Serving(ROUTES, tls=files, open_to_all={"/healthz"}) as serving:
         assert not let_in(serving, foreign)
-        assert not let_in(serving, nobody)
         assert let_in(serving, known)
+        assert status(serving, known, "/nowhere") == 404
+        for context in (without, kubelet):
+            assert status(serving, context, "/healthz") == 200
+            for path in ("/", "/long", "/nowhere", "/healthz/", "//healthz", "/healthz%2f.."):
+                assert status(serving, context, path) == 403
+        with Peer(serving.port, tls=kubelet) as peer:
+            peer.get("/healthz")
+            assert peer.answer().body == b"alive"
+            peer.get("https://127.0.0.1/?x=/healthz")
+            answer = peer.answer()
+            assert (answer.status, answer.body) == (403, b"a client certificate is needed\n")
+
+
+def test_clients_without_a_client_ca(authority: Authority) -> None:
+    """Where no client CA is given, no certificate is asked for and every path is served."""
+    with Serving(ROUTES, tls=authority.server_files(), open_to_all={"/healthz"}) as serving:
+        assert status(serving, authority.client_context()) == 200
+    with Serving(ROUTES, open_to_all={"/healthz"}) as serving, Peer(serving.port) as peer:
+        peer.get("/")
+        assert peer.answer().status == 200
 
 
 def test_plain_http(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
@@ -318,6 +361,116 @@ def test_failed_read_is_tried_again(
     assert after is not before
     assert [r.levelno for r in caplog.records] == [logging.WARNING, logging.INFO]
     assert certificates.current() is after
+
+
+PAST, FUTURE, NOW = (-7200, -3600), (3600, 7200), (-3600, 7200)
+
+
+@pytest.mark.parametrize("dates", [PAST, FUTURE])
+def test_an_invalid_certificate_replaces_no_valid_one(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, dates: tuple[int, int]
+) -> None:
+    """Expired or not yet valid it is not served, one line says so; the next valid one is."""
+    secret = MountedSecret(tmp_path / "mount")
+    good, bad = authority.issue("good", valid_s=NOW), authority.issue("bad", valid_s=dates)
+    better = authority.issue("better", valid_s=NOW)
+    client = authority.client_context(authority.issue("client"))
+    files = secret.publish(good, authority.cert)
+    with Serving(ROUTES, tls=files) as serving:
+        assert serving.server.tls_state == TlsState(
+            reload_failed=False, expiry_unix_s=expiry(good.cert)
+        )
+        secret.publish(bad, authority.cert)
+        for _ in range(3):
+            assert ask(serving, client) == der(good.cert)
+        assert serving.server.tls_state == TlsState(
+            reload_failed=True, expiry_unix_s=expiry(good.cert)
+        )
+        secret.publish(better, authority.cert)
+        assert ask(serving, client) == der(better.cert)
+        assert serving.server.tls_state == TlsState(
+            reload_failed=False, expiry_unix_s=expiry(better.cert)
+        )
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    what = "expired at" if dates is PAST else "not valid before"
+    assert line.startswith(f"TLS certificate {files.cert} is {what} 20")
+    assert line.endswith("; keeping the certificates loaded before")
+
+
+@pytest.mark.parametrize("dates", [PAST, FUTURE])
+def test_start_with_an_invalid_certificate(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, dates: tuple[int, int]
+) -> None:
+    """It is served, for there is no better one, and said; checking clients refuse it themselves."""
+    secret = MountedSecret(tmp_path / "mount")
+    bad, good = authority.issue("bad", valid_s=dates), authority.issue("good", valid_s=NOW)
+    worse = authority.issue("worse", valid_s=PAST)
+    client = authority.client_context(authority.issue("client"))
+    careless = authority.client_context(authority.issue("careless"))
+    careless.check_hostname, careless.verify_mode = False, ssl.CERT_NONE
+    with Serving(ROUTES, tls=secret.publish(bad, authority.cert)) as serving:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ask(serving, client)
+        assert ask(serving, careless) == der(bad.cert)
+        assert serving.server.tls_state.expiry_unix_s == expiry(bad.cert)
+        secret.publish(worse, authority.cert)
+        assert ask(serving, careless) == der(worse.cert)
+        secret.publish(good, authority.cert)
+        assert ask(serving, client) == der(good.cert)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert line.endswith("; serving it all the same")
+
+
+def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) -> None:
+    """It is loaded once it is valid, or the one in use no longer, though no file has changed."""
+    secret = MountedSecret(tmp_path / "mount")
+    old = authority.issue("old", valid_s=(-3600, 600))
+    new = authority.issue("new", valid_s=(1200, 3600))
+    files = secret.publish(old, authority.cert)
+    now_s = skew_s = 0.0
+    certificates = Certificates(
+        files, log=LOG, clock_s=lambda: now_s, unix_s=lambda: time.time() + skew_s
+    )
+    first = certificates.current()
+    secret.publish(new, authority.cert)
+    for _ in range(2):
+        now_s += RETRY_S
+        assert certificates.current() is first
+        assert certificates.reload_failed
+    skew_s = 700.0  # both are invalid: the newer files are taken
+    now_s += RETRY_S
+    assert certificates.current() is not first
+    assert not certificates.reload_failed
+    assert certificates.expiry_unix_s == expiry(new.cert)
+
+
+def test_files_that_change_while_they_are_read(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was judged is what is loaded: a swap in between is no success, and tried again."""
+    secret = MountedSecret(tmp_path / "mount")
+    first, second = authority.issue("first"), authority.issue("second")
+    bad = authority.issue("bad", valid_s=PAST)
+    now_s = 0.0
+    certificates = Certificates(
+        secret.publish(first, authority.cert), log=LOG, clock_s=lambda: now_s
+    )
+    used = certificates.current()
+    secret.publish(second, authority.cert)
+    judged = tls_files.validity
+
+    def swapped(pem: bytes) -> Validity:
+        secret.publish(bad, authority.cert)
+        return judged(pem)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tls_files, "validity", swapped)
+        assert certificates.current() is used
+    now_s += RETRY_S
+    assert certificates.current() is used
+    secret.publish(second, authority.cert)
+    assert certificates.current() is not used
+    assert certificates.expiry_unix_s == expiry(second.cert)
 
 
 @pytest.mark.parametrize(

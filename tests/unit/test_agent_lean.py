@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TOLD_WHEN_SERVING = """
 import gc, json, sys
+from ebpf import programs
 from probes import agent, cli
+
+programs._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){programs._MAIN}"
 
 async def serve(settings, observer):
     observer.look()
@@ -32,9 +35,9 @@ def test_a_serving_agent_holds_only_what_it_needs(tmp_path: Path, proc: Path) ->
     """Nothing costly that is another command's; what stays for ever is kept from the collector."""
     (tmp_path / "bcc.py").write_text('"""Body-centred cubic."""\n')
     done = subprocess.run(
-        [sys.executable, "-c", TOLD_WHEN_SERVING, str(proc)],
+        [sys.executable, "-c", TOLD_WHEN_SERVING, str(proc), str(tmp_path)],
         cwd=ROOT,
-        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         check=True,
         text=True,

@@ -11,19 +11,22 @@ from pathlib import Path
 import pytest
 from facts import captured, plant
 
+from ebpf import programs
 from probes.cli import main
+from probes.inputs import check
+from probes.settings import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def no_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of an unrelated package named bcc, found before the real one: no BPF is loaded."""
+    """Folder of an unrelated package named bcc, installed before the real one: no BPF is loaded."""
     folder = tmp_path / "index"
     folder.mkdir()
     (folder / "bcc.py").write_text('"""Body-centred cubic."""\n')
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "bcc", raising=False)
+    begun = f"import sys\nsys.path.insert(0, {str(folder)!r})\n{programs._MAIN}"
+    monkeypatch.setattr(programs, "_MAIN", begun)
     return folder
 
 
@@ -34,7 +37,6 @@ def quiet_logging() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
-    sys.modules.pop("bcc", None)
 
 
 @pytest.fixture
@@ -80,7 +82,11 @@ def test_wrong_variable(
     """A wrong variable is a wrong usage."""
     monkeypatch.setenv("HVPROBE_LOG_FORMAT", "xml")
     assert main(["doctor"]) == 2
-    assert "xml" in capsys.readouterr().err
+    assert "'xml' is not known; give text or json" in capsys.readouterr().err
+    monkeypatch.setenv("HVPROBE_LOG_FORMAT", "text")
+    monkeypatch.setenv("HVPROBE_STANDALONE", "perhaps")
+    assert main(["doctor"]) == 2
+    assert "HVPROBE_STANDALONE='perhaps' is neither true nor false" in capsys.readouterr().err
 
 
 def test_wrong_usage_of_the_program() -> None:
@@ -149,16 +155,106 @@ def test_doctor_of_the_real_node(
     )
 
 
-def test_doctor_without_proc(
+@pytest.fixture
+def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that gets as far as observing the node fails the test."""
+
+    def begins(*_: object) -> None:
+        pytest.fail("something was begun with a wrong input")
+
+    monkeypatch.setattr("probes.agent.observing", begins)
+
+
+KUBECONFIG = "clusters: [{name: c}]\ncontexts: [{name: c}]\n"
+
+
+def wrong_inputs(folder: Path) -> dict[str, tuple[str, Path, str]]:
+    """Flag, path and what is said of it, by what is wrong; makes what is needed in a folder."""
+    for name, text in {
+        "text": "a: b: c",
+        "list": "[1, 2]",
+        "empty": "",
+        "scalar": "hello",
+        "bomb": "&a [" * 5000,
+        "no-contexts": "clusters: [{name: c}]\n",
+    }.items():
+        (folder / name).write_text(text)
+    (folder / "binary").write_bytes(bytes(range(256)))
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    missing = "No such file or directory"
+    return {
+        "no kubeconfig": ("--kubeconfig", folder / "nowhere", missing),
+        "dangling kubeconfig": ("--kubeconfig", folder / "dangling", missing),
+        "below a file": ("--kubeconfig", folder / "text" / "config", "Not a directory"),
+        "a directory": ("--kubeconfig", folder, "is a directory; give the file in it"),
+        "no YAML": ("--kubeconfig", folder / "text", "it is no YAML"),
+        "deep YAML": ("--kubeconfig", folder / "bomb", "it is no YAML"),
+        "no text": ("--kubeconfig", folder / "binary", "it is no"),
+        "another YAML": ("--kubeconfig", folder / "list", "names no clusters"),
+        "an empty file": ("--kubeconfig", folder / "empty", "names no clusters"),
+        "a word": ("--kubeconfig", folder / "scalar", "names no clusters"),
+        "half a kubeconfig": ("--kubeconfig", folder / "no-contexts", "names no clusters"),
+        "no device": ("--kubeconfig", Path("/dev/null"), "names no clusters"),
+        "no proc": ("--proc", folder / "nowhere", missing),
+        "an empty proc": ("--proc", folder, "no /proc is there"),
+        "a file as proc": ("--proc", folder / "text", "Not a directory"),
+        "no sys": ("--sys", folder / "nowhere", missing),
+        "an empty sys": ("--sys", folder, "no /sys is there"),
+    }
+
+
+@pytest.mark.parametrize("command", ["agent", "live", "snapshot", "doctor"])
+def test_wrong_files_and_folders(
+    command: str,
     tmp_path: Path,
     clean: None,
-    no_bcc: Path,
+    nothing_begins: None,
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A /proc that is not there: nothing works, exit code 2, told and not raised."""
-    assert main(["doctor", "--proc", str(tmp_path / "nowhere")]) == 2
-    assert "nothing can be said" in capsys.readouterr().out
+    """Each ends every command at once: exit code 2 and one line that names flag or file and why."""
+    for flag, path, says in wrong_inputs(tmp_path).values():
+        assert main([command, flag, str(path)]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("hvprobe: ")
+        assert len(told.err.splitlines()) == 1
+        assert str(path) in told.err
+        assert says in told.err
+
+
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
+def test_wrong_tls_files(
+    flag: str,
+    tmp_path: Path,
+    clean: None,
+    nothing_begins: None,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A TLS file that is not there or a directory ends the agent in the same way."""
+    good = tmp_path / "good"
+    good.write_text("PEM")
+    files = dict.fromkeys(["--tls-cert", "--tls-key", "--tls-client-ca"], str(good))
+    for wrong, says in {
+        tmp_path / "nowhere": "No such file or directory",
+        tmp_path: "Is a directory",
+    }.items():
+        arguments = [word for pair in (files | {flag: str(wrong)}).items() for word in pair]
+        assert main(["agent", *arguments]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith(f"hvprobe: cannot read TLS file {wrong}: {says}; ")
+        assert len(told.err.splitlines()) == 1
+
+
+def test_a_kubeconfig_of_a_shell(tmp_path: Path) -> None:
+    """A pipe, as a shell's <(…) gives, is not read before it is used: it can be read once only."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check(parse(["agent", "--kubeconfig", str(pipe)], {}, version="1"))
+    good = tmp_path / "config"
+    good.write_text(KUBECONFIG)
+    check(parse(["agent", "--kubeconfig", str(good)], {}, version="1"))
 
 
 def test_agent_that_cannot_listen(
@@ -210,7 +306,7 @@ def test_log_level(
     assert capsys.readouterr().err == ""
 
 
-def test_reader_that_went_away(proc: Path, no_bcc: Path) -> None:
+def test_reader_that_went_away(proc: Path) -> None:
     """A snapshot whose reader has gone ends quietly."""
     plant(proc, captured("tcg_multi"))
     reader, writer = os.pipe()
@@ -223,7 +319,6 @@ def test_reader_that_went_away(proc: Path, no_bcc: Path) -> None:
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(no_bcc)},
         )
     finally:
         os.close(writer)

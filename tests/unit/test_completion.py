@@ -9,7 +9,7 @@ import pytest
 
 from probes.cli import main
 from probes.completion import Shell, script
-from probes.settings import command_line
+from probes.flags import command_line
 
 COMMANDS = ["agent", "completion", "doctor", "live", "snapshot"]
 COMPLETIONS = [

@@ -3,8 +3,9 @@
 import pytest
 
 from probes.completion import Shell
+from probes.flags import UsageError
 from probes.live.rows import LiveOptions, Selection
-from probes.settings import Settings, UsageError, parse
+from probes.settings import Settings, parse
 from probes.vmm import HypervisorType
 
 

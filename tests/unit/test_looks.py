@@ -16,6 +16,7 @@ from rich_report import rich_report
 
 from probes import looks, site
 from probes.exposition import Format
+from probes.http.listen import TlsState
 from probes.http.routes import Handler, Method, Request, Response
 from probes.kube.cache import WatchStatus
 from probes.looks import SharedLook
@@ -131,17 +132,18 @@ def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureF
 
     async def steps() -> None:
         look = shared(node)
-        await look.seen()
-        for _ in range(3):
+        assert (await look.seen()).failing_s == 0
+        for failures in range(3):
             clock.now_s += 10
             node.outcome = ZeroDivisionError("a defect")
             seen = await look.seen()
             assert seen.report is good
             assert seen.failure == "a look at the node failed: ZeroDivisionError('a defect')"
-        assert seen.age_s == 30
+            assert seen.failing_s == failures * 10
         clock.now_s += 10
         node.outcome = rich_report()
-        assert (await look.seen()).failure is None
+        seen = await look.seen()
+        assert (seen.failure, seen.failing_s) == (None, 0)
 
     with caplog.at_level(logging.INFO):
         run(steps)
@@ -204,14 +206,15 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
         assert well["hvprobe_refresh_failed"] == 0
         assert well["hvprobe_refresh_failures_total error"] == 0
         node.outcome = KeyError("a defect")
-        clock.now_s += LAST_KNOWN_S - 1
-        bad = await samples(served)
-        assert bad["hvprobe_refresh_failed"] == 1
-        assert bad["hvprobe_refresh_failures_total error"] == 1
-        assert per_vm(bad) == per_vm(well) != set()
-        clock.now_s += 2
+        clock.now_s += 10
+        for failures in (1, 2):
+            bad = await samples(served)
+            assert bad["hvprobe_refresh_failed"] == 1
+            assert bad["hvprobe_refresh_failures_total error"] == failures
+            assert per_vm(bad) == per_vm(well) != set()
+            clock.now_s += LAST_KNOWN_S - 1
         old = await samples(served)
-        assert old["hvprobe_refresh_failures_total error"] == 2
+        assert old["hvprobe_refresh_failures_total error"] == 3
         assert [name for name in old if name.startswith(("kubevirt_", "hvprobe_processes"))] == []
         assert {it for it in well if it.startswith("hvprobe_hook_attached")} <= set(old)
         node.outcome = rich_report()
@@ -219,6 +222,33 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
         again = await samples(served)
         assert again["hvprobe_refresh_failed"] == 0
         assert per_vm(again) == per_vm(well)
+
+    run(steps)
+
+
+def test_rare_scrapes_lose_no_vm_by_one_failure(clock: Clock) -> None:
+    """With an hour between two scrapes the first failed look drops no VM; a minute later it does.
+
+    A look that succeeds in between begins the minute again.
+    """
+    node = Node()
+    good = node.outcome
+
+    async def steps() -> None:
+        served = Site(node.look)
+        well = await samples(served)
+        for _ in range(2):
+            node.outcome = KeyError("a defect")
+            clock.now_s += 3600
+            assert per_vm(await samples(served)) == per_vm(well) != set()
+            node.outcome = good
+            clock.now_s += 3600
+            assert per_vm(await samples(served)) == per_vm(well)
+        node.outcome = KeyError("a defect")
+        clock.now_s += 3600
+        assert per_vm(await samples(served)) == per_vm(well)
+        clock.now_s += LAST_KNOWN_S
+        assert per_vm(await samples(served)) == set()
 
     run(steps)
 
@@ -271,7 +301,7 @@ def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch
 
     async def steps() -> None:
         nonlocal failed
-        served = Site(node.look, tls_reload_failed=lambda: failed)
+        served = Site(node.look, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         node.gate.clear()
         late = await samples(served)
         assert late["hvprobe_refresh_failed"] == 1
@@ -346,12 +376,14 @@ def test_tls_reloading_is_told_with_tls_only(clock: Clock) -> None:
 
     async def steps() -> None:
         nonlocal failed
-        served = Site(node.look, tls_reload_failed=lambda: failed)
+        served = Site(node.look, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
         failed = True
         clock.now_s += looks.SHARED_FOR_S
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
-        assert "hvprobe_tls_reload_failed" not in await samples(Site(node.look))
+        expiry = "hvprobe_tls_certificate_expiry_timestamp_seconds"
+        assert (await samples(served))[expiry] == 4e9
+        assert not [it for it in await samples(Site(node.look)) if it.startswith("hvprobe_tls")]
 
     run(steps)
 

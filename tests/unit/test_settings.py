@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.settings import Command, LogFormat, Settings, UsageError, parse
+from probes.flags import Command, UsageError
+from probes.settings import LogFormat, Settings, parse
 
 COMMANDS = ["agent", "snapshot", "doctor"]
 
@@ -27,6 +28,7 @@ def test_defaults() -> None:
     assert (found.listen.host, found.listen.port) == ("0.0.0.0", 9747)
     assert (found.standalone, found.kubeconfig, found.tls) == (None, None, None)
     assert (found.log_format, found.log_level) == (LogFormat.TEXT, "INFO")
+    assert found.ledger_capacity is None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,6 +48,7 @@ FLAGS = {
     "--sys": ("HVPROBE_SYS", "/a", "/b"),
     "--log-format": ("HVPROBE_LOG_FORMAT", "json", "text"),
     "--log-level": ("HVPROBE_LOG_LEVEL", "debug", "error"),
+    "--ledger-capacity": ("HVPROBE_LEDGER_CAPACITY", "256", "65536"),
 }
 
 
@@ -88,6 +91,10 @@ def test_node_name_of_the_pod() -> None:
         ((), {"HVPROBE_STANDALONE": "1"}, True),
         ((), {"HVPROBE_STANDALONE": "true"}, True),
         ((), {"HVPROBE_STANDALONE": "YES"}, True),
+        ((), {"HVPROBE_STANDALONE": " on "}, True),
+        ((), {"HVPROBE_STANDALONE": "Off"}, None),
+        ((), {"HVPROBE_STANDALONE": "no"}, None),
+        (("--standalone",), {"HVPROBE_STANDALONE": "banana"}, True),
         ((), {"HVPROBE_STANDALONE": "0"}, None),
         ((), {"HVPROBE_STANDALONE": "false"}, None),
         ((), {"HVPROBE_STANDALONE": ""}, None),
@@ -123,8 +130,21 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
     "listen without a port": (("agent", "--listen", "localhost"), {}, "port"),
     "listen with a wrong port": (("agent", "--listen", "localhost:http"), {}, "http"),
     "listen by variable": (("agent",), {"HVPROBE_LISTEN": "localhost"}, "localhost"),
-    "log format": (("agent", "--log-format", "xml"), {}, "xml"),
-    "log format by variable": (("agent",), {"HVPROBE_LOG_FORMAT": "xml"}, "xml"),
+    "log format": (("agent", "--log-format", "xml"), {}, "'xml' is not known; give text or json"),
+    "log format by variable": (("agent",), {"HVPROBE_LOG_FORMAT": "xml"}, "give text or json"),
+    "log format in capitals": (("agent", "--log-format", "JSON"), {}, "give text or json"),
+    "switch": (("agent",), {"HVPROBE_STANDALONE": "banana"}, "HVPROBE_STANDALONE='banana'"),
+    "switch of live": (("live",), {"HVPROBE_ONCE": "2"}, "neither true nor false; give one of 1,"),
+    "ledger capacity": (("agent", "--ledger-capacity", "many"), {}, "'many' is no number from 256"),
+    "ledger capacity 0": (("live", "--ledger-capacity", "0"), {}, "from 256 to 65536"),
+    "ledger capacity too small": (("doctor", "--ledger-capacity", "255"), {}, "255"),
+    "ledger capacity too big": (("snapshot",), {"HVPROBE_LEDGER_CAPACITY": "65537"}, "65537"),
+    "ledger capacity of digits without end": (("agent", "--ledger-capacity", "9" * 5000), {}, "9"),
+    "ledger capacity in other digits": (
+        ("agent", "--ledger-capacity", "\u0665" * 3),
+        {},
+        "from 256",
+    ),
     "log level": (("agent", "--log-level", "loud"), {}, "loud"),
     "log level by variable": (("doctor",), {"HVPROBE_LOG_LEVEL": "loud"}, "loud"),
     "standalone and kubeconfig": (("agent", "--standalone", "--kubeconfig", "x"), {}, "exclude"),
@@ -142,6 +162,14 @@ def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], s
         parse(arguments, environment, version="1.2.3")
     assert says in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_variable_of_another_command_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A switch that the command does not have, and --help, do without its variable's meaning."""
+    assert settings("agent", HVPROBE_ONCE="banana").command is Command.AGENT
+    with pytest.raises(SystemExit):
+        settings("live", "--help", HVPROBE_ONCE="banana")
+    assert "HVPROBE_ONCE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -90,7 +90,7 @@ def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata(wheel, "entry_points.txt"))
 
-    assert dict(entry_points["console_scripts"]) == {"hvprobe": "probes.cli:main"}
+    assert dict(entry_points["console_scripts"]) == {"hvprobe": "probes.__main__:main"}
 
 
 def test_bcc_is_not_a_dependency(wheel: zipfile.ZipFile) -> None:

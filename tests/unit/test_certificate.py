@@ -1,0 +1,78 @@
+"""When a certificate is valid, read from its text."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.http.certificate import Validity, validity
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hvprobe")])
+
+
+def pem(begin: datetime.datetime, end: datetime.datetime) -> bytes:
+    builder = x509.CertificateBuilder(NAME, NAME, KEY.public_key(), 2**150, begin, end)
+    signed = builder.sign(KEY, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def utc(*date: int) -> datetime.datetime:
+    return datetime.datetime(*date, tzinfo=datetime.UTC)  # type: ignore[misc,arg-type]
+
+
+FIRST = pem(utc(2026, 1, 2, 3, 4, 5), utc(2049, 12, 31, 23, 59, 59))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (utc(2026, 1, 2, 3, 4, 5), utc(2026, 3, 1)),
+        (utc(1999, 12, 31), utc(2049, 12, 31, 23, 59, 59)),
+        (utc(2050, 1, 1), utc(9999, 12, 31, 23, 59, 59)),
+    ],
+)
+def test_dates(begin: datetime.datetime, end: datetime.datetime) -> None:
+    """Both forms of a date, years of two digits and of four, to the second."""
+    found = validity(pem(begin, end))
+    assert found == Validity(from_unix_s=begin.timestamp(), until_unix_s=end.timestamp())
+
+
+def test_the_first_of_several_counts() -> None:
+    """The server's own is the first; text and an expired intermediate around it do not matter."""
+    other = pem(utc(2000, 1, 1), utc(2001, 1, 1))
+    assert validity(b"subject=CN = x\r\n" + FIRST + other) == validity(FIRST)
+
+
+def test_what_is_wrong_and_when() -> None:
+    """Not valid before, valid on both edges, expired after; each with its time."""
+    valid = Validity(from_unix_s=100.0, until_unix_s=200.0)
+    assert valid.wrong_at(99) == "not valid before 1970-01-01T00:01:40Z"
+    assert valid.wrong_at(100) is None
+    assert valid.wrong_at(200) is None
+    assert valid.wrong_at(201) == "expired at 1970-01-01T00:03:20Z"
+
+
+@pytest.mark.parametrize("text", [b"", b"soon", FIRST[:100], FIRST.replace(b"MII", b"AAA", 1)])
+def test_no_certificate(text: bytes, tmp_path: Path) -> None:
+    """What is no certificate is a ValueError that says so."""
+    with pytest.raises(ValueError, match="certificate"):
+        validity(text)
+
+
+@given(st.data())
+def test_any_damage_is_a_value_error(data: st.DataObject) -> None:
+    """Whatever bytes stand where, there is an answer or a ValueError."""
+    at = data.draw(st.integers(30, len(FIRST) - 40))
+    put = data.draw(st.binary(max_size=40))
+    said = ""
+    try:
+        validity(FIRST[:at] + put + FIRST[at + len(put) :])
+    except ValueError as err:
+        said = str(err)
+    assert said in ("", "there is no certificate in it", "its certificate is damaged")
