@@ -13,8 +13,8 @@ import uuid
 from collections import deque
 from dataclasses import replace
 
+from doubles import Books, Node, Trials
 from facts import entry, kernel, kvm_process, process, tcg_process
-from test_observer import Books, Node, Trials
 from vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, vmi
 
 from ebpf.ledger import LedgerEntry
@@ -197,7 +197,7 @@ class Churn:
     def _appear(self, made: VmmProcess, *, runs: int) -> None:
         tgid, began_ns = made.vmm.tgid, made.vmm.start_ticks * 10_000_000 + 500
         self._node.processes[tgid] = made
-        self._entries[tgid] = entry(tgid, first_ns=began_ns, exec_ns=began_ns, runs=runs)
+        self._entries[tgid] = entry(tgid, first_ns=began_ns, runs=runs)
 
     def _vanish(self, made: VmmProcess) -> None:
         del self._node.processes[made.vmm.tgid]

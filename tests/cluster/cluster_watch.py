@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from probes.kube.watch import VmiWatch, WatchTiming
+from probes.kube.timing import WatchTiming
+from probes.kube.watch import VmiWatch
 
 NODE = "node-a"
 QUICK = WatchTiming(
     backoff_base_s=0.02,
     backoff_cap_s=0.2,
     connect_timeout_s=5.0,
+    answer_deadline_s=5.0,
     idle_deadline_s=20.0,
+    first_watch_s=60,
     watch_timeout_s=60,
     page_limit=3,
 )

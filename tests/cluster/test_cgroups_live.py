@@ -49,8 +49,7 @@ def seen_pod(tgid: int) -> PodCgroup | None:
     host = Host()
     vmm = host.identify(tgid)
     assert vmm is not None
-    process = host.inspect(vmm)
-    assert process is not None
+    process = host.inspect([vmm]).processes[vmm]
     assert process.cgroup is not None
     return pod_of(process.cgroup)
 
@@ -125,7 +124,8 @@ import sys
 from probes.cgroup import pod_of
 from probes.host import Host
 host = Host()
-text = host.inspect(host.identify(int(sys.argv[1]))).cgroup
+vmm = host.identify(int(sys.argv[1]))
+text = host.inspect([vmm]).processes[vmm].cgroup
 print(text.splitlines()[-1], pod_of(text).uid, pod_of(text).container_id)
 """
 

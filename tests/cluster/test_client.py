@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from apiserver import ApiServer
+
+from probes.kube.client import ApiReader
+from probes.kube.credentials import InCluster, Kubeconfig
+from probes.kube.listwatch import Verb
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -19,7 +25,7 @@ environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": po
 from pathlib import Path
 reader = ApiReader(
     InCluster(token_file=Path(token), ca_file=Path(ca), environ=environ),
-    connect_timeout_s=5.0, idle_deadline_s=5.0,
+    connect_timeout_s=5.0, answer_deadline_s=5.0,
 )
 from probes.kube.listwatch import Verb
 response = reader.get(Verb.LIST, {})
@@ -62,3 +68,24 @@ def test_in_a_cluster_most_of_the_package_stays_out(api: ApiServer) -> None:
         "kubernetes",
     ):
         assert costly not in names
+
+
+@pytest.mark.parametrize("kubeconfig", [False, True], ids=["service account", "kubeconfig"])
+def test_a_peer_that_is_gone_is_found(
+    api: ApiServer, service_account: InCluster, kubeconfig: bool
+) -> None:
+    """The kernel probes a silent connection, and no part of urllib3's own settings is lost."""
+    config = Kubeconfig(file=api.kubeconfig()) if kubeconfig else service_account
+    reader = ApiReader(config, connect_timeout_s=5.0, answer_deadline_s=5.0)
+    response = reader.get(Verb.LIST, {})
+    connection = response.connection
+    assert connection is not None
+    sock = connection.sock
+    assert sock is not None
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle_s, interval_s, count = (sock.getsockopt(socket.IPPROTO_TCP, it) for it in options)
+    assert idle_s + interval_s * count <= 30
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    response.close()
+    reader.close()

@@ -187,9 +187,9 @@ def test_the_api_server_goes_and_comes_back(api: ApiServer, agents: Agents, gues
     api.store.create(vmi("beta", architecture=NATIVE))
     guests.start(pod_uid("default", "beta"), "default_beta", accel=("tcg",))
     api.start()
-    found = until_shown(agent, {"default/alpha": UNKNOWN, "default/beta": TCG_FALLBACK})
-    assert found.value("hvprobe_vmi_watch_up") == 1
-    assert found.value("hvprobe_vmi_watch_restarts_total") == 1
+    until_shown(agent, {"default/alpha": UNKNOWN, "default/beta": TCG_FALLBACK})
+    wait_for(lambda: Scrape(agent).value("hvprobe_vmi_watch_up") == 1, "the watch is up again")
+    assert Scrape(agent).value("hvprobe_vmi_watch_restarts_total") == 1
     log = ended_log(agent)
     assert log.count("VMI watch: up again") == 1
 

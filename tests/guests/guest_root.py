@@ -77,7 +77,8 @@ def byte_compile(python_root: Path, directory: Path, *, shown_as: str) -> None:
     libraries = python_root / "usr/lib/x86_64-linux-gnu"
     interpreter = (python_root / "usr/bin/python3").readlink()
     command: list[str | Path] = [
-        *("env", f"PYTHONHOME={python_root / 'usr'}"),
+        # Only this: the byte code must not depend on PYTHONPATH, PYTHONPYCACHEPREFIX and the like.
+        *("env", "-i", f"PYTHONHOME={python_root / 'usr'}"),
         # Not lib64/…: that is an absolute link, to the loader of this machine.
         *(libraries / "ld-linux-x86-64.so.2", "--library-path", libraries),
         *(python_root / "usr/bin" / interpreter, "-m", "compileall", "-q"),

@@ -21,16 +21,29 @@ from guest_runs import Runs, room
 from guest_vm import CONSOLE, GuestResult, boot, unavailable
 from required import require
 
-DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "1500"))
+DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "2100"))
 """For one guest, boot included."""
 BUILD_S = 900
 """For what is not in the cache yet, over a slow network."""
 JUNIT = "junit.xml"
 FACTS = "facts.json"
+LEFT_OUT = (
+    "test_attacks.py",
+    "test_attacks_on_others.py",
+    "test_hostile_proc.py",
+    "test_lives.py",
+    "test_number_reuse.py",
+    "test_time_namespace.py",
+    "test_vmm_names.py",
+)
+"""Tests with thousands of threads and processes, many forks, or a new agent for each: an emulated
+machine takes many minutes for them. They run on this machine; HVPROBE_GUEST_PYTEST replaces the
+choice."""
+CHOICE = " ".join(f"--ignore=tests/kernel/{name}" for name in LEFT_OUT)
 COMMAND = f"""\
 python3 tests/guests/check_guest.py /results/{FACTS} || exit 90
 exec python3 -m pytest tests/kernel -p no:cacheprovider --timeout 600 --junitxml=/results/{JUNIT} \
-    -o junit_family=xunit2 $HVPROBE_GUEST_PYTEST
+    -o junit_family=xunit2 ${{HVPROBE_GUEST_PYTEST:-{CHOICE}}}
 """
 SELF_CHECK_FAILED = 90
 

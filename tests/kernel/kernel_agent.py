@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from kernel_world import DEADLINE_S, MACHINE, Started
@@ -25,10 +26,14 @@ Labels = tuple[tuple[str, str], ...]
 class Agent(Started):
     """``hvprobe agent`` on a free port of the loopback interface."""
 
-    def __init__(self, *arguments: str, wait: bool = True) -> None:
-        """wait: until it serves; otherwise call wait_until_serving()."""
+    def __init__(self, *arguments: str, wait: bool = True, before: Sequence[str] = ()) -> None:
+        """wait: until it serves; otherwise call wait_until_serving(). before: what runs it."""
         super().__init__(
-            [sys.executable, "-m", "probes", "agent", "--listen", "127.0.0.1:0", *arguments],
+            [
+                *before,
+                *(sys.executable, "-m", "probes", "agent", "--listen", "127.0.0.1:0"),
+                *arguments,
+            ],
             environment={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
         )

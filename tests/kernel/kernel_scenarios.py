@@ -176,7 +176,7 @@ SCENARIOS = (
     Scenario(
         name="process renamed to qemu-kvm",
         start=lambda _: PythonProcess(RENAME_PROCESS),
-        early=None,
+        early=UNKNOWN,
         late=UNKNOWN,
     ),
     Scenario(
@@ -188,7 +188,7 @@ SCENARIOS = (
     Scenario(
         name="thread renamed to CPU 0/KVM in a program called qemu-kvm",
         start=lambda _: PythonProcess(RENAME_PROCESS + RENAME_THREAD),
-        early=None,
+        early=UNKNOWN,
         late=UNKNOWN,
     ),
     Scenario(

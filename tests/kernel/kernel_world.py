@@ -4,6 +4,7 @@ Every process dies with the test that started it, however that ends: the kernel 
 parent goes (PR_SET_PDEATHSIG), so a killed run leaves nothing behind.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -50,6 +51,24 @@ def _be_a_good_child() -> None:
     """Die with the parent, and let the tests go first where guests compute for ever."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(10)
+
+
+def of_this_run(name: str) -> str:
+    """A VM's name that no other VM of this machine bears, be it of the demo or another checkout."""
+    return f"{name}-{os.getpid()}"
+
+
+def kvm_users() -> set[int]:
+    """Processes of this machine that hold a VM of KVM now, those of other users included.
+
+    Each may take a slot in a ledger that a test makes.
+    """
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or closed one, in the meantime
+            if any(str(fd.readlink()) == "anon_inode:kvm-vm" for fd in (process / "fd").iterdir()):
+                found.add(int(process.name))
+    return found
 
 
 class Started:
@@ -228,9 +247,14 @@ def guest_time(tgid: int) -> int:
 
 
 def build_kvmload(directory: Path) -> Path:
-    """Compile kvmload.c, statically: it also runs where there is no compiler."""
-    source = Path(__file__).with_name("kvmload.c")
-    program = directory / "kvmload"
+    """Compile kvmload.c."""
+    return compiled("kvmload", directory)
+
+
+def compiled(name: str, directory: Path) -> Path:
+    """Compile a program of this folder, statically: it also runs where there is no compiler."""
+    source = Path(__file__).with_name(f"{name}.c")
+    program = directory / name
     compiler = shutil.which("cc") or shutil.which("gcc")
     assert compiler, "no C compiler: install gcc"
     subprocess.run(

@@ -26,6 +26,7 @@
  *   kvm_run          KVM_RUN calls: userspace_exits + eintr, and with halt or spin one more per
  *                    vCPU, which is entered right after the line is printed
  *   userspace_exits  KVM_RUN calls that returned 0, with the exit that the guest was to make
+ *   refused          KVM_RUN calls that ran no guest, as was wanted; tracepoints see them, too
  *   eintr            KVM_RUN calls that a signal or a stop interrupted; they were repeated.
  *                    The kernel's tracepoint kvm_userspace_exit sees userspace_exits + eintr.
  *   kernel_exits     exits that the guests made and KVM handled inside the kernel: K
@@ -35,7 +36,21 @@
  *                    --step); vm-only
  * Should a counted part be impossible to do exactly, no line is printed: the program fails.
  *
- * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then.
+ * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then;
+ * with --keep its descriptors stay open.
+ *
+ * It also misbehaves, to try those who judge it. After what takes effect behind the line above, it
+ * prints a further one: "done", or "child" and a process number.
+ *   --tenant         no uid and no capability once the vCPUs are made
+ *   --burn           a thread CPU 0/TCG that computes now and then, as one that emulates does
+ *   --hide           closed: the descriptors are closed while the vCPUs are halted in KVM_RUN;
+ *                    unshared: they are in no table but the vCPU threads'; own-table: they were
+ *                    never in the main thread's. All want --then halt.
+ *   --refused        instead of userspace exits, N calls of KVM_RUN that run no guest: interrupted
+ *                    (immediate_exit, -EINTR), registers (wrong kvm_valid_regs, -EINVAL; x86) or
+ *                    internal-error (what KVM cannot emulate, KVM_EXIT_INTERNAL_ERROR; x86)
+ *   --child          forked: a child that has copies of the descriptors; runner: a process with
+ *                    the same memory, which is the one that runs vCPU 0
  *
  * It ends with 0 when stdin reaches EOF or SIGTERM comes, with 1 and one line on stderr when
  * something fails, with 2 on wrong usage, and with 3 and a line when a guest made another exit than
@@ -49,6 +64,7 @@
 #include <linux/kvm.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -60,7 +76,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,11 +86,22 @@
 #define GUEST_BYTES 0x10000 /* one page of the largest page size; a single 4 KiB is touched */
 #define STACK_BYTES 0x10000
 #define CHURN_EXITS 7
+#define TENANT_ID 65534
+#define KEPT 64 /* above the descriptors that --keep is for */
 
-enum program { USERSPACE_LOOP, KERNEL_LOOP, HALT, SPIN, PROGRAMS };
+enum program { USERSPACE_LOOP, KERNEL_LOOP, HALT, SPIN, IMPOSSIBLE, PROGRAMS };
 enum then { THEN_HOLD, THEN_HALT, THEN_SPIN, THEN_QUIT, THEN_LEAVE_LEADER };
 
 static const char *const then_names[] = {"hold", "halt", "spin", "quit", "leave-leader"};
+
+enum hide { HIDE_NOTHING, HIDE_CLOSED, HIDE_UNSHARED, HIDE_OWN_TABLE };
+enum refusal { REFUSED_NOTHING, REFUSED_INTERRUPTED, REFUSED_REGISTERS, REFUSED_INTERNAL_ERROR };
+enum child { CHILD_NONE, CHILD_FORKED, CHILD_RUNNER };
+
+static const char *const hide_names[] = {"nothing", "closed", "unshared", "own-table", NULL};
+static const char *const refusal_names[] = {"nothing", "interrupted", "registers", "internal-error",
+					    NULL};
+static const char *const child_names[] = {"none", "forked", "runner", NULL};
 
 struct load {
 	uint64_t vms, vcpus; /* vcpus: of each VM */
@@ -83,6 +112,10 @@ struct load {
 	enum then then;
 	char **program; /* what to execute at the next line on stdin; NULL: nothing */
 	bool paused, create_vm_only, step;
+	bool tenant, burn, keep;
+	enum hide hide;
+	enum refusal refused;
+	enum child child;
 };
 
 struct vcpu {
@@ -93,6 +126,8 @@ struct vcpu {
 	uint64_t kernel_share;
 	uint64_t userspace_exits; /* made */
 	uint64_t eintr;
+	uint64_t refused;
+	volatile pid_t tid; /* once it is about to enter its last KVM_RUN */
 };
 
 static struct load load = {.vms = 1, .vcpus = 1};
@@ -129,6 +164,9 @@ static int must_ioctl(int fd, unsigned long request, const char *name, const voi
 
 /* What differs between the architectures: the programs, and how a vCPU is set on one. */
 
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE (1U << 1)
+#endif
 #if defined(__x86_64__)
 
 /* 16-bit real-mode code */
@@ -155,6 +193,10 @@ static const uint8_t programs[PROGRAMS][64] = {
 	[SPIN] =
 		{
 			0xeb, 0xfe, /* 1: jmp 1b */
+		},
+	[IMPOSSIBLE] =
+		{
+			0xdb, 0x2e, 0, 0, /* fldt 0: KVM emulates it nowhere, and has to */
 		},
 };
 
@@ -344,8 +386,38 @@ static void make_userspace_exits(struct vcpu *vcpu, uint64_t exits)
 		run_to_userspace_exit(vcpu);
 }
 
+/* A KVM_RUN that runs no guest. */
+static void be_refused(struct vcpu *vcpu)
+{
+	int result, wanted = 0;
+
+	if (load.refused == REFUSED_INTERRUPTED) {
+		vcpu->run->immediate_exit = 1;
+		wanted = EINTR;
+	} else if (load.refused == REFUSED_REGISTERS) {
+		vcpu->run->kvm_valid_regs = ~0ULL;
+		wanted = EINVAL;
+	} else {
+		set_program(vcpu, IMPOSSIBLE, 0);
+	}
+	result = ioctl(vcpu->fd, KVM_RUN, 0);
+	if (wanted ? result == 0 || errno != wanted
+		   : result < 0 || vcpu->run->exit_reason != KVM_EXIT_INTERNAL_ERROR) {
+		dprintf(STDERR_FILENO, "kvmload: result %d, errno %d, exit reason %u\n", result,
+			errno, vcpu->run->exit_reason);
+		errno = EPROTO;
+		die("KVM_RUN", "vcpu%u is not refused", vcpu->index);
+	}
+	vcpu->refused++;
+}
+
 static void make_counted_exits(struct vcpu *vcpu)
 {
+	if (load.refused) {
+		while (vcpu->refused < vcpu->userspace_share)
+			be_refused(vcpu);
+		return;
+	}
 	set_program(vcpu, USERSPACE_LOOP, 0);
 	make_userspace_exits(vcpu, vcpu->userspace_share);
 	if (!vcpu->kernel_share)
@@ -355,8 +427,9 @@ static void make_counted_exits(struct vcpu *vcpu)
 }
 
 /* The last KVM_RUN, which only the end of the process ends. */
-static void run_for_ever(const struct vcpu *vcpu)
+static void run_for_ever(struct vcpu *vcpu)
 {
+	vcpu->tid = syscall(SYS_gettid);
 	while (ioctl(vcpu->fd, KVM_RUN, 0) < 0)
 		if (errno != EINTR)
 			die("KVM_RUN", "vcpu%u", vcpu->index);
@@ -499,27 +572,129 @@ static void churn(void)
 	}
 }
 
+static void print_line(void);
+static void wait_for_eof(void);
+
+static void *burn(void *unused)
+{
+	volatile uint64_t work = 0;
+
+	pthread_setname_np(pthread_self(), "CPU 0/TCG");
+	for (;;) {
+		while (++work % 20000000)
+			;
+		usleep(50000);
+	}
+	return unused;
+}
+
+/* As a container's process that was given /dev/kvm. setuid undoes what is asked for after it. */
+static void be_a_tenant(void)
+{
+	if (!load.tenant || geteuid())
+		return;
+	if (setgid(TENANT_ID) || setuid(TENANT_ID) || prctl(PR_SET_DUMPABLE, 1) ||
+	    prctl(PR_SET_PDEATHSIG, SIGKILL))
+		die("setuid", "%d", TENANT_ID);
+}
+
+static void wait_until_inside_kvm_run(const struct vcpu *vcpu)
+{
+	char path[64], call[32] = "";
+	FILE *file;
+
+	do {
+		usleep(10000);
+		snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", (int)vcpu->tid);
+		file = vcpu->tid ? fopen(path, "r") : NULL;
+		if (file && !fgets(call, sizeof(call), file))
+			die("read", "%s", path);
+		if (file)
+			fclose(file);
+	} while (atoi(call) != SYS_ioctl);
+}
+
+static void hide(void)
+{
+	unsigned int flags = load.hide == HIDE_UNSHARED ? CLOSE_RANGE_UNSHARE : 0;
+
+	if (load.hide == HIDE_NOTHING)
+		return;
+	for (unsigned int i = 0; i < vcpus_total; i++)
+		wait_until_inside_kvm_run(&vcpus[i]);
+	if (load.hide != HIDE_OWN_TABLE && close_range(STDERR_FILENO + 1, ~0U, flags))
+		die("close_range", "process %d", getpid());
+	puts("done");
+	fflush(stdout);
+}
+
+/* It has descriptors of vCPUs that KVM lets only its parent run. */
+static void fork_child(void)
+{
+	pid_t self = getpid(), child;
+
+	if (load.child != CHILD_FORKED)
+		return;
+	child = must_fork();
+	if (!child) {
+		if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != self)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	printf("child %d\n", child);
+	fflush(stdout);
+}
+
+static int run_in_child(void *of_main)
+{
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != *(pid_t *)of_main)
+		_exit(1);
+	make_counted_exits(&vcpus[0]);
+	vcpus[0].tid = getpid();
+	for (;;)
+		pause();
+}
+
+/* The vCPU is this process's, as are the descriptors; what runs it is another one. */
+static void run_vcpu_in_child(void)
+{
+	static char stack[STACK_BYTES] __attribute__((aligned(64)));
+	pid_t self = getpid(), child;
+
+	child = clone(run_in_child, stack + sizeof(stack), CLONE_VM | SIGCHLD, &self);
+	if (child < 0)
+		die("clone", "process %d", self);
+	while (!vcpus[0].tid)
+		usleep(1000);
+	print_line();
+	printf("child %d\n", child);
+	fflush(stdout);
+	wait_for_eof();
+}
+
 static void print_line(void)
 {
 	bool last_run = load.then == THEN_HALT || load.then == THEN_SPIN;
 	const char *state = then_names[load.then];
-	uint64_t userspace_exits = 0, eintr = 0;
+	uint64_t userspace_exits = 0, eintr = 0, refused = 0;
 
 	for (unsigned int i = 0; i < vcpus_total; i++) {
 		userspace_exits += vcpus[i].userspace_exits;
 		eintr += vcpus[i].eintr;
+		refused += vcpus[i].refused;
 	}
 	if (load.paused && !userspace_exits)
 		state = "paused";
 	if (load.create_vm_only)
 		state = "vm-only";
 	printf("{\"tgid\": %d, \"vms\": %" PRIu64 ", \"vcpus\": %u, \"kvm_run\": %" PRIu64
-	       ", \"userspace_exits\": %" PRIu64 ", \"eintr\": %" PRIu64
+	       ", \"userspace_exits\": %" PRIu64 ", \"eintr\": %" PRIu64 ", \"refused\": %" PRIu64
 	       ", \"kernel_exits\": %" PRIu64 ", \"churn_children\": %" PRIu64
 	       ", \"state\": \"%s\"}\n",
 	       getpid(), load.vms, vcpus_total,
-	       userspace_exits + eintr + (last_run ? vcpus_total : 0), userspace_exits, eintr,
-	       load.kernel_exits, load.churn, state);
+	       userspace_exits + eintr + refused + (last_run ? vcpus_total : 0), userspace_exits,
+	       eintr, refused, load.kernel_exits, load.churn, state);
 	if (fflush(stdout))
 		die("write", "stdout");
 }
@@ -531,7 +706,9 @@ __attribute__((noreturn)) static void wrong_usage(const char *why)
 		"usage: kvmload [--vms M] [--vcpus V] [--userspace-exits N] [--kernel-exits K]\n"
 		"               [--then hold|halt|spin|quit|leave-leader] [--churn N] [--step]\n"
 		"               [--paused | --create-vm-only] [--processes P] [-name IGNORED]\n"
-		"               [-- PROGRAM ARGUMENT...]\n",
+		"               [--tenant] [--burn] [--hide closed|unshared|own-table] [--keep]\n"
+		"               [--refused interrupted|registers|internal-error]\n"
+		"               [--child forked|runner] [-- PROGRAM ARGUMENT...]\n",
 		why);
 	_exit(2);
 }
@@ -555,6 +732,8 @@ static void wait_for_eof(void)
 	char line[32];
 
 	while (fgets(line, sizeof(line), stdin)) {
+		for (int fd = STDERR_FILENO + 1; load.keep && fd < KEPT; fd++)
+			fcntl(fd, F_SETFD, 0);
 		if (load.program && execvp(load.program[0], load.program))
 			die("exec", "%s", load.program[0]);
 		if (!load.step)
@@ -576,7 +755,14 @@ static void *end_at_eof(void *unused)
 
 static void do_load(void)
 {
+	if (load.burn)
+		start_thread(burn, NULL);
 	create_vms(open_kvm());
+	be_a_tenant();
+	if (load.child == CHILD_RUNNER) {
+		run_vcpu_in_child();
+		return;
+	}
 	pthread_barrier_init(&phase, NULL, vcpus_total + 1);
 	sem_init(&step_wanted, 0, 0);
 	sem_init(&step_made, 0, 0);
@@ -592,7 +778,19 @@ static void do_load(void)
 	pthread_barrier_wait(&phase);
 	if (load.then == THEN_LEAVE_LEADER)
 		pthread_exit(NULL);
+	hide();
+	fork_child();
 	wait_for_eof();
+}
+
+/* All but the main thread, which has been left behind, shares a table. */
+static void *load_in_own_table(void *unused)
+{
+	(void)unused;
+	if (unshare(CLONE_FILES))
+		die("unshare", "process %d", getpid());
+	do_load();
+	_exit(0);
 }
 
 static void end_at_once(int number)
@@ -659,6 +857,14 @@ static enum then parse_then(const char *name)
 	wrong_usage("--then wants hold, halt, spin, quit or leave-leader");
 }
 
+static unsigned int choice(const char *name, const char *const names[])
+{
+	for (unsigned int i = 0; names[i]; i++)
+		if (!strcmp(name, names[i]))
+			return i;
+	wrong_usage("an option has a value that is none of its values");
+}
+
 static void parse_option(int option)
 {
 	switch (option) {
@@ -692,6 +898,24 @@ static void parse_option(int option)
 	case 's':
 		load.step = true;
 		break;
+	case 'T':
+		load.tenant = true;
+		break;
+	case 'b':
+		load.burn = true;
+		break;
+	case 'K':
+		load.keep = true;
+		break;
+	case 'h':
+		load.hide = choice(optarg, hide_names);
+		break;
+	case 'r':
+		load.refused = choice(optarg, refusal_names);
+		break;
+	case 'C':
+		load.child = choice(optarg, child_names);
+		break;
 	case 'n': /* QEMU's; only for who reads the command line */
 		break;
 	default:
@@ -711,6 +935,12 @@ static void parse_command_line(int argc, char **argv)
 						{"paused", no_argument, NULL, 'p'},
 						{"create-vm-only", no_argument, NULL, 'o'},
 						{"step", no_argument, NULL, 's'},
+						{"tenant", no_argument, NULL, 'T'},
+						{"burn", no_argument, NULL, 'b'},
+						{"keep", no_argument, NULL, 'K'},
+						{"hide", required_argument, NULL, 'h'},
+						{"refused", required_argument, NULL, 'r'},
+						{"child", required_argument, NULL, 'C'},
 						{"name", required_argument, NULL, 'n'},
 						{}};
 	int option;
@@ -729,6 +959,8 @@ static void parse_command_line(int argc, char **argv)
 	if ((load.paused || load.create_vm_only) &&
 	    (load.userspace_exits || load.kernel_exits || load.then != THEN_HOLD))
 		wrong_usage("--paused and --create-vm-only run nothing");
+	if (load.hide && load.then != THEN_HALT)
+		wrong_usage("--hide wants --then halt");
 	if (load.step && (load.create_vm_only || load.processes || load.then != THEN_HOLD))
 		wrong_usage("--step wants --then hold or --paused, in one process");
 }
@@ -744,7 +976,11 @@ int main(int argc, char **argv)
 	sigaction(SIGTERM, &end, NULL);
 	if (load.processes)
 		do_load_in_children(&sigterm);
-	else
+	else if (load.hide == HIDE_OWN_TABLE) {
+		start_thread(load_in_own_table, NULL);
+		for (;;)
+			pause();
+	} else
 		do_load();
 	return 0;
 }

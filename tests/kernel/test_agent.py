@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 from kernel_agent import ROOT, Agent, program_exists, program_ids
-from kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
+from kernel_world import DEADLINE_S, KvmLoad, Qemu, of_this_run, wait_for
 from required import require
 
 END_WITHIN_S = DEADLINE_S / 15
 """2 s; guests emulated in software take longer."""
 GONE_WITHIN_S = DEADLINE_S / 15
 """Two scrapes that share no refresh, as those within 1 s do; emulated guests take longer."""
-ALPHA = ("namespace", "default"), ("name", "alpha")
-BETA = ("namespace", "lab"), ("name", "beta")
+ALPHA_NAME, BETA_NAME = of_this_run("alpha"), of_this_run("beta")
+ALPHA = ("namespace", "default"), ("name", ALPHA_NAME)
+BETA = ("namespace", "lab"), ("name", BETA_NAME)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
     info = "kubevirt_vmi_hypervisor_info"
     alpha_kvm = labels(*ALPHA, ("hypervisor_type", "kvm"))
     beta_tcg = labels(*BETA, ("hypervisor_type", "tcg"))
-    with Qemu("default_alpha") as alpha, Qemu("lab_beta", accel=("tcg",)) as beta:
+    with Qemu(f"default_{ALPHA_NAME}") as alpha, Qemu(f"lab_{BETA_NAME}", accel=("tcg",)) as beta:
         verified = {labels(*ALPHA): 1.0, labels(*BETA): 1.0}
         wait_for(
             lambda: seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA) == verified,
@@ -74,8 +75,9 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
     program = tmp_path / "qemu-kvm"
     shutil.copy(kvmload, program)
     counter = "kubevirt_vmi_vcpu_userspace_exits_total"
-    vm = labels(("namespace", "default"), ("name", "counted"))
-    with KvmLoad(program, "-name", "guest=default_counted", "--userspace-exits", "100003") as load:
+    name = of_this_run("counted")
+    vm = labels(("namespace", "default"), ("name", name))
+    with KvmLoad(program, "-name", f"guest=default_{name}", "--userspace-exits", "100003") as load:
         load.finish_counted_part()
         assert load.totals["userspace_exits"] == 100003
         made = 100003 + load.totals["eintr"]
@@ -86,9 +88,10 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
 def test_metrics_pass_promtool(agent: Agent) -> None:
     """Names, types and help texts are as Prometheus's own linter wants them."""
     require("prometheus", None if shutil.which("promtool") else "there is no promtool")
-    with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
+    with Qemu(f"default_{ALPHA_NAME}"), Qemu(f"lab_{BETA_NAME}", accel=("tcg",)):
         wait_for(
-            lambda: len(agent.samples("kubevirt_vmi_hypervisor_verified")) >= 2, "both are shown"
+            lambda: len(seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA)) == 2,
+            "both are shown",
         )
         checked = subprocess.run(
             ["promtool", "check", "metrics"],
@@ -131,7 +134,7 @@ def test_a_killed_agent_leaves_nothing(agent: Agent) -> None:
 
 def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
     """``hvprobe snapshot`` beside a running agent says the same of the same guests."""
-    with Qemu("default_alpha"), Qemu("lab_beta", accel=("tcg",)):
+    with Qemu(f"default_{ALPHA_NAME}"), Qemu(f"lab_{BETA_NAME}", accel=("tcg",)):
         wait_for(
             lambda: (
                 len(seen(agent, "kubevirt_vmi_hypervisor_verified", ALPHA, BETA)) == 2
@@ -149,7 +152,7 @@ def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
             ("hypervisor_type", vmi["hypervisor_type"]),
         )
         for vmi in taken["vmis"]
-        if vmi["name"] in ("alpha", "beta")
+        if vmi["name"] in (ALPHA_NAME, BETA_NAME)
     } == set(shown)
 
 

@@ -90,8 +90,9 @@ class _Go:
             "GO111MODULE": "off",
             "CGO_ENABLED": "0",
             "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
-            # Words of the go command that a person may have set.
+            # What a person may have set of the go command: words, and a file of settings.
             "GOFLAGS": "",
+            "GOENV": "off",
         }
         # PWD: Go tells the package's name by the path it was entered by.
         self._env = ["env", "-C", tree, f"PWD={tree}", *(f"{k}={v}" for k, v in settings.items())]

@@ -214,12 +214,14 @@ class Cluster:
 
     def _run(self, name: str, *arguments: str, program: Path | None = None) -> Started:
         """Start a program of the cluster; what it says goes to a file of its name."""
-        path = f"PATH={self._runtime}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         to_file = ("sh", "-c", 'exec "$@" >>"$0" 2>&1', self._work / f"{name}.log")
         command = (program or self._programs / name, *arguments)
-        return self._keep(
-            Started([*self._enter, "env", path, "HOME=/nonexistent", *to_file, *command])
-        )
+        return self._keep(Started([*self._enter, *self._environment(), *to_file, *command]))
+
+    def _environment(self) -> tuple[str, ...]:
+        """Nothing of this machine's: proxies and certificates are for another network."""
+        path = f"{self._runtime}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return ("env", "-i", f"PATH={path}", f"HOME={self._work}")
 
     def _keep(self, started: Started) -> Started:
         def end() -> None:
@@ -233,7 +235,11 @@ class Cluster:
         self, *command: str | Path, given: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._enter, *command], check=False, capture_output=True, text=True, input=given
+            [*self._enter, *self._environment(), *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            input=given,
         )
 
 

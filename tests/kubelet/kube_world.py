@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from image_container import possible_capabilities
 from kernel_agent import Labels, samples_of
 from kernel_world import wait_for
 from kube_cluster import NODE, Cluster
-from kube_objects import AGENT_IMAGE, AGENT_TAG, VMS
+from kube_objects import AGENT_IMAGE, AGENT_TAG, VMS, running_vmi
 
 ALPHA, BETA = "alpha", "beta"
 NAMESPACE = "hvprobe"
+VM_NODE_LABEL = "kubevirt.io/schedulable"
 ROLLOUT_S = 120
 Json = dict[str, Any]
 
@@ -24,7 +27,7 @@ def manifests(variant: str, directory: Path) -> str:
 
     Without capabilities that this machine's root has not itself: no container can get them.
     """
-    _, example, _ = examples("docs/operators.md")
+    (example,) = (it for it in examples("docs/operators.md") if "components/capabilities" in it)
     own = example.replace("components/capabilities", f"components/{variant}")
     own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
     own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
@@ -55,6 +58,51 @@ def install(cluster: Cluster, given: str) -> None:
         pods = cluster.kubectl("-n", NAMESPACE, "describe", "pod")
         log = cluster.kubectl_try("-n", NAMESPACE, "logs", "daemonset/hvprobe").stdout
         raise AssertionError(f"{done.stderr}{pods[-2000:]}{log}")
+
+
+@contextmanager
+def without_vmi(cluster: Cluster, vm: str) -> Iterator[Json]:
+    """Delete a VMI, of which the pod goes on; gives what it was. It is back after the block."""
+    gone = cluster.get("-n", VMS, "virtualmachineinstance", vm)
+    pod = cluster.get("-n", VMS, "pod", f"virt-launcher-{vm}")
+    cluster.kubectl("-n", VMS, "delete", "virtualmachineinstance", vm)
+    try:
+        yield gone
+    finally:
+        create(cluster, running_vmi(vm, pod["metadata"]["uid"]))
+
+
+@contextmanager
+def without_api_server(cluster: Cluster) -> Iterator[None]:
+    """Stop the API server; it is back after the block."""
+    cluster.stop_api_server()
+    try:
+        yield
+    finally:
+        cluster.start_api_server()
+
+
+@contextmanager
+def without_right(cluster: Cluster) -> Iterator[None]:
+    """Take from the agent its right to read VMIs; it has it again after the block."""
+    binding = cluster.get("clusterrolebinding", "hvprobe")
+    del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
+    cluster.kubectl("delete", "clusterrolebinding", "hvprobe")
+    try:
+        yield
+    finally:
+        create(cluster, binding)
+
+
+@contextmanager
+def node_restored(cluster: Cluster) -> Iterator[None]:
+    """Let the block label and taint the node; after it VMs can be there, and any pod."""
+    try:
+        yield
+    finally:
+        # Fails where there is no such taint.
+        cluster.kubectl_try("taint", "node", NODE, "dedicated-")
+        cluster.kubectl("label", "--overwrite", "node", NODE, f"{VM_NODE_LABEL}=true")
 
 
 def agent_pods(cluster: Cluster) -> list[Json]:

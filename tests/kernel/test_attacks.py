@@ -1,0 +1,393 @@
+"""What a tenant does to be taken for what it is not, and what is said of it and of its neighbour.
+
+Each row is a process without uid and capabilities, as a container's is. A row says what must be
+reported, and in each a VM that is started afterwards keeps its verdict, its counter and its scrape.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from attack_world import (
+    RETURNS,
+    VERIFIED,
+    VM_EXITS,
+    Attacker,
+    Bystander,
+    Scraped,
+    Watched,
+    called_qemu,
+)
+from kernel_numbers import Owners, busy_users_of_maps
+from kernel_world import EMULATED, MACHINE, QEMU, machine_arguments, of_this_run, wait_for
+
+from ebpf.hooks import Question
+from probes.verdict import Reason
+from probes.vmm import HypervisorType
+
+LOOKS_AFTERWARDS = 3
+"""A verdict has to stay what it is."""
+CALLS, LATER_CALLS = 11, 7
+"""Of KVM_RUN that a program of this table makes; the second by a number's later owner."""
+PAIRS = 5 if EMULATED else 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What must be reported of a VM."""
+
+    type: HypervisorType
+    verified: bool
+    reasons: tuple[Reason, ...]
+    """The first ones; of further ones nothing is said."""
+    returns: int | None = None
+    """Its counter of returns to user space; None: it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """One row."""
+
+    name: str
+    arguments: tuple[str, ...]
+    early: Expected
+    """When the hooks were attached before it."""
+    late: Expected
+    """When they were not."""
+    entered: Expected | None = None
+    """Instead of early, where the kernel also tells who enters KVM_RUN."""
+    recorded: int = 0
+    """Returns from KVM_RUN that the ledger counts, whatever it makes of them."""
+    says_more: bool = False
+    """Whether it prints another line when it is done."""
+
+
+INSIDE = Expected(type=HypervisorType.KVM, verified=True, reasons=(Reason.INSIDE_KVM_RUN,))
+UNHELD = Expected(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.KVM_RUN_UNHELD,))
+ENTERED_UNHELD = Expected(
+    type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.KVM_RUN_REFUSED,)
+)
+BURNS_AND_HOLDS = Expected(
+    type=HypervisorType.UNKNOWN,
+    verified=False,
+    reasons=(Reason.HOLDS_VCPUS, Reason.CONTRADICTS_THREAD_NAMES),
+)
+REFUSED_AND_BURNS = Expected(
+    type=HypervisorType.UNKNOWN,
+    verified=False,
+    reasons=(Reason.HOLDS_VCPUS, Reason.KVM_RUN_REFUSED, Reason.CONTRADICTS_THREAD_NAMES),
+)
+REFUSED = Expected(
+    type=HypervisorType.KVM,
+    verified=False,
+    reasons=(Reason.HOLDS_VCPUS, Reason.KVM_RUN_REFUSED),
+    returns=CALLS,
+)
+
+HIDDEN = ("--burn", "--then", "halt", "--hide")
+
+
+def refused(how: str, *more: str) -> tuple[str, ...]:
+    return ("--refused", how, "--userspace-exits", str(CALLS), *more)
+
+
+ATTACKS = (
+    Attack(
+        name="descriptors closed while a guest is halted in KVM_RUN",
+        arguments=(*HIDDEN, "closed"),
+        early=UNHELD,
+        late=UNHELD,
+        entered=ENTERED_UNHELD,
+        says_more=True,
+    ),
+    Attack(
+        name="descriptors in no table but that of the thread inside KVM_RUN",
+        arguments=(*HIDDEN, "unshared"),
+        early=INSIDE,
+        late=INSIDE,
+        says_more=True,
+    ),
+    Attack(
+        name="/dev/kvm opened and used in a table of its own",
+        arguments=(*HIDDEN, "own-table"),
+        early=INSIDE,
+        late=INSIDE,
+        says_more=True,
+    ),
+    Attack(
+        name="halted in KVM_RUN beside a thread that emulates by its own word",
+        arguments=("--burn", "--then", "halt"),
+        early=INSIDE,
+        late=INSIDE,
+    ),
+    *(
+        Attack(
+            name=f"KVM_RUN refused ({how}) beside a thread that emulates by its own word",
+            arguments=refused(how, "--burn"),
+            early=REFUSED_AND_BURNS,
+            late=BURNS_AND_HOLDS,
+            recorded=CALLS,
+        )
+        for how in ("interrupted", "registers", "internal-error")
+    ),
+)
+ARCHITECTURES_OWN = {"registers", "internal-error"}
+"""Refusals that only x86-64 has."""
+
+
+@pytest.fixture(scope="module")
+def program(kvmload: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return called_qemu(kvmload, tmp_path_factory.mktemp("attacks"))
+
+
+@pytest.fixture(scope="module")
+def early(kernel_required: None) -> Iterator[Watched]:
+    with Watched() as watched:
+        yield watched
+
+
+def begin(program: Path, attack: Attack) -> Attacker:
+    return Attacker(program, "attacker", *attack.arguments, says_more=attack.says_more)
+
+
+def possible(attack: Attack) -> bool:
+    return MACHINE == "x86_64" or not ARCHITECTURES_OWN & set(attack.arguments)
+
+
+@pytest.fixture(scope="module")
+def all_attacking(program: Path) -> Iterator[dict[str, Attacker]]:
+    """All attacks at once, all of them there before any hook."""
+    with ExitStack() as stack:
+        yield {it.name: stack.enter_context(begin(program, it)) for it in ATTACKS if possible(it)}
+
+
+@pytest.fixture(scope="module")
+def late(all_attacking: dict[str, Attacker]) -> Iterator[Watched]:
+    with Watched() as watched:
+        yield watched
+
+
+def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected | None:
+    """Look now: what is told of it. At no look is anything else certain.
+
+    A kernel that counts VM exits knows of a guest that was entered, and then that is expected.
+    """
+    vmi, process = watched.vmi(attacker.name)
+    if vmi is None or process is None:
+        return None
+    verdict = vmi.verdict
+    proven = process.exits is not None
+    assert not verdict.verified or proven or verdict.type is expected.type, verdict
+    if proven:
+        assert verdict.reasons[0] is Reason.VM_EXITS_RECORDED
+        assert (verdict.type, verdict.verified) == (HypervisorType.KVM, True)
+        return expected
+    return Expected(
+        type=verdict.type,
+        verified=verdict.verified,
+        reasons=verdict.reasons[: len(expected.reasons)],
+        returns=vmi.userspace_exits,
+    )
+
+
+def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
+    """Look until it is reported as expected, and again; the agent tells the same.
+
+    No counter is told that is not expected, not even as a 0.
+    """
+    try:
+        wait_for(lambda: judged(watched, attacker, expected) == expected, "it is told as expected")
+    except AssertionError as wrong:
+        raise AssertionError(f"{wrong}; it is {watched.vmi(attacker.name)}") from wrong
+    for _ in range(LOOKS_AFTERWARDS):
+        assert judged(watched, attacker, expected) == expected
+    shown, _ = watched.vmi(attacker.name)
+    assert shown is not None
+
+    def same() -> bool:
+        scraped = Scraped(watched.agent)
+        verified = scraped.value(attacker.name, VERIFIED)
+        return (scraped.type(attacker.name), verified) == (
+            shown.verdict.type,
+            shown.verdict.verified,
+        )
+
+    wait_for(same, f"{attacker.name} is told as {shown}")
+    if shown.exits is None:
+        scraped = Scraped(watched.agent)
+        assert scraped.value(attacker.name, RETURNS) == expected.returns
+        assert scraped.value(attacker.name, VM_EXITS) is None
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_seen_from_the_start(early: Watched, program: Path, attack: Attack) -> None:
+    """Hooks first: what the row says; every return is in the ledger, be it a run or not."""
+    if not possible(attack):
+        pytest.skip("this architecture does not refuse so")
+    entered = early.node.has(Question.RUNS_VCPU)
+    expected = attack.entered if attack.entered is not None and entered else attack.early
+    with begin(program, attack) as attacker, Bystander(program) as bystander:
+        check(early, attacker, expected)
+        entry = early.node.session.read().entries.get(attacker.tgid)
+        assert (entry.userspace_exits if entry else 0) == attack.recorded
+        assert (entry.completed_runs if entry else 0) == 0
+        bystander.assert_unharmed(early.agent)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_found_running(
+    late: Watched, program: Path, all_attacking: dict[str, Attacker], attack: Attack
+) -> None:
+    """Process first: what the row says, beside all the others."""
+    if not possible(attack):
+        pytest.skip("this architecture does not refuse so")
+    with Bystander(program) as bystander:
+        check(late, all_attacking[attack.name], attack.late)
+        bystander.assert_unharmed(late.agent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A VM whose descriptors are in two processes, or outlive the program that opened them."""
+
+    name: str
+    arguments: tuple[str, ...]
+    in_child: bool
+    """Whether the VM is the child that the program tells of."""
+
+
+COPIES = (
+    Copy(
+        name="a forked child has inherited the descriptors",
+        arguments=("--child", "forked"),
+        in_child=False,
+    ),
+    Copy(
+        name="a child with the same memory runs the vCPU",
+        arguments=("--child", "runner"),
+        in_child=True,
+    ),
+)
+
+
+@pytest.mark.parametrize("copy", COPIES, ids=lambda copy: copy.name)
+def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> None:
+    """The one that runs the guest has the name and the counter; its copy is certain of nothing."""
+    arguments = ("--userspace-exits", str(CALLS), *copy.arguments)
+    with (
+        Attacker(program, "copied", *arguments, says_more=True) as attacker,
+        Bystander(program) as bystander,
+    ):
+        child = int(attacker.said[1])
+        made = CALLS + attacker.totals["eintr"]
+        runner, other = (child, attacker.tgid) if copy.in_child else (attacker.tgid, child)
+
+        def named() -> tuple[object, ...]:
+            vmi, process = early.vmi(attacker.name)
+            if vmi is None or process is None:
+                return ()
+            verdict = vmi.verdict
+            return process.vmm.tgid, verdict.type, verdict.verified, vmi.userspace_exits
+
+        expected = (runner, HypervisorType.KVM, True, made)
+        wait_for(lambda: named() == expected, f"the VM is {expected}")
+        for _ in range(LOOKS_AFTERWARDS):
+            assert named() == expected
+            shown = early.node.process(other)
+            assert shown is not None
+            assert not shown.verdict.verified
+            assert (shown.vm, shown.userspace_exits, shown.exits) == (None, None, None)
+        wait_for(
+            lambda: Scraped(early.agent).value(attacker.name, RETURNS) == made, "the agent agrees"
+        )
+        bystander.assert_unharmed(early.agent)
+
+
+@pytest.mark.parametrize("then", ["hold", "spin"])
+def test_a_program_executed_in_place(early: Watched, program: Path, then: str) -> None:
+    """What is emulated now was run by KVM before: nothing of that counts for the new program.
+
+    KVM refuses the descriptors that it inherits, but it holds them; so nothing is certain.
+    """
+    emulated = (
+        *(QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"),
+        *("-name", f"guest=default_{of_this_run(then)},debug-threads=on"),
+    )
+    arguments = ("--userspace-exits", str(CALLS), "--then", then, "--keep", "--", *emulated)
+    with Attacker(program, "before", *arguments) as attacker, Bystander(program) as bystander:
+        kvm = (HypervisorType.KVM, True)
+        wait_for(lambda: early.node.verdict(attacker.tgid, kvm[0]) == kvm, "it runs on KVM")
+        attacker.name = of_this_run(then)
+        attacker.say("\n")
+        comm = Path(f"/proc/{attacker.tgid}/comm")
+        wait_for(lambda: comm.read_text().startswith("qemu-system"), "it executes QEMU")
+        check(early, attacker, BURNS_AND_HOLDS)
+        assert attacker.tgid not in early.node.session.read().entries
+        bystander.assert_unharmed(early.agent)
+
+
+@pytest.fixture
+def owners() -> Iterator[Owners]:
+    with Owners() as started:
+        yield started
+
+
+@pytest.mark.parametrize("beside", [contextlib.nullcontext, busy_users_of_maps])
+def test_numbers_that_pass_on_at_once(
+    early: Watched,
+    program: Path,
+    owners: Owners,
+    beside: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Each later owner is shown, not the earlier one, with its own counts and never with a 0.
+
+    Beside others who are in calls on maps the kernel may not have counted it: then nothing is told.
+    """
+    if not early.node.has(Question.FORKS):
+        pytest.skip("there is no tracefs")
+    busy = beside is busy_users_of_maps
+    tgids = [owners.start(CALLS) for _ in range(PAIRS)]
+    before = {it.vmm.tgid: it for it in early.node.report().processes}
+    assert {before[it].userspace_exits for it in tgids} == {CALLS}
+    with beside(), Bystander(program) as bystander:
+        for tgid in tgids:
+            owners.replace(tgid, LATER_CALLS)
+            shown = early.node.process(tgid)
+            assert busy or shown is not None
+            if shown is not None:
+                assert shown.vmm != before[tgid].vmm
+                assert shown.userspace_exits in ({None, LATER_CALLS} if busy else {LATER_CALLS})
+        if not busy:
+            bystander.assert_unharmed(early.agent)
+    for tgid in tgids:
+        owners.end(tgid)
+    wait_for(
+        lambda: not {it.vmm.tgid for it in early.node.report().processes} & {*tgids},
+        "none is shown any more",
+    )
+
+
+def test_a_counter_that_counted_for_another_proves_no_zero(early: Watched, program: Path) -> None:
+    """A VM that never ran has no counter, after the hook has counted for its neighbour."""
+    with Bystander(program) as bystander, Attacker(program, "paused", "--paused") as paused:
+        bystander.assert_unharmed(early.agent)
+        held = Expected(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
+        check(early, paused, held)
+        bystander.assert_unharmed(early.agent)
+
+
+@pytest.mark.parametrize("offset_s", ["86400", "-1"])
+def test_an_agent_in_a_time_namespace(program: Path, offset_s: str) -> None:
+    """Its counters are those of any other agent, of VMs that ran before it and of later ones."""
+    if not Path("/proc/self/ns/time").exists():
+        pytest.skip("this kernel has no time namespaces")
+    offsets = ("--monotonic", offset_s, "--boottime", offset_s)
+    before = ("unshare", "--fork", "--kill-child", "--time", *offsets)
+    refusal = refused("interrupted")
+    with Watched(before=before) as watched, Attacker(program, "timed", *refusal) as attacker:
+        check(watched, attacker, REFUSED)
+        with Bystander(program) as bystander:
+            bystander.assert_unharmed(watched.agent)

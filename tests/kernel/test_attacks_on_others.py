@@ -1,0 +1,197 @@
+"""What a tenant does to its own process so that nothing is told of the others.
+
+Each row is set up by a process without uid and capabilities. A row says what is told of it; a VM
+that is started afterwards has its verdict, its counter and its scrape in time, and the agent stays
+within the memory that a cluster gives it. What may block is read by other processes than this one.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attack_world import NODE, RETURNS, Attacker, Bystander, Scraped, called_qemu, new_name
+from kernel_agent import ROOT, Agent
+from kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
+from kernel_world import DEADLINE_S, EMULATED, KvmLoad, Qemu, wait_for
+
+from probes.process_reader import MAX_THREADS
+from probes.settings import LEAST_LEDGER_CAPACITY
+from probes.thread_tables import MAX_DESCRIPTORS
+from probes.verdict import Reason
+
+MEMORY_LIMIT_KIB = 320 << 10
+"""What deploy/base gives the agent."""
+PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())
+MANY_THREADS = MAX_THREADS + 100 if EMULATED else min(20_000, PROCESSES_MAX // 3)
+MANY_PROCESSES = 500 if EMULATED else min(4200, PROCESSES_MAX // 4)
+CROWD = LEAST_LEDGER_CAPACITY + 10
+ENTRIES, LOST = "hvprobe_ledger_entries", "hvprobe_ledger_dropped_total"
+HARMLESS, BLOCKED = Reason.NO_VCPU_THREADS, Reason.READ_BLOCKED
+TOO_MUCH, LATER = Reason.TOO_MUCH_TO_READ, Reason.NOT_READ_YET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """One row."""
+
+    kind: str
+    number: int = 0
+    reasons: tuple[Reason, ...]
+    """One of these is told of the process, as unknown; empty: it is not shown."""
+
+
+ATTACKS = {
+    "1 GiB of arguments that were never touched": Attack(
+        kind="untouched-arguments", number=1 << 30, reasons=(HARMLESS,)
+    ),
+    "2 MB of arguments": Attack(kind="arguments", number=2_000_000, reasons=(HARMLESS,)),
+    "arguments on a page that never comes": Attack(
+        kind="missing-arguments", reasons=(HARMLESS, BLOCKED)
+    ),
+    "arguments in a file whose server is silent": Attack(
+        kind="fuse-arguments", reasons=(HARMLESS, BLOCKED)
+    ),
+    "an address space that stays locked": Attack(
+        kind="address-space", reasons=(BLOCKED,) if LOCKS_BLOCK else (HARMLESS, BLOCKED)
+    ),
+    "20,000 threads": Attack(kind="threads", number=MANY_THREADS, reasons=(TOO_MUCH, LATER)),
+    "100,000 descriptors": Attack(kind="descriptors", number=100_000, reasons=(TOO_MUCH,)),
+    "thousands of processes under QEMU's name": Attack(
+        kind="processes", number=MANY_PROCESSES, reasons=(HARMLESS, LATER)
+    ),
+    "thousands of processes under the name of QEMU's disk server": Attack(
+        kind="disk-servers", number=MANY_PROCESSES, reasons=()
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def hostile(kernel_required: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hostile_program(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def program(kvmload: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return called_qemu(kvmload, tmp_path_factory.mktemp("bystanders"))
+
+
+@pytest.fixture(scope="module")
+def agent(kernel_required: None) -> Iterator[Agent]:
+    with Agent("--standalone", "--node", NODE) as started:
+        yield started
+
+
+def begun(stack: ExitStack, hostile: Path, attack: Attack, folder: Path) -> Hostile:
+    if attack.kind in NEED_FUSE and not Path("/dev/fuse").exists():
+        pytest.skip("this needs /dev/fuse")
+    place = Path(tempfile.mkdtemp(dir=folder))
+    started = stack.enter_context(Hostile(hostile, attack.kind, attack.number, place))
+    if attack.kind == "descriptors":
+        held = len(list(Path(f"/proc/{started.tgid}/fd").iterdir()))
+        if held <= MAX_DESCRIPTORS:
+            pytest.skip(f"this needs a process with more than {held} descriptors")
+    return started
+
+
+def told_by_snapshot() -> dict[int, dict[str, Any]]:
+    """Every process that the command shows, which ends although one blocks it."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "probes", "snapshot", "--standalone"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        timeout=2 * DEADLINE_S,
+        check=True,
+    )
+    return {it["tgid"]: it for it in json.loads(ran.stdout)["processes"]}
+
+
+def peak_kib(tgid: int) -> int:
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{tgid}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+def test_the_others_pay_nothing(
+    agent: Agent, hostile: Path, program: Path, attack: Attack, tmp_path: Path
+) -> None:
+    """The bystander is judged in time, the agent does not grow, and the attacker is unknown."""
+    with ExitStack() as stack:
+        attacker = begun(stack, hostile, attack, tmp_path)
+        bystander = stack.enter_context(Bystander(program))
+        bystander.assert_unharmed(agent)
+        assert peak_kib(agent.tgid) < MEMORY_LIMIT_KIB
+        told = told_by_snapshot()
+        assert told[bystander.tgid]["hypervisor_type"] == "kvm"
+        assert (attacker.tgid in told) == bool(attack.reasons)
+        if attack.reasons:
+            shown = told[attacker.tgid]
+            assert (shown["hypervisor_type"], shown["verified"]) == ("unknown", False)
+            assert shown["reasons"][0] in attack.reasons
+    assert agent.get("/healthz") == "alive\n"
+
+
+@pytest.mark.timeout(300)
+def test_all_of_them_at_once(agent: Agent, hostile: Path, program: Path, tmp_path: Path) -> None:
+    """Those that block and those that are too much, ten of each."""
+    rows = [it for it in ATTACKS.values() if it.number < 1000 or it.kind == "descriptors"]
+    with ExitStack() as stack:
+        for row in rows:
+            for _ in range(10):
+                begun(stack, hostile, row, tmp_path)
+        stack.enter_context(Bystander(program)).assert_unharmed(agent)
+        assert peak_kib(agent.tgid) < MEMORY_LIMIT_KIB
+
+
+@pytest.mark.timeout(300)
+def test_a_ledger_full_of_users_of_kvm(program: Path) -> None:
+    """A VM for which there is no room has its series, never a false 0 and no false certainty.
+
+    One that was there before goes on counting. When the others have ended there is room again,
+    although their parent never collects them.
+    """
+    capacity = ("--ledger-capacity", str(LEAST_LEDGER_CAPACITY))
+    crowd = ("--processes", str(CROWD), "--userspace-exits", "1")
+    with (
+        Agent("--standalone", "--node", NODE, *capacity) as agent,
+        Bystander(program) as first,
+        KvmLoad(program, "-name", "guest=crowd", *crowd) as users,
+    ):
+        first.assert_unharmed(agent)
+        tgids = [int(json.loads(users.line())["tgid"]) for _ in range(CROWD)]
+        wait_for(lambda: only(agent, LOST) > 0, "the ledger is full")
+        first.assert_unharmed(agent)
+        name = new_name("emulated")
+        with (
+            Attacker(program, "late", "--userspace-exits", "11") as late,
+            Qemu(f"default_{name}", accel=("tcg",)),
+        ):
+            wait_for(lambda: Scraped(agent).type(late.name) == "kvm", "its vCPUs are seen")
+            wait_for(lambda: Scraped(agent).type(name) == "tcg", "it is seen to emulate")
+            scraped = Scraped(agent)
+            assert scraped.value(late.name, RETURNS) is None
+            assert scraped.verified(name) is False
+        for tgid in tgids:
+            os.kill(tgid, signal.SIGKILL)
+        wait_for(lambda: only(agent, ENTRIES) < CROWD / 2, "there is room again")
+        assert {Path(f"/proc/{it}/stat").read_text().rpartition(")")[2][1] for it in tgids} == {"Z"}
+        with Bystander(program) as second:
+            second.assert_unharmed(agent)
+        first.assert_unharmed(agent)
+
+
+def only(agent: Agent, metric: str) -> float:
+    """The value of a metric that has one sample."""
+    (value,) = agent.samples(metric).values()
+    return value
