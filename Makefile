@@ -5,7 +5,7 @@ PYTEST := $(PYTHON) -m pytest
 
 # In the order they run; those of tests/guests, which boot machines, last.
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
-	unit server page monitoring cluster kernel prometheus live bench/test_figures.py guests))
+	unit server page monitoring cluster kernel prometheus live bench/test_figures.py mutants guests))
 C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
 
@@ -17,7 +17,7 @@ export HVPROBE_KERNELS
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring image test-image image-cost bench bench-guard clean
+	test-cluster test-server test-monitoring image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ bench: ## measure hvprobe beside its peers on this machine, write docs/benchmark
 bench-guard: ## fail where hvprobe got worse than the stored results say (ratios, in a minute)
 	@scripts/install.sh --root run test bench
 	@exec $(PYTEST) tests/bench/test_guard.py $(ARGS)
+
+mutants: install-dev ## put defects in and see which tests notice, write docs/mutants.md from it
+	@exec nice $(PYTHON) tests/mutants/mutation_run.py $(ARGS)
 
 clean: ## remove what make made
 	@echo "clean: .venv, builds and caches"
