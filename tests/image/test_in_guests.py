@@ -96,7 +96,7 @@ def test_attaches_kprobes_with_capabilities_alone(image: Image) -> None:
     assert "kubevirt_vmi_vcpu_exits_total{" in seen[open_]["metrics"]
     assert verified(seen[strict])
     lost = {hook for hook, it in backends(seen[strict]).items() if it == "none"}
-    assert lost == KPROBES | {"sched_process_free"}
+    assert lost == KPROBES | {"sched_process_fork", "sched_process_free"}
     refusals = [line for line in seen[strict]["log"] if "not permitted" in line]
     assert len(refusals) == len(lost)
     assert all(named(line) == {"CAP_SYS_ADMIN"} for line in refusals)
