@@ -171,7 +171,7 @@ def late(all_attacking: dict[str, Attacker]) -> Iterator[Watched]:
 
 
 def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected | None:
-    """Look now: what is told of it. At no look is anything else certain.
+    """Refresh now: what is reported of it. In no refresh is anything else certain.
 
     A kernel that counts VM exits knows of a guest that was entered, and then that is expected.
     """
@@ -196,10 +196,12 @@ def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected
 def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
     """Look until it is reported as expected, and again; the agent tells the same.
 
-    No counter is told that is not expected, not even as a 0.
+    No counter is reported that is not expected, not even as a 0.
     """
     try:
-        wait_for(lambda: judged(watched, attacker, expected) == expected, "it is told as expected")
+        wait_for(
+            lambda: judged(watched, attacker, expected) == expected, "it is reported as expected"
+        )
     except AssertionError as wrong:
         raise AssertionError(f"{wrong}; it is {watched.vmi(attacker.name)}") from wrong
     for _ in range(LOOKS_AFTERWARDS):
@@ -215,7 +217,7 @@ def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
             shown.verdict.verified,
         )
 
-    wait_for(same, f"{attacker.name} is told as {shown}")
+    wait_for(same, f"{attacker.name} is reported as {shown}")
     if shown.exits is None:
         scraped = Scraped(watched.agent)
         assert scraped.value(attacker.name, RETURNS) == expected.returns
@@ -344,7 +346,7 @@ def test_numbers_that_pass_on_at_once(
 ) -> None:
     """Each later owner is shown, not the earlier one, with its own counts and never with a 0.
 
-    Beside others who are in calls on maps the kernel may not have counted it: then nothing is told.
+    Beside users of BPF maps the kernel may not have counted it: then no counter is reported.
     """
     if not early.node.has(Question.FORKS):
         pytest.skip("there is no tracefs")
