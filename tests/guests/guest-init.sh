@@ -23,7 +23,11 @@ $bb mkdir /upper/data /upper/work
 $bb mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /mnt \
     || die "the overlay root does not mount"
 $bb mkdir -p /mnt/repo /mnt/packages /mnt/results /mnt/proc /mnt/sys /mnt/dev
-share repo /mnt/repo ro,cache=loose
+# The repository itself stays as it is: what the guest writes there, Python's byte code, is its own.
+$bb mkdir /repo /upper/repo /upper/repo-work
+share repo /repo ro,cache=loose
+$bb mount -t overlay -o lowerdir=/repo,upperdir=/upper/repo,workdir=/upper/repo-work overlay /mnt/repo \
+    || die "the overlay of the repository does not mount"
 share packages /mnt/packages ro,cache=loose
 share results /mnt/results cache=none
 

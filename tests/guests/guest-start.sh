@@ -2,7 +2,7 @@
 # Process 1 of a bench guest, in its root file system: mounts what the project looks at, loads KVM,
 # runs the results share's command.sh in the repository and leaves its exit status in exit-code.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export HOME=/root LANG=C.UTF-8 TERM=dumb PYTHONDONTWRITEBYTECODE=1
+export HOME=/root LANG=C.UTF-8 TERM=dumb
 say() { echo "guest-start: $*"; }
 
 mount -t tmpfs -o mode=1777 tmpfs /tmp
