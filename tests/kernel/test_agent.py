@@ -23,8 +23,16 @@ ALPHA = ("namespace", "default"), ("name", ALPHA_NAME)
 BETA = ("namespace", "lab"), ("name", BETA_NAME)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def agent() -> Iterator[Agent]:
+    """One agent for all tests that only read from it."""
+    with Agent("--standalone", "--node", "test-node") as started:
+        yield started
+
+
+@pytest.fixture
+def mortal_agent() -> Iterator[Agent]:
+    """An agent for one test, which may end it."""
     with Agent("--standalone", "--node", "test-node") as started:
         yield started
 
@@ -42,6 +50,7 @@ def seen(agent: Agent, metric: str, *vms: tuple[tuple[str, str], ...]) -> dict[o
     }
 
 
+@pytest.mark.every_kernel
 def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
     """alpha is kvm, beta is tcg, both verified; a stopped guest is gone at the next scrape."""
     info = "kubevirt_vmi_hypervisor_info"
@@ -70,6 +79,7 @@ def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
         )
 
 
+@pytest.mark.every_kernel
 def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path) -> None:
     """A VM that made 100003 exits to user space is reported with exactly 100003."""
     program = tmp_path / "qemu-kvm"
@@ -85,6 +95,7 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
         assert agent.samples(counter)[vm] == made
 
 
+@pytest.mark.host_only
 def test_metrics_pass_promtool(agent: Agent) -> None:
     """Names, types and help texts are as Prometheus's own linter wants them."""
     require("prometheus", None if shutil.which("promtool") else "there is no promtool")
@@ -103,6 +114,7 @@ def test_metrics_pass_promtool(agent: Agent) -> None:
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
+@pytest.mark.host_only
 def test_health_and_readiness(agent: Agent) -> None:
     """The process is alive and ready once it serves, its probes attached or declared missing."""
     assert agent.get("/healthz") == "alive\n"
@@ -114,24 +126,26 @@ def test_health_and_readiness(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_leaves_nothing(agent: Agent, number: signal.Signals) -> None:
+def test_a_signal_ends_it_and_leaves_nothing(mortal_agent: Agent, number: signal.Signals) -> None:
     """SIGTERM and Ctrl-C end the agent within 2 s, exit code 0, no program left in the kernel."""
-    agent.get("/metrics")
-    programs = program_ids(agent.tgid)
+    mortal_agent.get("/metrics")
+    programs = program_ids(mortal_agent.tgid)
     assert programs
     assert all(program_exists(one) for one in programs)
-    assert agent.end(number, END_WITHIN_S) == 0
+    assert mortal_agent.end(number, END_WITHIN_S) == 0
     wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
 
 
-def test_a_killed_agent_leaves_nothing(agent: Agent) -> None:
+@pytest.mark.host_only
+def test_a_killed_agent_leaves_nothing(mortal_agent: Agent) -> None:
     """SIGKILL gives no chance to clean up; the kernel does."""
-    programs = program_ids(agent.tgid)
+    programs = program_ids(mortal_agent.tgid)
     assert programs
-    agent.kill()
+    mortal_agent.kill()
     wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
 
 
+@pytest.mark.host_only
 def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
     """``hvprobe snapshot`` beside a running agent says the same of the same guests."""
     with Qemu(f"default_{ALPHA_NAME}"), Qemu(f"lab_{BETA_NAME}", accel=("tcg",)):

@@ -28,6 +28,8 @@ from ebpf.hooks import Question
 from probes.verdict import Reason
 from probes.vmm import HypervisorType
 
+pytestmark = pytest.mark.host_only
+
 LOOKS_AFTERWARDS = 3
 """A verdict has to stay what it is."""
 CALLS, LATER_CALLS = 11, 7

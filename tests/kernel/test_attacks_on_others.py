@@ -29,6 +29,8 @@ from probes.settings import LEAST_LEDGER_CAPACITY
 from probes.thread_tables import MAX_DESCRIPTORS
 from probes.verdict import Reason
 
+pytestmark = pytest.mark.host_only
+
 MEMORY_LIMIT_KIB = 320 << 10
 """What deploy/base gives the agent."""
 PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())

@@ -11,6 +11,8 @@ from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
 from probes.report import CounterTrust
 
+pytestmark = pytest.mark.every_kernel
+
 DEBUGFS = Path("/sys/kernel/debug/kvm")
 CHURN = 11
 CHURN_EXITS = 7

@@ -51,6 +51,7 @@ def counted(session: ReasonsSession, tgid: int) -> tuple[Isa | None, Mapping[str
     return next((it.isa for it in counts), None), {it.name: it.total for it in counts}
 
 
+@pytest.mark.every_kernel
 def test_every_exit_has_its_reason(session: ReasonsSession, kvmload: Path, *, fires: bool) -> None:
     """100003 accesses to a port (x86) or to no memory (arm64) are as many exits of that reason.
 
@@ -69,6 +70,7 @@ def test_every_exit_has_its_reason(session: ReasonsSession, kvmload: Path, *, fi
     assert session.lost_total == 0
 
 
+@pytest.mark.every_kernel
 def test_exits_that_kvm_answers_itself(
     session: ReasonsSession, kvmload: Path, *, fires: bool
 ) -> None:
@@ -153,6 +155,7 @@ def test_live_shows_reasons_or_says_that_there_are_none(kvmload: Path, *, fires:
         assert [reasons[USERSPACE_REASON[isa]] for isa in isas] == ([20011] if fires else [])
 
 
+@pytest.mark.host_only
 def test_text_says_when_reasons_cannot_be_had(kvmload: Path, *, fires: bool) -> None:
     """Where kvm_exit never fires the plain table says that reasons are not to be had."""
     with KvmLoad(kvmload, "--step") as load:
@@ -191,6 +194,7 @@ def test_nothing_stays_in_the_kernel() -> None:
     wait_for(lambda: not any(program_exists(one) for one in ours), "the program is gone")
 
 
+@pytest.mark.every_kernel
 @pytest.mark.skipif(not FORMAT.exists(), reason="needs tracefs with the KVM module's tracepoints")
 def test_names_are_the_kernels(kernel_required: None) -> None:
     """Every reason this kernel can name itself has a name here; VMX's and arm64's are the same."""

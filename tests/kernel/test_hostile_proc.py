@@ -42,6 +42,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this needs root")
 READ_PROCESSES = """
 import json, logging, re, sys, time
 import probes.host
+
+pytestmark = pytest.mark.host_only
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
 watched, rounds, seconds = set(json.loads(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
 if seconds:

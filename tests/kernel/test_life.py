@@ -36,6 +36,7 @@ def vmi(node: Node, name: str) -> VmiReport | None:
     return next((it for it in node.report().vmis if it.vm.name == name), None)
 
 
+@pytest.mark.host_only
 def test_agent_restarted(kvmload: Path, new_node: Callable[[], Node]) -> None:
     """A second life of the agent comes to the same verdicts about the same processes."""
     with (
@@ -51,6 +52,7 @@ def test_agent_restarted(kvmload: Path, new_node: Callable[[], Node]) -> None:
             node.close()
 
 
+@pytest.mark.every_kernel
 def test_vm_restarted_under_the_same_name(node: Node) -> None:
     """A VM that comes back emulated is emulated, whatever it was before; and the other way."""
     name = of_this_run("again")
@@ -78,6 +80,7 @@ def test_two_processes_with_the_same_guest_name(node: Node) -> None:
         assert (shown[running.tgid], shown[paused.tgid]) == ("attributed", "unattributed")
 
 
+@pytest.mark.every_kernel
 def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> None:
     """SIGKILL with vCPU threads inside KVM_RUN: the record goes with the process, for good."""
     with KvmLoad(
@@ -90,6 +93,7 @@ def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> 
     assert node.process(load.tgid) is None
 
 
+@pytest.mark.every_kernel
 def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None:
     """A process lives on without its main thread, and so do its record, verdict and counts."""
     with KvmLoad(
@@ -108,6 +112,7 @@ def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None
     wait_for(lambda: load.tgid not in node.session.read().entries, "the record is gone")
 
 
+@pytest.mark.every_kernel
 def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
     """A tgid that ran KVM and comes back as an emulated QEMU is that: emulated."""
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
@@ -126,6 +131,7 @@ def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
         assert qemu.tgid not in node.session.read().entries
 
 
+@pytest.mark.every_kernel
 def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) -> None:
     """A process that ran KVM and then executes QEMU emulated is judged by what it is now."""
     qemu = [QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"]
@@ -143,6 +149,7 @@ def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) 
         assert process.tgid not in node.session.read().entries
 
 
+@pytest.mark.every_kernel
 def test_vcpu_hot_plugged(node: Node, tmp_path: Path) -> None:
     """A vCPU added to a running VM changes no verdict, and shows where its making is seen."""
     if MACHINE != "x86_64":
@@ -190,6 +197,7 @@ def hot_plug(path: Path) -> None:
         ask("device_add", driver=free["type"], id="second", **free["props"])
 
 
+@pytest.mark.host_only
 def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None:
     """Where BPF is not permitted as a whole, /proc proves what it can and the report says so."""
     without = ["setpriv", "--bounding-set", "-sys_admin,-bpf,-perfmon"]
@@ -218,6 +226,7 @@ def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None
         wait_for(lambda: expected.items() <= seen().items(), "both are judged without BPF")
 
 
+@pytest.mark.every_kernel
 def test_a_forked_child_is_another_process(node: Node) -> None:
     """A child that inherits KVM's descriptors and cannot use them is not taken for its parent."""
     program = """
@@ -252,6 +261,7 @@ class PythonProcessWithLines(Started):
         super().__init__([sys.executable, "-c", program + "\nsys.stdin.read()\n"], stderr=None)
 
 
+@pytest.mark.every_kernel
 def test_needs_no_tracefs(node: Node) -> None:
     """The hooks that need tracefs are attached exactly where tracefs can be read."""
     readable = any(
@@ -263,6 +273,7 @@ def test_needs_no_tracefs(node: Node) -> None:
     assert (node.session.new_lives() is not None) == readable
 
 
+@pytest.mark.every_kernel
 def test_statistics_that_qemu_holds_open_are_proof(new_node: Callable[[], Node]) -> None:
     """Newer QEMU keeps its vCPUs' statistics open: KVM's own count of VM exits proves a late VM."""
     with Qemu("default_counted") as qemu:

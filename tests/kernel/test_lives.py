@@ -19,6 +19,8 @@ from ebpf.session import Session
 FORKS = 50 if EMULATED else 300
 FORKING = """
 import os, sys
+
+pytestmark = pytest.mark.host_only
 for _ in range(int(sys.argv[1])):
     child = os.fork()
     if not child:

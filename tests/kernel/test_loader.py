@@ -102,6 +102,7 @@ def loader_of(tgid: int) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_agent_killed_at_any_moment_leaves_nothing(
     nothing_left: None, start_s: float, moment: float
@@ -115,6 +116,7 @@ def test_an_agent_killed_at_any_moment_leaves_nothing(
     wait_for(lambda: loader is None or not loader.is_running(), "the loader has ended, too")
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("moment", MOMENTS[:-2])
 def test_a_loader_killed_at_any_moment(nothing_left: None, start_s: float, moment: float) -> None:
     """The agent serves all the same: with the whole ledger, or without one and saying why."""
@@ -139,6 +141,7 @@ def test_a_loader_killed_at_any_moment(nothing_left: None, start_s: float, momen
             assert "no BPF" not in told
 
 
+@pytest.mark.host_only
 def test_the_agent_holds_no_compiler() -> None:
     """Once it serves, the loader has ended and no library of the compiler is in its memory."""
     with Agent("--standalone") as agent:
@@ -149,6 +152,7 @@ def test_the_agent_holds_no_compiler() -> None:
         assert agent.samples("hvprobe_ledger_capacity")[()] > 0
 
 
+@pytest.mark.host_only
 def test_a_loader_dies_with_its_parent(nothing_left: None) -> None:
     """Also one that is stopped and could not notice: the kernel ends it."""
     agent = started_agent()
@@ -172,6 +176,7 @@ def test_sessions_leave_nothing(nothing_left: None) -> None:
         assert descriptors() == before
 
 
+@pytest.mark.host_only
 def test_programs_that_do_not_compile(nothing_left: None) -> None:
     """The compiler's own words are told, in one line."""
     with pytest.raises(
@@ -187,6 +192,7 @@ def test_programs_that_do_not_compile(nothing_left: None) -> None:
     assert "\n" not in str(err.value)
 
 
+@pytest.mark.host_only
 def test_an_interpreter_that_cannot_start(
     nothing_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +202,7 @@ def test_an_interpreter_that_cannot_start(
         Programs((), (), maps=(), loadable=(), sys_root=Path("/sys"))
 
 
+@pytest.mark.host_only
 def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended, and what to do is said."""
     monkeypatch.setattr("ebpf.programs.LOADING_S", 0.2)
@@ -205,6 +212,7 @@ def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.Mon
     assert psutil.Process().children() == []
 
 
+@pytest.mark.host_only
 def test_signal_to_the_group_does_not_break_the_start(nothing_left: None) -> None:
     """Ctrl-C while it compiles ends hvprobe as Ctrl-C does, without a word of the loader's."""
     command = [sys.executable, "-m", "probes", "agent", "--standalone", "--listen", "127.0.0.1:0"]

@@ -72,6 +72,7 @@ def test_kvm_loaded_after_the_agent(
         assert (entry.runs, entry.userspace_exits) == (1009, 1009)
 
 
+@pytest.mark.every_kernel
 def test_vendor_module_reloaded_under_the_agent(
     module: str, kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
@@ -123,6 +124,7 @@ def test_kvm_itself_reloaded_under_the_agent(
         assert (entry.runs, entry.userspace_exits) == (1009, 1009)
 
 
+@pytest.mark.every_kernel
 def test_a_kprobe_gone_dead_is_attached_again(module: str, kvmload: Path) -> None:
     """kvm.ko unloaded and loaded between two looks: a kprobe there is dead, without any error.
 

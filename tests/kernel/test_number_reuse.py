@@ -11,6 +11,8 @@ from ebpf.clock import monotonic_ns
 from ebpf.hooks import Question
 from ebpf.session import Session
 
+pytestmark = pytest.mark.host_only
+
 PAIRS = 5 if EMULATED else 30
 EARLIER, LATER = 11, 7
 FREED_S = 1.0

@@ -15,6 +15,7 @@ INTERRUPTED = 11
 (HOOK,) = [hook for hook in HOOKS if hook.question is Question.USERSPACE_EXITS]
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("point", HOOK.points, ids=lambda point: point.program or HOOK.program)
 def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
     """A return with an exit of the guest is one, one with EINTR before the guest ran is none.

@@ -10,6 +10,8 @@ from kernel_world import Started, wait_for
 
 from ebpf.hooks import Question
 
+pytestmark = pytest.mark.every_kernel
+
 LOOKS_AT_NOTHING = 5
 """Looks at which a process that must not be shown stays away, after the node was seen to look."""
 

@@ -47,6 +47,7 @@ def counted(session: Session, load: KvmLoad) -> LedgerEntry | None:
     return entry_with(session, load.tgid, load.totals["userspace_exits"] + load.totals["eintr"])
 
 
+@pytest.mark.every_kernel
 def test_processes_that_drive_each_other_out(kvmload: Path) -> None:
     """With one place for all of them, every event of one drives out another: counts are exact."""
     with (
@@ -118,6 +119,7 @@ def test_a_full_ledger_gives_what_becomes_free(kvmload: Path) -> None:
                 assert entry.userspace_exits == EXITS + load.totals["eintr"]
 
 
+@pytest.mark.host_only
 def test_processes_that_only_create_vms_leave_room(kvmload: Path) -> None:
     """They get common slots; a process that uses a vCPU gets a reserved one when those are gone."""
     with Session(capacity=64) as session, contextlib.ExitStack() as stack:
@@ -136,6 +138,7 @@ def test_processes_that_only_create_vms_leave_room(kvmload: Path) -> None:
         assert (snapshot.dropped_total > 0) == kprobes
 
 
+@pytest.mark.host_only
 def test_a_slot_that_no_hash_entry_can_be_made_for_is_given_back(kvmload: Path) -> None:
     """The way that the second of two threads takes which come to a new record at once."""
     with Session(capacity=64) as session:
@@ -150,6 +153,7 @@ def test_a_slot_that_no_hash_entry_can_be_made_for_is_given_back(kvmload: Path) 
         assert sorted(free_slots(session)) == sorted(kept)
 
 
+@pytest.mark.host_only
 def test_a_record_that_is_forgotten_begins_again(kvmload: Path) -> None:
     """Only the one that is meant is removed; its slot is there again, often as it is needed."""
     with Session(capacity=64) as session, KvmLoad(kvmload, "--paused", "--step") as load:
@@ -168,6 +172,7 @@ def test_a_record_that_is_forgotten_begins_again(kvmload: Path) -> None:
         assert session.read().dropped_total == 0
 
 
+@pytest.mark.host_only
 def test_a_removal_at_work_is_left_alone(kvmload: Path) -> None:
     """The kernel frees the process while the reader removes its record: one of them removes it."""
     with Session(capacity=64) as session:
@@ -188,6 +193,7 @@ def test_a_removal_at_work_is_left_alone(kvmload: Path) -> None:
         assert sorted(free_slots(session)) == sorted(kept)
 
 
+@pytest.mark.host_only
 def test_the_room_follows_the_machine() -> None:
     """Unless it is given."""
     with Session() as session:
@@ -215,6 +221,7 @@ def test_forgetting_a_process_that_runs_harms_no_other(kvmload: Path) -> None:
                     assert entry.userspace_exits == made + counted_load.totals["eintr"]
 
 
+@pytest.mark.host_only
 def test_a_reader_between_processes(kvmload: Path) -> None:
     """Read as fast as can be while slots change hands: no process ever has more than its own.
 

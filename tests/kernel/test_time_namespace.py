@@ -21,6 +21,8 @@ SAY_RECORD = """
 import json, subprocess, sys
 from ebpf.clock import monotonic_ns
 from ebpf.session import Session
+
+pytestmark = pytest.mark.host_only
 with Session() as session:
     before_ns = monotonic_ns()
     with subprocess.Popen([sys.argv[1], "--userspace-exits", "7"], stdin=subprocess.PIPE,

@@ -10,6 +10,8 @@ from kernel_world import Qemu, Started, wait_for
 from probes.host import Host
 from probes.vmm import VmmProcess
 
+pytestmark = pytest.mark.host_only
+
 
 def seen(host: Host, tgid: int) -> VmmProcess | None:
     """What an inspection says of a process that a scan found; None: it is not found yet."""
