@@ -19,12 +19,11 @@ from enum import IntEnum
 _NUMBERS: Mapping[str, tuple[int, int, int]] = {
     "x86_64": (321, 298, 324),
     "aarch64": (280, 241, 283),
-    "riscv64": (280, 241, 283),
-    "loongarch64": (280, 241, 283),
-    "s390x": (351, 331, 356),
-    "ppc64le": (361, 319, 365),
 }
-"""System call numbers of bpf, perf_event_open and membarrier by machine (uname -m)."""
+"""System call numbers of bpf, perf_event_open and membarrier by machine (uname -m).
+
+These are the machines on which hvprobe uses BPF: include/uapi/linux/ptrace.h has their registers.
+"""
 
 _SYSCALL = ctypes.CDLL(None, use_errno=True).syscall
 _SYSCALL.restype = ctypes.c_long
@@ -36,11 +35,7 @@ class Command(IntEnum):
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
-    MAP_GET_NEXT_KEY = 4
-    PROG_GET_NEXT_ID = 11
-    MAP_GET_NEXT_ID = 12
     RAW_TRACEPOINT_OPEN = 17
-    MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_LOOKUP_BATCH = 24
 
 
@@ -61,12 +56,15 @@ _PERF_EVENT_IOC_SET_BPF = 0x40042408
 _PERF_TYPE_TRACEPOINT = 2
 
 
-def bpf(command: Command, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
-    """The call itself. It may write into the attributes; gives what it returns."""
+def bpf(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
+    """Make the system call and return its result; the kernel may write into the attributes.
+
+    command: of ``enum bpf_cmd``; those that hvprobe uses are in Command.
+    """
     return _call(0, int(command), ctypes.byref(attributes), ctypes.sizeof(attributes))
 
 
-def map_element(command: Command, fd: int, key: int, value: int, flags: int = 0) -> int:
+def map_element(command: int, fd: int, key: int, value: int, flags: int = 0) -> int:
     """One of the calls on one element of a map; key and value are addresses."""
     return bpf(command, _packed("=IIQQQ", fd, 0, key, value, flags))
 
@@ -130,7 +128,8 @@ def _call(which: int, *arguments: object) -> int:
     numbers = _NUMBERS.get(platform.machine())
     if numbers is None:
         raise OSError(
-            errno.ENOSYS, f"system call numbers of {platform.machine()} are not known to hvprobe"
+            errno.ENOSYS,
+            f"hvprobe has no BPF on {platform.machine()}, only on {' and '.join(_NUMBERS)}",
         )
     words = [ctypes.c_long(it) if isinstance(it, int) else it for it in arguments]
     result = int(_SYSCALL(ctypes.c_long(numbers[which]), *words))

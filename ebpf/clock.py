@@ -31,7 +31,9 @@ def offset_of_process(process: Path) -> int:
     try:
         inode = (process / "ns/time").stat().st_ino
         offsets = (process / "timens_offsets").read_text()
-    except OSError:  # before Linux 5.6, or without CONFIG_TIME_NS
+    except OSError:
+        # Before Linux 769071ac9f20 ("ns: Introduce Time Namespace") (v5.6), or without
+        # CONFIG_TIME_NS.
         return 0
     return 0 if inode == INIT_TIME_NAMESPACE_INODE else monotonic_offset(offsets)
 

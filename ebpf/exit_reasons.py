@@ -6,7 +6,6 @@ not know how they are counted. Names are the kernel's constants without their pr
 (arch/arm64/include/asm/esr.h and kvm_asm.h).
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,15 +58,8 @@ class ReasonCount:
     """Since the process was chosen."""
 
 
-def layout_from(description: str) -> ReasonLayout | None:
-    """Where the fields stand, from the text of tracefs ``format``; None: not a known layout."""
-    at = {
-        name: int(offset)
-        for name, offset, size in re.findall(
-            r"field:[^;]*\b(\w+);\s*offset:(\d+);\s*size:(\d+);", description
-        )
-        if size == "4"
-    }
+def layout_from(at: Mapping[str, int]) -> ReasonLayout | None:
+    """Where the fields stand, from the offsets that tracefs gives; None: not a known layout."""
     if "exit_reason" in at and "isa" in at:
         return ReasonLayout(reason=at["exit_reason"], isa=at["isa"], detail=None)
     if "ret" in at and "esr_ec" in at:

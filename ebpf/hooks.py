@@ -121,10 +121,9 @@ class HookStatus:
         """The status when the program can be attached at no point."""
         return self._detached(reason, inactive=False)
 
-    def driver_gone(self) -> "HookStatus":
-        """The status while no process can use the driver."""
-        device = self.hook.driver.device if self.hook.driver else ""
-        reason = f"there is no /dev/{device} on this node now, and nothing to see"
+    def driver_gone(self, driver: Driver) -> "HookStatus":
+        """The status while no process can use the hook's driver."""
+        reason = f"there is no /dev/{driver.device} on this node now, and nothing to see"
         return self._detached(reason, inactive=True)
 
     def _detached(self, reason: str, *, inactive: bool) -> "HookStatus":
@@ -157,13 +156,14 @@ def _raw(event: str, program: str | None = None) -> AttachPoint:
 def _preemptible_tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
     """The exact form first: for tracepoints that fire where a thread may be preempted.
 
-    Recent kernels (seen on 7.2) let a thread be preempted inside a raw tracepoint's program, and
-    skip the program for every other thread on that CPU meanwhile (recursion_misses in its fdinfo):
-    4 of 100 returns of 8 vCPUs on 2 CPUs went uncounted. The classic form runs with preemption off.
-    That one is skipped where another process is in a call on a BPF map, and was preempted in it.
+    Since Linux a46023d5616e ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with
+    SRCU-fast") and f7d327654b88 ("bpf: Have __bpf_trace_run() use rcu_read_lock_dont_migrate()")
+    (v7.0) a thread can be preempted inside a raw tracepoint's program. Until that program ends, the
+    kernel skips it for every other thread on that CPU (recursion_misses in its fdinfo): on 7.2, 4
+    of 100 returns of 8 vCPUs on 2 CPUs went uncounted. The classic form runs with preemption off.
+    It is skipped where another process was preempted in a call on a BPF map.
     """
-    raw, classic = _tracepoint(category, event)
-    return classic, raw
+    return _tracepoint(category, event)[::-1]
 
 
 def _described(category: str, event: str, *fields: str) -> tuple[AttachPoint, ...]:
@@ -271,6 +271,9 @@ HOOKS: tuple[Hook, ...] = (
     ),
 )
 
+ALWAYS_WANTED: tuple[Hook, ...] = tuple(hook for hook in HOOKS if not hook.optional)
+"""The hooks that are wanted on every node, whatever devices it has."""
+
 PROGRAM_FILES: tuple[str, ...] = (
     "ledger.bpf.c",
     "kvm_ioctls.bpf.c",
@@ -296,10 +299,6 @@ def field_flag(point: AttachPoint, field: str) -> str:
     return f"{point.target.partition(':')[2]}_{field}".upper()
 
 
-def unattached(reason: str, hooks: Sequence[Hook] = HOOKS) -> tuple[HookStatus, ...]:
-    """Every hook that is wanted everywhere, not attached for the same one-line reason."""
-    return tuple(
-        HookStatus(hook=hook, backend=Backend.NONE, reason=reason)
-        for hook in hooks
-        if not hook.optional or hooks is not HOOKS
-    )
+def unattached(reason: str, hooks: Sequence[Hook] = ALWAYS_WANTED) -> tuple[HookStatus, ...]:
+    """Each of these hooks, not attached for the same one-line reason."""
+    return tuple(HookStatus(hook=hook, backend=Backend.NONE, reason=reason) for hook in hooks)

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from ebpf.hooks import HookStatus
 
+WORD_BYTES = 8
+"""Of each field of a process's record and of its counters."""
+
 
 class ProcessRecord(ctypes.Structure):
     """Mirror of ``struct ledger_process``."""
@@ -43,9 +46,22 @@ class LivesRecord(ctypes.Structure):
     _fields_ = (("began", ctypes.c_uint8 * 4096),)
 
 
-RECORD_WORDS = ctypes.sizeof(ProcessRecord) // 8
-ACTIVITY_WORDS = ctypes.sizeof(ActivityRecord) // 8
+def word_of(record: type[ctypes.Structure], field: str) -> int:
+    """The place of a field among the 64-bit words of a record."""
+    return int(getattr(record, field).offset) // WORD_BYTES
+
+
+RECORD_WORDS = ctypes.sizeof(ProcessRecord) // WORD_BYTES
+ACTIVITY_WORDS = ctypes.sizeof(ActivityRecord) // WORD_BYTES
 LIFE_BYTES = ctypes.sizeof(LivesRecord)
+
+_FIRST_NS = word_of(ProcessRecord, "first_ns")
+_TGID = word_of(ProcessRecord, "tgid")
+_LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
+_VMS_CREATED = word_of(ProcessRecord, "vms_created")
+_VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
+_COUNTERS = tuple(name for name, *_ in ActivityRecord._fields_)
+"""In the order of their words; a LedgerEntry names them likewise."""
 
 
 class Total(IntEnum):
@@ -60,7 +76,8 @@ class LedgerEntry(NamedTuple):
     """What the kernel recorded of one process since its first event of an accelerator.
 
     Counters of a hook that is not attached stay 0: whether 0 means anything is for the reader to
-    tell from the hooks' status.
+    tell from the hooks' status. It is a tuple, unlike all other values, because each refresh makes
+    one for every record, and a frozen dataclass takes more than twice as long to make.
     """
 
     tgid: int
@@ -117,19 +134,27 @@ def entries_from(
 
     before and after: the words of all records, slot by slot in the order of ProcessRecord, as they
     stood before and after the counters were read. activity: the counters, slot by slot in the order
-    of ActivityRecord, all CPUs added up. A record that is not the same process's in both may have
-    got another's counters: it is left out, and a new one is not complete yet.
+    of ActivityRecord, all CPUs added up, of as many slots as before. A record that is not the same
+    process's in both may have got another's counters: it is left out, and a new one is not complete
+    yet. That of a slot which before does not reach is new.
     """
     entries: dict[int, LedgerEntry] = {}
-    whole = len(before) >= len(after)
-    for slot, first_ns in enumerate(after[::RECORD_WORDS]):
+    complete = True
+    for slot, first_ns in enumerate(after[_FIRST_NS::RECORD_WORDS]):
         if not first_ns:
             continue
         at = slot * RECORD_WORDS
-        if before[at : at + 2] != after[at : at + 2]:
-            whole = False
+        tgid = after[at + _TGID]
+        if at >= len(before) or (before[at + _FIRST_NS], before[at + _TGID]) != (first_ns, tgid):
+            complete = False
             continue
-        tgid, leader_exit_ns, *created = after[at + 1 : at + RECORD_WORDS]
         counters = activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]
-        entries[tgid] = LedgerEntry(tgid, first_ns, leader_exit_ns or None, *created, *counters)
-    return entries, whole
+        entries[tgid] = LedgerEntry(
+            tgid=tgid,
+            first_ns=first_ns,
+            leader_exit_ns=after[at + _LEADER_EXIT_NS] or None,
+            vms_created=after[at + _VMS_CREATED],
+            vcpus_created=after[at + _VCPUS_CREATED],
+            **dict(zip(_COUNTERS, counters, strict=True)),
+        )
+    return entries, complete

@@ -7,6 +7,7 @@ silences kprobes and tracepoint programs on its CPU for as long as it lasts (led
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 from operator import add
 
 from ebpf.bpf_calls import Command, Update, bpf, map_element
@@ -40,7 +41,8 @@ class HashMap:
     def items(self) -> list[tuple[bytes, bytes]]:
         """All pairs. One that comes or goes meanwhile may or may not be among them; OSError.
 
-        Bucket after bucket: what stays in the map is met once. Since Linux 5.6.
+        Bucket after bucket: what stays in the map is met once. Since Linux 057996380a42 ("bpf: Add
+        batch ops to all htab bpf map") (v5.6).
         """
         room = self._capacity
         keys = ctypes.create_string_buffer(room * self._key_bytes)
@@ -69,9 +71,9 @@ class HashMap:
             )
         return found
 
-    def keys(self) -> list[bytes]:
-        """All keys, likewise."""
-        return [key for key, _ in self.items()]
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys of items(), read when the iteration begins: pairs may be deleted during it."""
+        return iter([key for key, _ in self.items()])
 
     def get(self, key: bytes) -> bytes | None:
         """The value; None: there is no such key."""
@@ -120,6 +122,11 @@ class MappedArray:
     def column(self) -> list[int]:
         """The first word of each record of the first block."""
         return self._view[: self._block_words : self._words].tolist()
+
+    def used(self) -> int:
+        """Records of the first block up to the last one whose first word is not 0."""
+        column = self._view[: self._block_words : self._words].tobytes().rstrip(b"\0")
+        return -(-len(column) // self._view.itemsize)
 
     def sums(self, records: int) -> list[int]:
         """The blocks added up, counter by counter, for each block's first records: one flat list.

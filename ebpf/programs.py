@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ebpf.bpf_calls import open_kprobe, open_raw_tracepoint, open_tracepoint
-from ebpf.errors import NOT_PERMITTED, BpfUnavailableError
+from ebpf.errors import NOT_PERMITTED, AttachCause, AttachError, BpfUnavailableError
 from ebpf.handover import Failure, Loaded, Request
 from ebpf.hooks import AttachPoint, Backend
-from ebpf.permission import why_no_bpf, why_no_perf_event
+from ebpf.privileges import Privileges
 from ebpf.tracefs import Tracefs
 
 LOADING_S = 300.0
@@ -51,6 +51,7 @@ class Programs:
         maps: Sequence[str],
         loadable: Iterable[tuple[str, Backend]],
         sys_root: Path,
+        proc_root: Path = Path("/proc"),
     ) -> None:
         """Compile package files, joined in the given order, with compiler flags.
 
@@ -58,12 +59,14 @@ class Programs:
         BpfUnavailableError when no program can be used on this node at all.
         """
         self._sys_root = sys_root
+        self._proc_root = proc_root
+        self._privileges = Privileges(proc_root=proc_root, sys_root=sys_root)
         self._tracefs = Tracefs(sys_root)
         self._held: dict[AttachPoint, int] = {}
         wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
         self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
         if self._loaded.error is not None:
-            raise BpfUnavailableError(_why_unavailable(self._loaded.error))
+            raise BpfUnavailableError(self._why_unavailable(self._loaded.error))
         self.bcc_version = self._loaded.bcc_version
         """Version of the library that compiled."""
 
@@ -71,28 +74,29 @@ class Programs:
         """Descriptor of a map by its name in the text; it stays ours."""
         return self._loaded.maps[name]
 
-    def attach(self, point: AttachPoint, program: str) -> str | None:
-        """Attach a program at one point; the reason in one line when that fails."""
+    def attach(self, point: AttachPoint, program: str) -> None:
+        """Attach a program at one point. Raises AttachError."""
         key = program, point.backend.value
         fd = self._loaded.programs.get(key)
         if fd is None:
             failure = self._loaded.failures[key]
-            return self._why_unattached(point, failure.code, failure.detail, why_no_bpf)
+            raise self._attach_error(
+                point, failure.code, failure.detail, self._privileges.why_no_bpf
+            )
         try:
             self._held[point] = self._open(point, fd)
         except OSError as err:
             by_bpf = point.backend is Backend.RAW_TRACEPOINT
-            refused = why_no_bpf if by_bpf else why_no_perf_event
-            return self._why_unattached(point, err.errno or 0, "", refused)
-        return None
+            refused = self._privileges.why_no_bpf if by_bpf else self._privileges.why_no_perf_event
+            raise self._attach_error(point, err.errno or 0, "", refused) from err
 
-    def why_unreachable(self, point: AttachPoint) -> str | None:
-        """Why tracefs does not name a tracepoint now, in one line; None: it does."""
+    def check_reachable(self, point: AttachPoint) -> None:
+        """Look a tracepoint up in tracefs. Raises AttachError when it is not named there now."""
         try:
             self._tracefs.event_id(point.target)
         except OSError as err:
-            return self._why_unattached(point, err.errno or 0, "", why_no_perf_event)
-        return None
+            refused = self._privileges.why_no_perf_event
+            raise self._attach_error(point, err.errno or 0, "", refused) from err
 
     def detach(self, point: AttachPoint) -> None:
         """Detach what is attached at a point. A kprobe whose function has gone is let go, too."""
@@ -124,24 +128,41 @@ class Programs:
             return int(online.replace(",", "-").split("-")[0])
         return 0
 
-    def _why_unattached(
+    def _attach_error(
         self, point: AttachPoint, code: int, detail: str, refused: Callable[[], str]
-    ) -> str:
-        """One line. refused: says what is missing, should the kernel have said EPERM."""
-        what = f"{point.backend} {point.target}"
-        if point.backend is Backend.KPROBE:
-            if not (self._sys_root / _KPROBE_TYPE).exists():
-                return f"{what}: this kernel has no kprobes (CONFIG_KPROBES)"
-            if not _kernel_has_function(point.target):
-                return f"{what}: the kernel has no such function now; is the module loaded?"
-        if code in (errno.EPERM, errno.EACCES):
-            return f"{what}: {NOT_PERMITTED}: {refused()}"
-        if point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
-            return f"{what}: there is no tracefs: mount it at /sys/kernel/tracing"
-        if code == errno.ENOENT:
-            return f"{what}: the kernel has no such hook now; is the module loaded?"
-        named = f"{detail} ({os.strerror(code)})" if detail and code else detail
-        return f"{what}: {named or os.strerror(code)}"
+    ) -> AttachError:
+        """refused: says what is missing, should the kernel have said EPERM."""
+        cause, remedy = AttachCause.FAILED, None
+        if point.backend is Backend.KPROBE and not (self._sys_root / _KPROBE_TYPE).exists():
+            cause, detail = AttachCause.NO_KPROBES, "this kernel has no kprobes (CONFIG_KPROBES)"
+        elif point.backend is Backend.KPROBE and not self._kernel_has_function(point.target):
+            cause, detail = AttachCause.NOT_THERE, "the kernel has no such function now"
+            remedy = "is the module loaded?"
+        elif code in (errno.EPERM, errno.EACCES):
+            cause, detail = AttachCause.NOT_PERMITTED, f"{NOT_PERMITTED}: {refused()}"
+        elif point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
+            cause, detail = AttachCause.NO_TRACEFS, "there is no tracefs"
+            remedy = "mount it at /sys/kernel/tracing"
+        elif code == errno.ENOENT:
+            cause, detail = AttachCause.NOT_THERE, "the kernel has no such hook now"
+            remedy = "is the module loaded?"
+        elif detail and code:
+            detail = f"{detail} ({os.strerror(code)})"
+        else:
+            detail = detail or os.strerror(code)
+        return AttachError(f"{point.backend} {point.target}", cause, detail, remedy=remedy)
+
+    def _kernel_has_function(self, name: str) -> bool:
+        """Whether kallsyms names it (the names are readable without root)."""
+        with contextlib.suppress(OSError), (self._proc_root / "kallsyms").open() as symbols:
+            return any(line.split()[2] == name for line in symbols)
+        return False
+
+    def _why_unavailable(self, failure: Failure) -> str:
+        if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
+            refused = self._privileges.why_no_bpf()
+            return f"BPF is {NOT_PERMITTED} here ({failure.detail}): {refused}"
+        return f"cannot prepare the BPF programs: {failure.detail}"
 
 
 def possible_cpus(sys_root: Path) -> list[int]:
@@ -203,16 +224,3 @@ def _why_ended(status: int, words: int) -> str:
         said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
         how = f"ended with status {status}: {said[-1][:300] if said else 'without a word'}"
     return f"cannot prepare the BPF programs: the process that compiles them {how}"
-
-
-def _kernel_has_function(name: str) -> bool:
-    """Whether /proc/kallsyms names it (the names are readable without root)."""
-    with contextlib.suppress(OSError), Path("/proc/kallsyms").open() as symbols:
-        return any(line.split()[2] == name for line in symbols)
-    return False
-
-
-def _why_unavailable(failure: Failure) -> str:
-    if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
-        return f"BPF is {NOT_PERMITTED} here ({failure.detail}): {why_no_bpf()}"
-    return f"cannot prepare the BPF programs: {failure.detail}"

@@ -4,17 +4,19 @@ Owns one program on tracepoint kvm:kvm_exit, apart from the ledger's. Must not k
 was chosen. The tracepoint keeps KVM's module loaded until close().
 """
 
+import contextlib
 import struct
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ebpf.errors import BpfUnavailableError
+from ebpf.errors import AttachError, BpfUnavailableError
 from ebpf.exit_reasons import ReasonCount, ReasonLayout, layout_from, reason_count
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.maps import HashMap, MappedArray
 from ebpf.programs import Programs, possible_cpus
+from ebpf.tracefs import Tracefs
 
 CHOSEN_CAPACITY = 4096
 REASONS_CAPACITY = 16384
@@ -30,34 +32,43 @@ class ReasonsSession:
     """The counting program, attached. Close it to detach."""
 
     def __init__(self, *, sys_root: Path = Path("/sys")) -> None:
-        """Compile for this kernel's layout and attach. Raises BpfUnavailableError."""
+        """Compile for this kernel's layout and attach.
+
+        Raises BpfUnavailableError, and leaves nothing loaded then.
+        """
         self._layout = _layout(sys_root)
         flags = (
             f"-DCHOSEN_CAPACITY={CHOSEN_CAPACITY}",
             f"-DREASONS_CAPACITY={REASONS_CAPACITY}",
             *self._layout.flags,
         )
-        self._programs = Programs(
-            ("exit_reasons.bpf.c",),
-            flags,
-            maps=("chosen", "reasons", "lost"),
-            loadable=[(_PROGRAM, _POINT.backend)],
-            sys_root=sys_root,
-        )
-        fd = self._programs.map_fd
-        self._chosen = HashMap(fd("chosen"), key_bytes=4, value_bytes=4, capacity=CHOSEN_CAPACITY)
-        self._reasons = HashMap(
-            fd("reasons"),
-            key_bytes=_KEY.size,
-            value_bytes=8 * len(possible_cpus(sys_root)),
-            capacity=REASONS_CAPACITY,
-        )
-        self._lost = MappedArray(fd("lost"), words=1, block_records=1, blocks=1)
         self._watched: frozenset[int] = frozenset()
-        reason = self._programs.attach(_POINT, _PROGRAM)
-        if reason is not None:
-            self.close()
-            raise BpfUnavailableError(f"exit reasons cannot be had: {reason}")
+        with contextlib.ExitStack() as opened:
+            self._programs = Programs(
+                ("exit_reasons.bpf.c",),
+                flags,
+                maps=("chosen", "reasons", "lost"),
+                loadable=[(_PROGRAM, _POINT.backend)],
+                sys_root=sys_root,
+            )
+            opened.callback(self._programs.close)
+            fd = self._programs.map_fd
+            self._chosen = HashMap(
+                fd("chosen"), key_bytes=4, value_bytes=4, capacity=CHOSEN_CAPACITY
+            )
+            try:
+                self._reasons = HashMap(
+                    fd("reasons"),
+                    key_bytes=_KEY.size,
+                    value_bytes=8 * len(possible_cpus(sys_root)),
+                    capacity=REASONS_CAPACITY,
+                )
+                self._lost = MappedArray(fd("lost"), words=1, block_records=1, blocks=1)
+                opened.callback(self._lost.close)
+                self._programs.attach(_POINT, _PROGRAM)
+            except (AttachError, OSError, ValueError) as err:
+                raise BpfUnavailableError(f"exit reasons cannot be had: {err}") from err
+            self._opened = opened.pop_all()
 
     def choose(self, tgids: Collection[int]) -> None:
         """Count these processes from now on, and no other; those that stay keep their counts."""
@@ -66,7 +77,7 @@ class ReasonsSession:
             self._chosen.set(_tgid_key(tgid), _tgid_key(1))
         for tgid in self._watched - wanted:
             self._chosen.delete(_tgid_key(tgid))
-        for key in self._reasons.keys():  # noqa: SIM118 - a BPF map, not a dict
+        for key in self._reasons:
             if _KEY.unpack(key)[0] not in wanted:
                 self._reasons.delete(key)
         self._watched = wanted
@@ -92,8 +103,7 @@ class ReasonsSession:
 
     def close(self) -> None:
         """Detach. May be called again."""
-        self._programs.close()
-        self._lost.close()
+        self._opened.close()
 
 
 def _tgid_key(tgid: int) -> bytes:
@@ -101,19 +111,17 @@ def _tgid_key(tgid: int) -> bytes:
 
 
 def _layout(sys_root: Path) -> ReasonLayout:
-    for tracefs in ("kernel/tracing", "kernel/debug/tracing"):
-        description = sys_root / tracefs / "events/kvm/kvm_exit/format"
-        try:
-            found = layout_from(description.read_text())
-        except OSError:
-            continue
-        if found is None:
-            raise BpfUnavailableError(
-                f"exit reasons cannot be had: the fields of kvm:kvm_exit in {description} are "
-                "not those of x86 or arm64; use live without --reasons"
-            )
-        return found
-    raise BpfUnavailableError(
-        f"exit reasons cannot be had: no description of tracepoint kvm:kvm_exit below {sys_root}; "
-        "load the KVM module, mount tracefs at /sys/kernel/tracing, and run as root"
-    )
+    description = Tracefs(sys_root).description(_POINT.target)
+    if description is None:
+        raise BpfUnavailableError(
+            f"exit reasons cannot be had: no description of tracepoint {_POINT.target} below "
+            f"{sys_root}; load the KVM module, mount tracefs at /sys/kernel/tracing, "
+            "and run as root"
+        )
+    found = layout_from(description.offsets)
+    if found is None:
+        raise BpfUnavailableError(
+            f"exit reasons cannot be had: the fields of {_POINT.target} in {description.file} are "
+            "not those of x86 or arm64; use live without --reasons"
+        )
+    return found

@@ -16,8 +16,10 @@ from ebpf.ledger import (
     LIFE_BYTES,
     RECORD_WORDS,
     LedgerEntry,
+    ProcessRecord,
     Total,
     entries_from,
+    word_of,
 )
 from ebpf.maps import HashMap, MappedArray, MappedMarks, Stack
 
@@ -46,8 +48,7 @@ MAX_READS = 3
 """How often the records are read at most when processes come or go while they are read."""
 CLAIM_NS = 10_000_000_000
 """A removal takes microseconds. A claim this old is of one whose end went wrong."""
-_FIRST_NS = 0
-"""Word of a record."""
+_FIRST_NS = word_of(ProcessRecord, "first_ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,15 +144,15 @@ class Tables:
         """All records with their counters, from memory: no call that would silence a hook.
 
         A record that was there before and after its counters were read had its slot all the time.
-        Those that came or went in between are read once more; one that is still not complete after
-        that is not there yet.
+        Those that came or went in between are read once more, also one in a slot above all that
+        were in use before; one that is still not complete after that is not there yet.
         """
         entries: dict[int, LedgerEntry] = {}
         for _ in range(MAX_READS):
-            used = max((n for n, it in enumerate(self._records.column(), start=1) if it), default=0)
-            before = self._records.words(used)
-            activity = self._activity.sums(used)
-            entries, complete = entries_from(before, activity, self._records.words(used))
+            before = self._records.words(self._records.used())
+            activity = self._activity.sums(len(before) // RECORD_WORDS)
+            after = self._records.words(self._records.used())
+            entries, complete = entries_from(before, activity, after)
             if complete:
                 break
         return entries

@@ -9,6 +9,9 @@
  * (TP_PROTO(__u32 reason, int errno), include/trace/events/kvm.h). The classic
  * form reads them from the record at offsets that tracefs gives, the raw form
  * from the arguments; one form reads neither, for where that is impossible.
+ *
+ * Cost of an exit in on_kvm_exit, over an empty program: 29.5 ns at a guest's
+ * real exits, 12 ns run in a loop (docs/benchmarks.md).
  */
 
 /* include/uapi/linux/kvm.h */

@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ebpf.uapi import KVM_CREATE_VM
 from probes.node import Accelerator, NodeVirtualization
 from probes.vmm import HypervisorType
 
-_KVM_CREATE_VM = 0xAE01
 _VENDOR_MODULES: Mapping[str, str] = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 """Vendor module by the CPU flag of /proc/cpuinfo that it needs."""
 _NOT_VENDORS = frozenset({"kvm", "kvm_guest"})
@@ -89,6 +89,6 @@ class Accelerators:
 def _create_empty_vm(device: Path) -> None:
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.close(fcntl.ioctl(fd, _KVM_CREATE_VM, 0))
+        os.close(fcntl.ioctl(fd, KVM_CREATE_VM, 0))
     finally:
         os.close(fd)

@@ -14,7 +14,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
-from ebpf.session import Session, in_initial_pid_namespace
+from ebpf.privileges import in_initial_pid_namespace
+from ebpf.session import Session
 from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
 from probes.deadline import LOOK_DEADLINE_S, STOP_DEADLINE_S, end_after, within

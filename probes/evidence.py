@@ -10,13 +10,9 @@ from dataclasses import dataclass, replace
 
 from ebpf.hooks import Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
 from probes.procfs import is_qemu_name
 from probes.vmm import HypervisorType, Unread, VmmId, VmmProcess, VmmThread
-
-KVM_RUN = 0xAE80
-"""ioctl request of a vCPU descriptor (include/uapi/linux/kvm.h)."""
-MSHV_RUN_VP = 0x8100B800
-"""ioctl request of an mshv_vp descriptor (include/uapi/linux/mshv.h)."""
 
 _KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
 """Every use of a vCPU passes these; a VM exit alone may go unseen on some vendor modules."""
@@ -56,9 +52,11 @@ class Evidence:
     kvm_run_worker: bool
     """It has a thread that KVM itself started from within its KVM_RUN.
 
-    kvm-nx-lpage-recovery, started at a VM's first KVM_RUN (arch/x86/kvm/mmu/mmu.c), is a thread
-    of the process since Linux 6.14; being a copy of the thread that made the call, it shows that
-    call, with its descriptor, for the rest of its life.
+    kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
+    d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
+    a VM's first KVM_RUN since 931656b9e2ff ("kvm: defer huge page recovery vhost task to later")
+    (v6.14). As a copy of the thread that made the call, it shows that call, with its descriptor,
+    for the rest of its life.
     """
     mshv_fds: bool
     """It holds any descriptor of the Microsoft hypervisor."""

@@ -1,7 +1,9 @@
 """The binary statistics of a KVM vCPU (KVM_GET_STATS_FD). Pure: bytes in, numbers out.
 
 Layout: include/uapi/linux/kvm.h, struct kvm_stats_header and struct kvm_stats_desc; the data are
-unsigned 64-bit numbers. Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD (since Linux 5.14).
+unsigned 64-bit numbers. Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD. Since Linux cb082bfab59a
+("KVM: stats: Add fd-based API to read binary stats data") and ce55c049459c ("KVM: stats: Support
+binary stats retrieval for a VCPU") (v5.14).
 """
 
 import struct

@@ -118,8 +118,9 @@ def parse_ioctl(text: str, *, machine: str) -> tuple[int, int] | None:
 def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> AcceleratorFds:
     """Sort out the accelerators' descriptors from (number, link target) pairs.
 
-    ``anon_inode:kvm-vcpu:3`` carries the vCPU's index since Linux 4.19, older kernels leave it
-    out. A file that a user named so cannot be mistaken: its target would begin with a slash.
+    ``anon_inode:kvm-vcpu:3`` carries the vCPU's number (virt/kvm/kvm_main.c, create_vcpu_fd); old
+    kernels leave it out. A file that a user named so cannot be mistaken: its target would begin
+    with a slash.
     """
     found: dict[str, set[int]] = {}
     for fd, target in targets:

@@ -15,7 +15,10 @@ MAX_VCPUS = 4096
 """Of a process no more descriptors are copied: more than a VM has vCPUs."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD = 438
-"""System call number of pidfd_getfd(2), the same on every architecture; since Linux 5.6."""
+"""System call number of pidfd_getfd(2), the same on every architecture.
+
+Since Linux 8649c322f75c ("pid: Implement pidfd_getfd syscall") (v5.6).
+"""
 
 
 def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> int | None:

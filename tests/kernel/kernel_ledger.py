@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ebpf.bpf_calls import Command, map_element
+from ebpf.bpf_calls import map_element
 from ebpf.hooks import HOOKS, AttachPoint, Hook, Question
 from ebpf.ledger import RECORD_WORDS, LedgerEntry
 from ebpf.session import Session
@@ -16,6 +16,8 @@ from ebpf.tables import Tables
 
 OTHERS_S = 0.5
 """In this time other VMs of the machine that do anything at all get their records."""
+MAP_LOOKUP_AND_DELETE_ELEM = 21
+"""Command of bpf(2) that pops from a stack (``enum bpf_cmd``)."""
 COMMON, RESERVED = "free_slots", "reserved_slots"
 
 
@@ -88,7 +90,7 @@ def _pop(session: Session, name: str) -> int | None:
     value = ctypes.c_uint32()
     fd = session._programs.map_fd(name)
     try:
-        map_element(Command.MAP_LOOKUP_AND_DELETE_ELEM, fd, 0, ctypes.addressof(value))
+        map_element(MAP_LOOKUP_AND_DELETE_ELEM, fd, 0, ctypes.addressof(value))
     except FileNotFoundError:
         return None
     return value.value

@@ -95,7 +95,7 @@ class Owners(Started):
 
 MAP_USER = """
 import ctypes
-from ebpf.bpf_calls import Command, bpf
+from ebpf.bpf_calls import bpf
 from ebpf.maps import HashMap
 
 # map_type, key_size, value_size, max_entries, map_flags: a hash, BPF_F_NO_PREALLOC

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 
 import psutil
@@ -15,13 +16,20 @@ import pytest
 from kernel_agent import ROOT, Agent
 from kernel_world import EMULATED, wait_for
 
-from ebpf.bpf_calls import Command, bpf
+from ebpf.bpf_calls import bpf
 from ebpf.errors import BpfUnavailableError
 from ebpf.programs import Programs
 from ebpf.session import Session
 
 MOMENTS = [0.1, 0.5, 0.9] if EMULATED else [it / 10 for it in range(1, 12)]
 """When somebody is killed, in parts of the time that a start takes."""
+
+
+class Walk(IntEnum):
+    """Commands of bpf(2) that walk over all objects of a kind (``enum bpf_cmd``)."""
+
+    PROG_GET_NEXT_ID = 11
+    MAP_GET_NEXT_ID = 12
 
 
 class IdAttributes(ctypes.Structure):
@@ -34,10 +42,10 @@ class IdAttributes(ctypes.Structure):
     )
 
 
-def objects() -> set[tuple[Command, int]]:
+def objects() -> set[tuple[Walk, int]]:
     """All BPF programs and maps of this kernel, by id. Ids are not used twice."""
-    found: set[tuple[Command, int]] = set()
-    for command in (Command.PROG_GET_NEXT_ID, Command.MAP_GET_NEXT_ID):
+    found: set[tuple[Walk, int]] = set()
+    for command in (Walk.PROG_GET_NEXT_ID, Walk.MAP_GET_NEXT_ID):
         attributes = IdAttributes()
         with contextlib.suppress(FileNotFoundError):
             while True:
@@ -47,10 +55,10 @@ def objects() -> set[tuple[Command, int]]:
     return found
 
 
-def held() -> set[tuple[Command, int]]:
+def held() -> set[tuple[Walk, int]]:
     """Those that a process has a descriptor of: a second user of BPF on this machine is no leak."""
-    kinds = {"prog_id:": Command.PROG_GET_NEXT_ID, "map_id:": Command.MAP_GET_NEXT_ID}
-    found: set[tuple[Command, int]] = set()
+    kinds = {"prog_id:": Walk.PROG_GET_NEXT_ID, "map_id:": Walk.MAP_GET_NEXT_ID}
+    found: set[tuple[Walk, int]] = set()
     for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
         with contextlib.suppress(OSError):
             for line in info.read_text().splitlines():

@@ -161,6 +161,13 @@ IN_THE_READER = (
     ),
     HandMade(
         file="ebpf/tables.py",
+        text="after = self._records.words(self._records.used())",
+        replacement="after = self._records.words(len(before) // RECORD_WORDS)",
+        test=f"{_TABLES}a_record_above_those_in_use_is_noticed",
+        breaks="a record that lands above all others during a reading is missed",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
         text="                self._recent.write(self._place(tgid), 0, 0)\n"
         "                self._removed",
         replacement="                self._removed",

@@ -133,7 +133,7 @@ def test_wrong_bcc_is_told_with_its_remedy(
 
     In a PID namespace of its own no bcc is tried at all, and that is told instead.
     """
-    from ebpf.session import in_initial_pid_namespace
+    from ebpf.privileges import in_initial_pid_namespace
 
     plant(proc, captured("tcg_multi"))
     main(["doctor", "--proc", str(proc)])

@@ -138,7 +138,10 @@ def test_a_bare_kernel() -> None:
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
     """Where no process can use KVM its hooks are inactive, and emulation can be verified."""
-    gone = tuple(it.driver_gone() if it.hook.driver else it for it in hooks(frozenset(Question)))
+    gone = tuple(
+        it.driver_gone(it.hook.driver) if it.hook.driver else it
+        for it in hooks(frozenset(Question))
+    )
     given = replace(report(), health=health(hooks=gone))
     assert ability(given) is Ability.VERIFIED
     found = check(given, "which process uses KVM")

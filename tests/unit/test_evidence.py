@@ -1,7 +1,6 @@
 """Facts and ledger → evidence: what really is inside KVM_RUN, what the ledger can vouch for."""
 
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,8 @@ from facts import (
 
 from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot
-from probes.evidence import KVM_RUN, MSHV_RUN_VP, Evidence, gather, ledger_entry
+from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
+from probes.evidence import Evidence, gather, ledger_entry
 from probes.host import Host
 from probes.vmm import AcceleratorFds, HypervisorType, QemuCommandLine, VmmProcess, VmmThread
 
@@ -116,16 +116,6 @@ def test_threads_seen_outside_kvm_run(
 ) -> None:
     """A thread on a CPU may be inside KVM_RUN; one that emulates by its own word is on one."""
     assert weigh(process(threads=threads, threads_whole=whole)).threads_seen is seen
-
-
-@pytest.mark.parametrize(
-    ("file", "name", "request_number"),
-    [("kvm_ioctls", "KVM_RUN", KVM_RUN), ("mshv_ioctls", "MSHV_RUN_VP", MSHV_RUN_VP)],
-)
-def test_requests_are_those_of_the_hooks(file: str, name: str, request_number: int) -> None:
-    """What a thread is inside of and what the kernel counts are the same call."""
-    text = resources.files("ebpf").joinpath(f"{file}.bpf.c").read_text()
-    assert f"#define {name} 0x{request_number:X}\n" in text
 
 
 def test_virtual_processors_inside_mshv_run() -> None:

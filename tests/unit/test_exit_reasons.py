@@ -1,12 +1,17 @@
 """Exit reasons: where the kernel keeps them, and what their numbers are called."""
 
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from ebpf.errors import BpfUnavailableError
+from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.exit_reasons import Isa, ReasonLayout, layout_from, reason_count
 from ebpf.reasons_session import ReasonsSession
+from ebpf.tracefs import offsets_from
 
 HEAD = """\
 name: kvm_exit
@@ -38,14 +43,14 @@ ARM64 = (
 
 def test_layout_of_x86() -> None:
     """exit_reason and isa are found, and become compiler flags."""
-    found = layout_from(X86)
+    found = layout_from(offsets_from(X86))
     assert found == ReasonLayout(reason=8, isa=24, detail=None)
     assert found.flags == ("-DREASON_OFFSET=8", "-DISA_OFFSET=24")
 
 
 def test_layout_of_arm64() -> None:
     """ret and esr_ec stand for them."""
-    found = layout_from(ARM64)
+    found = layout_from(offsets_from(ARM64))
     assert found == ReasonLayout(reason=8, isa=None, detail=12)
     assert found.flags == ("-DREASON_OFFSET=8", "-DDETAIL_OFFSET=12")
 
@@ -62,7 +67,7 @@ def test_layout_of_arm64() -> None:
 )
 def test_layout_that_is_not_known(description: str) -> None:
     """Fields that are missing or of another size are no layout, rather than a wrong one."""
-    assert layout_from(description) is None
+    assert layout_from(offsets_from(description)) is None
 
 
 @pytest.mark.parametrize(
@@ -128,3 +133,95 @@ def test_kernel_with_another_tracepoint(tmp_path: Path) -> None:
         ReasonsSession(sys_root=tmp_path)
     assert str(events) in str(caught.value)
     assert "without --reasons" in str(caught.value)
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """Stands for programs that were compiled and loaded, with memory files as their maps."""
+
+    lost_bytes: int = mmap.PAGESIZE
+    """Size of the map that counts lost exits."""
+    refusal: AttachError | None = None
+    fds: dict[str, int] = field(default_factory=dict)
+    closed: int = 0
+
+    def map_fd(self, name: str) -> int:
+        if name not in self.fds:
+            self.fds[name] = os.memfd_create(name)
+            os.ftruncate(self.fds[name], self.lost_bytes)
+        return self.fds[name]
+
+    def attach(self, *_: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def close(self) -> None:
+        self.closed += 1
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+
+LoadInto = Callable[[Loaded], Path]
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadInto]:
+    """Give the sysfs of a node of two CPUs, on which these programs are what is loaded."""
+    events = tmp_path / "kernel/tracing/events/kvm/kvm_exit"
+    events.mkdir(parents=True)
+    (events / "format").write_text(X86)
+    cpus = tmp_path / "devices/system/cpu"
+    cpus.mkdir(parents=True)
+    (cpus / "possible").write_text("0-1\n")
+
+    def load_into(loaded: Loaded) -> Path:
+        monkeypatch.setattr("ebpf.reasons_session.Programs", lambda *_, **__: loaded)
+        return tmp_path
+
+    return load_into
+
+
+def test_all_is_released_at_the_end(node: LoadInto) -> None:
+    """Programs are detached once, however often the session is closed."""
+    loaded = Loaded()
+    session = ReasonsSession(sys_root=node(loaded))
+    assert session.lost_total == 0
+    assert loaded.closed == 0
+    session.close()
+    session.close()
+    assert loaded.closed == 1
+
+
+@pytest.mark.parametrize("possible", ["", "none\n", None])
+def test_a_node_whose_cpus_are_unknown_keeps_no_program(
+    node: LoadInto, possible: str | None
+) -> None:
+    """The programs are loaded by then: they are released, and the error is one line."""
+    loaded = Loaded()
+    sys_root = node(loaded)
+    file = sys_root / "devices/system/cpu/possible"
+    if possible is None:
+        file.unlink()
+    else:
+        file.write_text(possible)
+    with pytest.raises(BpfUnavailableError, match="exit reasons"):
+        ReasonsSession(sys_root=sys_root)
+    assert loaded.closed == 1
+
+
+def test_a_table_that_cannot_be_mapped_keeps_no_program(node: LoadInto) -> None:
+    """An empty map cannot be mapped into memory."""
+    loaded = Loaded(lost_bytes=0)
+    with pytest.raises(BpfUnavailableError, match="exit reasons"):
+        ReasonsSession(sys_root=node(loaded))
+    assert loaded.closed == 1
+
+
+def test_a_program_that_cannot_be_attached_is_released(node: LoadInto) -> None:
+    """The reason of the refusal is in the error."""
+    loaded = Loaded(
+        refusal=AttachError("tracepoint kvm:kvm_exit", AttachCause.NOT_PERMITTED, "not permitted")
+    )
+    with pytest.raises(BpfUnavailableError, match="tracepoint kvm:kvm_exit: not permitted"):
+        ReasonsSession(sys_root=node(loaded))
+    assert loaded.closed == 1

@@ -104,7 +104,7 @@ def test_attaching_is_counted_and_a_driver_gone_is_no_failure() -> None:
     """A hook whose driver left is inactive, not broken; attached again, it says how often."""
     point = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
     once = HookStatus(hook=HOOKS[0], backend=Backend.NONE).attached_at(point, 7)
-    gone = once.driver_gone()
+    gone = once.driver_gone(KVM)
     again = gone.attached_at(point, 9)
     assert (once.attached_total, once.inactive, once.reason) == (1, False, None)
     assert (gone.attached, gone.inactive, gone.attached_total) == (False, True, 1)
@@ -120,7 +120,7 @@ def test_status_says_what_the_point_in_use_can_read() -> None:
     status = HookStatus(hook=hook, backend=Backend.NONE)
     assert [status.attached_at(it, 1).reads_result for it in hook.points] == [True, True, False]
     best = status.attached_at(hook.points[0], 1)
-    for lost in (best.driver_gone(), best.failed("gone")):
+    for lost in (best.driver_gone(KVM), best.failed("gone")):
         assert (lost.reads_result, lost.attached_ns) == (False, None)
 
 
@@ -159,6 +159,8 @@ def test_unattached_names_every_hook_and_the_reason() -> None:
     """Without any BPF each wanted hook is still reported, with backend none and the reason."""
     statuses = unattached("no BPF here")
     assert [it.hook for it in statuses] == [hook for hook in HOOKS if not hook.optional]
+    assert [it.hook for it in unattached("no BPF here", HOOKS)] == list(HOOKS)
+    assert [it.hook for it in unattached("no BPF here", HOOKS[:1])] == [HOOKS[0]]
     assert {(it.backend, it.reason, it.attached) for it in statuses} == {
         (Backend.NONE, "no BPF here", False)
     }

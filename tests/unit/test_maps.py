@@ -8,7 +8,7 @@ from typing import Self
 
 import pytest
 
-from ebpf.maps import MappedArray, MappedMarks
+from ebpf.maps import HashMap, MappedArray, MappedMarks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,20 @@ def test_clearing_a_record_clears_it_in_all_blocks(memory: Memory, array: Mapped
         assert after[at] == (0 if of_the_record else before[at])
 
 
+def test_records_in_use_end_with_the_last_that_has_begun(
+    memory: Memory, array: MappedArray
+) -> None:
+    """By the first word of a record of the first block, whichever of its bytes is set."""
+    words = memory.view.cast("Q")
+    assert array.used() == 0
+    words[WORDS * RECORDS - 1] = 1
+    words[WORDS * RECORDS] = 1
+    assert array.used() == 0
+    for record, value in ((0, 1 << 63), (2, 1), (1, 1 << 32)):
+        words[record * WORDS] = value
+        assert array.used() == {0: 1, 2: 3, 1: 3}[record]
+
+
 def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
     """Each counter is the sum of those of all CPUs."""
     words = fill(memory)
@@ -153,5 +167,22 @@ def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
             sum(words[at + block * it] for it in range(BLOCKS)) for at in range(WORDS * records)
         ]
     assert array.column() == words[:block:WORDS]
+    assert array.used() == RECORDS
     assert array.words(2) == words[: 2 * WORDS]
     assert array.word(2, 3) == words[2 * WORDS + 3]
+
+
+def test_keys_of_a_hash_are_those_at_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is asked once, so that pairs can be deleted while their keys are gone through."""
+    held = {b"one1": b"1111", b"two2": b"2222"}
+    asked: list[int] = []
+
+    def items(_: HashMap) -> list[tuple[bytes, bytes]]:
+        asked.append(len(held))
+        return list(held.items())
+
+    monkeypatch.setattr(HashMap, "items", items)
+    for key in HashMap(-1, key_bytes=4, value_bytes=4, capacity=2):
+        del held[key]
+    assert held == {}
+    assert asked == [2]

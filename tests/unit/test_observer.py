@@ -37,8 +37,8 @@ from facts import (
 )
 
 from ebpf.errors import LedgerReadError
+from ebpf.uapi import KVM_RUN
 from probes import observer as observer_module
-from probes.evidence import KVM_RUN
 from probes.host import Host
 from probes.observer import Observer
 from probes.report import CounterTrust, ProcessState, Source

@@ -285,6 +285,25 @@ def test_reading_ends_while_records_change_hands(
     assert len(readings) == MAX_READS
 
 
+def test_a_record_above_those_in_use_is_noticed(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose record lands above all others during a reading is in the answer."""
+    kernel.begin(TGID, 0)
+    sums = MappedArray.sums
+    readings: list[int] = []
+
+    def reading(array: MappedArray, records: int) -> list[int]:
+        if not readings:
+            kernel.begin(MEETS, 4)
+        readings.append(records)
+        return sums(array, records)
+
+    monkeypatch.setattr(MappedArray, "sums", reading)
+    assert set(kernel.tables.entries()) == {TGID, MEETS}
+    assert readings == [1, 5]
+
+
 def test_events_without_room_and_forks_without_a_mark(kernel: Kernel) -> None:
     """As the kernel counts them."""
     for word, count in enumerate((13, 9, 4)):

@@ -57,13 +57,14 @@ def test_fields_of_known_kernels(
     description: str, fields: tuple[str, ...], offsets: tuple[int, ...]
 ) -> None:
     """Offsets come in the order in which fields are asked for, on kernels old and new."""
-    assert offsets_from(description, fields) == offsets
+    found = offsets_from(description)
+    assert tuple(found[field] for field in fields) == offsets
 
 
 @pytest.mark.parametrize("field", ["pid", "child", "common_type", "child_comm"])
 def test_a_field_that_is_not_there_or_of_another_size(field: str) -> None:
     """Part of a name is no field; a field of another size than a program reads is none either."""
-    assert offsets_from(FORK_5_10, ("child_pid", field)) is None
+    assert field not in offsets_from(FORK_5_10)
 
 
 def event(root: Path, mount: str, text: str) -> None:
@@ -81,7 +82,14 @@ def test_either_mount_is_read(tmp_path: Path, mount: str) -> None:
     assert tracefs.mounted
     assert tracefs.event_id("sched:sched_process_fork") == 366
     assert tracefs.offsets("sched:sched_process_fork", ("child_pid",)) == (20,)
+    assert tracefs.offsets("sched:sched_process_fork", ("child_pid", "child_comm")) == (20, 16)
+    assert tracefs.offsets("sched:sched_process_fork", ("child_pid", "pid")) is None
     assert tracefs.offsets("sched:sched_process_exec", ("pid",)) is None
+    description = tracefs.description("sched:sched_process_fork")
+    assert description is not None
+    assert description.file.is_relative_to(tmp_path / mount)
+    assert description.offsets["parent_pid"] == 12
+    assert tracefs.description("sched:sched_process_exec") is None
     with pytest.raises(FileNotFoundError):
         tracefs.event_id("sched:sched_process_exec")
 

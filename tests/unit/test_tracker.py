@@ -33,8 +33,8 @@ from facts import (
 
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Question
+from ebpf.uapi import KVM_RUN
 from probes import observer as observer_module
-from probes.evidence import KVM_RUN
 from probes.tracker import FREED_WITHIN_NS, IN_TURN
 from probes.verdict import Reason
 from probes.vmi import IndexState, Vmi, VmiIndex, VmiPhase

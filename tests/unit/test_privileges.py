@@ -1,8 +1,16 @@
-"""Why BPF is refused: what is missing is named, and nothing else."""
+"""What this process may do, and why BPF is refused: what is missing is named, and nothing else."""
+
+from pathlib import Path
 
 import pytest
 
-from ebpf.permission import bpf_refusal, perf_event_refusal
+from ebpf.privileges import (
+    INIT_PID_NAMESPACE_INODE,
+    Privileges,
+    bpf_refusal,
+    in_initial_pid_namespace,
+    perf_event_refusal,
+)
 
 BPF, PERFMON, SYS_ADMIN, SYS_RESOURCE = 39, 38, 21, 24
 NAMES = {
@@ -84,3 +92,36 @@ def test_names_a_security_module_when_all_is_there() -> None:
 def test_reads_what_says_nothing_as_missing(text: str) -> None:
     """Without /proc nothing is known to be there."""
     assert named(bpf_refusal(text)) == {"CAP_BPF", "CAP_PERFMON"}
+
+
+def test_everything_is_read_below_the_given_roots(tmp_path: Path) -> None:
+    """Capabilities, the sysctl and lockdown are those of captured trees, not of this machine."""
+    proc, sysfs = tmp_path / "proc", tmp_path / "sys"
+    for file, text in (
+        (proc / "self/status", status(BPF, PERFMON, SYS_RESOURCE, seccomp=FILTERED)),
+        (proc / "sys/kernel/perf_event_paranoid", "4\n"),
+        (sysfs / "kernel/security/lockdown", "none [integrity] confidentiality\n"),
+    ):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    given = Privileges(proc_root=proc, sys_root=sysfs)
+    assert given.missing() == ("CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE")
+    assert given.lockdown() == "integrity"
+    assert "seccomp filter in force denies bpf" in given.why_no_bpf()
+    assert "kernel.perf_event_paranoid=4" in given.why_no_perf_event()
+
+
+def test_a_greater_capability_includes_those_that_are_used(tmp_path: Path) -> None:
+    """CAP_DAC_OVERRIDE and CAP_SYS_ADMIN are enough; CAP_SYS_PTRACE is in neither of them."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text(status(1, SYS_ADMIN))
+    given = Privileges(proc_root=tmp_path, sys_root=tmp_path)
+    assert given.missing() == ("CAP_SYS_PTRACE",)
+    assert given.lockdown() is None
+
+
+def test_the_pid_namespace_is_that_of_the_given_proc(tmp_path: Path) -> None:
+    """A /proc that cannot be read is not taken for the initial namespace's."""
+    inode = Path("/proc/self/ns/pid").stat().st_ino
+    assert in_initial_pid_namespace() is (inode == INIT_PID_NAMESPACE_INODE)
+    assert not in_initial_pid_namespace(tmp_path)

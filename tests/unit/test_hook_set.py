@@ -1,0 +1,223 @@
+"""Which hook is attached how, on captured sysfs trees and with recorded calls for programs."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from ebpf.errors import AttachCause, AttachError
+from ebpf.hook_set import HookSet, field_flags, field_places
+from ebpf.hooks import HOOKS, KVM, MSHV, AttachPoint, Backend, Hook, HookStatus, Question
+from ebpf.programs import Programs
+from ebpf.tracefs import Tracefs
+
+
+@dataclass(slots=True, kw_only=True)
+class Recorder:
+    """Stands for loaded programs: what is attached now, and each call."""
+
+    refused: set[Backend] = field(default_factory=set)
+    reachable: bool = True
+    """Whether tracefs names tracepoints."""
+    held: set[AttachPoint] = field(default_factory=set)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+    def attach(self, point: AttachPoint, program: str) -> None:
+        self.calls.append(("attach", program))
+        if point.backend in self.refused:
+            what = f"{point.backend} {point.target}"
+            raise AttachError(what, AttachCause.NOT_PERMITTED, "not permitted")
+        assert point not in self.held
+        self.held.add(point)
+
+    def detach(self, point: AttachPoint) -> None:
+        self.calls.append(("detach", point.target))
+        self.held.remove(point)
+
+    def check_reachable(self, point: AttachPoint) -> None:
+        if not self.reachable:
+            raise AttachError(point.target, AttachCause.NO_TRACEFS, "there is no tracefs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysfs:
+    """A sysfs tree in which drivers and descriptions of tracepoints come and go."""
+
+    root: Path
+
+    def load(self, *names: tuple[str, str]) -> None:
+        """Modules with their devices."""
+        for module, device in names:
+            (self.root / "module" / module).mkdir(parents=True)
+            (self.root / "class/misc" / device).mkdir(parents=True)
+
+    def remove_device(self, device: str) -> None:
+        (self.root / "class/misc" / device).rmdir()
+
+    def reload(self, module: str) -> None:
+        """Another directory: the old one is kept elsewhere, so that its number stays taken."""
+        (self.root / "module" / module).rename(self.root / f"old_{module}")
+        (self.root / "module" / module).mkdir()
+
+    def describe(self, target: str, *fields: str, begin: int = 8) -> None:
+        """Describe a tracepoint whose fields follow one another from a place on."""
+        directory = self.root / "kernel/tracing/events" / target.replace(":", "/")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "format").write_text(
+            "".join(
+                f"\tfield:int {name};\toffset:{begin + 4 * at};\tsize:4;\tsigned:1;\n"
+                for at, name in enumerate(fields)
+            )
+        )
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Sysfs:
+    made = Sysfs(root=tmp_path)
+    for hook in HOOKS:
+        for point in hook.points:
+            if point.fields:
+                made.describe(point.target, *point.fields)
+    return made
+
+
+def hook_set(sysfs: Sysfs, programs: Recorder, hooks: Sequence[Hook] = HOOKS) -> HookSet:
+    places = field_places(Tracefs(sysfs.root), HOOKS)
+    return HookSet(hooks, cast("Programs", programs), places=places, sys_root=sysfs.root)
+
+
+def status(given: HookSet, question: Question) -> HookStatus:
+    (found,) = [it for it in given.statuses if it.hook.question is question]
+    return found
+
+
+def of_kvm(given: HookSet) -> list[HookStatus]:
+    return [it for it in given.statuses if it.hook.driver == KVM]
+
+
+def test_each_hook_is_attached_at_its_first_point_that_holds(sysfs: Sysfs) -> None:
+    """Optional ones are wanted with their device; what is refused leaves its reason."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder(refused={Backend.KPROBE})
+    given = hook_set(sysfs, programs)
+    assert [it.hook for it in given.statuses] == [it for it in HOOKS if it.driver != MSHV]
+    refused = {it.hook.name for it in given.statuses if not it.attached}
+    assert refused == {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
+    runs = status(given, Question.RUNS_VCPU)
+    assert runs.reason == "kprobe kvm_vcpu_ioctl: not permitted"
+    assert not runs.inactive
+    assert status(given, Question.EXITS).backend is Backend.RAW_TRACEPOINT
+    assert given.any_attached
+    assert given.lives_are_followed
+    assert given.forks_are_counted
+
+
+def test_all_reasons_of_a_hook_are_kept(sysfs: Sysfs) -> None:
+    """One for each point, in the order in which they were tried."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder(refused={Backend.KPROBE, Backend.TRACEPOINT, Backend.RAW_TRACEPOINT})
+    given = hook_set(sysfs, programs)
+    assert not given.any_attached
+    assert not given.forks_are_counted
+    assert status(given, Question.EXITS).reason == (
+        "raw_tracepoint kvm_exit: not permitted; tracepoint kvm:kvm_exit: not permitted"
+    )
+
+
+def test_an_optional_hook_is_wanted_where_its_device_is(sysfs: Sysfs) -> None:
+    """Whichever hooks are given: those of the table, or others."""
+    optional = [hook for hook in HOOKS if hook.optional]
+    assert hook_set(sysfs, Recorder(), optional).statuses == ()
+    sysfs.load(("mshv_root", "mshv"))
+    (found,) = hook_set(sysfs, Recorder(), optional).statuses
+    assert found.attached
+
+
+def test_without_the_driver_nothing_of_it_is_touched(sysfs: Sysfs) -> None:
+    """Its hooks are inactive from the start, and are neither attached nor detached."""
+    programs = Recorder()
+    given = hook_set(sysfs, programs)
+    assert all(it.inactive and "/dev/kvm" in (it.reason or "") for it in of_kvm(given))
+    assert all(program.startswith("on_sched") for _, program in programs.calls)
+    given.follow_drivers()
+    assert {call for call, _ in programs.calls} == {"attach"}
+
+
+def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
+    """They are detached when its device goes, and attached again when it is back."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder()
+    given = hook_set(sysfs, programs)
+    before_ns = given.attached_ns
+    programs.calls.clear()
+    given.follow_drivers()
+    assert programs.calls == []
+    sysfs.remove_device("kvm")
+    given.follow_drivers()
+    assert all(it.inactive for it in of_kvm(given))
+    assert [call for call, _ in programs.calls] == ["detach"] * len(of_kvm(given))
+    assert given.attached_ns == before_ns
+    shutil.rmtree(sysfs.root / "module")
+    sysfs.load(("kvm", "kvm"))
+    given.follow_drivers()
+    assert [it.attached_total for it in of_kvm(given)] == [2] * len(of_kvm(given))
+    assert given.attached_ns > before_ns
+    assert status(given, Question.FORKS).attached_total == 1
+
+
+def test_another_module_with_the_device_still_there_is_noticed(sysfs: Sysfs) -> None:
+    """Kprobes in the module before are dead, without an error anywhere."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder()
+    given = hook_set(sysfs, programs)
+    sysfs.reload("kvm")
+    given.follow_drivers()
+    assert all(it.attached and it.attached_total == 2 for it in of_kvm(given))
+
+
+def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
+    """A program compiled for other places is not attached; the next form is, if there is one."""
+    sysfs.load(("kvm", "kvm"))
+    places = field_places(Tracefs(sysfs.root), HOOKS)
+    sysfs.describe("kvm:kvm_userspace_exit", "reason", "errno", begin=16)
+    sysfs.describe("sched:sched_process_free", "pid", begin=16)
+    programs = Recorder()
+    given = HookSet(HOOKS, cast("Programs", programs), places=places, sys_root=sysfs.root)
+    assert status(given, Question.USERSPACE_EXITS).backend is Backend.RAW_TRACEPOINT
+    reason = status(given, Question.IS_FREED).reason or ""
+    assert reason.startswith("tracepoint sched:sched_process_free: pid do not stand")
+    assert reason.endswith("restart hvprobe")
+
+
+def test_without_a_description_the_tracefs_is_to_blame(sysfs: Sysfs) -> None:
+    """Fields that cannot be looked up are not said to have moved."""
+    shutil.rmtree(sysfs.root / "kernel")
+    given = hook_set(sysfs, Recorder(reachable=False))
+    assert "there is no tracefs" in (status(given, Question.FORKS).reason or "")
+    assert not given.lives_are_followed
+    assert not given.forks_are_counted
+
+
+@pytest.mark.parametrize("backend", [Backend.TRACEPOINT, Backend.RAW_TRACEPOINT])
+def test_lives_are_followed_by_classic_tracepoints_alone(sysfs: Sysfs, backend: Backend) -> None:
+    """A raw form may be skipped for a thread that was preempted in it."""
+    given = hook_set(sysfs, Recorder(refused={backend}))
+    assert given.lives_are_followed is (backend is Backend.RAW_TRACEPOINT)
+
+
+def test_places_of_fields_become_flags(sysfs: Sysfs) -> None:
+    """Those that tracefs gives; without it those that follow the common fields."""
+    sysfs.describe("sched:sched_process_fork", "parent_pid", "child_pid", begin=12)
+    fork = [hook for hook in HOOKS if hook.question is Question.FORKS]
+    flags = field_flags(field_places(Tracefs(sysfs.root), fork))
+    assert flags == ["-DSCHED_PROCESS_FORK_CHILD_PID=16"]
+    nowhere = field_places(Tracefs(sysfs.root / "none"), HOOKS)
+    assert set(field_flags(nowhere)) == {
+        "-DSCHED_PROCESS_FORK_CHILD_PID=8",
+        "-DSCHED_PROCESS_FREE_PID=8",
+        "-DKVM_USERSPACE_EXIT_REASON=8",
+        "-DKVM_USERSPACE_EXIT_ERRNO=12",
+    }

@@ -1,0 +1,126 @@
+"""Why a program cannot be attached: cause and remedy, from captured trees."""
+
+import errno
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from ebpf import bpf_calls
+from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
+from ebpf.handover import Failure, Loaded
+from ebpf.hooks import AttachPoint, Backend
+from ebpf.programs import Programs
+
+KPROBE = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
+RAW = AttachPoint(backend=Backend.RAW_TRACEPOINT, target="kvm_exit")
+CLASSIC = AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_exit")
+TREES = {
+    "proc/kallsyms": "0000000000000000 t kvm_vcpu_ioctl\t[kvm]\n",
+    "proc/self/status": "CapEff:\t000001ffffffffff\nSeccomp:\t2\n",
+    "sys/bus/event_source/devices/kprobe/type": "8\n",
+    "sys/kernel/tracing/events/enable": "0\n",
+}
+"""A node where nothing is missing but what a seccomp filter denies."""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    for name, text in TREES.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path
+
+
+def refused(
+    node: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: AttachPoint,
+    failure: Failure,
+) -> AttachError:
+    """What attaching gives on a node whose kernel refuses to load the program."""
+    loaded = Loaded(failures={("on_event", point.backend.value): failure})
+    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    programs = Programs(
+        (),
+        (),
+        maps=(),
+        loadable=[("on_event", point.backend)],
+        sys_root=node / "sys",
+        proc_root=node / "proc",
+    )
+    with pytest.raises(AttachError) as caught:
+        programs.attach(point, "on_event")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{point.backend} {point.target}: {caught.value.detail}")
+    return caught.value
+
+
+EPERM = Failure(detail="", code=errno.EPERM)
+ENOENT = Failure(detail="", code=errno.ENOENT)
+
+
+@pytest.mark.parametrize(
+    ("point", "failure", "without", "cause", "words"),
+    [
+        (KPROBE, EPERM, "sys/bus/event_source", AttachCause.NO_KPROBES, "CONFIG_KPROBES"),
+        (KPROBE, EPERM, "proc/kallsyms", AttachCause.NOT_THERE, "no such function now; is the"),
+        (KPROBE, EPERM, "", AttachCause.NOT_PERMITTED, "seccomp filter in force denies bpf"),
+        (RAW, EPERM, "", AttachCause.NOT_PERMITTED, "seccomp filter in force denies bpf"),
+        (RAW, ENOENT, "", AttachCause.NOT_THERE, "no such hook now; is the module loaded?"),
+        (CLASSIC, ENOENT, "", AttachCause.NOT_THERE, "no such hook now; is the module loaded?"),
+        (CLASSIC, ENOENT, "sys/kernel", AttachCause.NO_TRACEFS, "mount it at /sys/kernel/tracing"),
+        (RAW, Failure(detail="bad", code=errno.E2BIG), "", AttachCause.FAILED, "bad (Argument"),
+        (RAW, Failure(detail="bad", code=0), "", AttachCause.FAILED, "kvm_exit: bad"),
+        (RAW, Failure(detail="", code=errno.E2BIG), "", AttachCause.FAILED, "Argument list too"),
+    ],
+)
+def test_a_refusal_has_its_cause(
+    node: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: AttachPoint,
+    failure: Failure,
+    without: str,
+    cause: AttachCause,
+    words: str,
+) -> None:
+    """What the kernel lacks comes before what it forbids; the message ends with what to do."""
+    if without:
+        (node / without).rename(node / "elsewhere")
+    found = refused(node, monkeypatch, point, failure)
+    assert found.cause is cause
+    assert words in str(found)
+    assert found.remedy is None or str(found).endswith(f"; {found.remedy}")
+
+
+def test_a_tracepoint_is_looked_up_in_tracefs(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has a number nothing is wrong."""
+    monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded())
+    sys_root = node / "sys"
+    programs = Programs((), (), maps=(), loadable=(), sys_root=sys_root, proc_root=node / "proc")
+    with pytest.raises(AttachError) as caught:
+        programs.check_reachable(CLASSIC)
+    assert caught.value.cause is AttachCause.NOT_THERE
+    event = sys_root / "kernel/tracing/events/kvm/kvm_exit"
+    event.mkdir(parents=True)
+    (event / "id").write_text("103\n")
+    programs.check_reachable(CLASSIC)
+
+
+def test_without_any_program_the_error_names_the_refusal(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read below the given roots."""
+    loaded = Loaded(error=Failure(detail="bpf: no", code=errno.EPERM))
+    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    with pytest.raises(BpfUnavailableError, match=r"not permitted here \(bpf: no\): the seccomp"):
+        Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
+
+
+def test_machines_are_those_whose_registers_are_known() -> None:
+    """The system calls and the header that kprobe programs read agree on the machines."""
+    header = resources.files("ebpf").joinpath("include/uapi/linux/ptrace.h").read_text()
+    machines = re.findall(r"^#(?:el)?if defined\(__(\w+)__\)", header, flags=re.MULTILINE)
+    assert machines == list(bpf_calls._NUMBERS)

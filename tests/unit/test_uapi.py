@@ -1,0 +1,16 @@
+"""Numbers of the kernel's user interface stand once in Python, and agree with the BPF text."""
+
+import re
+from importlib import resources
+
+from ebpf import uapi
+from ebpf.hooks import PROGRAM_FILES
+
+
+def test_requests_are_those_of_the_hooks() -> None:
+    """What a thread is inside of, what is tried, and what the kernel counts are the same calls."""
+    text = "".join(resources.files("ebpf").joinpath(name).read_text() for name in PROGRAM_FILES)
+    written = dict(re.findall(r"^#define (\w+) (0x[0-9A-F]+)$", text, flags=re.MULTILINE))
+    ours = {name: value for name, value in vars(uapi).items() if name.isupper()}
+    assert ours == {name: int(written[name], 16) for name in ours}
+    assert set(ours) == {"KVM_CREATE_VM", "KVM_RUN", "MSHV_RUN_VP"}
