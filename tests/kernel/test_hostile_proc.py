@@ -37,13 +37,14 @@ MANY_PROCESSES = 500 if EMULATED else min(5000, PROCESSES_MAX // 4)
 BLOCKS: tuple[str | None, ...] = ("blocked",) if LOCKS_BLOCK else (None, "blocked")
 """What is said of a process that blocks its readers by locks; older kernels take others."""
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this needs root")
+pytestmark = [
+    pytest.mark.host_only,
+    pytest.mark.skipif(os.geteuid() != 0, reason="this needs root"),
+]
 
 READ_PROCESSES = """
 import json, logging, re, sys, time
 import probes.host
-
-pytestmark = pytest.mark.host_only
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
 watched, rounds, seconds = set(json.loads(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
 if seconds:

@@ -16,11 +16,11 @@ from ebpf.hooks import HOOKS, AttachPoint, Backend, Question
 from ebpf.ledger import LIFE_BYTES
 from ebpf.session import Session
 
+pytestmark = pytest.mark.host_only
+
 FORKS = 50 if EMULATED else 300
 FORKING = """
 import os, sys
-
-pytestmark = pytest.mark.host_only
 for _ in range(int(sys.argv[1])):
     child = os.fork()
     if not child:

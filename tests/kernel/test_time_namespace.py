@@ -11,6 +11,8 @@ import pytest
 from kernel_agent import ROOT
 from kernel_world import Started
 
+pytestmark = pytest.mark.host_only
+
 DAY_S = 86400
 SAY_TIMES = """
 import json, time
@@ -21,8 +23,6 @@ SAY_RECORD = """
 import json, subprocess, sys
 from ebpf.clock import monotonic_ns
 from ebpf.session import Session
-
-pytestmark = pytest.mark.host_only
 with Session() as session:
     before_ns = monotonic_ns()
     with subprocess.Popen([sys.argv[1], "--userspace-exits", "7"], stdin=subprocess.PIPE,
