@@ -1,20 +1,29 @@
-"""Judged processes, names and probe health → NodeReport. Pure.
+"""Everything that one refresh of a node found out → NodeReport. Pure.
 
 Owns what a counter's silence means and what counts as a fallback. Must not read anything, and
-must not judge: verdicts arrive finished.
+must not judge: verdicts arrive finished, each process with the record that is its own.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from ebpf.hooks import Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
-from probes.cgroup import PodCgroup
-from probes.identity import Attribution, VmName
-from probes.node import Accelerator
-from probes.report import CounterTrust, ProcessReport, ProcessState, VmiReport
+from probes.identity import Attribution, Naming, VmName
+from probes.node import Accelerator, NodeVirtualization
+from probes.report import (
+    CounterTrust,
+    NodeReport,
+    ProbeHealth,
+    ProcessReport,
+    ProcessState,
+    Source,
+    VmiReport,
+)
+from probes.tracked import TrackedProcess, Tracking
 from probes.verdict import Reason, Verdict
+from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType, VmmId
 
 BLIND_AFTER = 100
@@ -34,46 +43,6 @@ _COUNTERS: Mapping[Question, Callable[[LedgerEntry], int]] = {
 }
 """What each hook whose silence has to be explained counts."""
 
-_ACCELERATED = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackedProcess:
-    """A VMM process with all that outputs want to know of it, but its counters.
-
-    The same object for as long as nothing of it changes.
-    """
-
-    vmm: VmmId
-    comm: str
-    program: str | None
-    guest_name: str | None
-    pod: PodCgroup | None
-    """Read with the rest, so for good once the verdict is settled: a container's processes are put
-    into its cgroup before they execute its program, and nothing moves them out of the pod."""
-    named_like_qemu: bool
-    capability_probe: bool
-    vcpus: int | None
-    started_unix_s: float
-    verdict: Verdict
-    record_ns: int | None
-    """When its record in the ledger began, as the record says; None: it has none."""
-    command_line_unread: bool = False
-    """Whether its command line could not be read, so that it may bear any VM's name."""
-    parent_tgid: int = 0
-    """Thread group id of its parent."""
-    vcpus_created: int = 0
-    """vCPUs that its record tells of."""
-    main_thread_ended: bool = False
-    """Whether its main thread had ended when it was read."""
-
-    def owns(self, entry: LedgerEntry) -> bool:
-        """Whether a record of its number is the one it was judged with.
-
-        Then it has executed no other program since, because that ends a record.
-        """
-        return self.record_ns == entry.first_ns
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterTrusts:
@@ -83,35 +52,47 @@ class CounterTrusts:
     exits: CounterTrust
 
 
-def counter_trusts(
-    kernel: KernelSnapshot, *, fired: Collection[FiredHook], exits_missed: bool
-) -> CounterTrusts:
-    """Judge the hooks by what they were seen to do since they were attached last.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookHistory:
+    """What hooks were seen to do so far: by that, and not by being attached, they are believed."""
 
-    fired: hooks that have counted anything so far. exits_missed: whether guests ran, in this
-    refresh or before, without the VM exit hook noticing (missed_exits).
-    """
+    fired: frozenset[FiredHook] = frozenset()
+    """Hooks that have counted anything."""
+    exits_missed: bool = False
+    """Whether guests ran without the VM exit hook noticing."""
 
-    def trust(question: Question, *, blind: bool = False) -> CounterTrust:
+    def after(self, kernel: KernelSnapshot) -> "HookHistory":
+        """What is known once this reading of the ledger is added."""
+        return HookHistory(
+            fired=self.fired | _hooks_fired(kernel),
+            exits_missed=self.exits_missed or _exits_missed(kernel),
+        )
+
+    def trusts(self, kernel: KernelSnapshot) -> CounterTrusts:
+        """Judge the hooks by what they have done since they were attached last."""
+        exits = self._trust(kernel, Question.EXITS)
+        if exits is CounterTrust.UNTRIED and self.exits_missed:
+            exits = CounterTrust.BLIND
+        return CounterTrusts(
+            exits=exits,
+            userspace_exits=self._trust(kernel, Question.USERSPACE_EXITS),
+        )
+
+    def _trust(self, kernel: KernelSnapshot, question: Question) -> CounterTrust:
         hooks = [hook for hook in kernel.hooks if hook.hook.question is question and hook.attached]
         if not hooks:
             return CounterTrust.MISSING
-        if any((question, hook.attached_total) in fired for hook in hooks):
+        if any((question, hook.attached_total) in self.fired for hook in hooks):
             return CounterTrust.PROVEN
-        return CounterTrust.BLIND if blind else CounterTrust.UNTRIED
-
-    return CounterTrusts(
-        userspace_exits=trust(Question.USERSPACE_EXITS),
-        exits=trust(Question.EXITS, blind=exits_missed),
-    )
+        return CounterTrust.UNTRIED
 
 
-def missed_exits(kernel: KernelSnapshot) -> bool:
+def _exits_missed(kernel: KernelSnapshot) -> bool:
     """Whether processes ran guests so often that VM exits must have been among them."""
     return sum(entry.completed_runs for entry in kernel.entries.values()) >= BLIND_AFTER
 
 
-def hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
+def _hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
     """Hooks that have counted anything for a process since they were attached last.
 
     A record that began before that may have been counted by the same hook under another module.
@@ -128,23 +109,77 @@ def hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
     return frozenset(seen)
 
 
-def process_reports(
-    processes: Iterable[TrackedProcess],
-    *,
-    entries: Mapping[int, LedgerEntry],
-    names: Mapping[VmmId, VmName],
-) -> tuple[ProcessReport, ...]:
-    """Every VMM process, in the order given, with its counters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRefresh:
+    """Everything that one refresh of a node found out."""
 
-    entries: the ledger, by tgid. names: the VMs that processes are.
-    """
+    version: str
+    """Of hvprobe."""
+    node: str
+    kernel: str
+    """Kernel release."""
+    machine: str
+    """Node architecture, ``uname -m``."""
+    taken_unix_s: float
+    ledger: KernelSnapshot
+    bcc_version: str | None
+    trusts: CounterTrusts
+    tracking: Tracking
+    naming: Naming
+    accelerators: tuple[Accelerator, ...]
+    virtualization: NodeVirtualization
+    vmi_watch: WatchStatus | None
+    """None: standalone."""
+    proc_readable: bool
+    errors_total: Mapping[Source, int]
+
+
+def node_report(refresh: NodeRefresh) -> NodeReport:
+    """Make the report of a refresh."""
+    ledger = refresh.ledger
+    processes = process_reports(refresh.tracking, names=refresh.naming.names)
+    return NodeReport(
+        version=refresh.version,
+        node=refresh.node,
+        kernel=refresh.kernel,
+        machine=refresh.machine,
+        taken_unix_s=refresh.taken_unix_s,
+        accelerators=refresh.accelerators,
+        virtualization=refresh.virtualization,
+        health=ProbeHealth(
+            hooks=ledger.hooks,
+            exits_trust=refresh.trusts.exits,
+            userspace_exits_trust=refresh.trusts.userspace_exits,
+            ledger_entries=len(ledger.entries),
+            ledger_capacity=ledger.capacity,
+            ledger_dropped_total=ledger.dropped_total,
+            ledger_error=ledger.error,
+            bcc_version=refresh.bcc_version,
+            errors_total=refresh.errors_total,
+            vmi_watch=refresh.vmi_watch,
+            processes_pending=refresh.tracking.pending,
+        ),
+        proc_readable=refresh.proc_readable,
+        processes=processes,
+        vmis=vmi_reports(
+            refresh.naming.vms,
+            processes,
+            accelerators=refresh.accelerators,
+            machine=refresh.machine,
+            pending=refresh.tracking.pending,
+        ),
+    )
+
+
+def process_reports(
+    tracking: Tracking, *, names: Mapping[VmmId, VmName]
+) -> tuple[ProcessReport, ...]:
+    """Every VMM process, in the order given, with its counters; names: the VMs that they are."""
     return tuple(
         _process_report(
-            process,
-            entry=entries.get(process.vmm.tgid),
-            vm=names.get(process.vmm),
+            process, entry=tracking.records.get(process.vmm.tgid), vm=names.get(process.vmm)
         )
-        for process in processes
+        for process in tracking.processes
     )
 
 
@@ -161,7 +196,7 @@ def vmi_reports(
     machine: the node's architecture, ``uname -m``. pending: processes not read yet, one of which
     may be a VM that has none.
     """
-    by_vmm: dict[VmmId | None, ProcessReport] = {it.vmm: it for it in processes}
+    by_vmm: dict[VmmId | None, ProcessReport] = {process.vmm: process for process in processes}
     return tuple(
         _vmi_report(
             vm, by_vmm.get(vm.vmm), accelerators=accelerators, machine=machine, pending=pending
@@ -179,9 +214,7 @@ def _process_report(
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
-    counted = entry
-    if process.verdict.type not in _ACCELERATED or entry is None or not process.owns(entry):
-        counted = None
+    counted = entry if process.verdict.type.accelerated else None
     return ProcessReport(
         vmm=process.vmm,
         comm=process.comm,
@@ -240,5 +273,5 @@ def _fallback(
     """Emulated for no reason? None: emulated, and not known whether the node could do better."""
     if verdict.type is not HypervisorType.TCG or not native:
         return False
-    known = [it.available for it in accelerators if it.available is not None]
+    known = [tried.available for tried in accelerators if tried.available is not None]
     return any(known) if known else None

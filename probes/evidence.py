@@ -27,7 +27,6 @@ _THREAD_NAME = re.compile(r"(?:CPU \d+|ALL CPUs)/(KVM|TCG|MSHV)")
 class Evidence:
     """All that counts for or against an accelerator in one process."""
 
-    vmm: VmmId
     named_like_qemu: bool
     capability_probe: bool
     """Started with ``-machine none``: libvirt asks QEMU what it can do; there is no guest."""
@@ -86,41 +85,74 @@ class Evidence:
     """Whether the ledger dropped events and has no entry of it: its silence means nothing then."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Threads:
+    """The threads of a process, each in one of three groups."""
+
+    workers: tuple[VmmThread, ...]
+    """KVM started them: they show the system call of the thread that made them."""
+    emulating: tuple[VmmThread, ...]
+    """They call themselves TCG vCPUs."""
+    others: tuple[VmmThread, ...]
+
+    @classmethod
+    def of(cls, threads: Iterable[VmmThread]) -> "_Threads":
+        """Put each thread in its group."""
+        workers: list[VmmThread] = []
+        emulating: list[VmmThread] = []
+        others: list[VmmThread] = []
+        for thread in threads:
+            if thread.comm.startswith(_KVM_WORKER):
+                workers.append(thread)
+            elif _claim(thread) is HypervisorType.TCG:
+                emulating.append(thread)
+            else:
+                others.append(thread)
+        return cls(workers=tuple(workers), emulating=tuple(emulating), others=tuple(others))
+
+    @property
+    def own(self) -> tuple[VmmThread, ...]:
+        """Those that the process itself started."""
+        return (*self.emulating, *self.others)
+
+    @property
+    def claimed(self) -> frozenset[HypervisorType]:
+        """Accelerators that these threads name themselves after."""
+        claims = (_claim(thread) for thread in self.own)
+        return frozenset(claim for claim in claims if claim is not None)
+
+
 def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: int) -> Evidence:
     """Weigh a process's facts against the ledger.
 
     start_monotonic_ns: earliest CLOCK_MONOTONIC time at which the process can have started.
     """
-    workers = [thread for thread in process.threads if thread.comm.startswith(_KVM_WORKER)]
-    others = [thread for thread in process.threads if thread not in workers]
-    in_run = _ioctls(others)
-    tcg = [thread for thread in others if _claim(thread) is HypervisorType.TCG]
+    threads = _Threads.of(process.threads)
+    in_kvm_run = _fds_inside(threads.own, KVM_RUN)
+    in_mshv_run = _fds_inside(threads.own, MSHV_RUN_VP)
     entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
+    before = _attached_before(start_monotonic_ns, kernel.hooks)
     fds = process.fds
     return Evidence(
-        vmm=process.vmm,
         named_like_qemu=process.named_like_qemu,
         capability_probe=process.named_like_qemu and process.command_line.machine == "none",
         asked_for=process.command_line.accelerators,
-        claimed=frozenset(claim for claim in map(_claim, others) if claim),
+        claimed=threads.claimed,
         unread=process.unread,
         fds_whole=fds.whole,
-        threads_seen=process.threads_whole
-        and not any(thread.running for thread in others if thread not in tcg),
+        threads_seen=process.threads_whole and not any(thread.running for thread in threads.others),
         kvm_fds=fds.kvm,
         kvm_vcpus=len(fds.kvm_vcpus),
-        kvm_vcpus_in_run=sum((fd, KVM_RUN) in in_run for fd in fds.kvm_vcpus),
-        kvm_runs_unheld=sum(
-            request == KVM_RUN and fd not in fds.kvm_vcpus for fd, request in in_run
-        ),
-        kvm_run_worker=any((fd, KVM_RUN) in _ioctls(workers) for fd in fds.kvm_vcpus),
+        kvm_vcpus_in_run=len(in_kvm_run & fds.kvm_vcpus),
+        kvm_runs_unheld=len(in_kvm_run - fds.kvm_vcpus),
+        kvm_run_worker=bool(_fds_inside(threads.workers, KVM_RUN) & fds.kvm_vcpus),
         mshv_fds=fds.mshv,
         mshv_vps=len(fds.mshv_vps),
-        mshv_vps_in_run=sum((fd, MSHV_RUN_VP) in in_run for fd in fds.mshv_vps),
+        mshv_vps_in_run=len(in_mshv_run & fds.mshv_vps),
         stats_exits=process.stats_exits,
         guest_ticks=process.guest_ticks,
-        tcg_threads=len(tcg),
-        tcg_cpu_ticks=sum(thread.cpu_ticks for thread in tcg),
+        tcg_threads=len(threads.emulating),
+        tcg_cpu_ticks=sum(thread.cpu_ticks for thread in threads.emulating),
         ledger=entry,
         hooks_prove_running=_hooks_prove_running(kernel.hooks),
         hooks_read_results=any(
@@ -128,10 +160,10 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
             for hook in kernel.hooks
             if hook.hook.question is Question.USERSPACE_EXITS
         ),
-        hooks_since_start=_hooks_prove_running(_attached_before(start_monotonic_ns, kernel.hooks)),
+        hooks_since_start=_hooks_prove_running(before),
         entries_since_start=any(
             hook.attached or hook.inactive
-            for hook in _attached_before(start_monotonic_ns, kernel.hooks)
+            for hook in before
             if hook.hook.question is Question.RUNS_VCPU
         ),
         ledger_lost_events=entry is None and kernel.dropped_total > 0,
@@ -170,8 +202,9 @@ def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> li
     ]
 
 
-def _ioctls(threads: Iterable[VmmThread]) -> set[tuple[int | None, int | None]]:
-    return {(thread.ioctl_fd, thread.ioctl_request) for thread in threads}
+def _fds_inside(threads: Iterable[VmmThread], request: int) -> set[int | None]:
+    """Descriptors on which threads are inside an ioctl(2) with this request."""
+    return {thread.ioctl_fd for thread in threads if thread.ioctl_request == request}
 
 
 def _claim(thread: VmmThread) -> HypervisorType | None:

@@ -6,12 +6,13 @@ VM, the one the kernel knows most about. Nothing that a tenant can set on a VMI 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from probes.cgroup import PodCgroup, PodUid
+from probes.cgroup import PodUid
 from probes.procfs import qemu_architecture
-from probes.verdict import Reason, Verdict
+from probes.tracked import TrackedProcess
+from probes.verdict import Reason
 from probes.vmi import Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
 
@@ -21,7 +22,6 @@ _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a
 """DNS subdomain (RFC 1123), as Kubernetes wants an object's name; at most 253 characters."""
 _NAME_MAX = 253
 
-_ACCELERATED = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
 _MACHINES: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 """Go's words for architectures where ``uname -m`` has others (s390x is s390x in both)."""
 
@@ -34,25 +34,48 @@ class VmName:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A process that may be a VM, as far as naming it goes."""
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Preference:
+    """Why one process is rather the VM than another: the first field that differs decides.
 
-    vmm: VmmId
-    named_like_qemu: bool
-    program: str | None
-    """Base name of its executable."""
-    guest_name: str | None
-    """libvirt's domain name on its command line: its own word."""
-    capability_probe: bool
-    """Started without a machine: never a VM."""
-    verdict: Verdict
-    pod: PodCgroup | None = None
-    """Where in a pod it sits; None: in none."""
-    parent_tgid: int = 0
-    """Thread group id of its parent."""
-    command_line_unread: bool = False
-    """Whether its command line could not be read, so that it may bear any name."""
+    vCPUs in the kernel's books go before threads that call themselves TCG, and proof before
+    inference. A forked child of another one is a copy, so its parent goes before it, unless only
+    the child runs the guest. Youth decides between the others.
+    """
+
+    proven_to_run: bool = False
+    """An accelerator was proven to run its guest."""
+    proven_or_holds_vcpus: bool = False
+    """Its verdict is proven, or it has vCPUs of an accelerator."""
+    holds_vcpus: bool = False
+    """It has vCPUs of an accelerator."""
+    type_known: bool
+    parent_elsewhere: bool = False
+    """It is no child of another process in question."""
+    start_ticks: int
+    tgid: int = 0
+
+    @classmethod
+    def of(cls, process: TrackedProcess, *, rivals: Collection[int]) -> "Preference":
+        """Of one process among several that could be the same VM; rivals: the tgids of them all."""
+        verdict = process.verdict
+        return cls(
+            proven_to_run=verdict.verified and verdict.type.accelerated,
+            proven_or_holds_vcpus=verdict.verified or verdict.type.accelerated,
+            holds_vcpus=verdict.type.accelerated,
+            type_known=verdict.type is not HypervisorType.UNKNOWN,
+            parent_elsewhere=process.parent_tgid not in rivals,
+            start_ticks=process.vmm.start_ticks,
+            tgid=process.vmm.tgid,
+        )
+
+    @classmethod
+    def between_pods(cls, guest: TrackedProcess) -> "Preference":
+        """Of the guest of one pod among several pods of the same VM: the younger one has it."""
+        return cls(
+            type_known=guest.verdict.type is not HypervisorType.UNKNOWN,
+            start_ticks=guest.vmm.start_ticks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +103,10 @@ class Naming:
     @classmethod
     def of(cls, attributions: Mapping[VmName, Attribution]) -> "Naming":
         """Put what by_guest_name or by_pod found in order."""
-        vms = sorted(attributions.values(), key=lambda it: (it.vm.namespace, it.vm.name))
-        return cls(vms=tuple(vms), names={it.vmm: it.vm for it in vms if it.vmm is not None})
+        vms = sorted(attributions.values(), key=lambda found: (found.vm.namespace, found.vm.name))
+        return cls(
+            vms=tuple(vms), names={found.vmm: found.vm for found in vms if found.vmm is not None}
+        )
 
 
 def vm_name(guest_name: str | None) -> VmName | None:
@@ -97,13 +122,13 @@ def vm_name(guest_name: str | None) -> VmName | None:
     return VmName(namespace=namespace, name=name)
 
 
-def by_guest_name(candidates: Iterable[Candidate]) -> Mapping[VmName, Attribution]:
+def by_guest_name(candidates: Iterable[TrackedProcess]) -> Mapping[VmName, Attribution]:
     """Name VMs by their domain name: standalone mode, which has no other source of names.
 
     Of several processes with the same name the one the kernel knows most about is the VM. Of equals
     a forked child is not, and the youngest is.
     """
-    bearers: dict[VmName, list[Candidate]] = {}
+    bearers: dict[VmName, list[TrackedProcess]] = {}
     for candidate in candidates:
         vm = vm_name(candidate.guest_name)
         if vm is not None and candidate.named_like_qemu and not candidate.capability_probe:
@@ -115,54 +140,33 @@ def by_guest_name(candidates: Iterable[Candidate]) -> Mapping[VmName, Attributio
     }
 
 
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """The process that is the VM among several that could be, at least one.
-
-    vCPUs in the kernel's books go before threads that call themselves TCG, and proof before
-    inference. A forked child of another one is a copy, so its parent goes before it, unless only
-    the child runs the guest. Youth decides between the others.
-    """
-    tgids = {candidate.vmm.tgid for candidate in candidates}
-
-    def standing(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool, int, int]:
-        verdict = candidate.verdict
-        accelerated = verdict.type in _ACCELERATED
-        return (
-            verdict.verified and accelerated,
-            accelerated or verdict.verified,
-            accelerated,
-            verdict.type is not HypervisorType.UNKNOWN,
-            candidate.parent_tgid not in tgids,
-            candidate.vmm.start_ticks,
-            candidate.vmm.tgid,
-        )
-
-    return max(candidates, key=standing)
+def _best(candidates: Sequence[TrackedProcess]) -> TrackedProcess:
+    """The process that is the VM among several that could be, at least one."""
+    rivals = {candidate.vmm.tgid for candidate in candidates}
+    return max(candidates, key=lambda candidate: Preference.of(candidate, rivals=rivals))
 
 
 def by_pod(
-    candidates: Iterable[Candidate], index: VmiIndex, *, node: str
+    candidates: Iterable[TrackedProcess], index: VmiIndex, *, node: str
 ) -> Mapping[VmName, Attribution]:
     """Name VMs as the API server does: process → pod (its cgroup) → VMI (status.activePods).
 
     Only VMIs that run on this node are named, each of them, whether its process was found or not.
     During a live migration that is the source's business until status.nodeName moves.
     """
-    in_pod: dict[PodUid, list[Candidate]] = {}
+    in_pod: dict[PodUid, list[TrackedProcess]] = {}
     for candidate in candidates:
         if candidate.pod is not None and _may_be_guest(candidate):
             in_pod.setdefault(candidate.pod.uid, []).append(candidate)
-    return {
-        it.vm: it
-        for it in (
-            _attribution(vmi, index, in_pod, node=node)
-            for vmi in index.vmis.values()
-            if vmi.phase is VmiPhase.RUNNING and vmi.node_name == node
-        )
-    }
+    attributions = (
+        _attribution(vmi, index, in_pod, node=node)
+        for vmi in index.vmis.values()
+        if vmi.phase is VmiPhase.RUNNING and vmi.node_name == node
+    )
+    return {attribution.vm: attribution for attribution in attributions}
 
 
-def _may_be_guest(candidate: Candidate) -> bool:
+def _may_be_guest(candidate: TrackedProcess) -> bool:
     """Whether a process of a launcher pod can be its guest at all.
 
     The pod also holds CRI-O's monitor, libvirt's capability probes, and perhaps sidecars, which
@@ -175,7 +179,7 @@ def _may_be_guest(candidate: Candidate) -> bool:
 
 
 def _attribution(
-    vmi: Vmi, index: VmiIndex, in_pod: Mapping[PodUid, Sequence[Candidate]], *, node: str
+    vmi: Vmi, index: VmiIndex, in_pod: Mapping[PodUid, Sequence[TrackedProcess]], *, node: str
 ) -> Attribution:
     """The process of one VMI of this node.
 
@@ -189,10 +193,7 @@ def _attribution(
     guests = [_guest_of_pod(in_pod[uid], vm) for uid in named if uid in in_pod]
     found = [guest for guest in guests if guest is not None]
     if found:
-        guest = max(
-            found,
-            key=lambda it: (it.verdict.type is not HypervisorType.UNKNOWN, it.vmm.start_ticks),
-        )
+        guest = max(found, key=Preference.between_pods)
         return Attribution(
             vm=vm,
             vmm=guest.vmm,
@@ -208,19 +209,21 @@ def _attribution(
     return Attribution(vm=vm, vmm=None, architecture=architecture, missing=missing)
 
 
-def _guest_of_pod(candidates: Sequence[Candidate], vm: VmName) -> Candidate | None:
+def _guest_of_pod(candidates: Sequence[TrackedProcess], vm: VmName) -> TrackedProcess | None:
     """The guest among the processes of one pod; None: it cannot be told.
 
     Where processes bear the VM's domain name, the guest is one of them and never another. A process
     whose command line cannot be read may bear it, so beside one nothing else is the guest either.
     One that is called QEMU may have been given an empty command line, so it goes before sidecars.
     """
-    direct = [it for it in candidates if it.pod is not None and not it.pod.nested]
+    direct = [process for process in candidates if process.pod and not process.pod.nested]
     eligible = direct or candidates
-    bearers = [it for it in eligible if it.guest_name == f"{vm.namespace}_{vm.name}"]
+    domain = f"{vm.namespace}_{vm.name}"
+    bearers = [process for process in eligible if process.guest_name == domain]
     if bearers:
         return _best(bearers)
-    hidden = [it for it in eligible if it.command_line_unread and it.named_like_qemu]
+    qemus = [process for process in eligible if process.named_like_qemu]
+    hidden = [process for process in qemus if process.command_line_unread]
     if hidden:
         return hidden[0] if len(eligible) == 1 else None
-    return _best([it for it in eligible if it.named_like_qemu] or eligible)
+    return _best(qemus or eligible)

@@ -1,15 +1,13 @@
-"""What the observer needs of the world, as protocols. Pure types.
+"""What judging processes needs of the world, as protocols. Pure types.
 
-Owns the shape of each edge; the edges themselves are in ebpf.session, host, accelerators and
-vmiwatch, and tests put others in their place.
+Owns the shape of both edges; the edges themselves are ebpf.session and probes.host, and tests put
+others in their place.
 """
 
 from collections.abc import Collection
 from typing import Protocol
 
 from ebpf.ledger import KernelSnapshot
-from probes.node import Accelerator, NodeVirtualization
-from probes.vmi import VmiIndex, WatchStatus
 from probes.vmm import Inspections, Scan, VmmId
 
 
@@ -61,28 +59,4 @@ class Processes(Protocol):
 
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
         """Everything /proc says of them."""
-        ...
-
-
-class Virtualization(Protocol):
-    """This node's accelerators (probes.accelerators.Accelerators)."""
-
-    def try_kvm(self) -> Accelerator:
-        """Create an empty VM."""
-        ...
-
-    def virtualization(self) -> NodeVirtualization:
-        """Vendor module and nesting."""
-        ...
-
-
-class VmiSource(Protocol):
-    """Who knows this node's VMIs (probes.kube.watch.VmiWatch); neither call waits."""
-
-    def index(self) -> VmiIndex:
-        """The VMIs known now."""
-        ...
-
-    def status(self) -> WatchStatus:
-        """How current they are kept."""
         ...

@@ -1,7 +1,7 @@
-"""The VMM processes of a node, judged: whom to read, whom not to read again. Reads through sources.
+"""The VMM processes of a node, judged: whom to read, whom not to read again. Reads through ports.
 
-Owns what is remembered of processes between two refreshes, and when /proc has to be read again.
-Must not know names, VMIs, or how anything is shown.
+Owns what is remembered of processes between two refreshes, and carries out the steps that changes
+decides on. Must not know names, VMIs, or how anything is shown.
 
 The kernel marks each number at which a life begins or ends (fork, exec, exit), so a process that
 was read once and has no mark is still the same one and executes the same program. Each refresh
@@ -16,27 +16,22 @@ its process is removed.
 
 import contextlib
 import os
-import sys
 import time
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ebpf import clock
 from ebpf.errors import LedgerReadError
-from ebpf.ledger import KernelSnapshot
-from probes.assemble import TrackedProcess
-from probes.cgroup import pod_of
-from probes.changes import is_vmm, needs_reading, removes_records, verdict_stands
-from probes.evidence import gather, ledger_entry
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.changes import event_of_reading, next_step, record_is_stale, tracked_process
+from probes.evidence import gather
 from probes.sources import Ledger, Processes
-from probes.verdict import Reason, judge
-from probes.vmm import Scan, Unread, VmmId, VmmProcess
+from probes.tracked import Action, Event, State, TrackedProcess, Tracking
+from probes.verdict import judge
+from probes.vmm import Unread, VmmId, VmmProcess
 
 IN_TURN = 16
 """One in so many processes is looked at in each refresh, whether it is marked or not."""
-FREED_WITHIN_NS = 10_000_000_000
-"""After its main thread's end; the kernel frees a process within a fraction of a second."""
 
 
 @dataclass(slots=True)
@@ -53,20 +48,23 @@ class _Memory:
     """Whether some of these were to be searched for descriptors when the time ran out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What one refresh has to do."""
+@dataclass(slots=True, kw_only=True)
+class _Refresh:
+    """What one refresh has to do, and has done so far."""
 
+    kernel: KernelSnapshot
     known: dict[int, TrackedProcess]
-    """VMMs that were known and may still exist, by tgid; changed as they are read."""
-    wanted: AbstractSet[int]
-    """Tgids to look at."""
-    marked: frozenset[int]
-    """Tgids at which a life began or ended: what was known of them may not hold."""
-    doubtful: set[int]
-    """Tgids of known VMMs that have to be read again."""
+    """VMMs that /proc still lists, by tgid."""
     every_fd: bool
     """Whether users of accelerators have to be found by their descriptors."""
+    to_look: set[int] = field(default_factory=set)
+    seen: dict[int, VmmId] = field(default_factory=dict)
+    """Processes that could be identified, by tgid."""
+    to_read: list[VmmId] = field(default_factory=list)
+    ended: AbstractSet[int] = frozenset()
+    """Tgids that /proc lists although no process of them runs."""
+    waiting: set[int] = field(default_factory=set)
+    """Tgids that have to wait for the next refresh."""
 
 
 class ProcessTracker:
@@ -81,182 +79,181 @@ class ProcessTracker:
         self._dropped_total: int | None = None
         self._turn = 0
 
-    @property
-    def pending(self) -> int:
-        """Processes of which it is not known yet whether they are VMMs, or of what kind."""
-        return len(self._memory.pending)
-
-    def refresh(
-        self, kernel: KernelSnapshot, lives: frozenset[int] | None
-    ) -> tuple[TrackedProcess, ...]:
-        """All VMM processes of now, by tgid; the same object for as long as nothing changes.
+    def refresh(self, kernel: KernelSnapshot, lives: frozenset[int] | None) -> Tracking:
+        """All VMM processes of now; the same tuple for as long as nothing about them changes.
 
         lives: numbers at which a life began or ended since the last refresh, taken before the
         ledger was read; None: that is not known. What is new or may have changed is read.
         """
         listed = self._host.tgids()
-        work = self._plan(kernel, listed - {os.getpid()}, lives)
-        pending = self._memory.pending & work.wanted
-        scan = self._host.scan(
-            [*sorted(pending), *sorted(work.wanted - pending)],
-            every_fd=work.every_fd,
-        )
-        seen, unseen = self._seen(scan, recorded=kernel.entries.keys() & work.wanted)
-        for tgid in work.wanted & work.known.keys() - unseen:
-            if work.known[tgid].vmm != seen.get(tgid):
-                del work.known[tgid]  # it ended, and its number may have a new owner
-        inspected = self._to_inspect(work, scan, seen, recorded=kernel.entries.keys())
-        inspections = self._host.inspect(inspected)
-        unseen |= {vmm.tgid for vmm in inspections.pending}
-        why = {*scan.pending.values(), *inspections.pending.values()}
-        self._memory.searching = work.every_fd and Unread.NO_TIME in why
-        for vmm in inspected:
-            process = inspections.processes.get(vmm)
-            if process is not None:
-                self._judge(process, kernel, work)
-            elif vmm not in inspections.pending:
-                work.known.pop(vmm.tgid, None)
-        self._remember(work.known, unseen)
-        ended = work.wanted - seen.keys() - unseen
-        self._remove_stale_records(kernel, listed, ended)
-        return self._in_order
+        work = self._begin(kernel, listed - {os.getpid()}, lives)
+        why_unread = self._look(work) | self._read(work)
+        self._memory.searching = work.every_fd and Unread.NO_TIME in why_unread
+        tracking = self._remember(work)
+        self._remove_stale_records(work, tracking, listed)
+        return tracking
 
-    def _plan(
+    def _begin(
         self, kernel: KernelSnapshot, tgids: frozenset[int], lives: frozenset[int] | None
-    ) -> _Work:
-        """Which processes have to be looked at, and which of those known may have changed."""
-        others = self._memory.others
+    ) -> _Refresh:
+        """Decide which processes have to be looked at.
+
+        Of those that are no VMM only the marked, the recorded and those in turn take a step, unless
+        lives are unknown, or a user of an accelerator may have found no room in the ledger.
+        """
+        known, others = self._memory.known, self._memory.others
         for tgid in others.keys() - tgids:
             del others[tgid]
-        known = {tgid: it for tgid, it in self._memory.known.items() if tgid in tgids}
-        marked = (lives or frozenset()) & tgids
-        doubtful = {
-            tgid
-            for tgid, process in known.items()
-            if tgid in marked
-            or lives is None
-            or needs_reading(process, kernel.entries.get(tgid), kernel)
-        }
-        in_turn = {tgid for tgid in known.keys() | others if tgid % IN_TURN == self._turn}
-        self._turn = (self._turn + 1) % IN_TURN
-        recorded = kernel.entries.keys() & tgids
-        unseen = tgids - known.keys() - others.keys()
-        wanted = unseen | marked | doubtful | in_turn | (recorded - known.keys())
         lost_events = self._dropped_total is None or kernel.dropped_total > self._dropped_total
         self._dropped_total = kernel.dropped_total
-        if lives is None or lost_events:  # a user of KVM may have found no room in the ledger
-            wanted = tgids
-        for tgid in wanted & others.keys():
-            del others[tgid]
-        return _Work(
-            known=known,
-            wanted=wanted,
-            marked=marked,
-            doubtful=doubtful,
+        turn, self._turn = self._turn, (self._turn + 1) % IN_TURN
+        work = _Refresh(
+            kernel=kernel,
+            known={tgid: tracked for tgid, tracked in known.items() if tgid in tgids},
             every_fd=lost_events or kernel.error is not None or self._memory.searching,
         )
+        concerned = tgids
+        if lives is not None and not lost_events:
+            in_turn = {tgid for tgid in others if tgid % IN_TURN == turn}
+            concerned -= others.keys() - lives - kernel.entries.keys() - in_turn
+        for tgid in concerned:
+            if lives is None:
+                event = Event.UNFOLLOWED
+            elif tgid in lives:
+                event = Event.MARKED
+            elif lost_events or tgid % IN_TURN == turn:
+                event = Event.DUE
+            else:
+                event = Event.LISTED
+            self._take_step(work, tgid, event)
+        return work
 
-    def _seen(self, scan: Scan, *, recorded: AbstractSet[int]) -> tuple[dict[int, VmmId], set[int]]:
-        """Processes that a scan could identify, by tgid, and the tgids of the others that exist.
+    def _look(self, work: _Refresh) -> set[Unread]:
+        """Scan the processes to look at; why some could not be scanned.
 
-        What is in the ledger uses KVM, so it is identified even if it hides what it is.
+        What is in the ledger uses an accelerator, so it is identified even if it hides what it is.
         """
-        seen = {**scan.others, **scan.found}
-        for tgid in recorded & scan.pending.keys():
+        first = self._memory.pending & work.to_look
+        scan = self._host.scan(
+            [*sorted(first), *sorted(work.to_look - first)], every_fd=work.every_fd
+        )
+        work.seen = {**scan.others, **scan.found}
+        for tgid in work.kernel.entries.keys() & scan.pending.keys():
             vmm = self._host.identify(tgid)
             if vmm is not None:
-                seen[tgid] = vmm
-        return seen, {*scan.pending} - seen.keys()
+                work.seen[tgid] = vmm
+        work.ended = work.to_look - work.seen.keys() - scan.pending.keys()
+        for tgid in work.to_look:
+            vmm, tracked = work.seen.get(tgid), work.known.get(tgid)
+            if tracked is not None and vmm is not None and tracked.vmm != vmm:
+                self._take_step(work, tgid, Event.ENDED)  # its number has a new owner
+            if vmm is not None:
+                self._take_step(work, tgid, Event.FOUND if tgid in scan.found else Event.PLAIN)
+            else:
+                self._take_step(work, tgid, Event.UNREAD if tgid in scan.pending else Event.ENDED)
+        return {*scan.pending.values()}
 
-    def _to_inspect(
-        self, work: _Work, scan: Scan, seen: Mapping[int, VmmId], *, recorded: AbstractSet[int]
-    ) -> list[VmmId]:
-        """Which of the processes seen have to be read completely; the others are remembered."""
-        chosen: list[VmmId] = []
-        for tgid, vmm in seen.items():
-            process = work.known.get(tgid)
-            named = tgid in scan.found
-            if process is None:
-                if named or tgid in recorded:
-                    chosen.append(vmm)
-                else:
-                    self._memory.others[tgid] = vmm
-            elif tgid in work.doubtful or (process.named_like_qemu and not named):
-                chosen.append(vmm)
-        return chosen
+    def _read(self, work: _Refresh) -> set[Unread]:
+        """Read the processes to read and judge them; why some could not be read."""
+        inspections = self._host.inspect(work.to_read)
+        for vmm in work.to_read:
+            process = inspections.processes.get(vmm)
+            if process is not None:
+                self._take_over(work, process)
+            elif vmm in inspections.pending:
+                self._take_step(work, vmm.tgid, Event.UNREAD)
+            else:
+                self._take_step(work, vmm.tgid, Event.ENDED)
+        return {*inspections.pending.values()}
 
-    def _remember(self, known: dict[int, TrackedProcess], pending: set[int]) -> None:
-        memory = self._memory
-        memory.pending = pending
-        if known != memory.known:
-            memory.known = known
-            self._in_order = tuple(known[tgid] for tgid in sorted(known))
-
-    def _judge(self, process: VmmProcess, kernel: KernelSnapshot, work: _Work) -> None:
-        """Put a process that was read where it belongs: with its verdict, or among the others."""
-        vmm = process.vmm
-        start_ns = self._host.start_monotonic_ns(vmm)
-        entry = ledger_entry(vmm, kernel, start_monotonic_ns=start_ns)
+    def _take_over(self, work: _Refresh, process: VmmProcess) -> None:
+        """Put a process that was read where it belongs, with the verdict it has or gets."""
+        tgid, kernel = process.vmm.tgid, work.kernel
+        start_ns = self._host.start_monotonic_ns(process.vmm)
         evidence = gather(process, kernel, start_monotonic_ns=start_ns)
-        if not is_vmm(process, evidence):
-            work.known.pop(vmm.tgid, None)
-            self._memory.others[vmm.tgid] = vmm
+        before = work.known.get(tgid)
+        event = event_of_reading(before, process, evidence)
+        step = next_step(before, event, evidence.ledger, ledger_read=kernel.error is None)
+        if step.action is Action.SET_ASIDE:
+            self._set_aside(work, tgid)
             return
-        before = work.known.get(vmm.tgid)
-        stands = (
-            before is not None
-            and vmm.tgid not in work.marked
-            and before.program == process.program
-            and verdict_stands(before, entry, kernel)
+        started_unix_s = time.time() - (clock.monotonic_ns() - start_ns) / 1e9
+        work.known[tgid] = tracked_process(
+            process,
+            evidence,
+            before.verdict if before and step.action is Action.KEEP else judge(evidence),
+            started_unix_s=before.started_unix_s if before else started_unix_s,
         )
-        verdict = before.verdict if before is not None and stands else judge(evidence)
-        now_unix_s = time.time() - (clock.monotonic_ns() - start_ns) / 1e9
-        tracked = TrackedProcess(
-            vmm=vmm,
-            comm=sys.intern(process.comm),
-            program=process.program and sys.intern(process.program),
-            guest_name=process.command_line.guest_name,
-            command_line_unread=process.blocked,
-            parent_tgid=process.parent_tgid,
-            pod=pod_of(process.cgroup) if process.cgroup else None,
-            named_like_qemu=process.named_like_qemu,
-            capability_probe=verdict.reasons[0] is Reason.CAPABILITY_PROBE,
-            vcpus=max(evidence.kvm_vcpus, evidence.mshv_vps, evidence.tcg_threads) or None,
-            started_unix_s=before.started_unix_s if before else now_unix_s,
-            verdict=verdict,
-            record_ns=entry.first_ns if entry else None,
-            vcpus_created=entry.vcpus_created if entry else 0,
-            main_thread_ended=process.main_thread_ended,
-        )
-        if tracked != before:
-            work.known[vmm.tgid] = tracked
+
+    def _take_step(self, work: _Refresh, tgid: int, event: Event) -> None:
+        """Do what comes next for a process that is not read yet."""
+        kernel, tracked = work.kernel, work.known.get(tgid)
+        entry = kernel.entries.get(tgid)
+        step = next_step(tracked, event, entry, ledger_read=kernel.error is None)
+        match step.action:
+            case Action.LEAVE:
+                return
+            case Action.LOOK:
+                work.to_look.add(tgid)
+                self._memory.others.pop(tgid, None)
+            case Action.READ:
+                work.to_read.append(work.seen[tgid])
+            case Action.WAIT:
+                work.waiting.add(tgid)
+            case Action.SET_ASIDE:
+                self._set_aside(work, tgid)
+                return
+            case Action.DROP:
+                work.known.pop(tgid, None)
+                return
+        if tracked is not None and step.state is not None and step.state is not tracked.state:
+            work.known[tgid] = replace(tracked, state=step.state)
+
+    def _set_aside(self, work: _Refresh, tgid: int) -> None:
+        work.known.pop(tgid, None)
+        self._memory.others[tgid] = work.seen[tgid]
+
+    def _remember(self, work: _Refresh) -> Tracking:
+        """Leave for the next refresh what it needs, and match each process with its record."""
+        memory = self._memory
+        memory.pending = work.waiting
+        if work.known != memory.known:
+            memory.known = work.known
+            self._in_order = tuple(work.known[tgid] for tgid in sorted(work.known))
+        records: dict[int, LedgerEntry] = {}
+        for tracked in self._in_order:
+            entry = work.kernel.entries.get(tracked.vmm.tgid)
+            if entry is not None and tracked.owns(entry):
+                records[tracked.vmm.tgid] = entry
+        return Tracking(processes=self._in_order, records=records, pending=len(memory.pending))
 
     def _remove_stale_records(
-        self, kernel: KernelSnapshot, tgids: frozenset[int], ended: AbstractSet[int]
+        self, work: _Refresh, tracking: Tracking, listed: frozenset[int]
     ) -> None:
-        """Do what the kernel's own hooks do, where they are missing, were silenced, or come late.
+        """Remove the records that belong to no process.
 
         The processes were listed after the ledger was read, so a record whose process is not
-        listed has outlived it. One that began before its process is of a former owner. ended: those
-        that are listed and run no more; a parent that never collects them would fill the ledger.
+        listed has outlived it.
         """
-        removes = removes_records(kernel)
-        for tgid, entry in kernel.entries.items():
-            process = self._memory.known.get(tgid)
-            if tgid in tgids:
-                former = (
-                    process is not None
-                    and not process.owns(entry)
-                    and entry.first_ns < self._host.start_monotonic_ns(process.vmm)
-                )
-                over = tgid in ended and entry.leader_exit_ns is not None
-                if former or over or tgid in self._memory.others:
-                    self._forget(tgid, entry.first_ns)
+        for tgid, entry in work.kernel.entries.items():
+            if tgid in tracking.records:
                 continue
-            marked_ns = entry.leader_exit_ns
-            overdue = marked_ns is None or kernel.taken_ns - marked_ns > FREED_WITHIN_NS
-            if overdue or not removes:
+            tracked = self._memory.known.get(tgid)
+            started_ns = self._host.start_monotonic_ns(tracked.vmm) if tracked else None
+            state = self._state(tgid, work, listed)
+            if record_is_stale(entry, state, work.kernel, started_ns=started_ns):
                 self._forget(tgid, entry.first_ns)
+
+    def _state(self, tgid: int, work: _Refresh, listed: frozenset[int]) -> State:
+        """The state of the process that has this number at the end of a refresh."""
+        tracked = self._memory.known.get(tgid)
+        if tracked is not None:
+            return tracked.state
+        if tgid not in listed:
+            return State.GONE
+        if tgid in self._memory.others:
+            return State.OTHER
+        return State.ENDED if tgid in work.ended else State.NEW
 
     def _forget(self, tgid: int, first_ns: int) -> None:
         if self._ledger is not None:

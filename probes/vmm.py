@@ -17,6 +17,11 @@ class HypervisorType(StrEnum):
     MSHV = "mshv"
     UNKNOWN = "unknown"
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether a hypervisor in the kernel executes them."""
+        return self is HypervisorType.KVM or self is HypervisorType.MSHV
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class VmmId:
@@ -117,7 +122,7 @@ class VmmProcess:
     fds: AcceleratorFds
     threads: tuple[VmmThread, ...]
     stats_exits: int | None
-    """VM exits by KVM's own statistics, which newer QEMU holds open; None: not to be had."""
+    """VM exits by KVM's own statistics, which newer QEMU holds open; None: unavailable."""
     guest_ticks: int
     """Time its threads spent running guest code (field 43 of /proc/TGID/stat), clock ticks."""
     parent_tgid: int = 0

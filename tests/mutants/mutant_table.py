@@ -249,10 +249,17 @@ IN_THE_JUDGEMENT = (
     ),
     HandMade(
         file="probes/observer.py",
-        text=" or self._named[1] is not vmis:",
+        text=" or vmis != self._vmis:",
         replacement=":",
         test="tests/unit/test_tracker.py::test_names_are_made_again_when_only_the_vmis_change",
         breaks="names are not made again when only the VMIs change",
+    ),
+    HandMade(
+        file="probes/changes.py",
+        text="state=tracked.state if tracked else State.NEW",
+        replacement="state=State.FOLLOWED",
+        test="tests/unit/test_tracker.py::test_a_mark_is_not_lost_while_the_process_cannot_be_read",
+        breaks="a mark is lost where there is no time for its process",
     ),
 )
 

@@ -15,6 +15,8 @@ from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.evidence import Evidence
 from probes.node import Accelerator, NodeVirtualization
 from probes.report import CounterTrust, ProbeHealth
+from probes.tracked import State, TrackedProcess
+from probes.verdict import Reason, Verdict
 from probes.vmm import (
     AcceleratorFds,
     HypervisorType,
@@ -41,7 +43,6 @@ ALL_QUESTIONS = frozenset(Question)
 def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
     """Of a QEMU of which nothing is known but that its descriptor table is empty and whole."""
     nothing = Evidence(
-        vmm=VMM,
         named_like_qemu=True,
         capability_probe=False,
         asked_for=(),
@@ -169,6 +170,32 @@ def kvm_process(vmm: VmmId = VMM, *, guest_name: str = "default_alpha") -> VmmPr
             thread("CPU 0/KVM", tid=vmm.tgid + 1),
         ),
     )
+
+
+RUNS_ON_KVM = Verdict(
+    type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,)
+)
+IS_A_PROBE = Verdict(
+    type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.CAPABILITY_PROBE,)
+)
+
+
+def tracked(vmm: VmmId = VMM, **changes: Any) -> TrackedProcess:  # noqa: ANN401 - any field
+    """A QEMU that was proven to run on KVM without a record in the ledger."""
+    plain = TrackedProcess(
+        vmm=vmm,
+        state=State.FOLLOWED,
+        comm="qemu-system-x86",
+        program="qemu-system-x86_64",
+        guest_name="default_alpha",
+        pod=None,
+        named_like_qemu=True,
+        vcpus=1,
+        started_unix_s=1.5,
+        verdict=RUNS_ON_KVM,
+        record_ns=None,
+    )
+    return replace(plain, **changes)
 
 
 KVM_AVAILABLE = Accelerator(type=HypervisorType.KVM, available=True, reason=None)

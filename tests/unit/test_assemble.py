@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from facts import (
     ATTACHED_NS,
+    IS_A_PROBE,
     KVM_ABSENT,
     KVM_AVAILABLE,
     KVM_UNTRIED,
@@ -12,22 +13,21 @@ from facts import (
     entry,
     hooks,
     kernel,
+    tracked,
 )
 
 from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
 from probes.assemble import (
     BLIND_AFTER,
-    TrackedProcess,
-    counter_trusts,
-    hooks_fired,
-    missed_exits,
+    HookHistory,
     process_reports,
     vmi_reports,
 )
 from probes.identity import Attribution, VmName
 from probes.node import Accelerator
 from probes.report import CounterTrust, ProcessReport, ProcessState
+from probes.tracked import TrackedProcess, Tracking
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType, VmmId
 
@@ -38,20 +38,10 @@ KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_
 MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
 TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
 UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
-PROCESS = TrackedProcess(
-    vmm=VMM,
-    comm="qemu-system-x86",
-    program="qemu-system-x86_64",
-    guest_name="default_alpha",
-    pod=None,
-    named_like_qemu=True,
-    capability_probe=False,
-    vcpus=2,
-    started_unix_s=1.5,
-    verdict=KVM,
-    record_ns=entry().first_ns,
-)
+PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
 COUNTED = entry(runs=3, userspace_exits=2, exits=40)
+RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
+"""Hooks that fired after they were attached once."""
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
 
@@ -101,31 +91,26 @@ def test_trust(
 
     Without one it is missing; silent while guests return to user space, it is blind.
     """
-    snapshot = kernel(entry(userspace_exits=returns), hooks=hooks(attached))
-    found = counter_trusts(
-        snapshot, fired={(it, 1) for it in fired}, exits_missed=missed_exits(snapshot)
-    )
+    earlier = HookHistory(fired=frozenset((question, 1) for question in fired))
+    unattached = kernel(entry(userspace_exits=returns), hooks=hooks(frozenset()))
+    found = earlier.after(unattached).trusts(kernel(hooks=hooks(attached)))
     assert (found.userspace_exits, found.exits) == expected
 
 
 def test_blindness_is_found_on_all_guests_together() -> None:
     """Many guests with few returns each tell as much as one with many."""
     entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
-    assert missed_exits(kernel(*entries))
-    assert not missed_exits(kernel(*entries[1:]))
-    refused = [it._replace(completed_runs=0) for it in entries]
-    assert not missed_exits(kernel(*refused))
+    assert HookHistory().after(kernel(*entries)).exits_missed
+    assert not HookHistory().after(kernel(*entries[1:])).exits_missed
+    refused = [record._replace(completed_runs=0) for record in entries]
+    assert not HookHistory().after(kernel(*refused)).exits_missed
 
 
 def test_blindness_is_not_forgotten_with_its_guests() -> None:
     """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
-    returned = {(Question.USERSPACE_EXITS, 1)}
-    assert counter_trusts(kernel(), fired=returned, exits_missed=True).exits is BLIND
-    after = counter_trusts(kernel(), fired={*returned, (Question.EXITS, 1)}, exits_missed=True)
-    assert after.exits is PROVEN
-
-
-RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
+    blind = HookHistory(fired=frozenset({RETURNED}), exits_missed=True).after(kernel())
+    assert blind.trusts(kernel()).exits is BLIND
+    assert blind.after(kernel(entry(exits=1))).trusts(kernel()).exits is PROVEN
 
 
 @pytest.mark.parametrize(
@@ -140,15 +125,16 @@ RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
 )
 def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> None:
     """A hook has fired when a process has a count of it that began after it was attached."""
-    assert hooks_fired(kernel(*entries)) == fired
+    assert HookHistory().after(kernel(*entries)).fired == fired
 
 
 def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
     """The module that called it may be another one now."""
     again = tuple(replace(it, attached_total=2) for it in hooks())
     snapshot = kernel(entry(exits=1), hooks=again)
-    assert counter_trusts(snapshot, fired={EXITED}, exits_missed=False).exits is UNTRIED
-    assert (Question.EXITS, 2) in hooks_fired(snapshot)
+    before = HookHistory(fired=frozenset({EXITED}))
+    assert before.trusts(snapshot).exits is UNTRIED
+    assert (Question.EXITS, 2) in before.after(snapshot).fired
 
 
 # processes
@@ -157,8 +143,9 @@ def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
 def reports(
     *processes: TrackedProcess, record: LedgerEntry | None = COUNTED
 ) -> tuple[ProcessReport, ...]:
-    entries = {VMM.tgid: record} if record else {}
-    return process_reports(processes, entries=entries, names={VMM: ALPHA})
+    records = {VMM.tgid: record} if record else {}
+    tracking = Tracking(processes=processes, records=records, pending=0)
+    return process_reports(tracking, names={VMM: ALPHA})
 
 
 def one(process: TrackedProcess, record: LedgerEntry | None = COUNTED) -> ProcessReport:
@@ -196,29 +183,23 @@ def test_no_counters_without_acceleration(verdict: Verdict) -> None:
     assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("process", "record", "shown"),
-    [
-        (PROCESS, COUNTED, 40),
-        (PROCESS, COUNTED._replace(first_ns=COUNTED.first_ns + 1), None),
-        (replace(PROCESS, record_ns=None), COUNTED, None),
-        (PROCESS, None, None),
-    ],
-    ids=["its own", "a later one", "none known", "none left"],
-)
-def test_only_its_own_record_counts(
-    process: TrackedProcess, record: LedgerEntry | None, shown: int | None
-) -> None:
-    """A record of its number is its own if it is the one that it was judged with."""
-    assert one(process, record).exits == shown
+@pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
+def test_a_record_without_acceleration_shows_no_counters(verdict: Verdict) -> None:
+    """A process that only asked for a VM has a record all the same."""
+    found = one(replace(PROCESS, verdict=verdict))
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+
+
+def test_no_record_no_counters() -> None:
+    """The tracker gives a process no record but its own."""
+    found = one(PROCESS, None)
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
 
 
 def test_states() -> None:
     """With a name, without one, and libvirt's capability probe; in the order given."""
     unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
-    probe = replace(
-        PROCESS, vmm=VmmId(tgid=90, start_ticks=1), capability_probe=True, verdict=UNKNOWN
-    )
+    probe = replace(PROCESS, vmm=VmmId(tgid=90, start_ticks=1), verdict=IS_A_PROBE)
     found = reports(probe, PROCESS, unnamed)
     assert [(it.vmm.tgid, it.vm, it.state) for it in found] == [
         (90, None, ProcessState.PROBE),

@@ -1,40 +1,122 @@
-"""What makes a process worth reading again, when its verdict stands, and what is a VMM."""
+"""The steps of a process: when it is looked at, read and judged, and when its verdict stands."""
 
 from dataclasses import replace
 
 import pytest
-from facts import ALL_QUESTIONS, VMM, entry, evidence, hooks, kernel, process
+from facts import (
+    ALL_QUESTIONS,
+    RUNS_ON_KVM,
+    STARTED_NS,
+    entry,
+    evidence,
+    hooks,
+    kernel,
+    process,
+    tracked,
+)
 
 from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
-from probes.assemble import TrackedProcess
-from probes.changes import is_vmm, needs_reading, removes_records, verdict_stands
+from probes.changes import (
+    FREED_WITHIN_NS,
+    event_of_reading,
+    next_step,
+    record_is_stale,
+    tracked_process,
+)
 from probes.evidence import Evidence
+from probes.tracked import Action, Event, State, Step, TrackedProcess
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType
 
-PLAIN = TrackedProcess(
-    vmm=VMM,
-    comm="qemu-system-x86",
-    program="qemu-system-x86_64",
-    guest_name="default_alpha",
-    pod=None,
-    named_like_qemu=True,
-    capability_probe=False,
-    vcpus=1,
-    started_unix_s=1.5,
-    verdict=Verdict(
-        type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,)
-    ),
-    record_ns=None,
-)
+PLAIN = tracked()
 """Proven to run on KVM without a record."""
-RECORDED = replace(PLAIN, record_ns=entry().first_ns)
-UNPROVEN = replace(
-    RECORDED, verdict=replace(PLAIN.verdict, verified=False, reasons=(Reason.HOLDS_VCPUS,))
-)
-ENDED = replace(RECORDED, main_thread_ended=True)
+RECORDED = tracked(record_ns=entry().first_ns)
+PAUSED = Verdict(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
+UNPROVEN = replace(RECORDED, state=State.RECHECK, verdict=PAUSED)
+MAIN_THREAD_ENDED = replace(RECORDED, state=State.RECHECK)
+RECHECKED = replace(PLAIN, state=State.RECHECK)
+DOUBTED = replace(PLAIN, state=State.DOUBTED)
+SIDECAR = replace(PLAIN, named_like_qemu=False)
 OTHER = entry(first_ns=entry().first_ns + 1)
+NOT_FOLLOWED = (State.RECHECK, State.DOUBTED)
+
+
+# every state and every event
+
+
+@pytest.mark.parametrize(
+    ("known", "event", "action", "state"),
+    [
+        (None, Event.LISTED, Action.LOOK, State.NEW),
+        (None, Event.DUE, Action.LOOK, State.NEW),
+        (None, Event.UNFOLLOWED, Action.LOOK, State.NEW),
+        (None, Event.MARKED, Action.LOOK, State.NEW),
+        (None, Event.FOUND, Action.READ, State.NEW),
+        (None, Event.PLAIN, Action.SET_ASIDE, State.OTHER),
+        (None, Event.UNREAD, Action.WAIT, State.NEW),
+        (None, Event.ENDED, Action.DROP, State.ENDED),
+        (None, Event.VMM, Action.JUDGE, None),
+        (None, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
+        (PLAIN, Event.LISTED, Action.LEAVE, State.FOLLOWED),
+        (PLAIN, Event.DUE, Action.LOOK, State.FOLLOWED),
+        (PLAIN, Event.UNFOLLOWED, Action.LOOK, State.RECHECK),
+        (PLAIN, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (PLAIN, Event.FOUND, Action.LEAVE, State.FOLLOWED),
+        (PLAIN, Event.PLAIN, Action.READ, State.RECHECK),
+        (SIDECAR, Event.PLAIN, Action.LEAVE, State.FOLLOWED),
+        (PLAIN, Event.UNREAD, Action.WAIT, State.FOLLOWED),
+        (PLAIN, Event.ENDED, Action.DROP, State.ENDED),
+        (PLAIN, Event.VMM, Action.KEEP, None),
+        (PLAIN, Event.REPLACED, Action.JUDGE, None),
+        (PLAIN, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
+        (RECHECKED, Event.LISTED, Action.LOOK, State.RECHECK),
+        (RECHECKED, Event.DUE, Action.LOOK, State.RECHECK),
+        (RECHECKED, Event.UNFOLLOWED, Action.LOOK, State.RECHECK),
+        (RECHECKED, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (RECHECKED, Event.FOUND, Action.READ, State.RECHECK),
+        (RECHECKED, Event.PLAIN, Action.READ, State.RECHECK),
+        (RECHECKED, Event.UNREAD, Action.WAIT, State.RECHECK),
+        (RECHECKED, Event.ENDED, Action.DROP, State.ENDED),
+        (RECHECKED, Event.VMM, Action.KEEP, None),
+        (RECHECKED, Event.REPLACED, Action.JUDGE, None),
+        (RECHECKED, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
+        (DOUBTED, Event.LISTED, Action.LOOK, State.DOUBTED),
+        (DOUBTED, Event.DUE, Action.LOOK, State.DOUBTED),
+        (DOUBTED, Event.UNFOLLOWED, Action.LOOK, State.DOUBTED),
+        (DOUBTED, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (DOUBTED, Event.FOUND, Action.READ, State.DOUBTED),
+        (DOUBTED, Event.PLAIN, Action.READ, State.DOUBTED),
+        (DOUBTED, Event.UNREAD, Action.WAIT, State.DOUBTED),
+        (DOUBTED, Event.ENDED, Action.DROP, State.ENDED),
+        (DOUBTED, Event.VMM, Action.JUDGE, None),
+        (DOUBTED, Event.REPLACED, Action.JUDGE, None),
+        (DOUBTED, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
+    ],
+)
+def test_steps(
+    known: TrackedProcess | None, event: Event, action: Action, state: State | None
+) -> None:
+    """What follows each event in each state, for a process without a record."""
+    assert next_step(known, event, None) == Step(action=action, state=state)
+
+
+def test_a_new_process_with_a_record_is_read() -> None:
+    """It uses an accelerator, whatever it is called."""
+    assert next_step(None, Event.PLAIN, entry()) == Step(action=Action.READ, state=State.NEW)
+
+
+@pytest.mark.parametrize(
+    "known", [RECORDED, MAIN_THREAD_ENDED, replace(RECORDED, state=State.DOUBTED)]
+)
+def test_a_mark_counts_whatever_the_record_says(known: TrackedProcess) -> None:
+    """Its record is the one it was judged with, and what it does may be something else."""
+    step = next_step(known, Event.MARKED, entry())
+    assert step == Step(action=Action.LOOK, state=State.DOUBTED)
+    assert next_step(replace(known, state=State.DOUBTED), Event.VMM, entry()).action is Action.JUDGE
+
+
+# what its record says
 
 
 @pytest.mark.parametrize(
@@ -50,14 +132,19 @@ OTHER = entry(first_ns=entry().first_ns + 1)
         (RECORDED, entry(vcpus_created=1), True),
         (RECORDED, entry(mshv_runs=1), True),
         (UNPROVEN, entry(), True),
-        (ENDED, entry(), True),
+        (MAIN_THREAD_ENDED, entry(), True),
     ],
 )
+@pytest.mark.parametrize("event", [Event.LISTED, Event.DUE])
 def test_a_process_is_read_again(
-    known: TrackedProcess, record: LedgerEntry | None, *, needs: bool
+    known: TrackedProcess, record: LedgerEntry | None, event: Event, *, needs: bool
 ) -> None:
     """Until its verdict is final, and whenever the ledger says something new of it."""
-    assert needs_reading(known, record, kernel()) is needs
+    step = next_step(known, event, record)
+    assert (step.state is State.RECHECK) is needs
+    assert (step.action is Action.LOOK) is (needs or event is Event.DUE)
+    looked = replace(known, state=step.state)
+    assert (next_step(looked, Event.FOUND, record).action is Action.READ) is needs
 
 
 @pytest.mark.parametrize(
@@ -77,16 +164,31 @@ def test_a_final_verdict_stands(
     known: TrackedProcess, record: LedgerEntry | None, *, stands: bool
 ) -> None:
     """As long as its record is the one it was judged with, and does not contradict."""
-    assert verdict_stands(known, record, kernel()) is stands
+    step = next_step(known, Event.VMM, record)
+    assert step.action is (Action.KEEP if stands else Action.JUDGE)
 
 
 def test_a_ledger_that_cannot_be_read_changes_nothing() -> None:
     """Its silence is no news."""
-    silent = kernel(error="no ledger")
-    assert not needs_reading(RECORDED, None, silent)
-    assert verdict_stands(RECORDED, None, silent)
-    assert needs_reading(UNPROVEN, None, silent)
-    assert not verdict_stands(UNPROVEN, None, silent)
+    listed = next_step(RECORDED, Event.LISTED, None, ledger_read=False)
+    assert listed == Step(action=Action.LEAVE, state=State.FOLLOWED)
+    assert next_step(RECORDED, Event.VMM, None, ledger_read=False).action is Action.KEEP
+    unproven = next_step(UNPROVEN, Event.LISTED, None, ledger_read=False)
+    assert unproven == Step(action=Action.LOOK, state=State.RECHECK)
+    assert next_step(UNPROVEN, Event.VMM, None, ledger_read=False).action is Action.JUDGE
+
+
+@pytest.mark.parametrize(
+    ("known", "record", "own"),
+    [(RECORDED, entry(), True), (RECORDED, OTHER, False), (PLAIN, entry(), False)],
+    ids=["its own", "a later one", "none known"],
+)
+def test_its_own_record(known: TrackedProcess, record: LedgerEntry, *, own: bool) -> None:
+    """A record of its number is its own if it is the one that it was judged with."""
+    assert known.owns(record) is own
+
+
+# what a reading shows
 
 
 @pytest.mark.parametrize(
@@ -104,11 +206,67 @@ def test_a_ledger_that_cannot_be_read_changes_nothing() -> None:
 )
 def test_what_is_a_vmm(shown: Evidence, *, named: bool, vmm: bool) -> None:
     """A name is enough, and so is the use of an accelerator."""
-    assert is_vmm(process(named_like_qemu=named), shown) is vmm
+    expected = Event.VMM if vmm else Event.NO_VMM
+    assert event_of_reading(None, process(named_like_qemu=named), shown) is expected
+
+
+@pytest.mark.parametrize(
+    ("program", "event"),
+    [("qemu-system-x86_64", Event.VMM), ("qemu-kvm", Event.REPLACED), (None, Event.REPLACED)],
+)
+def test_another_program_replaces_it(program: str | None, event: Event) -> None:
+    """The executable shows what no mark shows."""
+    assert event_of_reading(PLAIN, process(program=program), evidence()) is event
+
+
+@pytest.mark.parametrize(
+    ("verdict", "main_thread_ended", "state"),
+    [
+        (RUNS_ON_KVM, False, State.FOLLOWED),
+        (RUNS_ON_KVM, True, State.RECHECK),
+        (PAUSED, False, State.RECHECK),
+    ],
+)
+def test_state_after_a_verdict(verdict: Verdict, state: State, *, main_thread_ended: bool) -> None:
+    """Only a final verdict is followed, and only while the main thread runs."""
+    facts = process(main_thread_ended=main_thread_ended)
+    found = tracked_process(facts, evidence(), verdict, started_unix_s=1.5)
+    assert (found.state, found.verdict, found.started_unix_s) == (state, verdict, 1.5)
+
+
+# records without a process
+
+
+@pytest.mark.parametrize(
+    ("state", "record", "started_ns", "stale"),
+    [
+        (State.NEW, entry(), None, False),
+        (State.OTHER, entry(), None, True),
+        (State.ENDED, entry(), None, False),
+        (State.ENDED, entry(leader_exit_ns=1), None, True),
+        (State.GONE, entry(), None, True),
+        (State.GONE, entry(leader_exit_ns=kernel().taken_ns - FREED_WITHIN_NS), None, False),
+        (State.GONE, entry(leader_exit_ns=kernel().taken_ns - FREED_WITHIN_NS - 1), None, True),
+        *(
+            row
+            for state in (State.FOLLOWED, *NOT_FOLLOWED)
+            for row in (
+                (state, entry(first_ns=STARTED_NS), STARTED_NS, False),
+                (state, entry(first_ns=STARTED_NS - 1), STARTED_NS, True),
+            )
+        ),
+    ],
+)
+def test_stale_records(
+    state: State, record: LedgerEntry, started_ns: int | None, *, stale: bool
+) -> None:
+    """Of no VMM, of a former owner, and of what has ended, unless the kernel is to remove it."""
+    assert record_is_stale(record, state, kernel(), started_ns=started_ns) is stale
 
 
 def test_records_are_removed_by_the_hook_of_the_end() -> None:
     """By no other one."""
-    assert removes_records(kernel())
+    lately = entry(leader_exit_ns=kernel().taken_ns)
+    assert not record_is_stale(lately, State.GONE, kernel(), started_ns=None)
     without = hooks(ALL_QUESTIONS - {Question.IS_FREED})
-    assert not removes_records(kernel(hooks=without))
+    assert record_is_stale(lately, State.GONE, kernel(hooks=without), started_ns=None)

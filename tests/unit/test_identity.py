@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from facts import VMM
+from facts import IS_A_PROBE, VMM, tracked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.identity import Attribution, Candidate, Naming, VmName, by_guest_name, vm_name
+from probes.identity import Attribution, Naming, VmName, by_guest_name, vm_name
+from probes.tracked import TrackedProcess
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType, VmmId
 
@@ -15,14 +16,7 @@ KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_
 PAUSED = Verdict(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
 NOTHING = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_THREADS,))
 ALPHA = VmName(namespace="default", name="alpha")
-PLAIN = Candidate(
-    vmm=VMM,
-    named_like_qemu=True,
-    program="qemu-system-x86_64",
-    guest_name="default_alpha",
-    capability_probe=False,
-    verdict=KVM,
-)
+PLAIN = tracked()
 
 
 @pytest.mark.parametrize(
@@ -87,10 +81,10 @@ def test_one_vm() -> None:
         replace(PLAIN, guest_name=None),
         replace(PLAIN, guest_name="unnamed"),
         replace(PLAIN, named_like_qemu=False),
-        replace(PLAIN, capability_probe=True),
+        replace(PLAIN, verdict=IS_A_PROBE),
     ],
 )
-def test_no_vm(candidate: Candidate) -> None:
+def test_no_vm(candidate: TrackedProcess) -> None:
     """Without such a name, or not a QEMU, or a capability probe: no VM of that name."""
     assert by_guest_name([candidate]) == {}
 

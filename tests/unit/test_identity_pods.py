@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from facts import VMM
+from facts import IS_A_PROBE, VMM, tracked
 from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.cgroup import PodCgroup, PodUid
-from probes.identity import Attribution, Candidate, VmName, by_pod
+from probes.identity import Attribution, VmName, by_pod
+from probes.tracked import TrackedProcess
 from probes.verdict import Reason, Verdict
 from probes.vmi import IndexState, Migration, MigrationMode, Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
@@ -38,15 +39,7 @@ VMI = Vmi(
     deletion=False,
 )
 COMPUTE = PodCgroup(uid=POD, container_id="c" * 64, conmon=False)
-QEMU = Candidate(
-    vmm=VMM,
-    named_like_qemu=True,
-    program="qemu-kvm",
-    guest_name="default_alpha",
-    capability_probe=False,
-    verdict=KVM,
-    pod=COMPUTE,
-)
+QEMU = tracked(program="qemu-kvm", pod=COMPUTE)
 OLDER, YOUNGER = VmmId(tgid=9000, start_ticks=10), VmmId(tgid=100, start_ticks=90_000)
 ANONYMOUS = replace(
     QEMU, vmm=YOUNGER, named_like_qemu=False, program="firecracker", guest_name=None
@@ -59,7 +52,7 @@ def index_of(*vmis: Vmi) -> VmiIndex:
 
 
 def named(
-    candidates: Sequence[Candidate], *vmis: Vmi, node: str = NODE
+    candidates: Sequence[TrackedProcess], *vmis: Vmi, node: str = NODE
 ) -> dict[str, VmmId | Reason | None]:
     """Each VM's process, or why it has none."""
     found = by_pod(candidates, index_of(*vmis), node=node)
@@ -68,7 +61,7 @@ def named(
     return {f"{vm.namespace}/{vm.name}": it.vmm or it.missing for vm, it in found.items()}
 
 
-def in_pod(uid: PodUid, candidate: Candidate = QEMU) -> Candidate:
+def in_pod(uid: PodUid, candidate: TrackedProcess = QEMU) -> TrackedProcess:
     return replace(candidate, pod=replace(COMPUTE, uid=uid))
 
 
@@ -159,7 +152,7 @@ def test_any_legal_name(name: str) -> None:
 
 
 MONITOR = replace(QEMU, vmm=YOUNGER, pod=replace(COMPUTE, conmon=True))
-PROBE = replace(QEMU, vmm=YOUNGER, capability_probe=True, guest_name=None, verdict=replace(NOTHING))
+PROBE = replace(QEMU, vmm=YOUNGER, guest_name=None, verdict=IS_A_PROBE)
 NESTED = replace(QEMU, vmm=YOUNGER, pod=replace(COMPUTE, nested=True))
 IDLE_SIDECAR = replace(ANONYMOUS, verdict=NOTHING)
 SLEEPER = replace(QEMU, vmm=YOUNGER, verdict=NOTHING)
@@ -191,7 +184,7 @@ EMULATOR = replace(QEMU, vmm=YOUNGER, verdict=TCG)
         (TCG_IDLE, NESTED),
     ],
 )
-def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: Candidate) -> None:
+def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: TrackedProcess) -> None:
     """The domain's QEMU, not what else is in the pod or claims to be, in any order.
 
     Where two bear the domain's name, the one with vCPUs in the kernel's books.
@@ -202,7 +195,7 @@ def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: Candida
 
 
 @pytest.mark.parametrize("other", [IDLE_SIDECAR, PROBE, MONITOR])
-def test_a_guest_under_another_name(other: Candidate) -> None:
+def test_a_guest_under_another_name(other: TrackedProcess) -> None:
     """What the kernel saw run a guest in the pod is the VM, where no process bears its name."""
     anonymous = replace(ANONYMOUS, vmm=VMM)
     for order in ([anonymous, other], [other, anonymous]):
@@ -256,7 +249,7 @@ def test_a_forked_child_is_not_the_vm(verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("candidate", [MONITOR, PROBE, IDLE_SIDECAR])
-def test_what_is_never_a_guest(candidate: Candidate) -> None:
+def test_what_is_never_a_guest(candidate: TrackedProcess) -> None:
     """A pod with nothing but these has no guest process."""
     assert named([candidate], VMI) == {"default/alpha": Reason.NO_PROCESS}
 
@@ -372,8 +365,8 @@ class Model:
 
     def __init__(self) -> None:
         self.vmis: dict[VmName, Vmi] = {}
-        self.guests: dict[PodUid, Candidate] = {}
-        self.others: list[Candidate] = []
+        self.guests: dict[PodUid, TrackedProcess] = {}
+        self.others: list[TrackedProcess] = []
         self.generations = 0
         self.ticks = 100
 
@@ -408,7 +401,7 @@ class Model:
         self.generations += 1
         return PodUid(f"00000000-0000-0000-0000-{self.generations:012d}")
 
-    def _process(self, vm: VmName, vmi: Vmi, **changes: object) -> Candidate | None:
+    def _process(self, vm: VmName, vmi: Vmi, **changes: object) -> TrackedProcess | None:
         here = [uid for uid, node in vmi.active_pods if node == NODE]
         if not here:
             return None
@@ -430,7 +423,7 @@ class Model:
             self.guests[guest.pod.uid] = guest
 
     def _start_probe(self, vm: VmName, vmi: Vmi) -> None:
-        probe = self._process(vm, vmi, capability_probe=True, verdict=NOTHING)
+        probe = self._process(vm, vmi, verdict=IS_A_PROBE)
         self.others += [probe] if probe else []
 
     def _start_sidecar(self, vm: VmName, vmi: Vmi) -> None:

@@ -35,7 +35,8 @@ from ebpf.errors import LedgerReadError
 from ebpf.hooks import Question
 from ebpf.uapi import KVM_RUN
 from probes import observer as observer_module
-from probes.tracker import FREED_WITHIN_NS, IN_TURN
+from probes.changes import FREED_WITHIN_NS
+from probes.tracker import IN_TURN
 from probes.verdict import Reason
 from probes.vmi import IndexState, Vmi, VmiIndex, VmiPhase
 from probes.vmm import QemuCommandLine, Unread, VmmId, VmmProcess
@@ -145,6 +146,23 @@ def test_a_lost_mark_is_made_up_for_in_turn() -> None:
     assert world.look().processes == ()
 
 
+@pytest.mark.parametrize("too_late_for", ["a look", "reading"])
+def test_a_mark_is_not_lost_while_the_process_cannot_be_read(too_late_for: str) -> None:
+    """It is read as soon as it can be, and judged by what it is then."""
+    world = tcg_world()
+    world.look()
+    world.books.lives = {VMM.tgid}
+    world.node.processes[VMM.tgid] = process()
+    if too_late_for == "a look":
+        world.node.unscanned = {VMM.tgid}
+    else:
+        world.node.hurried = {VMM.tgid}
+    for _ in range(2):
+        assert type_of(world.one()) == (TCG, True)
+    world.node.unscanned = world.node.hurried = set()
+    assert type_of(world.one()) == (UNKNOWN, False)
+
+
 def test_a_new_process_needs_no_mark() -> None:
     """Whatever number appears in /proc is looked at, marked or not."""
     world = World(processes=())
@@ -196,6 +214,20 @@ def test_a_former_owners_record_never_counts_for_the_follower() -> None:
     assert (found.vmm, type_of(found)) == (follower, (KVM, True))
     assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
     assert (VMM.tgid, entry().first_ns) in world.books.forgotten
+
+
+def test_only_its_own_record_counts() -> None:
+    """A later record of its number counts once the process was read and judged with it."""
+    world = kvm_world()
+    world.look()
+    later = entry(first_ns=entry().first_ns + 1, userspace_exits=9)
+    world.books.says = kernel(later)
+    world.node.hurried = {VMM.tgid}
+    found = world.one()
+    assert (type_of(found), found.userspace_exits) == ((KVM, True), None)
+    world.node.hurried = set()
+    assert world.one().userspace_exits == 9
+    assert world.books.forgotten == []
 
 
 # where lives are not followed

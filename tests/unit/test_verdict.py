@@ -357,7 +357,6 @@ LEDGERS = st.none() | st.builds(
 )
 ANY_EVIDENCE = st.builds(
     Evidence,
-    vmm=st.just(VMM),
     named_like_qemu=FLAGS,
     capability_probe=FLAGS,
     asked_for=st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(tuple),
