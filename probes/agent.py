@@ -9,8 +9,7 @@ import gc
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
@@ -20,19 +19,18 @@ from probes.abilities import find_abilities
 from probes.accelerators import Accelerators
 from probes.deadline import LOOK_DEADLINE_S, STOP_DEADLINE_S, end_after, within
 from probes.host import Host
-from probes.http.server import Limits, Server
+from probes.http.connection import Limits
+from probes.http.server import Server
 from probes.kube.credentials import InCluster, Kubeconfig
-from probes.live.rows import LiveOptions
+from probes.looks import SharedLook
 from probes.node import KernelAbilities
 from probes.observer import Observer
 from probes.report import NodeReport, to_json
-from probes.settings import Settings
+from probes.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.site import OPEN_TO_ALL, Site
 
 if TYPE_CHECKING:
-    from ebpf.reasons_session import ReasonsSession
     from probes.kube.watch import VmiWatch
-    from probes.live.frames import Scene
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +38,8 @@ FIRST_LIST_WAIT_S = 5.0
 """How long commands that look once wait for the first list of VMIs."""
 
 
-def version() -> str:
-    """Version of the installed distribution."""
-    try:
-        return metadata.version("hvprobe")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
-
-
 @contextlib.contextmanager
-def observing(settings: Settings) -> Iterator[Observer]:
+def observing(settings: NodeSettings) -> Iterator[Observer]:
     """An observer of this node, its probes attached as far as they can be; detached at the end."""
     session: Session | None = None
     # First: the API server answers while the BPF programs are compiled.
@@ -60,7 +50,7 @@ def observing(settings: Settings) -> Iterator[Observer]:
             _wait_for_names(watch)
         yield Observer(
             node=settings.node,
-            version=version(),
+            version=settings.version,
             ledger=session,
             ledger_error=error,
             processes=Host(proc_root=settings.proc_root),
@@ -74,7 +64,7 @@ def observing(settings: Settings) -> Iterator[Observer]:
             session.close()
 
 
-def _open_watch(settings: Settings) -> "VmiWatch | None":
+def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
     """Begin to follow the cluster's API server; None: standalone, there is no cluster."""
     if settings.standalone:
         return None
@@ -82,8 +72,7 @@ def _open_watch(settings: Settings) -> "VmiWatch | None":
     if settings.kubeconfig is None and not account.mounted():
         log.info("no service account is mounted: standalone, domain names name the VMs")
         return None
-    # Here: standalone does without what it costs (about 13 MiB).
-    from probes.kube.watch import VmiWatch  # noqa: PLC0415
+    from probes.kube.watch import VmiWatch  # noqa: PLC0415 - standalone saves its 13 MiB
 
     config = Kubeconfig(file=settings.kubeconfig) if settings.kubeconfig else account
     watch = VmiWatch(config, settings.node, log.warning)
@@ -98,7 +87,7 @@ def _wait_for_names(watch: "VmiWatch") -> None:
         log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, why)
 
 
-def _open_session(settings: Settings) -> tuple[Session | None, str | None]:
+def _open_session(settings: NodeSettings) -> tuple[Session | None, str | None]:
     try:
         if not in_initial_pid_namespace():
             raise BpfUnavailableError(
@@ -115,8 +104,11 @@ def _open_session(settings: Settings) -> tuple[Session | None, str | None]:
     return session, None
 
 
-def run_agent(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises BindError and TlsFilesError before serving."""
+def run_agent(settings: AgentSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises BindError or TlsFilesError when it cannot begin to serve.
+    """
     with observing(settings) as observer:
         # What is here now, mostly modules, stays until the end: no pass of the cycle collector
         # needs to look at it again, which would hold up a scrape for as long as it takes itself.
@@ -125,25 +117,15 @@ def run_agent(settings: Settings) -> None:
         asyncio.run(_serve(settings, observer))
 
 
-async def _serve(settings: Settings, observer: Observer) -> None:
+async def _serve(settings: AgentSettings, observer: Observer) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    site = Site(
-        observer.look,
-        # Asked at scrapes only, hence when there is a server.
-        tls=(lambda: server.tls_state) if settings.tls else None,
-    )
-    server = Server(
-        listen=settings.listen,
-        routes=site.routes,
-        open_to_all=OPEN_TO_ALL,
-        tls=settings.tls,
-        limits=Limits(),
-        log=log,
-    )
-    await server.start()
+    look = SharedLook(observer.look)
+    server = Server(listen=settings.listen, tls=settings.tls, limits=Limits(), log=log)
+    site = Site(look, tls=(lambda: server.tls_state) if settings.tls else None)
+    await server.start(site.routes, open_to_all=OPEN_TO_ALL)
     scheme = "https" if settings.tls else "http"
     for host, port in server.addresses:
         shown = f"[{host}]" if ":" in host else host
@@ -152,11 +134,11 @@ async def _serve(settings: Settings, observer: Observer) -> None:
     log.info("stopping")
     end_after(STOP_DEADLINE_S, log)
     await server.stop()
-    await site.look.stop()
+    await look.stop()
 
 
-def snapshot(settings: Settings) -> str:
-    """One report as JSON text. Raises LookTimeoutError."""
+def snapshot(settings: SnapshotSettings) -> str:
+    """One report as JSON text. Raises LookTimeoutError when it does not come in time."""
     with observing(settings) as observer:
         return json.dumps(to_json(_one_look(observer)), indent=2)
 
@@ -165,16 +147,16 @@ class NotPermittedError(Exception):
     """This process may not see what it would have to show: one line with the remedy."""
 
 
-def run_live(settings: Settings) -> None:
+def run_live(settings: LiveSettings) -> None:
     """Show the live view until told to end.
 
     Raises NotPermittedError, LookTimeoutError, and BpfUnavailableError where exit reasons are
     wanted and cannot be had; without them it goes on with what /proc shows.
     """
-    # Here: the agent does without what they cost (rich).
-    from ebpf.reasons_session import ReasonsSession  # noqa: PLC0415
-    from probes.live.show import show  # noqa: PLC0415
-    from probes.live.terminal import progress  # noqa: PLC0415
+    from ebpf.reasons_session import ReasonsSession  # noqa: PLC0415 - of live only
+    from probes.live.scenes import scenes  # noqa: PLC0415 - the agent saves rich
+    from probes.live.show import show  # noqa: PLC0415 - the agent saves rich
+    from probes.live.terminal import progress  # noqa: PLC0415 - the agent saves rich
 
     missing = abilities(settings).capabilities_missing
     if missing:
@@ -189,43 +171,17 @@ def run_live(settings: Settings) -> None:
         if settings.live.reasons:
             reasons = ReasonsSession(sys_root=settings.sys_root)
             stack.callback(reasons.close)
-        show(_scenes(observer, reasons, settings.live), settings.live, begin=done)
+        options = settings.live
+        show(scenes(observer.look, options.selection, reasons), options, begin=done)
 
 
-def _scenes(
-    observer: Observer, session: "ReasonsSession | None", options: LiveOptions
-) -> "Callable[[], Scene]":
-    """What the live view calls for each frame."""
-    from probes.live.frames import Scene  # noqa: PLC0415
-    from probes.live.history import History  # noqa: PLC0415
-
-    history = History()
-
-    def look() -> Scene:
-        report = options.selection.of(observer.look())
-        reasons = None
-        if session is not None:
-            # Those asked for by number are counted from now on, whatever they are yet.
-            session.choose({it.vmm.tgid for it in report.processes} | options.selection.tgids)
-            reasons = session.read()
-        history.add(report, reasons)
-        return Scene(
-            report=report,
-            history=history,
-            reasons=reasons,
-            reasons_lost_total=session.lost_total if session else 0,
-        )
-
-    return look
-
-
-def abilities(settings: Settings) -> KernelAbilities:
+def abilities(settings: NodeSettings) -> KernelAbilities:
     """What the kernel and this process's privileges permit."""
     return find_abilities(proc_root=settings.proc_root, sys_root=settings.sys_root)
 
 
-def report_once(settings: Settings) -> NodeReport:
-    """One report. Raises LookTimeoutError."""
+def report_once(settings: NodeSettings) -> NodeReport:
+    """One report. Raises LookTimeoutError when it does not come in time."""
     with observing(settings) as observer:
         return _one_look(observer)
 

@@ -3,9 +3,9 @@
 Owns: every way kubelet, the CRI runtimes, systemd and kind spell a pod's cgroup. Must not know:
 how the text was read, what a VMI is, or which pod uids exist.
 
-A line is `hierarchy:controllers:path` (cgroups(7)); v2 is the line `0::path`. kubelet names a pod's
-cgroup `pod<uid>`: below `kubepods[/qos]` with the cgroupfs driver, and as
-`kubepods[-qos]-pod<uid>.slice` with the systemd driver, the uid's `-` then written `_`
+A line is ``hierarchy:controllers:path`` (cgroups(7)); v2 is the line ``0::path``. kubelet names a
+pod's cgroup ``pod<uid>``: below ``kubepods[/qos]`` with the cgroupfs driver, and as
+``kubepods[-qos]-pod<uid>.slice`` with the systemd driver, the uid's ``-`` then written ``_``
 (kubelet cm/pod_container_manager_linux.go and cm/cgroup_manager_linux.go).
 """
 
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import NewType
 
 PodUid = NewType("PodUid", str)
-"""A pod's uid as the API server writes it: lower case, 8-4-4-4-12 with `-`; a static pod's is 32
+"""A pod's uid as the API server writes it: lower case, 8-4-4-4-12 with ``-``; a static pod's is 32
 hex digits (kubelet hashes the manifest)."""
 
 _UID = r"[0-9a-fA-F]{8}(?:[-_][0-9a-fA-F]{4}){3}[-_][0-9a-fA-F]{12}|[0-9a-fA-F]{32}"
 _UID_ALONE = re.compile(_UID)
 _POD_SEGMENT = re.compile(rf"(?:[^/]*-)?pod({_UID})(?:\.slice)?")
 # cri-containerd-<id>.scope, crio-<id>.scope, crio-conmon-<id>.scope, docker-<id>.scope, bare <id>.
-_CONTAINER_SEGMENT = re.compile(r"(?:([a-z][a-z0-9_-]{0,63})-)?([0-9a-f]{64})(?:\.scope)?")
+_CONTAINER_SEGMENT = re.compile(r"(?:([a-z][a-z0-9_-]{0,63})-)?[0-9a-f]{64}(?:\.scope)?")
 _DELETED = " (deleted)"
 
 
@@ -34,8 +34,6 @@ class PodCgroup:
 
     uid: PodUid
     """The innermost pod of the path."""
-    container_id: str | None
-    """64 hex digits; None in a pod's own cgroup, outside its containers."""
     conmon: bool
     """True: CRI-O's monitor of the container: in the pod's cgroup, but none of its processes."""
     nested: bool = False
@@ -44,7 +42,7 @@ class PodCgroup:
 
 
 def canonical_pod_uid(text: str) -> PodUid | None:
-    """Spell a uid as the API server does; None when `text` is no pod uid."""
+    """Spell a uid as the API server does; None when ``text`` is no pod uid."""
     if _UID_ALONE.fullmatch(text) is None:
         return None
     # A pod's uid comes from its VMI and from its processes: one copy of it will do.
@@ -55,7 +53,7 @@ def pod_of(cgroup_text: str) -> PodCgroup | None:
     """Find the pod that /proc/PID/cgroup names, or None. Never raises, whatever the text.
 
     The v2 line decides where it names a pod; the v1 hierarchies are asked in the order given. On a
-    hybrid host the `0::` line often stops at the runtime's service, and v1 has the pod.
+    hybrid host the ``0::`` line often stops at the runtime's service, and v1 has the pod.
     """
     unified: PodCgroup | None = None
     legacy: PodCgroup | None = None
@@ -76,13 +74,13 @@ def _pod_of_path(path: str) -> PodCgroup | None:
     """Find the last pod of one path; kind and other nested kubelets put one pod below another."""
     # A process can outlive its cgroup's directory; v2 then marks the path (proc_cgroup_show).
     segments = path.removesuffix(_DELETED).split("/")
-    # Seen from inside a cgroup namespace the path climbs with `..` and may hide `kubepods`.
+    # Seen from inside a cgroup namespace the path climbs with ``..`` and may hide ``kubepods``.
     inside_kubepods = len(segments) > 1 and segments[1] == ".."
     uid: PodUid | None = None
     pods = 0
     container: re.Match[str] | None = None
     for segment in segments:
-        # containerd without its systemd driver: `<slice>:cri-containerd:<id>` is one segment.
+        # containerd without its systemd driver: ``<slice>:cri-containerd:<id>`` is one segment.
         for part in segment.split(":"):
             inside_kubepods = inside_kubepods or "kubepods" in part
             pod = _POD_SEGMENT.fullmatch(part) if inside_kubepods else None
@@ -97,7 +95,6 @@ def _pod_of_path(path: str) -> PodCgroup | None:
     runtime = "" if container is None else container[1] or ""
     return PodCgroup(
         uid=uid,
-        container_id=None if container is None else container[2],
         conmon=runtime.endswith("conmon"),
         nested=pods > 1,
     )

@@ -9,9 +9,21 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
-from probes.flags import Command, UsageError, command_line
-from probes.settings import EXIT_USAGE, LogFormat, Settings, parse
+from probes import completion, deadline, inputs
+from probes.flags import UsageError, command_line
+from probes.settings import (
+    EXIT_USAGE,
+    AgentSettings,
+    CompletionSettings,
+    DoctorSettings,
+    LiveSettings,
+    LogFormat,
+    NodeSettings,
+    SnapshotSettings,
+    parse,
+)
 
 EXIT_INTERRUPTED = 130
 """What shells give a program that Ctrl-C ended."""
@@ -32,15 +44,20 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return metadata.version("hvprobe")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
     """Run one command; the exit code.
 
     apart: let commands that look once do so in a process of its own (deadline.py), so that the
     program ends although its look does not.
     """
-    from probes import deadline, inputs
-    from probes.agent import version
-
     try:
         settings = parse(
             sys.argv[1:] if arguments is None else arguments, os.environ, version=version()
@@ -48,18 +65,20 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
         inputs.check(settings)
     except UsageError as err:
         return _fail(str(err), EXIT_USAGE)
+    if isinstance(settings, CompletionSettings):
+        parser = command_line({}, version=version())
+        print(completion.script(parser, settings.shell), end="", flush=True)
+        return 0
     _start_logging(settings)
     if apart and settings.looks_once:
         return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
     return _finish(settings)
 
 
-def _finish(settings: Settings) -> int:
-    from probes.deadline import LookTimeoutError
-
+def _finish(settings: NodeSettings) -> int:
     try:
         return _run(settings)
-    except LookTimeoutError as err:
+    except deadline.LookTimeoutError as err:
         return _fail(str(err), 1)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -69,42 +88,40 @@ def _finish(settings: Settings) -> int:
         return 0
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: NodeSettings) -> int:
+    # Here: what the commands import is of no use to a wrong command line or to --version.
     from ebpf.errors import BpfUnavailableError
-    from probes import agent, doctor
-    from probes.completion import Shell, script
-    from probes.http.server import BindError, TlsFilesError
+    from probes import agent
+    from probes.http.server import BindError
+    from probes.http.tls_files import TlsFilesError
 
-    match settings.command:
-        case Command.AGENT:
-            try:
+    try:
+        match settings:
+            case AgentSettings():
                 agent.run_agent(settings)
-            except (BindError, TlsFilesError) as err:
-                return _fail(str(err), 1)
-        case Command.SNAPSHOT:
-            print(agent.snapshot(settings), flush=True)
-        case Command.DOCTOR:
-            from probes.live.show import print_checks
-
-            report = agent.report_once(settings)
-            print_checks(
-                doctor.checks(report, agent.abilities(settings)),
-                doctor.ability(report),
-                as_json=settings.json,
-            )
-            return doctor.ability(report)
-        case Command.LIVE:
-            try:
+            case SnapshotSettings():
+                print(agent.snapshot(settings), flush=True)
+            case DoctorSettings():
+                return _examine(settings)
+            case LiveSettings():
                 agent.run_live(settings)
-            except (BpfUnavailableError, agent.NotPermittedError) as err:
-                return _fail(str(err), 1)
-        case Command.COMPLETION:
-            parser = command_line({}, version=agent.version())
-            print(script(parser, settings.shell or Shell.BASH), end="", flush=True)
+    except (BindError, TlsFilesError, BpfUnavailableError, agent.NotPermittedError) as err:
+        return _fail(str(err), 1)
     return 0
 
 
-def _start_logging(settings: Settings) -> None:
+def _examine(settings: DoctorSettings) -> int:
+    from probes import agent, doctor
+    from probes.doctor_show import print_checks
+
+    report = agent.report_once(settings)
+    ability = doctor.ability(report)
+    checks = doctor.checks(report, agent.abilities(settings))
+    print_checks(checks, ability, as_json=settings.json)
+    return ability
+
+
+def _start_logging(settings: NodeSettings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _JsonLines()

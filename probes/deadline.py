@@ -1,12 +1,12 @@
-"""EDGE. Ends for what may never end.
+"""EDGE: ends for what may never end.
 
 A read of /proc can block in the kernel for as long as a tenant likes, and a thread that sleeps
 uninterruptibly there is not even ended by SIGKILL.
 
-Three means. `within` has a function run by a thread and stops waiting for it: for a command that
-has more to do. `apart` has a command run by a process of its own: a thread that no signal ends
-keeps its process, so the one that the user waits for must be another. `end_after` limits how long a
-process takes to stop. Must not know what is run.
+Three means. ``within`` has a function run by a thread and stops waiting for it: for a command that
+has more to do. ``apart`` has a command run by a process of its own: a thread that no signal ends
+keeps its process, so the one that the user waits for must be another. ``end_after`` limits how long
+a process takes to stop. Must not know what is run.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from probes.completion import Shell
-from probes.live.rows import REASONS_COST
+from probes.live.options import REASONS_COST
 from probes.vmm import HypervisorType
 
 DEFAULT_LISTEN = "0.0.0.0:9747"
@@ -53,7 +53,7 @@ class _SwitchVariable:
     word: str
 
     def on(self) -> bool:
-        """Whether it is on; raises UsageError for a word that is neither true nor false."""
+        """Whether it is on. Raises UsageError when the word is neither true nor false."""
         word = self.word.strip().lower()
         if word in TRUE_WORDS:
             return True
@@ -66,7 +66,7 @@ class _SwitchVariable:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The words of a command line, switches judged. Raises UsageError."""
+    """The words of a command line, switches judged. Raises UsageError when one is wrong."""
     found = parser.parse_args(arguments)
     for name, value in [*vars(found).items()]:
         if isinstance(value, _SwitchVariable):
@@ -132,19 +132,6 @@ _SUMMARIES: Mapping[Command, str] = {
 }
 
 
-_NOTHING_SET: Mapping[str, str | bool | None] = {
-    "node": None,
-    "standalone": False,
-    "kubeconfig": None,
-    "proc": "/proc",
-    "sys": "/sys",
-    "ledger_capacity": None,
-    "log_format": "text",
-    "log_level": "warning",
-}
-"""The common flags of a command that has none."""
-
-
 def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
@@ -167,7 +154,6 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
         )
         if command is Command.COMPLETION:
             sub.add_argument("shell", choices=[it.value for it in Shell], help="whose script")
-            sub.set_defaults(**_NOTHING_SET)
             continue
         flags = _Flags(sub, environment)
         _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")

@@ -63,6 +63,7 @@ class Host:
 
     def tgids(self) -> frozenset[int]:
         """All processes of now; empty where /proc cannot be listed."""
+        # A global of the library, its only way to read another /proc: set here alone, at each use.
         psutil.PROCFS_PATH = str(self._proc)
         try:
             return frozenset(psutil.pids())

@@ -1,4 +1,4 @@
-"""EDGE. Whether the files and folders that a user names are there and what they are meant to be.
+"""EDGE: whether the files and folders that a user names are there and what they are meant to be.
 
 Asked once, before anything is compiled, attached or retried: a wrong path is a wrong usage, not a
 trouble that may pass. Must not know what is done with them.
@@ -9,19 +9,20 @@ import os
 import stat
 from pathlib import Path
 
-from probes.flags import Command, UsageError
-from probes.settings import Settings
+from probes.flags import UsageError
+from probes.foreign_text import one_line
+from probes.settings import AgentSettings, CompletionSettings, Settings
 
 
 def check(settings: Settings) -> None:
     """Raises UsageError, one line, for the first input that cannot be what it is meant to be."""
-    if settings.command is Command.COMPLETION:
+    if isinstance(settings, CompletionSettings):
         return
     _check_root(settings.proc_root, "stat", flag="--proc", what="/proc")
     _check_root(settings.sys_root, "kernel", flag="--sys", what="/sys")
     if settings.kubeconfig is not None:
         _check_kubeconfig(settings.kubeconfig)
-    if settings.tls is not None:
+    if isinstance(settings, AgentSettings) and settings.tls is not None:
         for file in (settings.tls.cert, settings.tls.key, settings.tls.client_ca):
             if file is not None:
                 _check_readable(file)
@@ -71,7 +72,7 @@ def _check_kubeconfig(file: Path) -> None:
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise _no_kubeconfig(file, f"it is no YAML ({' '.join(str(err).split())[:200]})") from err
+        raise _no_kubeconfig(file, f"it is no YAML ({one_line(str(err), longest=200)})") from err
     if not (isinstance(found, dict) and found.get("clusters") and found.get("contexts")):
         raise _no_kubeconfig(file, "it names no clusters and contexts")
 

@@ -1,4 +1,4 @@
-"""EDGE. Looks at the node for all who ask: shared, and not waited for longer than a scrape lasts.
+"""EDGE: looks at the node for all who ask: shared, and not waited for longer than a scrape lasts.
 
 Owns what is known at the moment somebody asks, and what is said when a look fails or does not end.
 Must not know what a look reads, nor who asks. All of it but the look itself runs on one event loop.
@@ -9,11 +9,11 @@ import contextlib
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from itertools import accumulate
 
 from probes.report import NodeReport
 
@@ -23,6 +23,12 @@ DEADLINE_S = 4.0
 """How long a look is waited for. Prometheus gives a scrape 10 s by default, often 5."""
 STOP_GRACE_S = 1.0
 """How long a look that is under way may take when the agent is told to stop."""
+
+DURATION_BOUNDS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    float("inf"),
+)
+"""Up to these looks are counted together by how long they took."""
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +64,14 @@ class SharedLook:
     second one is begun, and nobody waits for it again; whenever it ends, its report counts.
     """
 
-    def __init__(self, look: Callable[[], NodeReport], *, registry: CollectorRegistry) -> None:
-        """Take reports from look(); tell how that goes in the registry."""
+    def __init__(self, look: Callable[[], NodeReport]) -> None:
+        """Take reports from look()."""
         self._look = look
+        self.failures: dict[str, int] = dict.fromkeys((cause.value for cause in Cause), 0)
+        """Looks that gave nothing, by cause."""
+        self.durations_s = 0.0
+        """How long all looks that have ended took together."""
+        self._by_duration = [0] * len(DURATION_BOUNDS_S)
         self._report: NodeReport | None = None
         self._previous: NodeReport | None = None
         self._failure: str | None = None
@@ -71,29 +82,11 @@ class SharedLook:
         self._seen: Seen | None = None
         """What askers are told; None: that has changed."""
         self._overdue = False
-        self._durations = Histogram(
-            "hvprobe_refresh_duration_seconds",
-            "Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
-            "scrape timeout, scrapes will be lost: look for a busy node, then raise the timeout.",
-            registry=registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-        )
-        self._failed = Gauge(
-            "hvprobe_refresh_failed",
-            "1: the last refresh failed or has not ended; what is told of VMs is the last known "
-            "for a minute after the first failure, then absent. See the agent's log; restart it if "
-            "this stays.",
-            registry=registry,
-        )
-        self._failures = Counter(
-            "hvprobe_refresh_failures",
-            "Refreshes that gave nothing. error: a defect of hvprobe, the log has the traceback. "
-            "deadline: it did not end in time, mostly a read of /proc that blocks in the kernel.",
-            labelnames=("cause",),
-            registry=registry,
-        )
-        for cause in Cause:
-            self._failures.labels(cause=cause.value)
+
+    @property
+    def durations(self) -> list[tuple[float, int]]:
+        """(upper bound in seconds, looks that took no longer), by bound."""
+        return [*zip(DURATION_BOUNDS_S, accumulate(self._by_duration), strict=True)]
 
     async def seen(self) -> Seen:
         """What is known now: looked at within the last SHARED_FOR_S, or the failure to.
@@ -109,7 +102,6 @@ class SharedLook:
         if self._pending is not None and not self._overdue:
             self._overdue = True
             self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
-        self._failed.set(self._failure is not None)
         now_s = time.monotonic()
         if self._seen is None or now_s - self._seen_s >= SHARED_FOR_S:
             self._seen_s = now_s
@@ -133,22 +125,25 @@ class SharedLook:
         self._begun_s = time.monotonic()
         self._overdue = False
 
-        def tell(report: NodeReport | None, error: BaseException | None) -> None:
-            if error is not None:
-                ended.set_exception(error)
+        def tell(report: NodeReport | None, err: BaseException | None, took_s: float) -> None:
+            self.durations_s += took_s
+            self._by_duration[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
+            if err is not None:
+                ended.set_exception(err)
             elif report is not None:
                 ended.set_result(report)
 
         def work() -> None:
             report: NodeReport | None = None
             failure: BaseException | None = None
+            begun_s = time.monotonic()
             try:
-                with self._durations.time():
-                    report = self._look()
-            except BaseException as error:  # noqa: BLE001 - handed on, to whoever waits
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(tell, report, failure)
+                report = self._look()
+            except BaseException as err:  # noqa: BLE001 - raised again on the event loop
+                failure = err
+            took_s = time.monotonic() - begun_s
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
+                loop.call_soon_threadsafe(tell, report, failure, took_s)
 
         # A thread of its own and a daemon: the interpreter waits for an executor's threads at its
         # end, hence for ever for one that hangs.
@@ -158,21 +153,21 @@ class SharedLook:
     def _end(self, ended: "asyncio.Future[NodeReport]") -> None:
         self._pending = self._seen = None
         self._ended_s = time.monotonic()
-        error = ended.exception()
-        if error is not None:
-            self._fail(Cause.ERROR, f"a look at the node failed: {error!r}", error)
+        err = ended.exception()
+        if err is not None:
+            self._fail(Cause.ERROR, f"a look at the node failed: {err!r}", err)
             return
         if self._failure is not None:
             log.info("looking at the node succeeds again")
         self._failure = None
         self._previous, self._report = self._report, ended.result()
 
-    def _fail(self, cause: Cause, line: str, error: BaseException | None = None) -> None:
+    def _fail(self, cause: Cause, line: str, err: BaseException | None = None) -> None:
         """Count a look that gave nothing; log it once until it changes or a look succeeds."""
-        self._failures.labels(cause=cause.value).inc()
+        self.failures[cause.value] += 1
         self._seen = None
         if self._failure is None:
             self._failed_s = time.monotonic()
         if line != self._failure:
-            log.error("%s", line, exc_info=error)
+            log.error("%s", line, exc_info=err)
         self._failure = line

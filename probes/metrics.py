@@ -1,14 +1,15 @@
-"""NodeReport → metric families. Pure renderer.
+"""NodeReport, and how the agent itself is doing → metric families. Pure renderer.
 
 Owns the metrics' names, labels and help texts (the product's public face). Must not judge: a value
 that the report does not know makes no sample. Per-VM series carry exactly node, namespace, name.
-Must not know how a family is written (see `exposition`).
+Must not know how a family is written (see ``exposition``).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from probes.exposition import Family, Kind, Sample
+from probes.exposition import Family, Histogram, Kind, Sample
+from probes.http.listen import TlsState
 from probes.report import NodeReport, ProcessState, VmiReport
 from probes.vmi import WatchStatus
 
@@ -188,4 +189,54 @@ def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
         "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
         "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
         _alone(watch.malformed_total),
+    )
+
+
+def refresh_families(
+    *,
+    failed: bool,
+    failures: Mapping[str, int],
+    durations: Sequence[tuple[float, int]],
+    total_s: float,
+) -> Iterator[Family | Histogram]:
+    """How refreshes went since the agent started.
+
+    failures: by cause. durations: (upper bound in seconds, refreshes that took no longer).
+    """
+    yield Histogram(
+        name="hvprobe_refresh_duration_seconds",
+        help="Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
+        "scrape timeout, scrapes will be lost: look for a busy node, then raise the timeout.",
+        buckets=durations,
+        total=total_s,
+    )
+    yield _gauge(
+        "hvprobe_refresh_failed",
+        "1: the last refresh failed or has not ended; what is told of VMs is the last known "
+        "for a minute after the first failure, then absent. See the agent's log; restart it if "
+        "this stays.",
+        _alone(failed),
+    )
+    yield _counter(
+        "hvprobe_refresh_failures",
+        "Refreshes that gave nothing. error: a defect of hvprobe, the log has the traceback. "
+        "deadline: it did not end in time, mostly a read of /proc that blocks in the kernel.",
+        [((cause,), count) for cause, count in failures.items()],
+        labels=("cause",),
+    )
+
+
+def tls_families(state: TlsState) -> Iterator[Family]:
+    """How the TLS files in use are."""
+    yield _gauge(
+        "hvprobe_tls_reload_failed",
+        "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
+        "valid yet, so those before are served: the agent's log says what is wrong with them.",
+        _alone(state.reload_failed),
+    )
+    yield _gauge(
+        "hvprobe_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate that is served expires, in Unix time. In the past: clients that "
+        "check it refuse; renew the files, the agent takes them without a restart.",
+        _alone(state.expiry_unix_s),
     )

@@ -20,7 +20,7 @@ class ProcessFolder:
     """Names are relative to the folder. Use as a context manager.
 
     What cannot be read, for whatever reason, is None: of a process that is gone, everything. Before
-    each step, which may never return, `at` is called with what is about to be read.
+    each step, which may never return, ``at`` is called with what is about to be read.
     """
 
     def __init__(self, path: str, at: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""A command line's words and variables → Settings: what a value may be. Pure.
+"""A command line's words and variables → settings of one command: what a value may be. Pure.
 
 Must not open, resolve or start anything: whether a file or a folder is there says inputs.py.
 """
@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypedDict
 
 from probes.completion import Shell
-from probes.flags import DEFAULT_LISTEN, TYPES, Command, UsageError, command_line, parsed
+from probes.flags import TYPES, Command, UsageError, command_line, parsed
 from probes.http.listen import Listen, TlsFiles, parse_listen
-from probes.live.rows import LiveOptions, Selection
+from probes.live.options import LiveOptions, Selection
 from probes.vmm import HypervisorType
 
 LEAST_INTERVAL_S = 0.1
@@ -35,10 +36,11 @@ class LogFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Everything a user can set."""
+class NodeSettings:
+    """What a user can set of every command that reads the node."""
 
-    command: Command
+    version: str
+    """Of hvprobe."""
     node: str
     """Name of this node, the label ``node`` of every series."""
     standalone: bool | None
@@ -50,49 +52,116 @@ class Settings:
     """Processes that fit into the kernel table; None: as the machine's size suggests."""
     log_format: LogFormat
     log_level: str
-    listen: Listen
-    tls: TlsFiles | None
-    live: LiveOptions
-    json: bool
-    """Whether ``doctor`` and ``live`` are to print JSON."""
-    shell: Shell | None
-    """Whose completion script is wanted; None: another command."""
 
     @property
     def looks_once(self) -> bool:
-        """Whether the command looks at the node and ends: names that come later come too late."""
-        if self.command is Command.LIVE:
-            return self.live.once
-        return self.command in (Command.SNAPSHOT, Command.DOCTOR)
+        """Whether the command reads the node once and ends: VM names that come later are lost."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings(NodeSettings):
+    """Of ``hvprobe agent``."""
+
+    listen: Listen
+    tls: TlsFiles | None
+
+    @property
+    def looks_once(self) -> bool:
+        """The agent serves until a signal ends it."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings(NodeSettings):
+    """Of ``hvprobe live``."""
+
+    live: LiveOptions
+
+    @property
+    def looks_once(self) -> bool:
+        """Only with ``--once``."""
+        return self.live.once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSettings(NodeSettings):
+    """Of ``hvprobe snapshot``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorSettings(NodeSettings):
+    """Of ``hvprobe doctor``."""
+
+    json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionSettings:
+    """Of ``hvprobe completion``, which does not read the node."""
+
+    shell: Shell
+
+
+Settings = AgentSettings | LiveSettings | SnapshotSettings | DoctorSettings | CompletionSettings
+
+
+class _Common(TypedDict):
+    """The fields of NodeSettings."""
+
+    version: str
+    node: str
+    standalone: bool | None
+    kubeconfig: Path | None
+    proc_root: Path
+    sys_root: Path
+    ledger_capacity: int | None
+    log_format: LogFormat
+    log_level: str
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
-    """Settings of a command line. Raises UsageError; ``--help`` and ``--version`` exit."""
+    """Settings of a command line; ``--help`` and ``--version`` exit.
+
+    Raises UsageError when a flag or a variable is wrong.
+    """
     found = parsed(command_line(environment, version=version), arguments)
+    match Command(found.command):
+        case Command.COMPLETION:
+            return CompletionSettings(shell=Shell(found.shell))
+        case Command.AGENT:
+            common = _common(found, environment, version)
+            return AgentSettings(**common, listen=_listen(found.listen), tls=_tls(found))
+        case Command.LIVE:
+            return LiveSettings(**_common(found, environment, version), live=_live(found))
+        case Command.SNAPSHOT:
+            return SnapshotSettings(**_common(found, environment, version))
+        case Command.DOCTOR:
+            return DoctorSettings(**_common(found, environment, version), json=found.json)
+
+
+def _common(found: argparse.Namespace, environment: Mapping[str, str], version: str) -> _Common:
+    return _Common(
+        version=version,
+        node=_node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
+        standalone=_standalone(found),
+        kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
+        proc_root=Path(found.proc),
+        sys_root=Path(found.sys),
+        ledger_capacity=_ledger_capacity(found.ledger_capacity),
+        log_format=_log_format(found.log_format),
+        log_level=_log_level(found.log_level),
+    )
+
+
+def _listen(text: str) -> Listen:
     try:
-        return Settings(
-            command=Command(found.command),
-            node=_node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
-            standalone=_standalone(found),
-            kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
-            proc_root=Path(found.proc),
-            sys_root=Path(found.sys),
-            ledger_capacity=_ledger_capacity(found.ledger_capacity),
-            log_format=_log_format(found.log_format),
-            log_level=_log_level(found.log_level),
-            listen=parse_listen(getattr(found, "listen", DEFAULT_LISTEN)),
-            tls=_tls(found),
-            live=_live(found),
-            json=getattr(found, "json", False),
-            shell=Shell(found.shell) if hasattr(found, "shell") else None,
-        )
+        return parse_listen(text)
     except ValueError as err:
         raise UsageError(str(err)) from err
 
 
 def _live(found: argparse.Namespace) -> LiveOptions:
-    if not hasattr(found, "interval"):
-        return LiveOptions()
     return LiveOptions(
         interval_s=_interval_s(found.interval),
         once=found.once,
@@ -176,8 +245,7 @@ def _log_level(word: str) -> str:
 
 
 def _tls(found: argparse.Namespace) -> TlsFiles | None:
-    cert, key = getattr(found, "tls_cert", None), getattr(found, "tls_key", None)
-    client_ca = getattr(found, "tls_client_ca", None)
+    cert, key, client_ca = found.tls_cert, found.tls_key, found.tls_client_ca
     if not cert and not key and not client_ca:
         return None
     if not cert or not key:

@@ -1,29 +1,21 @@
-"""EDGE. What the agent serves, by path.
+"""EDGE: what the agent serves, by path.
 
 Owns the answers and the readiness. Must not know how a look is taken, nor sockets and TLS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
-from prometheus_client import (
-    CollectorRegistry,
-    Gauge,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as in_text
 from prometheus_client.openmetrics.exposition import generate_latest as in_openmetrics
 
-from probes.exposition import Exposition, Format
+from probes.exposition import Exposition, Family, Format, Histogram
 from probes.http.listen import TlsState
-from probes.http.routes import Handler, Request, Response, plain_text
+from probes.http.routes import Handler, Request, Response, plain_text, prefers_openmetrics
 from probes.looks import Seen, SharedLook
-from probes.metrics import families, health_families
+from probes.metrics import families, health_families, refresh_families, tls_families
 from probes.page import CONTENT_SECURITY_POLICY, page
-from probes.report import NodeReport
 
 LAST_KNOWN_S = 60.0
 """How long VMs are shown as last seen when looks fail, from the first failure on.
@@ -51,25 +43,19 @@ _PAGE_HEADERS = (
 class Site:
     """The agent's pages."""
 
-    def __init__(
-        self,
-        look: Callable[[], NodeReport],
-        *,
-        tls: Callable[[], TlsState] | None = None,
-    ) -> None:
-        """Serve what look() reports. tls: how the certificates in use are; None without TLS.
+    def __init__(self, look: SharedLook, *, tls: Callable[[], TlsState] | None = None) -> None:
+        """Serve what look reports. tls: how the certificates in use are; None without TLS.
 
         No ``_created`` series: they would double the counters, and process_start_time_seconds
-        already tells when hvprobe began to count.
+        already says when hvprobe began to count.
         """
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._look = look
+        self._tls = tls
         self._registry = CollectorRegistry()
+        """Of the process, its Python and its memory; all other metrics are in metrics.py."""
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        if tls is not None:
-            _show_tls(tls, self._registry)
-        self.look = SharedLook(look, registry=self._registry)
         self._exposition = Exposition()
         self._seen: Seen | None = None
         self._answers: dict[str, Response] = {}
@@ -86,11 +72,11 @@ class Site:
         }
 
     async def _page(self, _: Request) -> Response:
-        return self._shared(await self.look.seen(), HTML, self._page_of)
+        return self._shared(await self._look.seen(), HTML, self._page_of)
 
     async def _metrics(self, request: Request) -> Response:
         form = Format.OPENMETRICS if prefers_openmetrics(request.accept) else Format.TEXT
-        return self._shared(await self.look.seen(), form, self._metrics_of)
+        return self._shared(await self._look.seen(), form, self._metrics_of)
 
     def _shared(
         self, seen: Seen, content_type: str, render: Callable[[Seen, str], Response]
@@ -112,22 +98,31 @@ class Site:
         return Response(content_type=content_type, body=body, headers=_PAGE_HEADERS)
 
     def _metrics_of(self, seen: Seen, content_type: str) -> Response:
-        """The report first, then ourselves, which prometheus_client writes."""
+        """The report first, then the agent, then the process, which prometheus_client writes."""
         form = Format(content_type)
-        pieces: list[str] = []
-        if seen.report is not None:
-            known = seen.failing_s < LAST_KNOWN_S
-            found = (families if known else health_families)(seen.report)
-            pieces = self._exposition.write(found, form)
+        pieces = self._exposition.write(self._families(seen), form)
         encode = in_openmetrics if form is Format.OPENMETRICS else in_text
         pieces.append(encode(self._registry).decode())
         return Response(content_type=form.value, body="".join(pieces).encode(), headers=_VARY)
+
+    def _families(self, seen: Seen) -> Iterator[Family | Histogram]:
+        if seen.report is not None:
+            known = seen.failing_s < LAST_KNOWN_S
+            yield from (families if known else health_families)(seen.report)
+        if self._tls is not None:
+            yield from tls_families(self._tls())
+        yield from refresh_families(
+            failed=seen.failure is not None,
+            failures=self._look.failures,
+            durations=self._look.durations,
+            total_s=self._look.durations_s,
+        )
 
     async def _healthz(self, _: Request) -> Response:
         return plain_text(HTTPStatus.OK, "alive")
 
     async def _readyz(self, _: Request) -> Response:
-        seen = await self.look.seen()
+        seen = await self._look.seen()
         if seen.failure is not None:
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {seen.failure}")
         watch = seen.report.health.vmi_watch if seen.report else None
@@ -135,40 +130,3 @@ class Site:
             why = watch.error or "the API server has not answered yet"
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
         return plain_text(HTTPStatus.OK, "ready")
-
-
-def _show_tls(state: Callable[[], TlsState], registry: CollectorRegistry) -> None:
-    Gauge(
-        "hvprobe_tls_reload_failed",
-        "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
-        "valid yet, so those before are served: the agent's log says what is wrong with them.",
-        registry=registry,
-    ).set_function(lambda: state().reload_failed)
-    Gauge(
-        "hvprobe_tls_certificate_expiry_timestamp_seconds",
-        "When the certificate that is served expires, in Unix time. In the past: clients that "
-        "check it refuse; renew the files, the agent takes them without a restart.",
-        registry=registry,
-    ).set_function(lambda: state().expiry_unix_s)
-
-
-def prefers_openmetrics(accept: str | None) -> bool:
-    """Whether OpenMetrics 1 is acceptable and not liked less than the text format.
-
-    prometheus_client's own choose_encoder raises for a version that is no number, and passes by the
-    weights.
-    """
-    weights: dict[str, float] = {}
-    for item in (accept or "").lower().split(","):
-        media_type, *rest = (part.strip() for part in item.split(";"))
-        parameters = dict(part.partition("=")[::2] for part in rest)
-        version = parameters.get("version", "")
-        if media_type == "application/openmetrics-text" and version not in ("", "1.0.0"):
-            continue
-        try:
-            weight = float(parameters.get("q", "1"))
-        except ValueError:
-            weight = 0.0
-        weights[media_type] = max(weight, weights.get(media_type, 0.0))
-    wanted = weights.get("application/openmetrics-text", 0.0)
-    return wanted > 0 and wanted >= weights.get("text/plain", 0.0)

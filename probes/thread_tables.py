@@ -36,7 +36,7 @@ class TableComparer:
     """Tells whether two threads share one table; where that is unknown, that they do not."""
 
     def __init__(self, machine: str, *, numbers_are_ours: bool) -> None:
-        """`numbers_are_ours`: whether system calls know processes by the numbers /proc shows."""
+        """``numbers_are_ours``: whether system calls know processes by the numbers /proc shows."""
         self._number = KCMP_SYSCALL.get(machine) if numbers_are_ours else None
         if not self.same(os.getpid(), os.getpid()):
             self._number = None

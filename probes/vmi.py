@@ -1,8 +1,8 @@
 """What hvprobe keeps of a VirtualMachineInstance, and the index of those on this node. Pure.
 
-Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, and the
-immutable snapshot that the join reads, with how fresh it is. Must not know: HTTP, threads,
-processes.
+Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, the immutable
+snapshot that the join reads, and the status of the watch that keeps it. Must not know: HTTP,
+threads, processes.
 
 Field names are those of KubeVirt's staging/src/kubevirt.io/api/core/v1/types.go. Nothing that a
 tenant may write (labels, annotations, spec beyond the architecture) is kept or trusted.
@@ -11,12 +11,14 @@ tenant may write (labels, annotations, spec beyond the architecture) is kept or 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
 from probes.cgroup import PodUid, canonical_pod_uid
+from probes.foreign_text import one_line
 
 
 class MalformedVmi(ValueError):
@@ -37,70 +39,24 @@ class VmiPhase(Enum):
     UNKNOWN = "Unknown"
 
 
-class MigrationMode(Enum):
-    """status.migrationState.mode: who runs the guest while memory still moves."""
-
-    PRE_COPY = "PreCopy"
-    POST_COPY = "PostCopy"
-    PAUSED = "Paused"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Migration:
-    """The latest live migration of a VMI; KubeVirt keeps it after the end, too."""
-
-    source_node: str | None
-    target_node: str | None
-    target_pod: str | None
-    """The target pod's name (not its uid)."""
-    mode: MigrationMode | None
-    """None until memory moves, or a mode this version does not know."""
-    completed: bool
-    """True once it is over, whether it went well or not."""
-    failed: bool
-    ended: bool
-    """True: the end time stamp is set."""
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether two launcher pods may be working on this VMI now."""
-        return not (self.completed or self.failed or self.ended)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vmi:
     """One VirtualMachineInstance, as the API server last told."""
 
     namespace: str
     name: str
-    uid: str
-    """Of this incarnation: a VM restarted under the same name has another."""
     phase: VmiPhase
     node_name: str | None
     """status.nodeName: where the guest runs; during a migration the source, until handover."""
     active_pods: tuple[tuple[PodUid, str], ...]
     """(pod uid, node) of its launcher pods, sorted; two during a migration."""
-    migration: Migration | None
     architecture: str | None
-    """The guest's, in Go's words (`amd64`, `arm64`, `s390x`); None in objects of old KubeVirts."""
-    deletion: bool
-    """True: deletion was asked for; the guest may still run."""
+    """The guest's, in Go's words (``amd64``, ``arm64``); None in objects of old KubeVirts."""
 
     @property
     def key(self) -> tuple[str, str]:
         """(namespace, name): unique at any one time."""
         return (self.namespace, self.name)
-
-
-class IndexState(Enum):
-    """How far an index can be relied on."""
-
-    NOT_SYNCED = "not_synced"
-    """No complete list was ever received: absence means nothing."""
-    CURRENT = "current"
-    """The watch is up: what the API server knows, this knows, deletions included."""
-    STALE = "stale"
-    """The watch is not up: the VMIs of the last list or event; the age says how old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,75 +85,48 @@ class WatchStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmiIndex:
-    """The VMIs of this node at one moment. Build it with `VmiIndex.of`."""
+    """The VMIs of this node at one moment. Built by ``VmiIndex.of``."""
 
-    state: IndexState
-    synced_at_unix_s: float | None
-    """When the API server last confirmed the content; None: never."""
     vmis: Mapping[tuple[str, str], Vmi]
     """By (namespace, name)."""
-    pods: Mapping[PodUid, Vmi]
-    """By uid of an active launcher pod, wherever that pod runs."""
-    contested_pods: frozenset[PodUid] = field(default_factory=frozenset)
-    """Pods that two VMIs claim; they are in `pods` for neither."""
+    contested_pods: frozenset[PodUid]
+    """Pods that two VMIs claim; they belong to neither."""
 
     @classmethod
-    def of(
-        cls, vmis: Iterable[Vmi], *, state: IndexState, synced_at_unix_s: float | None
-    ) -> VmiIndex:
-        """Index `vmis`, of which no two may have the same key."""
+    def of(cls, vmis: Iterable[Vmi]) -> VmiIndex:
+        """Index ``vmis``, of which no two may have the same key."""
         by_key = {vmi.key: vmi for vmi in vmis}
-        pods: dict[PodUid, Vmi] = {}
-        contested: set[PodUid] = set()
-        for vmi in by_key.values():
-            for uid, _node in vmi.active_pods:
-                if pods.setdefault(uid, vmi) is not vmi:
-                    contested.add(uid)
-        for uid in contested:
-            del pods[uid]
+        claims = Counter(uid for vmi in by_key.values() for uid, _node in vmi.active_pods)
         return cls(
-            state=state,
-            synced_at_unix_s=synced_at_unix_s,
             vmis=MappingProxyType(by_key),
-            pods=MappingProxyType(pods),
-            contested_pods=frozenset(contested),
+            contested_pods=frozenset(uid for uid, count in claims.items() if count > 1),
         )
 
-    def age_s(self, now_unix_s: float) -> float | None:
-        """Seconds since the API server last confirmed the content; None: never did."""
-        if self.synced_at_unix_s is None:
-            return None
-        return max(0.0, now_unix_s - self.synced_at_unix_s)
 
-
-EMPTY_INDEX = VmiIndex.of((), state=IndexState.NOT_SYNCED, synced_at_unix_s=None)
+EMPTY_INDEX = VmiIndex.of(())
 
 
 def parse_vmi(obj: Mapping[str, object]) -> Vmi:
-    """Make a VMI of the decoded JSON of one object; raises MalformedVmi."""
+    """Make a VMI of the decoded JSON of one object. Raises MalformedVmi when it holds none."""
     namespace, name = vmi_key(obj)
     where = f"VMI {namespace}/{name}"
-    metadata = _mapping(obj, "metadata", where)
     spec = _mapping(obj, "spec", where)
     status = _mapping(obj, "status", where)
-    uid = _text(metadata, "uid", where)
-    if uid is None:
-        raise MalformedVmi(f"{where}: metadata.uid is missing")
     return Vmi(
         namespace=sys.intern(namespace),
         name=name,
-        uid=uid,
         phase=_phase(_text(status, "phase", where)),
         node_name=_interned(_text(status, "nodeName", where)),
         active_pods=_active_pods(status, where),
-        migration=_migration(status, where),
         architecture=_interned(_text(spec, "architecture", where)),
-        deletion=_text(metadata, "deletionTimestamp", where) is not None,
     )
 
 
 def vmi_key(obj: Mapping[str, object]) -> tuple[str, str]:
-    """(namespace, name) of an object, all that a deletion needs; raises MalformedVmi."""
+    """(namespace, name) of an object, all that a deletion needs.
+
+    Raises MalformedVmi when it has none.
+    """
     metadata = _mapping(obj, "metadata", "VMI")
     namespace = _text(metadata, "namespace", "VMI")
     name = _text(metadata, "name", "VMI")
@@ -217,7 +146,7 @@ def _phase(text: str | None) -> VmiPhase:
 
 
 def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid, str], ...]:
-    """status.activePods, `{pod uid: node}`."""
+    """status.activePods, ``{pod uid: node}``."""
     pods: list[tuple[PodUid, str]] = []
     for text, node in _mapping(status, "activePods", where).items():
         uid = canonical_pod_uid(text)
@@ -227,25 +156,6 @@ def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid
             raise MalformedVmi(f"{where}: activePods[{uid}] is a {_kind(node)}, not a node's name")
         pods.append((uid, sys.intern(node)))
     return tuple(sorted(pods))
-
-
-def _migration(status: Mapping[str, object], where: str) -> Migration | None:
-    state = _mapping(status, "migrationState", where)
-    if not state:
-        return None
-    try:
-        mode = MigrationMode(_text(state, "mode", where))
-    except ValueError:
-        mode = None
-    return Migration(
-        source_node=_interned(_text(state, "sourceNode", where)),
-        target_node=_interned(_text(state, "targetNode", where)),
-        target_pod=_text(state, "targetPod", where),
-        mode=mode,
-        completed=_flag(state, "completed", where),
-        failed=_flag(state, "failed", where),
-        ended=_text(state, "endTimestamp", where) is not None,
-    )
 
 
 def _mapping(parent: Mapping[str, object], key: str, where: str) -> Mapping[str, object]:
@@ -268,15 +178,6 @@ def _text(parent: Mapping[str, object], key: str, where: str) -> str | None:
     return value
 
 
-def _flag(parent: Mapping[str, object], key: str, where: str) -> bool:
-    value = parent.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise MalformedVmi(f"{where}: {key} is a {_kind(value)}, not true or false")
-    return value
-
-
 def _interned(text: str | None) -> str | None:
     """Node names and architectures repeat in every VMI of a node; one copy of each will do."""
     return None if text is None else sys.intern(text)
@@ -287,5 +188,5 @@ def _kind(value: object) -> str:
 
 
 def _shown(text: str) -> str:
-    """Foreign text fit for one line of an error."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    """Foreign text, quoted, fit for one line of an error."""
+    return one_line(repr(text), longest=80)

@@ -88,7 +88,7 @@ class WatchedReads:
     ) -> dict[int, Unread]:
         """Read them in this order; those that were not read to the end, and why.
 
-        Ends a little after `until` (time.monotonic()) at the latest. With harmless only files are
+        Ends a little after ``until`` (time.monotonic()) at the latest. With harmless only files are
         read whose reads always return, hence also those of stuck processes.
         """
         stuck = frozenset[int]() if harmless else self.stuck()
@@ -255,7 +255,7 @@ class _Reader(threading.Thread):
         self.turn: Turn | None = None
         self.ended = False
         self.quiet_s = 0.0
-        """How long the present step has taken, as far as `look` saw."""
+        """How long the present step has taken, as far as ``look`` saw."""
         self.seen_since = 0.0
         self._looked = time.monotonic()
 

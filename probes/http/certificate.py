@@ -37,7 +37,10 @@ class Validity:
 
 
 def validity(pem: bytes) -> Validity:
-    """Of the first certificate of the text, which is the server's own. Raises ValueError."""
+    """Of the first certificate of the text, which is the server's own.
+
+    Raises ValueError when there is none.
+    """
     found = _BLOCK.search(pem)
     if found is None:
         raise ValueError("there is no certificate in it")

@@ -1,7 +1,7 @@
-"""EDGE. One client's HTTP/1.1 connection: what may be asked, what is refused, how long it may take.
+"""EDGE: one client's HTTP/1.1 connection: what may be asked, what is refused, how long it may take.
 
-Must not know what is served (see `routes`), nor how many connections there are (see `server`).
-Bytes and TLS are in `wire`, certificates in `tls_files`; the syntax of messages is h11's.
+Must not know what is served (see ``routes``), nor how many connections there are (see ``server``).
+Bytes and TLS are in ``wire``, certificates in ``tls_files``; the syntax of messages is h11's.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Self
 
 import h11
 
-from probes.http.routes import Method, Request, Response, Routes, message, plain_text, unavailable
+from probes.http.routes import Request, Response, Routes, message, plain_text, unavailable
 from probes.http.tls_files import Certificates, Credentials
 from probes.http.wire import Wire
 
@@ -32,7 +32,7 @@ class Limits:
 
     An idle one costs 6 kB, under TLS 27 kB (measured, 500 of them)."""
     refusals_max: int = 16
-    """Connections beyond `connections_max`, when none of those waits, that are answered 503."""
+    """Connections beyond ``connections_max``, when none of those waits, that are answered 503."""
     handshake_deadline_s: float = 10.0
     header_deadline_s: float = 10.0
     """From the opening of the connection, later from a request's first byte, to its head's end."""
@@ -70,7 +70,7 @@ class Phase(Enum):
 
 
 class Connection:
-    """One client's connection, served by `serve` until either side ends it."""
+    """One client's connection, served by ``serve`` until either side ends it."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Connection:
         refused: bool,
         log: logging.Logger,
     ) -> None:
-        """`credentials`: those of `wire`, `None` without TLS. `refused`: all it gets is 503."""
+        """credentials: those of ``wire``, None without TLS. refused: all it gets is 503."""
         self.phase = Phase.WAITING
         self.since_s = asyncio.get_running_loop().time()
         """When the phase began. Bytes that trickle in do not change it."""
@@ -100,14 +100,14 @@ class Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes_max)
 
     async def serve(self) -> None:
-        """Answer requests, one after the other, until the end. `close` is left to be called."""
+        """Answer requests, one after the other, until the end. ``close`` is left to be called."""
         try:
             await self._open_and_exchange()
             self._wire.finish()
             async with asyncio.timeout(self._limits.linger_deadline_s):
                 await self._wire.drain()
-        except OSError as error:  # lost, against TLS' rules, or over a deadline (TimeoutError)
-            self._log.debug("connection ended: %r", error)
+        except OSError as err:  # lost, against TLS' rules, or over a deadline (TimeoutError)
+            self._log.debug("connection ended: %r", err)
 
     def finish(self) -> None:
         """Tell the peer that the connection ends here, if that can be said in this phase."""
@@ -122,8 +122,8 @@ class Connection:
         try:
             async with asyncio.timeout(self._limits.handshake_deadline_s):
                 await self._wire.open()
-        except ssl.SSLError as error:
-            self._log.debug("TLS handshake failed: %s", error)
+        except ssl.SSLError as err:
+            self._log.debug("TLS handshake failed: %s", err)
             return
         wait_s = self._limits.header_deadline_s
         while await self._exchange(wait_s):
@@ -134,9 +134,9 @@ class Connection:
         """One request and its answer. Whether the connection can carry another."""
         try:
             head = await self._read_head(wait_s)
-        except h11.RemoteProtocolError as error:
-            status = HTTPStatus(error.error_status_hint)
-            await self._write(*message(plain_text(status, str(error))), last=True)
+        except h11.RemoteProtocolError as err:
+            status = HTTPStatus(err.error_status_hint)
+            await self._write(*message(plain_text(status, str(err))), last=True)
             return False
         if head is None or not self._still_admitted():
             return False
@@ -153,9 +153,9 @@ class Connection:
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _read_head(self, wait_s: float) -> h11.Request | None:
-        """Read the next request; `None` when the peer ends, or says nothing for `wait_s`.
+        """Read the next request; None when the peer ends, or sends nothing for ``wait_s``.
 
-        `h11.RemoteProtocolError`: not HTTP, or too long, or not whole in time.
+        Raises h11.RemoteProtocolError when it is not HTTP, too long, or not complete in time.
         """
         now_s = asyncio.get_running_loop().time
         begun = False
@@ -172,11 +172,11 @@ class Connection:
                         head_s = now_s() + self._limits.header_deadline_s
                         deadline.reschedule(min(deadline.when() or head_s, head_s))
                     self._http.receive_data(await self._wire.receive())
-        except TimeoutError as error:
+        except TimeoutError as err:
             if not begun:
                 return None
             late = "the request head took too long"
-            raise h11.RemoteProtocolError(late, HTTPStatus.REQUEST_TIMEOUT) from error
+            raise h11.RemoteProtocolError(late, HTTPStatus.REQUEST_TIMEOUT) from err
 
     def _still_admitted(self) -> bool:
         """Whether the TLS files still let this peer in; with renewed ones it shall come again."""
@@ -190,7 +190,6 @@ class Connection:
     def _request(self, head: h11.Request) -> Request:
         guarded = self._credentials is not None and self._credentials.client_ca is not None
         return Request(
-            method=Method(head.method.decode("ascii")),
             path=_path(head.target) or "",
             accept=_header(head, b"accept"),
             accept_encoding=_header(head, b"accept-encoding"),
@@ -198,7 +197,10 @@ class Connection:
         )
 
     async def _write(self, head: h11.Response, body: bytes, *, last: bool) -> None:
-        """Send an answer; `last`: and tell the peer that it is the last. `TimeoutError`."""
+        """Send an answer. last: say in it that the connection ends.
+
+        Raises TimeoutError when the peer does not take it in time.
+        """
         self._enter(Phase.WRITING)
         if last:
             headers = [*head.headers, (b"Connection", b"close")]

@@ -22,7 +22,10 @@ class Listen:
 
 
 def parse_listen(text: str) -> Listen:
-    """Read `HOST:PORT`, `[IPV6]:PORT` or `:PORT`. `ValueError` says in one line what is wrong."""
+    """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``:PORT``.
+
+    Raises ValueError when it is none of these; one line says why.
+    """
 
     def wrong(why: str) -> ValueError:
         return ValueError(
@@ -40,8 +43,8 @@ def parse_listen(text: str) -> Listen:
         host = host[1:-1]
         try:
             ipaddress.IPv6Address(host)
-        except ValueError as error:
-            raise wrong(f"{host!r} is not an IPv6 address") from error
+        except ValueError as err:
+            raise wrong(f"{host!r} is not an IPv6 address") from err
     elif "/" in host or any(character.isspace() for character in host):
         raise wrong(f"{host!r} is not a host name or address")
     elif ":" in host:
@@ -58,7 +61,7 @@ class TlsFiles:
     key: Path
     """The certificate's private key, not encrypted."""
     client_ca: Path | None = None
-    """CAs whose clients are let in, beyond what is open to all. `None`: clients need none."""
+    """CAs whose clients are let in, beyond what is open to all. None: clients need none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

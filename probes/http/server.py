@@ -1,7 +1,7 @@
-"""EDGE. The HTTP server: its listening sockets, and who gets a connection.
+"""EDGE: the HTTP server: its listening sockets, and who gets a connection.
 
-Must not know what is served. What happens on one connection is in `connection`, how a request gets
-its answer in `routes`, bytes and TLS in `wire`, its files in `tls_files`.
+Must not know what is served. What happens on one connection is in ``connection``, how a request
+gets its answer in ``routes``, bytes and TLS in ``wire``, its files in ``tls_files``.
 
 A connection costs a socket and a small task, not a thread. Whatever a peer holds it with has a
 deadline, and when connections run out, the one that has waited longest makes room for the new one:
@@ -20,25 +20,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from probes.http.connection import Connection, Limits, Phase
-from probes.http.listen import Listen, TlsFiles, TlsState, parse_listen
-from probes.http.routes import Handler, Method, Request, Response, Routes
-from probes.http.tls_files import Certificates, TlsFilesError
+from probes.http.listen import Listen, TlsFiles, TlsState
+from probes.http.routes import Handler, Routes
+from probes.http.tls_files import Certificates
 from probes.http.wire import TlsWire, Wire
-
-__all__ = [
-    "BindError",
-    "Handler",
-    "Limits",
-    "Listen",
-    "Method",
-    "Request",
-    "Response",
-    "Server",
-    "TlsFiles",
-    "TlsFilesError",
-    "TlsState",
-    "parse_listen",
-]
 
 BACKLOG = 1024
 """Connections the kernel keeps until they are accepted; it caps this at net.core.somaxconn."""
@@ -64,20 +49,11 @@ class Server:
         self,
         *,
         listen: Listen,
-        routes: Mapping[str, Handler],
         tls: TlsFiles | None,
         limits: Limits,
         log: logging.Logger,
-        open_to_all: Collection[str] = (),
     ) -> None:
-        """open_to_all: paths for which no client certificate is needed where others need one."""
         self._listen = listen
-        self._routes = Routes(
-            handlers=routes,
-            open_to_all=open_to_all,
-            deadline_s=limits.handler_deadline_s,
-            log=log,
-        )
         self._tls = tls
         self._limits = limits
         self._log = log
@@ -88,8 +64,14 @@ class Server:
         self._refused: dict[Connection, asyncio.Task[None]] = {}
         self._full = False
 
-    async def start(self) -> None:
-        """Listen and serve. `BindError`, `TlsFilesError`."""
+    async def start(
+        self, routes: Mapping[str, Handler], *, open_to_all: Collection[str] = ()
+    ) -> None:
+        """Listen and serve.
+
+        open_to_all: paths for which no client certificate is needed where others need one.
+        Raises BindError when the address cannot be used, TlsFilesError when the files cannot.
+        """
         if self._tls is not None:
             self._certificates = Certificates(self._tls, log=self._log)
         self._listeners = _bind(self._listen)
@@ -102,7 +84,15 @@ class Server:
                 self._limits.connections_max,
             )
             self._limits = limits
-        self._acceptors = [asyncio.create_task(self._accept(each)) for each in self._listeners]
+        served = Routes(
+            handlers=routes,
+            open_to_all=open_to_all,
+            deadline_s=limits.handler_deadline_s,
+            log=self._log,
+        )
+        self._acceptors = [
+            asyncio.create_task(self._accept(listener, served)) for listener in self._listeners
+        ]
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -137,17 +127,17 @@ class Server:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self, listener: socket.socket, routes: Routes) -> None:
         loop = asyncio.get_running_loop()
         told = failed = False
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:  # the peer gave up meanwhile
+            except OSError as err:
+                if err.errno == errno.ECONNABORTED:  # the peer gave up meanwhile
                     continue
                 if not told:
-                    self._log.error("cannot accept connections: %s", os.strerror(error.errno or 0))
+                    self._log.error("cannot accept connections: %s", os.strerror(err.errno or 0))
                 told = failed = True
                 # accept() fails for want of a descriptor also when there is nobody to accept.
                 if _pending(listener):
@@ -156,12 +146,12 @@ class Server:
                 continue
             # One success may be owed to an eviction: only the second ends the outage.
             told, failed = failed, False
-            self._admit(sock)
+            self._admit(sock, routes)
             # sock_accept does not wait while connections do: without this, a flood of them would
             # evict a connection before its request was looked at.
             await asyncio.sleep(0)
 
-    def _admit(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, routes: Routes) -> None:
         """Serve a new connection, instead of another if need be, or refuse it."""
         full = len(self._served) >= self._limits.connections_max
         if full and not self._full:
@@ -182,7 +172,7 @@ class Server:
         credentials = self._certificates.current() if self._certificates else None
         connection = Connection(
             wire=TlsWire(sock, credentials.context) if credentials else Wire(sock),
-            routes=self._routes,
+            routes=routes,
             limits=self._limits,
             certificates=self._certificates,
             credentials=credentials,
@@ -238,7 +228,7 @@ def _pending(listener: socket.socket) -> bool:
 
 
 def _bind(listen: Listen) -> list[socket.socket]:
-    """Listen on each address of the host; `BindError`."""
+    """Listen on each address of the host. Raises BindError when none of them can be used."""
     sockets: list[socket.socket] = []
     why = "no such address"
     try:
@@ -247,20 +237,18 @@ def _bind(listen: Listen) -> list[socket.socket]:
             for family, address in dict.fromkeys((each[0], each[4]) for each in found):
                 try:
                     sockets.append(_listening(family, address))
-                except OSError as error:
+                except OSError as err:
                     # "localhost" is often ::1 too, also where IPv6 is switched off.
-                    if error.errno not in _NO_SUCH_ADDRESS:
+                    if err.errno not in _NO_SUCH_ADDRESS:
                         raise
-                    why = error.strerror or why
+                    why = err.strerror or why
             if sockets:
                 return sockets
-    except OSError as error:  # socket.gaierror is one
+    except OSError as err:  # socket.gaierror is one
         for each in sockets:
             each.close()
-        why = error.strerror or why
-        raise BindError(
-            f"cannot listen on {listen}: {why}; choose another with --listen"
-        ) from error
+        why = err.strerror or why
+        raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen") from err
     raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen")
 
 

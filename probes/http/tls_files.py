@@ -1,4 +1,4 @@
-"""EDGE. The certificate files of TLS: loaded, looked at again, and which of their states is used.
+"""EDGE: the certificate files of TLS: loaded, looked at again, and which of their states is used.
 
 Must not know sockets, nor what is served.
 """
@@ -36,7 +36,7 @@ class Credentials:
 
 
 class Certificates:
-    """The newest TLS files that fit together. A change is noticed when `current` is asked."""
+    """The newest TLS files that fit together. A change is noticed when ``current`` is asked."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Certificates:
         clock_s: Callable[[], float] = time.monotonic,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
-        """Load the files; `TlsFilesError` when they cannot be used.
+        """Load the files. Raises TlsFilesError when they cannot be used.
 
         A certificate that is not valid now is loaded all the same, with a warning: there is no
         better one, clients that check refuse it by themselves, and an agent that runs keeps its
@@ -94,17 +94,17 @@ class Certificates:
         self._marks = marks
         try:
             self._credentials = self._better()
-        except TlsFilesError as error:
-            if str(error) != self._failure:
-                self._log.warning("%s; keeping the certificates loaded before", error)
-            self._failure = str(error)
+        except TlsFilesError as err:
+            if str(err) != self._failure:
+                self._log.warning("%s; keeping the certificates loaded before", err)
+            self._failure = str(err)
         else:
             self._failure = None
             self._log.info("TLS certificates re-read from %s", self._files.cert)
         return self._credentials
 
     def _better(self) -> Credentials:
-        """The files as they are now; `TlsFilesError` also when those in use are better."""
+        """The files as they are now. Raises TlsFilesError also when those in use are better."""
         new = self._load()
         now_s = self._unix_s()
         wrong = new.validity.wrong_at(now_s)
@@ -133,7 +133,7 @@ class Certificates:
 
 
 def _mark(path: Path) -> FileMark | None:
-    """Tell one content of a file from another without reading it; `None`: no such file."""
+    """Tell one content of a file from another without reading it; None: no such file."""
     try:
         stat = path.stat()
     except OSError:
@@ -142,7 +142,7 @@ def _mark(path: Path) -> FileMark | None:
 
 
 def _load(files: TlsFiles) -> Credentials:
-    """Make a new context from the files; `TlsFilesError`."""
+    """Make a new context from the files. Raises TlsFilesError when they cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -163,11 +163,11 @@ def _load(files: TlsFiles) -> Credentials:
             path = files.client_ca
             client_ca = path.read_bytes()
             _ask_clients_of(context, client_ca, path)
-    except OSError as error:
+    except OSError as err:
         remedy = "check the path and that this user may read it"
-        raise TlsFilesError(f"cannot read TLS file {path}: {error.strerror}; {remedy}") from error
-    except ValueError as error:
-        raise TlsFilesError(f"cannot use TLS certificate {path}: {error}; give PEM") from error
+        raise TlsFilesError(f"cannot read TLS file {path}: {err.strerror}; {remedy}") from err
+    except ValueError as err:
+        raise TlsFilesError(f"cannot use TLS certificate {path}: {err}; give PEM") from err
     return Credentials(context=context, validity=valid, client_ca=client_ca)
 
 
@@ -175,21 +175,21 @@ def _add_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         # An empty password: an encrypted key is an error, not a question on the terminal.
         context.load_cert_chain(files.cert, files.key, password="")
-    except ssl.SSLError as error:
-        why = (error.reason or "not PEM").lower().replace("_", " ")
+    except ssl.SSLError as err:
+        why = (err.reason or "not PEM").lower().replace("_", " ")
         raise TlsFilesError(
             f"cannot use TLS certificate {files.cert} with key {files.key}: {why}; "
             "give whole PEM files, the key unencrypted and the certificate's own"
-        ) from error
+        ) from err
 
 
 def _ask_clients_of(context: ssl.SSLContext, client_ca: bytes, path: Path) -> None:
     try:
         context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
-    except (ssl.SSLError, ValueError) as error:  # ValueError: empty
+    except (ssl.SSLError, ValueError) as err:  # ValueError: empty
         raise TlsFilesError(
             f"cannot use TLS client CA {path}: not one or more whole certificates; give PEM"
-        ) from error
+        ) from err
     # Asked for, not demanded: a certificate of another CA ends the handshake, none at all leaves
     # what is open to all (routes). kubelet's probes have none.
     context.verify_mode = ssl.CERT_OPTIONAL

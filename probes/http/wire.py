@@ -1,11 +1,11 @@
-"""EDGE. Bytes to and from one client's socket, plain or under TLS.
+"""EDGE: bytes to and from one client's socket, plain or under TLS.
 
 Must not know HTTP, nor what is served. Deadlines are the caller's: every coroutine here may wait
 for as long as the peer likes and may be cancelled at any await.
 
-TLS runs over `ssl.MemoryBIO` and not over asyncio's TLS transports, for two reasons. Those keep a
-256 KiB receive buffer for each connection (`asyncio.sslproto.SSLProtocol.max_size`; measured with
-500 idle ones: 280 kB each, against 27 kB here). And they bind one `SSLContext` to a listening
+TLS runs over ``ssl.MemoryBIO`` and not over asyncio's TLS transports, for two reasons. Those keep a
+256 KiB receive buffer for each connection (``asyncio.sslproto.SSLProtocol.max_size``; measured with
+500 idle ones: 280 kB each, against 27 kB here). And they bind one ``SSLContext`` to a listening
 socket, while certificates and client CAs change under a running server.
 """
 
@@ -29,7 +29,10 @@ _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger {on, 0 s}: close() sends
 
 
 class Wire:
-    """A client's connected, non-blocking socket without TLS. `OSError`: the connection is lost."""
+    """A client's connected, non-blocking socket without TLS.
+
+    Every method raises OSError when the connection is lost.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -51,16 +54,16 @@ class Wire:
         return data
 
     async def send(self, data: bytes) -> None:
-        """Hand all of `data` to the kernel."""
+        """Hand all of ``data`` to the kernel."""
         await self._loop.sock_sendall(self._sock, data)
 
     def finish(self) -> None:
-        """Tell the peer that nothing more comes. Not after a `send` that was cut short."""
+        """Tell the peer that nothing more comes. Not after a ``send`` that was cut short."""
         with contextlib.suppress(OSError):  # the peer may be gone already
             self._sock.shutdown(socket.SHUT_WR)
 
     async def drain(self) -> None:
-        """Discard what the peer still sends, after `finish`, until it ends its stream.
+        """Discard what the peer still sends, after ``finish``, until it ends its stream.
 
         Closing a socket with unread bytes in it sends a reset, which can overtake the last answer.
         """
@@ -68,7 +71,7 @@ class Wire:
             pass
 
     def close(self, *, abort: bool = False) -> None:
-        """Give the socket back. `abort`: drop what the peer has not taken yet, and reset."""
+        """Give the socket back. ``abort``: drop what the peer has not taken yet, and reset."""
         if abort:
             # Otherwise the kernel keeps the send buffer of a reader that does not read.
             with contextlib.suppress(OSError):
@@ -77,7 +80,10 @@ class Wire:
 
 
 class TlsWire(Wire):
-    """The same under TLS. `ssl.SSLError`, which is an `OSError`: the peer broke the protocol."""
+    """The same under TLS.
+
+    Raises ssl.SSLError, which is an OSError, when the peer broke the protocol.
+    """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         super().__init__(sock)
@@ -89,8 +95,8 @@ class TlsWire(Wire):
         """Shake hands. A peer that speaks plain HTTP is told so before the error goes up."""
         try:
             await self._until_done(self._tls.do_handshake)
-        except ssl.SSLError as error:
-            if error.reason == "HTTP_REQUEST":
+        except ssl.SSLError as err:
+            if err.reason == "HTTP_REQUEST":
                 self._outgoing.read()
                 text = b"this port speaks HTTPS: use https://\n"
                 head = b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"

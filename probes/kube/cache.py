@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from probes.vmi import (
     EMPTY_INDEX,
-    IndexState,
     MalformedVmi,
     Vmi,
     VmiIndex,
@@ -57,22 +56,9 @@ class VmiCache:
     def index(self) -> VmiIndex:
         """Return the VMIs known now; the same object until something changes."""
         with self._lock:
-            status = self._status
             if self._index is None:
-                # Built when asked for: a burst of events costs one index per scrape.
-                self._index = VmiIndex.of(
-                    self._vmis.values(),
-                    state=_state(status),
-                    synced_at_unix_s=status.last_sync_unix_s,
-                )
-            elif self._index.synced_at_unix_s != status.last_sync_unix_s or (
-                self._index.state is not _state(status)
-            ):
-                self._index = replace(
-                    self._index,
-                    state=_state(status),
-                    synced_at_unix_s=status.last_sync_unix_s,
-                )
+                # Built on demand: a burst of events costs one index per scrape.
+                self._index = VmiIndex.of(self._vmis.values())
             return self._index
 
     def replace_all(self, vmis: Iterable[Vmi]) -> None:
@@ -91,8 +77,8 @@ class VmiCache:
             if not isinstance(obj, Mapping):
                 raise MalformedVmi(f"VMI: a {type(obj).__name__} stands where an object should")
             return parse_vmi(obj)
-        except MalformedVmi as error:
-            self._skip(str(error))
+        except MalformedVmi as err:
+            self._skip(str(err))
             return None
 
     def put(self, obj: Mapping[str, object]) -> None:
@@ -119,8 +105,8 @@ class VmiCache:
         """
         try:
             key = vmi_key(obj)
-        except MalformedVmi as error:
-            self._skip(str(error))
+        except MalformedVmi as err:
+            self._skip(str(err))
             return False
         with self._lock:
             if self._vmis.pop(key, None) is not None:
@@ -146,7 +132,7 @@ class VmiCache:
             self._on_log("VMI watch: up again")
 
     def lost(self, line: str | None) -> None:
-        """Note that no watch is open; `line` says why, None when it was stopped on purpose."""
+        """Note that no watch is open; ``line`` says why, None when it was stopped on purpose."""
         with self._lock:
             self._broken = self._broken or self._status.up
             self._status = replace(self._status, up=False, error=line)
@@ -164,9 +150,3 @@ class VmiCache:
             news, self._last_skip = line != self._last_skip, line
         if news:
             self._on_log(f"VMI watch: skipped a malformed object: {line}")
-
-
-def _state(status: WatchStatus) -> IndexState:
-    if not status.synced:
-        return IndexState.NOT_SYNCED
-    return IndexState.CURRENT if status.up else IndexState.STALE

@@ -1,8 +1,8 @@
-"""EDGE to the Kubernetes API server: one answer to one question, through the official client.
+"""EDGE: the Kubernetes API server: one answer to one question, through the official client.
 
-Owns: credentials, TLS, proxies and connections, all four by the `kubernetes` package, which nothing
-else imports; and turning whatever they raise into one line. Must not know: what is read, or what
-happens when it cannot be (watch.py).
+Owns: credentials, TLS, proxies and connections, all four by the ``kubernetes`` package, which no
+other module imports; and turning whatever they raise into one line. Must not know: what is read, or
+what happens when it cannot be (watch.py).
 
 Only the package's configuration and connection pool are used; answers are decoded by listwatch.py,
 since its API classes would build a model of every field. Import this module in cluster mode only:
@@ -28,6 +28,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
+from probes.foreign_text import one_line
 from probes.kube.credentials import InCluster, Kubeconfig
 from probes.kube.listwatch import (
     PATH,
@@ -35,7 +36,6 @@ from probes.kube.listwatch import (
     ApiError,
     PayloadError,
     Verb,
-    one_line,
     refusal,
     status_message,
 )
@@ -86,9 +86,9 @@ class ApiReader:
     def get(
         self, verb: Verb, params: Mapping[str, str], *, silence_s: float | None = None
     ) -> urllib3.BaseHTTPResponse:
-        """Ask for the resource; returns the answer's unread body, or raises for a refusal.
+        """Ask for the resource; returns the answer's unread body. Raises ApiError when refused.
 
-        The body may be silent for `silence_s`, or as long as the head of an answer may take.
+        The body may be silent for ``silence_s``, or as long as the head of an answer may take.
         """
         self._answered = False
         self._deadline_s = self._answer_deadline_s
@@ -155,8 +155,8 @@ class ApiReader:
         try:
             # Asking for the settings is what makes the package re-read a rotated token.
             settings = self._transport.configuration.auth_settings()
-        except self._transport.errors as error:
-            raise ApiError(f"cannot use {self._credentials}: {one_line(str(error))}") from error
+        except self._transport.errors as err:
+            raise ApiError(f"cannot use {self._credentials}: {one_line(str(err))}") from err
         for setting in settings.values():
             value = (setting["value"] or "").strip()
             if not (value.isascii() and value.isprintable()):
@@ -171,8 +171,8 @@ def _in_cluster(config: InCluster) -> _Transport:
     """Take the package's configuration from the mounted service account."""
     try:
         incluster, rest = _lean_client()
-    except ImportError as error:
-        raise _no_package(error) from error
+    except ImportError as err:
+        raise _no_package(err) from err
     configuration = incluster.Configuration()
     loader = incluster.InClusterConfigLoader(
         token_filename=str(config.token_file),
@@ -182,11 +182,11 @@ def _in_cluster(config: InCluster) -> _Transport:
     errors = (incluster.ConfigException, OSError, UnicodeDecodeError)
     try:
         loader.load_and_set(configuration)
-    except errors as error:
+    except errors as err:
         raise ApiError(
-            f"no service account to use in {config.token_file.parent}: {one_line(str(error))}: "
+            f"no service account to use in {config.token_file.parent}: {one_line(str(err))}: "
             "mount one, or give --kubeconfig or --standalone"
-        ) from error
+        ) from err
     return _transport(configuration, rest, errors)
 
 
@@ -196,29 +196,28 @@ def _from_kubeconfig(config: Kubeconfig) -> _Transport:
         kube_config = importlib.import_module("kubernetes.config.kube_config")
         rest = importlib.import_module("kubernetes.client.rest")
         yaml = importlib.import_module("yaml")
-    except ImportError as error:
-        raise _no_package(error) from error
+    except ImportError as err:
+        raise _no_package(err) from err
     configuration = kube_config.Configuration()
     errors = (kube_config.ConfigException, OSError, UnicodeDecodeError)
     try:
         kube_config.load_kube_config(
             config_file=str(config.file),
-            context=config.context,
             client_configuration=configuration,
             persist_config=False,
         )
     # The loader does not check shapes: what it raises for a bent file depends on where it is bent.
-    except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as err:
         raise ApiError(
-            f"cannot use kubeconfig {config.file}: {one_line(str(error))}: "
+            f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
             "check that kubectl --kubeconfig works with it"
-        ) from error
+        ) from err
     return _transport(configuration, rest, errors)
 
 
 def _transport(
     configuration: Any,  # noqa: ANN401 - the package has no types
-    rest: Any,  # noqa: ANN401
+    rest: Any,  # noqa: ANN401 - likewise
     errors: tuple[type[Exception], ...],
 ) -> _Transport:
     configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
@@ -231,12 +230,12 @@ def _no_package(error: ImportError) -> ApiError:
 
 @functools.cache
 def _lean_client() -> tuple[Any, Any]:
-    """Import the package's `config.incluster_config` and `client.rest`, and little else.
+    """Import the package's ``config.incluster_config`` and ``client.rest``, and little else.
 
-    `import kubernetes` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
+    ``import kubernetes`` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
     websockets; 31 MiB of memory instead of 13, 115 ms instead of 40 (kubernetes 37.0.2). Python
     runs no __init__ for a package that is in sys.modules already, so the three costly ones are put
-    there unexecuted. All is taken out again: a later import of `kubernetes` gets the real one.
+    there unexecuted. All is taken out again: a later import of ``kubernetes`` gets the real one.
     """
     before = set(sys.modules)
     for name in ("kubernetes", "kubernetes.config", "kubernetes.utils"):

@@ -28,8 +28,6 @@ class InCluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubeconfig:
-    """A kubeconfig file, as kubectl reads it."""
+    """A kubeconfig file, as kubectl reads it; its current context is used."""
 
     file: Path
-    context: str | None = None
-    """None: the file's current context."""

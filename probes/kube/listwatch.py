@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from probes.foreign_text import one_line
 from probes.kube.timing import Failure
 
 RESOURCE = "virtualmachineinstances.kubevirt.io"
@@ -25,7 +26,6 @@ NODE_LABEL = "kubevirt.io/nodeName"
 
 _MAX_LINE_BYTES = 32 << 20
 """etcd refuses objects of a tenth of this; a longer line is a broken stream."""
-_MAX_MESSAGE_CHARS = 300
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 _EXPIRED = 410
@@ -92,7 +92,9 @@ class WatchEvent:
 
 
 def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
-    """Hand each item of a list page to `on_item` as it is decoded; raises PayloadError.
+    """Hand each item of a list page to ``on_item`` as it is decoded.
+
+    Raises PayloadError when the page is not what the protocol says.
 
     A page of VMIs is megabytes, of which a few hundred bytes each are kept: decoding item by item
     keeps the rest from ever existing as Python objects at the same time.
@@ -100,8 +102,8 @@ def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
     metadata: object = None
     try:
         cursor = _Cursor(body.decode())
-    except UnicodeDecodeError as error:
-        raise PayloadError(f"a list page is no UTF-8: {error}") from error
+    except UnicodeDecodeError as err:
+        raise PayloadError(f"a list page is no UTF-8: {err}") from err
     for name in cursor.members("{", "}"):
         if name == "items" and cursor.sees("["):
             for _ in cursor.members("[", "]"):
@@ -124,7 +126,7 @@ class _Cursor:
         self._at = 0
 
     def sees(self, char: str) -> bool:
-        """Whether `char` is next, after blanks."""
+        """Whether ``char`` is next, after blanks."""
         blank = _BLANK.match(self._text, self._at)
         self._at = self._at if blank is None else blank.end()
         return self._text.startswith(char, self._at)
@@ -134,8 +136,8 @@ class _Cursor:
         self.sees("")
         try:
             value, self._at = _DECODER.raw_decode(self._text, self._at)
-        except (ValueError, RecursionError) as error:
-            raise PayloadError(f"a list page is no JSON: {error}") from error
+        except (ValueError, RecursionError) as err:
+            raise PayloadError(f"a list page is no JSON: {err}") from err
         return value
 
     def members(self, opening: str, closing: str) -> Iterator[object]:
@@ -169,17 +171,17 @@ class _Cursor:
 
 
 def decode_event(line: bytes) -> WatchEvent:
-    """One line of a watch; raises PayloadError."""
+    """One line of a watch. Raises PayloadError when it is no event."""
     try:
         event = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(f"a watch event is no JSON: {error}") from error
+    except (ValueError, RecursionError) as err:
+        raise PayloadError(f"a watch event is no JSON: {err}") from err
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
         raise PayloadError("a watch event has no object")
     try:
         kind = EventType(event.get("type"))
-    except ValueError as error:
-        raise PayloadError(f"a watch event has the unknown type {event.get('type')!r}") from error
+    except ValueError as err:
+        raise PayloadError(f"a watch event has the unknown type {event.get('type')!r}") from err
     obj: dict[str, object] = event["object"]
     return WatchEvent(
         type=kind,
@@ -239,7 +241,7 @@ def refusal(
     credentials: str = "the credentials",
     retry_after_s: float | None = None,
 ) -> ApiError:
-    """Word a refusal in one line that names the remedy. `message` is its Status' own."""
+    """Word a refusal in one line that names the remedy. ``message`` is its Status' own."""
     said = f"; it says: {one_line(message)}" if message else ""
     match code:
         case 401:
@@ -272,12 +274,6 @@ def status_message(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return body.decode(errors="replace").strip() or None
     return _string(status, "message")
-
-
-def one_line(text: str) -> str:
-    """Foreign text fit for one line of a log: printable, not long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= _MAX_MESSAGE_CHARS else f"{line[:_MAX_MESSAGE_CHARS]}..."
 
 
 def _string(parent: object, key: str) -> str | None:

@@ -60,18 +60,18 @@ class WatchTiming:
     """VMIs in one list page, which is then about 1.5 MB."""
 
     def watch_s(self, before_s: int | None, random: float) -> int:
-        """How long the next watch is asked to last, after one of `before_s` that ended in order.
+        """How long the next watch is asked to last, after one of ``before_s`` that ended in order.
 
         None: there was none since the last failure. A watch is trusted for a few times as long as
         the one before it, so that a connection that stalls soon after a recovery is found soon.
-        `random` in [0, 1) spreads the ends: the agents of a cluster do not come back together.
+        ``random`` in [0, 1) spreads the ends: the agents of a cluster do not come back together.
         """
         grown_s = self.first_watch_s if before_s is None else before_s * _WATCH_GROWTH
         base_s = min(self.watch_timeout_s, grown_s)
         return base_s + int(random * base_s)
 
     def silence_s(self, watch_s: int) -> float:
-        """How long a watch that was asked to last `watch_s` may be silent."""
+        """How long a watch that was asked to last ``watch_s`` may be silent."""
         return min(self.idle_deadline_s, watch_s + self.answer_deadline_s)
 
 
@@ -132,9 +132,9 @@ class Backoff:
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, random: float) -> float:
-    """How long to wait after the `failures`-th failure in a row (from 0).
+    """How long to wait after the ``failures``-th failure in a row (from 0).
 
-    Doubles up to the cap; `random` in [0, 1) takes off up to half of it, so that the agents of a
+    Doubles up to the cap; ``random`` in [0, 1) takes off up to half of it, so that the agents of a
     large cluster do not come back at once.
     """
     return min(cap_s, base_s * 2.0 ** min(failures, 30)) * (1.0 - random / 2.0)

@@ -44,10 +44,10 @@ _BRIEF_WATCH_S = 1.0
 
 
 class VmiWatch:
-    """The VMIs that run on `node`, kept up to date by one daemon thread.
+    """The VMIs that run on ``node``, kept up to date by one daemon thread.
 
-    `index()` and `status()` may be called from any thread and never wait for the network. `on_log`
-    gets one line per change of state, from the watch's own thread.
+    ``index()`` and ``status()`` may be called from any thread and never wait for the network.
+    ``on_log`` gets one line per change of state, from the watch's own thread.
     """
 
     def __init__(
@@ -126,7 +126,10 @@ class VmiWatch:
                 self._stopping.wait(pause_s)
 
     def _list_and_watch(self) -> None:
-        """Follow one watch to its orderly end, after a list if one is due; or raises ApiError."""
+        """Follow one watch to its orderly end, after a list if one is due.
+
+        Raises ApiError when the list fails, or the watch ends in any other way.
+        """
         # Each time from the beginning: token, CA and address may have been replaced.
         api = ApiReader(
             self._config,
@@ -168,7 +171,7 @@ class VmiWatch:
         self._cache.replace_all(vmis)
 
     def _watch(self, api: ApiReader) -> None:
-        """Follow one watch to its orderly end; raises ApiError at any other."""
+        """Follow one watch to its orderly end. Raises ApiError when it ends in any other way."""
         watch_s = self._timing.watch_s(self._last_watch_s, self._random())
         params = {
             "labelSelector": self._selector,

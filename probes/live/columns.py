@@ -4,7 +4,7 @@ Owns the columns: what each shows, and who gets how much room. Must not know hea
 the table is shown. Every text that leaves is counted in cells (celltext).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -221,33 +221,48 @@ def _heading(column: Column, look: Look) -> str:
 
 def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, int]:
     """Of the columns that are shown, in order."""
-    columns = [it for it in Column if look.minute or it is not Column.MINUTE]
+    columns = [column for column in Column if look.minute or column is not Column.MINUTE]
     wants = {
-        column: max(
-            (cells(it.get(column, "")) for it in contents),
-            default=0,
-        )
+        column: max((cells(row.get(column, "")) for row in contents), default=0)
         for column in columns
     }
-    widths = {it: max(_LEAST[it], len(_heading(it, look))) for it in columns}
-    for column, least in widths.items():
-        widths[column] = least if column in _CUT else max(least, wants[column])
-    if look.width is None:
-        return {it: max(width, wants[it]) for it, width in widths.items()}
+    least = {column: max(_LEAST[column], len(_heading(column, look))) for column in columns}
+    return fit_columns(wants, least, look.width)
 
-    def room() -> int:
-        return (look.width or 0) - sum(widths.values()) - (len(widths) - 1)
 
+def fit_columns(
+    wants: Mapping[Column, int], least: Mapping[Column, int], width: int | None
+) -> dict[Column, int]:
+    """The columns of ``wants`` that a line of so many cells has room for, in its order, and widths.
+
+    wants: cells of the widest content. least: below this a column is not shown. width: None for
+    as many as are wanted. Columns of which nothing may be cut get what they want; if that is too
+    much, the least important are left out; then what is left goes to the others, in order.
+    """
+    if width is None:
+        return {column: max(least[column], want) for column, want in wants.items()}
+    needs = {
+        column: least[column] if column in _CUT else max(least[column], want)
+        for column, want in wants.items()
+    }
+    shown = tuple(needs)
     for column in _DISPENSABLE:
-        if room() < 0 and column in widths:
-            del widths[column]
-    for column, most in _GROWING:
+        if _line_cells(shown, needs) > width:
+            shown = tuple(kept for kept in shown if kept is not column)
+    spare = max(width - _line_cells(shown, needs), 0)
+    widths = {column: needs[column] for column in shown}
+    for column, most in (*_GROWING, (Column.MINUTE, MINUTE_CELLS)):
         if column in widths:
-            wanted = min(wants[column], most) - widths[column]
-            widths[column] += max(min(wanted, room()), 0)
-    if Column.MINUTE in widths:
-        widths[Column.MINUTE] = min(widths[Column.MINUTE] + max(room(), 0), MINUTE_CELLS)
+            wanted = most if column is Column.MINUTE else min(wants[column], most)
+            more = min(max(wanted - widths[column], 0), spare)
+            widths[column] += more
+            spare -= more
     return widths
+
+
+def _line_cells(columns: Sequence[Column], widths: Mapping[Column, int]) -> int:
+    """Cells of a line of these columns, a blank between two."""
+    return sum(widths[column] + 1 for column in columns) - 1
 
 
 def _append(line: Text, text: str, style: str) -> None:

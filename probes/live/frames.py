@@ -17,7 +17,8 @@ from ebpf.hooks import Question
 from probes.celltext import fit, visible
 from probes.live.columns import Look, number, table
 from probes.live.history import History, ReasonRate, Reasons
-from probes.live.rows import REASONS_COST, Row, ordered, rows_of
+from probes.live.options import REASONS_COST
+from probes.live.rows import Row, ordered, rows_of
 from probes.live.view import View, scrolled
 from probes.report import CounterTrust, NodeReport, to_json
 from probes.vmm import HypervisorType

@@ -1,21 +1,18 @@
-"""One line a process: a report → rows, chosen and ordered; and what may be asked for. Pure.
+"""One line a process: a report → rows, searched and ordered. Pure.
 
-Owns what counts as trouble, what a row is called, and the ways to choose and sort. Must not know
+Owns what counts as trouble, what a row is called, and the ways to search and sort. Must not know
 columns, widths or keys. Text of a row is still foreign text: who shows it makes it visible().
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from probes.identity import VmName
 from probes.live.history import History, Rates, ReasonRate
 from probes.report import NodeReport, ProcessReport, ProcessState, VmiReport
 from probes.verdict import Reason, Verdict
 from probes.vmm import HypervisorType, VmmId
 
-REASONS_COST = "an exit of a VM shown costs 0.3 µs more, of another one 0.15 µs"
-"""Of --reasons: CPU time of a vCPU thread with and without it, on kernel 6.18 in a VM."""
 _CONTRADICTIONS = frozenset(
     {
         Reason.CLAIMS_WITHOUT_FDS,
@@ -47,48 +44,11 @@ class Order(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which processes and VMs are wanted; an empty set wants all."""
-
-    tgids: frozenset[int] = frozenset()
-    namespaces: frozenset[str] = frozenset()
-    types: frozenset[HypervisorType] = frozenset()
-
-    def of(self, report: NodeReport) -> NodeReport:
-        """The report without what is not wanted."""
-        return replace(
-            report,
-            processes=tuple(
-                it for it in report.processes if self._wants(it.vmm, it.vm, it.verdict)
-            ),
-            vmis=tuple(it for it in report.vmis if self._wants(it.vmm, it.vm, it.verdict)),
-        )
-
-    def _wants(self, vmm: VmmId | None, vm: VmName | None, verdict: Verdict) -> bool:
-        return (
-            (not self.tgids or (vmm is not None and vmm.tgid in self.tgids))
-            and (not self.namespaces or (vm is not None and vm.namespace in self.namespaces))
-            and (not self.types or verdict.type in self.types)
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveOptions:
-    """What was asked of the live view."""
-
-    interval_s: float = 1.0
-    once: bool = False
-    json: bool = False
-    reasons: bool = False
-    selection: Selection = field(default_factory=Selection)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A process that uses an accelerator or is a QEMU, or a VM whose process was not found."""
 
-    tgid: int | None
-    start_ticks: int
+    vmm: VmmId | None
+    """The process; None: not found."""
     command: str
     name: str
     """namespace/name, else the guest's name, else ``-``."""
@@ -100,11 +60,9 @@ class Row:
     reasons: tuple[ReasonRate, ...]
 
     @property
-    def vmm(self) -> VmmId | None:
-        """The process; None: not found."""
-        if self.tgid is None:
-            return None
-        return VmmId(tgid=self.tgid, start_ticks=self.start_ticks)
+    def tgid(self) -> int | None:
+        """Its number; None: not found."""
+        return None if self.vmm is None else self.vmm.tgid
 
     def matches(self, words: str) -> bool:
         """Whether each of the words is found in what the row shows, in either case."""
@@ -140,8 +98,7 @@ def _row(
     process: ProcessReport, vmi: VmiReport | None, report: NodeReport, history: History
 ) -> Row:
     return Row(
-        tgid=process.vmm.tgid,
-        start_ticks=process.vmm.start_ticks,
+        vmm=process.vmm,
         command=process.comm,
         name=f"{process.vm.namespace}/{process.vm.name}"
         if process.vm
@@ -157,8 +114,7 @@ def _row(
 
 def _orphan(vmi: VmiReport) -> Row:
     return Row(
-        tgid=None,
-        start_ticks=0,
+        vmm=None,
         command="-",
         name=f"{vmi.vm.namespace}/{vmi.vm.name}",
         verdict=vmi.verdict,
@@ -180,8 +136,8 @@ def _trouble(verdict: Verdict, vmi: VmiReport | None, *, probe: bool) -> Trouble
     return Trouble.NONE
 
 
-def _by_name(row: Row) -> tuple[str, int, int]:
-    return row.name, row.tgid or 0, row.start_ticks
+def _by_name(row: Row) -> tuple[str, tuple[VmmId, ...]]:
+    return row.name, () if row.vmm is None else (row.vmm,)
 
 
 def _activity(row: Row) -> float:

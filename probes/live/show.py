@@ -1,7 +1,7 @@
 """EDGE: the refresh loop of the live view, on a screen or line by line.
 
 Owns when is looked and when is drawn. Must not know how a scene is made (it is given a function)
-nor what a frame looks like (live.py).
+nor what a frame looks like (frames.py).
 """
 
 import contextlib
@@ -10,22 +10,19 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from rich.console import Console
 
-from probes import doctor_view
+from probes.console import ascii_only, console_for
 from probes.deadline import LOOK_DEADLINE_S, StoppedError, within
-from probes.doctor import Ability, Check
 from probes.live.frames import Scene, Shape, frame, frame_json, page_lines, plain
-from probes.live.rows import LiveOptions
+from probes.live.options import LiveOptions
 from probes.live.terminal import (
     ESCAPE_WAIT_S,
     Keyboard,
     Screen,
     Signals,
-    ascii_only,
-    console_for,
     stderr_held,
 )
 from probes.live.view import Key, View, pressed
@@ -55,21 +52,6 @@ def show(
             _show_on_screen(first, timed, options, console=console, signals=signals)
         else:
             _show_in_turn(timed, options, console, signals, begin=begin)
-
-
-def print_checks(checks: Sequence[Check], ability: Ability, *, as_json: bool) -> None:
-    """The doctor's findings: for a person where stdout is a terminal, else one line a check."""
-    console = console_for(os.environ)
-    if as_json:
-        print(doctor_view.to_json(checks, ability), flush=True)  # noqa: T201 - data
-        return
-    if not sys.stdout.isatty():
-        print("\n".join(doctor_view.lines(checks, ability)), flush=True)  # noqa: T201 - data
-        return
-    width = shutil.get_terminal_size().columns
-    plain_text = ascii_only(console, os.environ)
-    for line in doctor_view.screen(checks, ability, width=width, ascii_only=plain_text):
-        console.print(line, soft_wrap=True)
 
 
 def _show_on_screen(

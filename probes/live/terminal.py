@@ -1,4 +1,4 @@
-"""EDGE: the terminal: colours, keys, screen, size, signals.
+"""EDGE: the terminal: keys, screen, size, signals.
 
 Owns the state of the terminal and gives it back on every way out. Must not know what is shown, nor
 what keys mean.
@@ -14,7 +14,7 @@ import tempfile
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Self
 
@@ -22,38 +22,13 @@ from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.text import Text
 
-from probes.celltext import utf8_locale
 from probes.live.view import Key, keys_of
 
 ESCAPE_WAIT_S = 0.05
 """A lone ESC that nothing follows for so long is the Escape key."""
+_Handler = Callable[[int, FrameType | None], object] | int | None
+"""What ``signal.signal`` returns and takes."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class _PipeConsole(Console):
-    """Leaves a reader that went away to the caller: rich would end the process with 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
-
-
-def console_for(environment: Mapping[str, str]) -> Console:
-    """A console for stdout; without colours where NO_COLOR is set or it is no terminal."""
-    terminal = sys.stdout.isatty()
-    return _PipeConsole(
-        file=sys.stdout,
-        force_terminal=terminal,
-        no_color=True if environment.get("NO_COLOR") or not terminal else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        soft_wrap=True,
-    )
-
-
-def ascii_only(console: Console, environment: Mapping[str, str]) -> bool:
-    """Whether more than ASCII would not be shown as it is meant."""
-    return not (utf8_locale(environment) and console.encoding.lower().startswith("utf"))
 
 
 @contextlib.contextmanager
@@ -85,7 +60,7 @@ class Signals:
         """Told to end."""
         self.stop_wanted = False
         """Ctrl-Z was pressed, or somebody sent SIGTSTP."""
-        self._handlers: dict[signal.Signals, object] = {}
+        self._handlers: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> Self:
         self._awake, self._wake = os.pipe()
@@ -97,7 +72,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._before)
         os.close(self._awake)
         os.close(self._wake)
@@ -133,6 +108,13 @@ class Screen:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
+        self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_back()
+
+    def _take(self) -> None:
         self._settings = termios.tcgetattr(self._keyboard)
         tty.setcbreak(self._keyboard, termios.TCSADRAIN)
         try:
@@ -147,9 +129,8 @@ class Screen:
         except BaseException:
             self._restore()
             raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _give_back(self) -> None:
         try:
             if self._live is not None:
                 self._live.stop()
@@ -174,11 +155,11 @@ class Screen:
 
     def suspend(self) -> None:
         """Stop as Ctrl-Z does, the terminal given back; returns when continued."""
-        self.__exit__()
+        self._give_back()
         ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, ours)
-        self.__enter__()
+        self._take()
 
     def _restore(self) -> None:
         # A terminal that is gone needs nothing back.

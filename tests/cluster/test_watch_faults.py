@@ -19,7 +19,6 @@ from vmi_objects import Vmi, vmi
 from probes.kube.credentials import InCluster, Kubeconfig
 from probes.kube.timing import WatchTiming
 from probes.kube.watch import VmiWatch
-from probes.vmi import IndexState
 
 IMPATIENT = replace(QUICK, answer_deadline_s=0.3, idle_deadline_s=0.3)
 
@@ -207,9 +206,8 @@ def test_no_server_names_nothing(service_account: InCluster, api: ApiServer, beg
     error_with(watch, "cannot list", "Connection refused", api.url)
     assert not watch.status().synced
     assert not watch.status().up
-    assert watch.index().state is IndexState.NOT_SYNCED
     assert watch.index().vmis == {}
-    assert watch.index().age_s(time.time()) is None
+    assert watch.status().last_sync_unix_s is None
     api.start()
     up(watch)
     assert names(watch) == {"default/alpha"}
@@ -219,22 +217,22 @@ def test_no_server_names_nothing(service_account: InCluster, api: ApiServer, beg
 def test_a_lost_server_leaves_the_last_known_vmis(
     api: ApiServer, begin: Begin, log: list[str]
 ) -> None:
-    """While the API is gone the VMIs stay, marked stale and ageing; it recovers by itself."""
+    """While the API is gone the VMIs stay, and are not confirmed; the watch recovers by itself."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
     api.stop()
     error_with(watch, "Connection refused")
-    lost = watch.index()
-    assert lost.state is IndexState.STALE
-    assert set(lost.vmis) == {("default", "alpha")}
-    assert lost.synced_at_unix_s is not None
-    assert lost.age_s(lost.synced_at_unix_s + 60.0) == 60.0
+    lost = watch.status()
+    assert (lost.synced, lost.up) == (True, False)
+    assert lost.last_sync_unix_s is not None
+    assert names(watch) == {"default/alpha"}
+    assert watch.status().last_sync_unix_s == lost.last_sync_unix_s
     api.store.create(vmi("beta"))
     api.start()
     until(lambda: names(watch) == {"default/alpha", "default/beta"}, "recovered")
     up(watch)
-    assert watch.index().state is IndexState.CURRENT
+    assert watch.status().up
     assert watch.status().restarts == 1
     until(lambda: log[-1] == "VMI watch: up again", "the recovery in the log")
 
@@ -491,7 +489,7 @@ def test_stop_ends_the_thread_and_leaves_the_vmis(api: ApiServer, begin: Begin) 
     watch.stop()
     assert "vmi-watch" not in {thread.name for thread in threading.enumerate()}
     assert names(watch) == {"default/alpha"}
-    assert watch.index().state is IndexState.STALE
+    assert not watch.status().up
     watch.stop()
 
 

@@ -15,6 +15,7 @@ from serving import Serving
 
 from probes.http.routes import Request, Response
 from probes.identity import VmName
+from probes.looks import SharedLook
 from probes.page import CONTENT_SECURITY_POLICY
 from probes.report import NodeReport, ProcessState
 from probes.site import Site
@@ -86,7 +87,7 @@ def test_the_page_in_a_browser(
     browser.console()
     browser.requests()
     browser.be(width=width, dark=dark)
-    with Serving(Site(REPORTS[name]).routes) as serving:
+    with Serving(Site(SharedLook(REPORTS[name])).routes) as serving:
         url = f"http://127.0.0.1:{serving.port}/"
         browser.open(url)
         assert browser.console() == []
@@ -112,7 +113,7 @@ def test_the_page_in_a_browser(
 def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
     """Were markup to get in nevertheless, it could not run, load or post anything."""
     asked: list[str] = []
-    routes = Site(rich_report).routes
+    routes = Site(SharedLook(rich_report)).routes
 
     async def metrics(request: Request) -> Response:
         asked.append(request.path)
@@ -138,7 +139,7 @@ def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
 
 def test_the_page_is_compressed_and_has_a_head() -> None:
     """A thousand VMs travel as less than 40 kB; HEAD tells the same headers."""
-    with Serving(Site(thousand).routes) as serving:
+    with Serving(Site(SharedLook(thousand)).routes) as serving:
         client = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
         client.request("GET", "/", headers={"Accept-Encoding": "gzip"})
         answer = client.getresponse()

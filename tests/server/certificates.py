@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from probes.http.server import TlsFiles
+from probes.http.listen import TlsFiles
 
 _CONFIG = """\
 [req]

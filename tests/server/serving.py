@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from probes.http.server import Handler, Limits, Request, Response, Server, TlsFiles, parse_listen
+from probes.http.connection import Limits
+from probes.http.listen import TlsFiles, parse_listen
+from probes.http.routes import Handler, Request, Response
+from probes.http.server import Server
 
 DEADLINE_S = 20.0
 """A condition that does not come true within this is a failure."""
@@ -67,12 +70,12 @@ class Serving:
     ) -> None:
         self.server = Server(
             listen=parse_listen(listen),
-            routes=routes,
             tls=tls,
             limits=limits or Limits(),
-            open_to_all=open_to_all,
             log=LOG,
         )
+        self._routes = routes
+        self._open_to_all = open_to_all
         self._runner = asyncio.Runner()
         self._loop = self._runner.get_loop()
         self._over = asyncio.Event()
@@ -87,7 +90,7 @@ class Serving:
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.call(self.server.start())
+            self.call(self.server.start(self._routes, open_to_all=self._open_to_all))
         except BaseException:
             self._end_loop()
             raise

@@ -16,7 +16,7 @@ import pytest
 from certificates import Authority
 from serving import DEADLINE_S, Gate, Peer, Serving, descriptors, text
 
-from probes.http.server import Limits
+from probes.http.connection import Limits
 
 CROWD = 1000
 SCRAPE_DEADLINE_S = 10.0
@@ -386,7 +386,10 @@ SERVE_FILES = """
 import asyncio, os, resource, sys
 from pathlib import Path
 from serving import LOG, TEXT
-from probes.http.server import Limits, Response, Server, parse_listen
+from probes.http.connection import Limits
+from probes.http.listen import parse_listen
+from probes.http.routes import Response
+from probes.http.server import Server
 
 async def files(request):
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(5)]
@@ -398,8 +401,8 @@ async def main():
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     listen = parse_listen("127.0.0.1:0")
-    server = Server(listen=listen, routes={"/files": files}, tls=None, limits=Limits(), log=LOG)
-    await server.start()
+    server = Server(listen=listen, tls=None, limits=Limits(), log=LOG)
+    await server.start({"/files": files})
     print(server.addresses[0][1], flush=True)
     await asyncio.Event().wait()
 

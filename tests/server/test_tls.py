@@ -17,8 +17,9 @@ from serving import DEADLINE_S, LOG, Peer, Serving, text
 
 from probes.http import tls_files
 from probes.http.certificate import Validity
-from probes.http.server import Limits, TlsFiles, TlsFilesError, TlsState
-from probes.http.tls_files import RETRY_S, Certificates
+from probes.http.connection import Limits
+from probes.http.listen import TlsFiles, TlsState
+from probes.http.tls_files import RETRY_S, Certificates, TlsFilesError
 
 LONG = bytes(range(256)) * 10_000
 

@@ -20,7 +20,7 @@ from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.node import Accelerator, NodeVirtualization
 from probes.observer import Observer
 from probes.report import NodeReport, ProcessReport
-from probes.vmi import IndexState, VmiIndex, WatchStatus
+from probes.vmi import VmiIndex, WatchStatus
 from probes.vmm import HypervisorType, Inspections, Scan, Unread, VmmId, VmmProcess
 
 KVM, TCG, UNKNOWN = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.UNKNOWN
@@ -142,7 +142,7 @@ class Told:
     """An index of VMIs that the test exchanges."""
 
     def __init__(self) -> None:
-        self.says = VmiIndex.of((), state=IndexState.CURRENT, synced_at_unix_s=1.0)
+        self.says = VmiIndex.of(())
 
     def index(self) -> VmiIndex:
         return self.says

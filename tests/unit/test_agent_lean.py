@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 TOLD_WHEN_SERVING = """
 import gc, json, sys
@@ -20,6 +22,14 @@ async def serve(settings, observer):
 agent._serve = serve
 sys.exit(cli.main(["agent", "--standalone", "--proc", sys.argv[1]]))
 """
+TOLD_BY_A_LIGHT_COMMAND = """
+import atexit, json, sys
+from probes import cli
+
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+COSTLY = {"asyncio", "ssl", "h11", "psutil", "prometheus_client", "rich", "urllib3", "yaml"}
 NEEDLESS = {
     "bcc": "its compiler ends with the process that loads the programs",
     "rich": "for people",
@@ -46,3 +56,25 @@ def test_a_serving_agent_holds_only_what_it_needs(tmp_path: Path, proc: Path) ->
     assert {"asyncio", "probes.site"} <= set(told["modules"])
     assert set(told["modules"]) & NEEDLESS.keys() == set()
     assert told["frozen"] > len(told["modules"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["completion", "bash"], 0), (["watch"], 2)]
+)
+def test_a_command_that_reads_nothing_is_light(arguments: list[str], code: int) -> None:
+    """The version, a completion script and a wrong usage need no server, no TLS and no client."""
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD_BY_A_LIGHT_COMMAND, *arguments],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == code
+    modules = set(json.loads(done.stderr.splitlines()[-1]))
+    assert "probes.settings" in modules
+    assert modules & COSTLY == set()
+    assert {name for name in modules if name.startswith(("ebpf.", "probes.http."))} <= {
+        "probes.http.listen"
+    }

@@ -22,10 +22,8 @@ GUARANTEED = f"/kubepods.slice/kubepods-pod{U}.slice"
 KIND = f"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{U}.slice"
 
 
-def pod(
-    uid: str = UID, container: str | None = ID, *, conmon: bool = False, nested: bool = False
-) -> PodCgroup:
-    return PodCgroup(uid=PodUid(uid), container_id=container, conmon=conmon, nested=nested)
+def pod(uid: str = UID, *, conmon: bool = False, nested: bool = False) -> PodCgroup:
+    return PodCgroup(uid=PodUid(uid), conmon=conmon, nested=nested)
 
 
 PATHS = {
@@ -73,10 +71,14 @@ PATHS = {
     ),
     "kind in a pod, container not yet made": (
         f"/kubepods/pod{OTHER}/{ID2}/kubelet/kubepods/pod{UID}",
-        pod(container=None, nested=True),
+        pod(nested=True),
     ),
     "docker inside the container: the pod's own container counts": (
         f"{BURSTABLE}/cri-containerd-{ID}.scope/docker/{ID2}",
+        pod(),
+    ),
+    "a container's cgroup called like a monitor: the pod's own container counts": (
+        f"{BURSTABLE}/cri-containerd-{ID}.scope/crio-conmon-{ID2}.scope",
         pod(),
     ),
     "slice:cri-containerd:id": (
@@ -87,7 +89,7 @@ PATHS = {
         f"/system.slice/containerd.service/kubepods-pod{U}.slice:cri-containerd:{ID}",
         pod(),
     ),
-    "the pod's own cgroup": (BURSTABLE, pod(container=None)),
+    "the pod's own cgroup": (BURSTABLE, pod()),
     "CRI-O infra leaf": (f"{BURSTABLE}/crio-{ID}", pod()),
     "relative, systemd driver": (
         f"/../../kubepods-burstable-pod{U}.slice/cri-containerd-{ID}.scope",
@@ -98,7 +100,7 @@ PATHS = {
     "relative, sibling container": (f"/../{ID}", None),
     "own cgroup in its namespace": ("/", None),
     "deleted": (f"{BURSTABLE}/cri-containerd-{ID}.scope (deleted)", pod()),
-    "deleted pod": (f"{BURSTABLE} (deleted)", pod(container=None)),
+    "deleted pod": (f"{BURSTABLE} (deleted)", pod()),
     "upper case": (f"/kubepods/pod{UID.upper()}/{ID}", pod()),
     "qos only": ("/kubepods.slice/kubepods-burstable.slice", None),
     "a system service": ("/system.slice/libvirtd.service", None),
@@ -106,14 +108,14 @@ PATHS = {
     "a user's directory called like a pod": (f"/user.slice/user-1000.slice/pod{UID}/{ID}", None),
     "uid too short": (f"/kubepods/pod{UID[:-1]}/{ID}", None),
     "uid with a tail": (f"/kubepods/pod{UID}0/{ID}", None),
-    "a container that is no id": (f"/kubepods/pod{UID}/burst", pod(container=None)),
+    "a container that is no id": (f"/kubepods/pod{UID}/burst", pod()),
 }
 
 
 @pytest.mark.parametrize(("path", "expected"), PATHS.values(), ids=PATHS.keys())
 @pytest.mark.parametrize("prefix", ["0::", "4:memory:", "1:name=systemd:", "7:cpu,cpuacct:"])
 def test_a_path_names_its_pod(prefix: str, path: str, expected: PodCgroup | None) -> None:
-    """Every known form of a pod's cgroup gives uid, container and conmon, in v1 and in v2."""
+    """Every known form of a pod's cgroup gives uid and conmon, in v1 and in v2."""
     assert pod_of(f"{prefix}{path}\n") == expected
 
 
@@ -134,7 +136,7 @@ TEXTS = {
         f"11:memory:{BURSTABLE}/crio-{ID}.scope\n0::/system.slice/crio.service\n",
         pod(),
     ),
-    "hybrid, pod only in v2": (f"5:memory:/\n1:name=systemd:/\n0::{BURSTABLE}\n", pod(UID, None)),
+    "hybrid, pod only in v2": (f"5:memory:/\n1:name=systemd:/\n0::{BURSTABLE}\n", pod()),
     "hybrid, v2 decides": (f"5:memory:/kubepods/pod{OTHER}/{ID2}\n0::{BURSTABLE}/{ID}\n", pod()),
     "no newline at the end": (f"0::/kubepods/pod{UID}/{ID}", pod()),
     "no process": ("", None),
@@ -176,7 +178,6 @@ def test_pieces_of_real_paths_in_any_order_never_raise(text: str) -> None:
     """A path made of real pieces in a wrong order gives a well-formed answer or none."""
     found = pod_of(text)
     assert found is None or found.uid in {UID, STATIC}
-    assert found is None or found.container_id in {None, ID}
 
 
 @given(st.uuids(), st.text("0123456789abcdef", min_size=64, max_size=64))
@@ -185,7 +186,7 @@ def test_systemd_and_cgroupfs_spellings_agree(uuid: object, container: str) -> N
     uid = str(uuid)
     systemd = f"0::/kubepods.slice/kubepods-pod{uid.replace('-', '_')}.slice/crio-{container}.scope"
     cgroupfs = f"0::/kubepods/pod{uid}/{container}"
-    assert pod_of(systemd) == pod_of(cgroupfs) == pod(uid, container)
+    assert pod_of(systemd) == pod_of(cgroupfs) == pod(uid)
 
 
 def test_a_long_hostile_path_costs_linear_time() -> None:

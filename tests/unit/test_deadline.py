@@ -36,8 +36,8 @@ class Detaching:
     close = look
 
 class Server(agent.Server):
-    async def start(self):
-        await super().start()
+    async def start(self, *arguments, **named):
+        await super().start(*arguments, **named)
         print("ready to be stopped", file=sys.stderr, flush=True)
 
 if arguments[0] == "agent":

@@ -1,18 +1,24 @@
 """Families → text: byte for byte what prometheus_client writes, whatever stands in the labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import prometheus_client
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from rich_report import rich_report, vmi
 
-from probes.exposition import Exposition, Family, Format, Kind
+from probes.exposition import Exposition, Family, Format, Histogram, Kind
 from probes.identity import VmName
 from probes.metrics import families
 from probes.report import NodeReport, VmiReport
@@ -68,24 +74,30 @@ def any_report(draw: st.DrawFn) -> NodeReport:
 class Theirs(Collector):
     """The same families as prometheus_client's own objects."""
 
-    def __init__(self, ours: list[Family]) -> None:
+    def __init__(self, ours: Sequence[Family | Histogram]) -> None:
         self._ours = ours
 
     def collect(self) -> Iterator[Metric]:
         for family in self._ours:
-            metric = TYPES[family.kind](family.name, family.help, labels=family.labels)
+            if isinstance(family, Histogram):
+                buckets = [(floatToGoString(bound), count) for bound, count in family.buckets]
+                yield HistogramMetricFamily(
+                    family.name, family.help, buckets=buckets, sum_value=family.total
+                )
+                continue
+            metric: Metric = TYPES[family.kind](family.name, family.help, labels=family.labels)
             for values, number in family.samples:
                 metric.add_metric(values, number)
             yield metric
 
 
-def theirs(ours: list[Family], form: Format) -> str:
+def theirs(ours: Sequence[Family | Histogram], form: Format) -> str:
     if form is Format.TEXT:
         return prometheus_client.generate_latest(Theirs(ours)).decode()
     return bytes(openmetrics_text(Theirs(ours))).decode()  # type: ignore[no-untyped-call] # theirs
 
 
-def written(exposition: Exposition, ours: list[Family], form: Format) -> str:
+def written(exposition: Exposition, ours: Sequence[Family | Histogram], form: Format) -> str:
     return "".join(exposition.write(ours, form)) + END[form]
 
 
@@ -99,6 +111,18 @@ def written(exposition: Exposition, ours: list[Family], form: Format) -> str:
 )
 def test_any_family_is_written_as_prometheus_client_does(form: Format, ours: list[Family]) -> None:
     """Help, types, labels and numbers, in both formats, also of a family without samples."""
+    assert written(Exposition(), ours, form) == theirs(ours, form)
+
+
+@pytest.mark.parametrize("form", Format)
+@given(text=texts, counts=st.lists(st.integers(0, 2**53), min_size=3, max_size=3), total=numbers)
+def test_a_histogram_is_written_as_prometheus_client_does(
+    form: Format, text: str, counts: list[int], total: float
+) -> None:
+    """Help, type, buckets, count and sum, in both formats."""
+    bounds = (0.0025, 1.0, float("inf"))
+    buckets = [*zip(bounds, sorted(counts), strict=True)]
+    ours = [Histogram(name="x_seconds", help=text, buckets=buckets, total=total)]
     assert written(Exposition(), ours, form) == theirs(ours, form)
 
 

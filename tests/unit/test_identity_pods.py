@@ -12,7 +12,7 @@ from probes.cgroup import PodCgroup, PodUid
 from probes.identity import Attribution, VmName, by_pod
 from probes.tracked import TrackedProcess
 from probes.verdict import Reason, Verdict
-from probes.vmi import IndexState, Migration, MigrationMode, Vmi, VmiIndex, VmiPhase
+from probes.vmi import EMPTY_INDEX, Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
 
 NODE, OTHER_NODE = "node-a", "node-b"
@@ -30,15 +30,12 @@ NOTHING = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.N
 VMI = Vmi(
     namespace="default",
     name="alpha",
-    uid="5a5a",
     phase=VmiPhase.RUNNING,
     node_name=NODE,
     active_pods=((POD, NODE),),
-    migration=None,
     architecture="amd64",
-    deletion=False,
 )
-COMPUTE = PodCgroup(uid=POD, container_id="c" * 64, conmon=False)
+COMPUTE = PodCgroup(uid=POD, conmon=False)
 QEMU = tracked(program="qemu-kvm", pod=COMPUTE)
 OLDER, YOUNGER = VmmId(tgid=9000, start_ticks=10), VmmId(tgid=100, start_ticks=90_000)
 ANONYMOUS = replace(
@@ -48,7 +45,7 @@ ANONYMOUS = replace(
 
 
 def index_of(*vmis: Vmi) -> VmiIndex:
-    return VmiIndex.of(vmis, state=IndexState.CURRENT, synced_at_unix_s=1.0)
+    return VmiIndex.of(vmis)
 
 
 def named(
@@ -265,28 +262,13 @@ def test_of_equals_the_youngest() -> None:
     assert named([old, QEMU], VMI) == named([QEMU, old], VMI) == {"default/alpha": VMM}
 
 
-MOVING = replace(
-    VMI,
-    active_pods=tuple(sorted([(POD, NODE), (SECOND_POD, OTHER_NODE)])),
-    migration=Migration(
-        source_node=NODE,
-        target_node=OTHER_NODE,
-        target_pod="virt-launcher-alpha-bbbbb",
-        mode=MigrationMode.PRE_COPY,
-        completed=False,
-        failed=False,
-        ended=False,
-    ),
-)
+MOVING = replace(VMI, active_pods=tuple(sorted([(POD, NODE), (SECOND_POD, OTHER_NODE)])))
 TARGET = in_pod(SECOND_POD, replace(QEMU, vmm=YOUNGER, verdict=KVM_PAUSED))
 
 
 def test_a_migration_seen_from_its_source() -> None:
-    """The source has the VM until nodeName moves, in post-copy too; then nobody here is it."""
+    """The source has the VM until nodeName moves; then no process here is it."""
     assert named([QEMU], MOVING) == {"default/alpha": VMM}
-    assert MOVING.migration is not None
-    post_copy = replace(MOVING.migration, mode=MigrationMode.POST_COPY)
-    assert named([QEMU], replace(MOVING, migration=post_copy)) == {"default/alpha": VMM}
     assert named([QEMU], replace(MOVING, node_name=OTHER_NODE)) == {}
 
 
@@ -301,11 +283,8 @@ def test_a_migration_seen_from_its_target() -> None:
 
 def test_a_failed_migration() -> None:
     """The source goes on; what is left of the target is nobody."""
-    assert MOVING.migration is not None
-    failed = replace(MOVING.migration, completed=True, failed=True, ended=True)
-    after = replace(VMI, migration=failed)
-    assert named([QEMU], after) == {"default/alpha": VMM}
-    assert named([TARGET], after, node=OTHER_NODE) == {}
+    assert named([QEMU], VMI) == {"default/alpha": VMM}
+    assert named([TARGET], VMI, node=OTHER_NODE) == {}
 
 
 @pytest.mark.parametrize("returned", [KVM, KVM_PAUSED])
@@ -321,28 +300,20 @@ def test_back_from_a_migration(returned: Verdict) -> None:
 
 def test_a_restart_under_the_same_name() -> None:
     """The new VMI has a new pod: the old process, if it still ends, is nobody."""
-    restarted = replace(VMI, uid="6b6b", active_pods=((SECOND_POD, NODE),))
+    restarted = replace(VMI, active_pods=((SECOND_POD, NODE),))
     assert named([QEMU], restarted) == {"default/alpha": Reason.NO_PROCESS}
     new = in_pod(SECOND_POD, replace(QEMU, vmm=YOUNGER, verdict=NOTHING))
     assert named([QEMU, new], restarted) == {"default/alpha": YOUNGER}
 
 
-def test_deletion_while_the_process_lives() -> None:
-    """A VMI that is asked to go runs until it does not; gone from the API server it is nobody."""
-    assert named([QEMU], replace(VMI, deletion=True)) == {"default/alpha": VMM}
+def test_a_process_that_outlives_its_vmi() -> None:
+    """Once its VMI is gone from the API server, a process that still runs has no name."""
     assert named([QEMU]) == {}
 
 
 def test_before_the_first_list() -> None:
     """While nothing is known of VMIs nothing is named."""
-    empty = VmiIndex.of((), state=IndexState.NOT_SYNCED, synced_at_unix_s=None)
-    assert by_pod([QEMU], empty, node=NODE) == {}
-
-
-def test_last_known_vmis_are_named() -> None:
-    """Losing the API server changes no name."""
-    stale = VmiIndex.of((VMI,), state=IndexState.STALE, synced_at_unix_s=1.0)
-    assert by_pod([QEMU], stale, node=NODE)[ALPHA].vmm == VMM
+    assert by_pod([QEMU], EMPTY_INDEX, node=NODE) == {}
 
 
 # any event order
@@ -352,7 +323,7 @@ EVENTS = st.lists(
     st.tuples(
         st.sampled_from(
             "create run start_guest start_probe start_sidecar start_impostor end_guest "
-            "begin_migration hand_over come_back fail_migration ask_deletion delete".split()
+            "begin_migration hand_over come_back fail_migration delete".split()
         ),
         st.sampled_from(VMS),
     ),
@@ -379,7 +350,6 @@ class Model:
                     VMI,
                     namespace=vm.namespace,
                     name=vm.name,
-                    uid=str(self.generations),
                     phase=VmiPhase.SCHEDULED,
                     active_pods=((pod, NODE),),
                 )
@@ -457,9 +427,6 @@ class Model:
     def _fail_migration(self, vm: VmName, vmi: Vmi) -> None:
         if vmi.node_name == NODE:
             self.vmis[vm] = replace(vmi, active_pods=vmi.active_pods[:1])
-
-    def _ask_deletion(self, vm: VmName, vmi: Vmi) -> None:
-        self.vmis[vm] = replace(vmi, deletion=True)
 
     def _delete(self, vm: VmName, vmi: Vmi) -> None:
         """The object goes; a process may live on for a while."""

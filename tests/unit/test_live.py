@@ -19,7 +19,8 @@ from ebpf.hooks import unattached
 from probes.live.columns import SHORT_REASONS, age, bars, number
 from probes.live.frames import Scene, Shape, frame, frame_json, plain
 from probes.live.history import History
-from probes.live.rows import Order, Selection, ordered, rows_of
+from probes.live.options import Selection
+from probes.live.rows import Order, ordered, rows_of
 from probes.live.view import View
 from probes.report import CounterTrust, NodeReport
 from probes.vmi import WatchStatus

@@ -4,8 +4,8 @@ import pytest
 
 from probes.completion import Shell
 from probes.flags import UsageError
-from probes.live.rows import LiveOptions, Selection
-from probes.settings import Settings, parse
+from probes.live.options import LiveOptions, Selection
+from probes.settings import CompletionSettings, DoctorSettings, LiveSettings, Settings, parse
 from probes.vmm import HypervisorType
 
 
@@ -13,19 +13,26 @@ def settings(*arguments: str, **environment: str) -> Settings:
     return parse(arguments, environment, version="1.2.3")
 
 
+def live(*arguments: str, **environment: str) -> LiveOptions:
+    found = settings("live", *arguments, **environment)
+    assert isinstance(found, LiveSettings)
+    assert found.looks_once is found.live.once
+    return found.live
+
+
 def test_defaults() -> None:
     """A view of everything, once a second, until told to end."""
-    assert settings("live").live == LiveOptions(
+    assert live() == LiveOptions(
         interval_s=1.0, once=False, json=False, reasons=False, selection=Selection()
     )
 
 
 def test_flags() -> None:
     """Each flag reaches its option; lists are separated by commas."""
-    found = settings(
-        *("live", "--once", "--json", "--reasons", "--interval", "0.5", "--pid", "1,4194304"),
+    found = live(
+        *("--once", "--json", "--reasons", "--interval", "0.5", "--pid", "1,4194304"),
         *("--namespace", "default, lab", "--type", "tcg,unknown"),
-    ).live
+    )
     assert found == LiveOptions(
         interval_s=0.5,
         once=True,
@@ -41,10 +48,10 @@ def test_flags() -> None:
 
 def test_variables() -> None:
     """Each flag's variable does the same, and the flag wins."""
-    found = settings("live", HVPROBE_INTERVAL="3", HVPROBE_ONCE="1", HVPROBE_TYPE="kvm").live
+    found = live(HVPROBE_INTERVAL="3", HVPROBE_ONCE="1", HVPROBE_TYPE="kvm")
     assert (found.interval_s, found.once) == (3.0, True)
     assert found.selection.types == {HypervisorType.KVM}
-    assert settings("live", "--interval", "4", HVPROBE_INTERVAL="3").live.interval_s == 4.0
+    assert live("--interval", "4", HVPROBE_INTERVAL="3").interval_s == 4.0
 
 
 @pytest.mark.parametrize(
@@ -85,9 +92,11 @@ def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str
 
 def test_other_commands() -> None:
     """doctor takes --json; completion a shell and nothing else."""
-    assert settings("doctor", "--json").json
-    assert not settings("doctor").json
-    assert settings("completion", "zsh").shell is Shell.ZSH
+    for arguments, json in ((("doctor", "--json"), True), (("doctor",), False)):
+        found = settings(*arguments)
+        assert isinstance(found, DoctorSettings)
+        assert found.json is json
+    assert settings("completion", "zsh") == CompletionSettings(shell=Shell.ZSH)
     for arguments in (
         ("completion",),
         ("completion", "fish"),

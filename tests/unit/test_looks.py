@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as families_of
 from rich_report import rich_report
@@ -17,11 +16,11 @@ from rich_report import rich_report
 from probes import looks, site
 from probes.exposition import Format
 from probes.http.listen import TlsState
-from probes.http.routes import Handler, Method, Request, Response
+from probes.http.routes import Handler, Request, Response, prefers_openmetrics
 from probes.kube.cache import WatchStatus
 from probes.looks import SharedLook
 from probes.report import NodeReport
-from probes.site import LAST_KNOWN_S, Site, prefers_openmetrics
+from probes.site import LAST_KNOWN_S, Site
 
 WAIT_S = 20.0
 
@@ -78,12 +77,16 @@ def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def shared(node: Node) -> SharedLook:
-    return SharedLook(node.look, registry=CollectorRegistry())
+    return SharedLook(node.look)
+
+
+def site_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> Site:
+    return Site(shared(node), tls=tls)
 
 
 async def ask(site_: Site, path: str, *, accept: str | None = None) -> Response:
     handler: Handler = site_.routes[path]
-    return await handler(Request(method=Method.GET, path=path, accept=accept))
+    return await handler(Request(path=path, accept=accept))
 
 
 async def samples(site_: Site) -> dict[str, float]:
@@ -201,7 +204,7 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
     node = Node()
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         well = await samples(served)
         assert well["hvprobe_refresh_failed"] == 0
         assert well["hvprobe_refresh_failures_total error"] == 0
@@ -235,7 +238,7 @@ def test_rare_scrapes_lose_no_vm_by_one_failure(clock: Clock) -> None:
     good = node.outcome
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         well = await samples(served)
         for _ in range(2):
             node.outcome = KeyError("a defect")
@@ -259,7 +262,7 @@ def test_askers_share_what_was_rendered(clock: Clock, path: str) -> None:
     node = Node()
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         answers = await asyncio.gather(*(ask(served, path) for _ in range(10)))
         clock.now_s += looks.SHARED_FOR_S * 0.9
         answers.append(await ask(served, path))
@@ -279,7 +282,7 @@ def test_formats_are_not_mixed_up() -> None:
     strict = "application/openmetrics-text"
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         for _ in range(2):
             plain = await ask(served, "/metrics")
             assert plain.content_type == Format.TEXT.value
@@ -301,7 +304,7 @@ def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch
 
     async def steps() -> None:
         nonlocal failed
-        served = Site(node.look, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         node.gate.clear()
         late = await samples(served)
         assert late["hvprobe_refresh_failed"] == 1
@@ -324,7 +327,7 @@ def test_metrics_before_any_look_succeeded(clock: Clock) -> None:
     node = Node(outcome=OSError("no /proc"))
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         found = await samples(served)
         assert found["hvprobe_refresh_failed"] == 1
         assert found["process_open_fds"] > 0
@@ -338,7 +341,7 @@ def test_readiness_and_liveness(clock: Clock) -> None:
     node = Node(outcome=OSError("no /proc"))
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         answer = await ask(served, "/readyz")
         assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
         assert answer.body == b"not ready: a look at the node failed: OSError('no /proc')\n"
@@ -355,7 +358,7 @@ def test_no_created_series_in_either_format() -> None:
     node = Node()
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         plain = await ask(served, "/metrics")
         assert plain.content_type == Format.TEXT.value
         strict = await ask(served, "/metrics", accept="application/openmetrics-text")
@@ -376,14 +379,14 @@ def test_tls_reloading_is_told_with_tls_only(clock: Clock) -> None:
 
     async def steps() -> None:
         nonlocal failed
-        served = Site(node.look, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
         failed = True
         clock.now_s += looks.SHARED_FOR_S
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
         expiry = "hvprobe_tls_certificate_expiry_timestamp_seconds"
         assert (await samples(served))[expiry] == 4e9
-        assert not [it for it in await samples(Site(node.look)) if it.startswith("hvprobe_tls")]
+        assert not [it for it in await samples(site_of(node)) if it.startswith("hvprobe_tls")]
 
     run(steps)
 
@@ -428,7 +431,7 @@ def test_page_is_served_with_its_policy() -> None:
     node = Node()
 
     async def steps() -> None:
-        answer = await ask(Site(node.look), "/")
+        answer = await ask(site_of(node), "/")
         headers = dict(answer.headers)
         assert answer.content_type == "text/html; charset=utf-8"
         assert headers["Content-Security-Policy"] == site.CONTENT_SECURITY_POLICY
@@ -443,7 +446,7 @@ def test_page_has_rates_of_two_looks(clock: Clock) -> None:
     node = Node()
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         assert b"load the page again" in (await ask(served, "/")).body
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
@@ -467,7 +470,7 @@ def test_the_watch_of_vmis_is_told(clock: Clock) -> None:
     node = Node(outcome=watched(WATCHING))
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         names = "up last_sync_timestamp_seconds restarts_total malformed_total".split()
         found = await samples(served)
         assert [found[f"hvprobe_vmi_watch_{name}"] for name in names] == [1, 1700000099.5, 3, 2]
@@ -488,7 +491,7 @@ def test_not_ready_before_the_first_list(clock: Clock) -> None:
     node = Node(outcome=watched(replace(WATCHING, up=False, synced=False, error="forbidden")))
 
     async def steps() -> None:
-        served = Site(node.look)
+        served = site_of(node)
         assert (await ask(served, "/readyz")).body == b"not ready: no VMI names: forbidden\n"
         assert b"forbidden" in (await ask(served, "/")).body
         clock.now_s += 2

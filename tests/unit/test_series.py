@@ -10,7 +10,8 @@ from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_pro
 
 from ebpf.ledger import KernelSnapshot
 from probes import looks
-from probes.http.routes import Method, Request
+from probes.http.routes import Request
+from probes.looks import SharedLook
 from probes.node import Accelerator, NodeVirtualization
 from probes.observer import Observer
 from probes.site import Site
@@ -98,7 +99,7 @@ def series(site: Site) -> list[str]:
     """Every series of /metrics now, without values."""
 
     async def scrape() -> bytes:
-        request = Request(method=Method.GET, path="/metrics")
+        request = Request(path="/metrics")
         return (await site.routes["/metrics"](request)).body
 
     text = asyncio.run(scrape()).decode()
@@ -117,7 +118,7 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         processes=node,
         virtualization=node,
     )
-    site = Site(observer.look)
+    site = Site(SharedLook(observer.look))
     before = series(site)
     assert len(set(before)) == len(before)
     for number in range(3):

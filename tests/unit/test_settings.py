@@ -6,14 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from probes.flags import Command, UsageError
-from probes.settings import LogFormat, Settings, parse
+from probes.flags import UsageError
+from probes.settings import (
+    AgentSettings,
+    DoctorSettings,
+    LiveSettings,
+    LogFormat,
+    NodeSettings,
+    SnapshotSettings,
+    parse,
+)
 
-COMMANDS = ["agent", "snapshot", "doctor"]
+COMMANDS = {
+    "agent": AgentSettings,
+    "live": LiveSettings,
+    "snapshot": SnapshotSettings,
+    "doctor": DoctorSettings,
+}
 
 
-def settings(*arguments: str, **environment: str) -> Settings:
-    return parse(arguments, environment, version="1.2.3")
+def settings(*arguments: str, **environment: str) -> AgentSettings:
+    found = parse(arguments, environment, version="1.2.3")
+    assert isinstance(found, AgentSettings)
+    return found
 
 
 def test_defaults() -> None:
@@ -22,7 +37,7 @@ def test_defaults() -> None:
     Whether there is a cluster is left open.
     """
     found = settings("agent")
-    assert found.command is Command.AGENT
+    assert found.version == "1.2.3"
     assert found.node == socket.gethostname()
     assert (found.proc_root, found.sys_root) == (Path("/proc"), Path("/sys"))
     assert (found.listen.host, found.listen.port) == ("0.0.0.0", 9747)
@@ -34,8 +49,10 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command: str) -> None:
     """Each command takes the common flags."""
-    found = settings(command, "--node", "n", "--proc", "/host/proc", "--sys", "/host/sys")
-    assert found.command.value == command
+    words = [command, "--node", "n", "--proc", "/host/proc", "--sys", "/host/sys"]
+    found = parse(words, {}, version="1.2.3")
+    assert isinstance(found, NodeSettings)
+    assert type(found) is COMMANDS[command]
     assert found.node == "n"
     assert (found.proc_root, found.sys_root) == (Path("/host/proc"), Path("/host/sys"))
 
@@ -52,7 +69,7 @@ FLAGS = {
 }
 
 
-def shown(found: Settings, flag: str) -> str | None:
+def shown(found: AgentSettings, flag: str) -> str | None:
     match flag:
         case "--listen":
             return str(found.listen)
@@ -166,7 +183,7 @@ def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], s
 
 def test_a_variable_of_another_command_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """A switch that the command does not have, and --help, do without its variable's meaning."""
-    assert settings("agent", HVPROBE_ONCE="banana").command is Command.AGENT
+    assert settings("agent", HVPROBE_ONCE="banana").listen
     with pytest.raises(SystemExit):
         settings("live", "--help", HVPROBE_ONCE="banana")
     assert "HVPROBE_ONCE" in capsys.readouterr().out

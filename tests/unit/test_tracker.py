@@ -38,7 +38,7 @@ from probes import observer as observer_module
 from probes.changes import FREED_WITHIN_NS
 from probes.tracker import IN_TURN
 from probes.verdict import Reason
-from probes.vmi import IndexState, Vmi, VmiIndex, VmiPhase
+from probes.vmi import Vmi, VmiIndex, VmiPhase
 from probes.vmm import QemuCommandLine, Unread, VmmId, VmmProcess
 
 MARKED_NS = 89_000_000_000
@@ -567,17 +567,14 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
     observer = world.observed(told)
     assert observer.look().vmis == ()
     vmi = Vmi(
-        uid="1",
         namespace="lab",
         name="beta",
         phase=VmiPhase.RUNNING,
         node_name="node-1",
         active_pods=(),
-        migration=None,
         architecture=None,
-        deletion=False,
     )
-    told.says = VmiIndex.of((vmi,), state=IndexState.CURRENT, synced_at_unix_s=2.0)
+    told.says = VmiIndex.of((vmi,))
     assert [it.vm.name for it in observer.look().vmis] == ["beta"]
 
 

@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 
 from probes.cgroup import PodUid
 from probes.vmi import (
-    EMPTY_INDEX,
-    IndexState,
     MalformedVmi,
-    Migration,
-    MigrationMode,
     Vmi,
     VmiIndex,
     VmiPhase,
@@ -56,13 +52,10 @@ def test_a_running_vmi() -> None:
     assert parse_vmi(running()) == Vmi(
         namespace="lab",
         name="beta",
-        uid="5a5a",
         phase=VmiPhase.RUNNING,
         node_name="node-a",
         active_pods=((POD, "node-a"),),
-        migration=None,
         architecture="amd64",
-        deletion=False,
     )
 
 
@@ -76,11 +69,10 @@ def test_a_vmi_just_created() -> None:
     assert found.architecture is None
 
 
-def test_phases_and_modes_are_kubevirts_words() -> None:
-    """VirtualMachineInstancePhase and MigrationMode of its API (types.go)."""
+def test_phases_are_kubevirts_words() -> None:
+    """VirtualMachineInstancePhase of its API (types.go)."""
     words = "Pending Scheduling Scheduled Running Succeeded Failed WaitingForSync Unknown"
     assert [it.value for it in VmiPhase] == ["", *words.split()]
-    assert [it.value for it in MigrationMode] == ["PreCopy", "PostCopy", "Paused"]
 
 
 @pytest.mark.parametrize("phase", list(VmiPhase))
@@ -93,63 +85,6 @@ def test_phases(phase: VmiPhase) -> None:
 def test_an_unknown_phase_is_not_running(text: str) -> None:
     """A phase of a later KubeVirt is UNKNOWN and thus never makes series."""
     assert parse_vmi(changed("status.phase", text)).phase is VmiPhase.UNKNOWN
-
-
-def test_a_deletion_is_seen() -> None:
-    """A deletionTimestamp means deletion was asked for."""
-    assert parse_vmi(changed("metadata.deletionTimestamp", "2025-03-02T11:30:00Z")).deletion
-
-
-MIGRATIONS = [
-    (
-        {"sourceNode": "a", "targetNode": "b", "targetPod": "virt-launcher-x", "mode": "PreCopy"},
-        Migration(
-            source_node="a",
-            target_node="b",
-            target_pod="virt-launcher-x",
-            mode=MigrationMode.PRE_COPY,
-            completed=False,
-            failed=False,
-            ended=False,
-        ),
-        True,
-    ),
-    (
-        {"mode": "PostCopy", "completed": True, "endTimestamp": "2025-03-02T10:00:09Z"},
-        Migration(
-            source_node=None,
-            target_node=None,
-            target_pod=None,
-            mode=MigrationMode.POST_COPY,
-            completed=True,
-            failed=False,
-            ended=True,
-        ),
-        False,
-    ),
-    (
-        {"mode": "Teleport", "failed": True, "sourceNode": None},
-        Migration(
-            source_node=None,
-            target_node=None,
-            target_pod=None,
-            mode=None,
-            completed=False,
-            failed=True,
-            ended=False,
-        ),
-        False,
-    ),
-]
-
-
-@pytest.mark.parametrize(("state", "expected", "in_flight"), MIGRATIONS)
-def test_migrations(state: dict[str, object], expected: Migration, in_flight: bool) -> None:
-    """Source, target, mode and outcome; a mode of a later KubeVirt is not known."""
-    found = parse_vmi(changed("status.migrationState", state)).migration
-    assert found == expected
-    assert found is not None
-    assert found.in_flight is in_flight
 
 
 def test_pods_are_sorted_and_canonical() -> None:
@@ -166,7 +101,6 @@ MALFORMED = [
     ("metadata.name", "", "metadata.name is missing"),
     ("metadata.name", 7, "name is a int, not a string"),
     ("metadata.name", "two\nlines", "no Kubernetes name"),
-    ("metadata.uid", ..., "VMI lab/beta: metadata.uid is missing"),
     ("spec", [], "VMI lab/beta: spec is a list, not an object"),
     ("spec.architecture", {}, "architecture is a dict"),
     ("status", "Running", "status is a str, not an object"),
@@ -175,8 +109,6 @@ MALFORMED = [
     ("status.activePods", [POD], "activePods is a list"),
     ("status.activePods", {"pod-1": "node-a"}, "activePods has 'pod-1', which is no pod uid"),
     ("status.activePods", {POD: None}, "is a NoneType, not a node's name"),
-    ("status.migrationState", True, "migrationState is a bool"),
-    ("status.migrationState", {"failed": "yes"}, "failed is a str, not true or false"),
 ]
 
 
@@ -233,39 +165,26 @@ def sample(name: str, *pods: PodUid) -> Vmi:
     )
 
 
-def test_an_index_finds_by_name_and_by_pod() -> None:
-    """Both look-ups lead to the same value."""
+def test_an_index_finds_by_name() -> None:
+    """The look-up leads to the VMI, and a pod of one VMI is contested by none."""
     alpha, beta = sample("alpha", POD), sample("beta", TARGET)
-    index = VmiIndex.of([alpha, beta], state=IndexState.CURRENT, synced_at_unix_s=100.0)
-    assert index.vmis["lab", "alpha"] is index.pods[POD] is alpha
-    assert index.pods[TARGET] is beta
+    index = VmiIndex.of([alpha, beta])
+    assert index.vmis["lab", "alpha"] is alpha
+    assert index.vmis["lab", "beta"] is beta
     assert index.contested_pods == frozenset()
 
 
-def test_a_pod_claimed_twice_names_nobody() -> None:
-    """When two VMIs claim one pod, neither gets it, whatever the order."""
+def test_a_pod_claimed_twice_is_contested() -> None:
+    """When several VMIs claim one pod, it is contested, whatever the order; other pods are not."""
     vmis = [sample("alpha", POD), sample("beta", POD, TARGET), sample("gamma", POD)]
     for order in (vmis, vmis[::-1]):
-        index = VmiIndex.of(order, state=IndexState.CURRENT, synced_at_unix_s=100.0)
-        assert set(index.pods) == {TARGET}
-        assert index.contested_pods == {POD}
-
-
-def test_the_age_of_an_index() -> None:
-    """Age is counted from the last word of the server; a clock set back makes none negative."""
-    index = VmiIndex.of([], state=IndexState.STALE, synced_at_unix_s=100.0)
-    assert index.age_s(160.0) == 60.0
-    assert index.age_s(90.0) == 0.0
-    assert EMPTY_INDEX.age_s(160.0) is None
-    assert EMPTY_INDEX.state is IndexState.NOT_SYNCED
+        assert VmiIndex.of(order).contested_pods == {POD}
 
 
 def test_an_index_cannot_be_changed() -> None:
     """Neither its fields nor its mappings."""
-    index = VmiIndex.of([sample("alpha", POD)], state=IndexState.CURRENT, synced_at_unix_s=1.0)
+    index = VmiIndex.of([sample("alpha", POD)])
     with pytest.raises(TypeError):
         index.vmis["lab", "x"] = sample("x")  # type: ignore[index]
-    with pytest.raises(TypeError):
-        del index.pods[POD]  # type: ignore[attr-defined]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        index.state = IndexState.STALE  # type: ignore[misc]
+        index.contested_pods = frozenset()  # type: ignore[misc]

@@ -1,0 +1,58 @@
+"""The modules that docstrings, ARCHITECTURE and CONTRIBUTING name are there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    path for folder in ("ebpf", "probes", "tests") for path in (ROOT / folder).rglob("*.py")
+)
+MODULE = re.compile(r"(?<![\w./{},*<-])[\w/]+\.py\b")
+
+
+def texts(source: Path) -> list[str]:
+    """All strings that stand alone: docstrings of modules, classes, functions and fields."""
+    return [
+        node.value.value
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+
+
+def missing(text: str) -> set[str]:
+    """Names of modules in a text that no file of the repository has at its end."""
+    files = [f"/{path.relative_to(ROOT)}" for path in SOURCES]
+    return {
+        name
+        for name in MODULE.findall(text)
+        if not any(file.endswith(f"/{name}") for file in files)
+    }
+
+
+def test_docstrings_name_modules_that_exist() -> None:
+    """A docstring that sends its reader to a module names one that is there."""
+    found = {
+        f"{source.relative_to(ROOT)}: {name}"
+        for source in SOURCES
+        if source.is_relative_to(ROOT / "ebpf") or source.is_relative_to(ROOT / "probes")
+        for text in texts(source)
+        for name in missing(text)
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_documents_name_modules_that_exist(document: str) -> None:
+    """So does a document for developers."""
+    assert missing((ROOT / document).read_text()) == set()
+
+
+def test_a_module_that_is_missing_is_found() -> None:
+    """The search knows names with and without a folder, and knows that these do not exist."""
+    text = "See vmiwatch.py and probes/kube.py, but also probes/kube/watch.py and watch.py."
+    assert missing(text) == {"vmiwatch.py", "probes/kube.py"}
