@@ -11,8 +11,6 @@ from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
 from probes.report import CounterTrust
 
-pytestmark = pytest.mark.every_kernel
-
 DEBUGFS = Path("/sys/kernel/debug/kvm")
 CHURN = 11
 CHURN_EXITS = 7
@@ -38,6 +36,7 @@ def kvm_exits(tgid: int) -> int | None:
     return sum(found) if found else None
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("vcpus", [1, 2, 8])
 @pytest.mark.parametrize("exits", [2003, 10007])
 def test_every_exit_is_counted(
@@ -73,6 +72,7 @@ def test_every_exit_is_counted(
             assert oracle >= exits
 
 
+@pytest.mark.every_kernel
 def test_exits_handled_in_the_kernel_are_counted(node: Node, kvmload: Path) -> None:
     """A guest that hardly ever returns to user space still shows every VM exit."""
     kernel_exits = 1009
@@ -87,6 +87,7 @@ def test_exits_handled_in_the_kernel_are_counted(node: Node, kvmload: Path) -> N
         assert oracle is None or node.session.read().entries[load.tgid].exits == oracle
 
 
+@pytest.mark.every_kernel
 def test_a_blind_hook_is_said_to_be_blind(node: Node, kvmload: Path) -> None:
     """After exits to user space either VM exits were counted, or the hook is called blind.
 
@@ -106,6 +107,7 @@ def test_a_blind_hook_is_said_to_be_blind(node: Node, kvmload: Path) -> None:
     assert node.report().health.exits_trust is health.exits_trust, "not forgotten with the VM"
 
 
+@pytest.mark.every_kernel
 def test_counts_never_go_backwards(node: Node, kvmload: Path) -> None:
     """Each step is there in full at the next look."""
     with KvmLoad(kvmload, "--step", "--paused") as load:

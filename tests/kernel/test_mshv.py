@@ -27,7 +27,6 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.every_kernel
 def test_counts_its_own_number_only() -> None:
     """101 MSHV_RUN_VP are 101; the number's lower half alone is nothing to it."""
     (mshv,) = [hook for hook in HOOKS if hook.question is Question.RUNS_MSHV_VP]
