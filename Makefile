@@ -1,4 +1,5 @@
 # On a fresh Debian or Ubuntu machine, as root: `make run` runs hvprobe, `make test` tests it.
+# On any Linux with Python 3.11 or later, as any user: `make lint test-unit`.
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -8,6 +9,10 @@ TEST_FOLDERS := $(wildcard $(addprefix tests/, \
 	unit server page monitoring cluster kernel prometheus live bench/test_figures.py mutants guests))
 C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
+WORKFLOW_FILES := $(sort $(wildcard .github/workflows/*.yml .github/dependabot.yml))
+# Runs a linter of .venv, or skips it where its package has no wheel for this machine.
+LINT_WITH = if [ ! -x .venv/bin/$(1) ]; then \
+	echo "lint: skipped $(1): its package has no wheel for $$(uname -m)"; else .venv/bin/$(1) $(2); fi
 
 # Kernels that tests/guests boots: versions separated by commas, or all.
 HVPROBE_KERNELS ?= 6.1
@@ -16,7 +21,7 @@ export HVPROBE_KERNELS
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
+.PHONY: help install install-dev install-python run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
 	test-cluster test-server test-monitoring image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
@@ -43,23 +48,26 @@ install: ## install what hvprobe needs: distribution packages, .venv, the projec
 install-dev: ## install what tests and linters need as well
 	@scripts/install.sh run test
 
-lint: install-dev ## check style, types, layers, C and shell
-	@echo "lint: ruff, mypy, import-linter, clang-format, shellcheck"
+install-python: ## install what lint and unit tests need: .venv alone, without root
+	@scripts/install.sh python
+
+lint: install-python ## check style, types, layers, C, shell and workflows
+	@echo "lint: ruff, mypy, import-linter, clang-format, shellcheck, zizmor"
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --quiet --check . || \
 		{ echo "lint: files are not formatted (see above or run: make format)" >&2; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
-	@.venv/bin/lint-imports --no-cache >.venv/lint-imports.txt || \
-		{ cat .venv/lint-imports.txt >&2; exit 1; }
+	@report=$$(.venv/bin/lint-imports --no-cache 2>&1) || { echo "$$report" >&2; exit 1; }
 	@.venv/bin/clang-format --dry-run --Werror $(C_FILES)
-	@shellcheck $(SHELL_FILES)
+	@$(call LINT_WITH,shellcheck,$(SHELL_FILES))
+	@$(call LINT_WITH,zizmor,--offline --no-progress --quiet $(WORKFLOW_FILES))
 
-format: install-dev ## format Python and C, and fix what can be fixed
+format: install-python ## format Python and C, and fix what can be fixed
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix --quiet .
 	@.venv/bin/clang-format -i $(C_FILES)
 
-test-unit: install-dev ## tests that need no root and no kernel features
+test-unit: install-python ## tests that need no root, no distribution package and no kernel features
 	@exec $(PYTEST) tests/unit $(ARGS)
 
 test-kernel: install-dev ## tests with real hooks and real guests on this machine's kernel

@@ -3,7 +3,9 @@
 #
 #   scripts/install.sh [--root] GROUP...
 #
-# GROUP is run, demo, test, image or bench, see packages.txt; test also installs the Python extra "dev".
+# GROUP is run, demo, test, image or bench, see packages.txt; test also installs the dependency group
+# "dev" of pyproject.toml. GROUP may be python instead: hvprobe and the group "dev", and no
+# distribution package. That is enough for lint and unit tests, on any Linux and for any user.
 # --root: the caller needs root for what comes next, so say it before anything is installed.
 #
 # Nothing is installed twice: dpkg is asked for the packages, a stamp in .venv for the Python
@@ -12,7 +14,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
-python=/usr/bin/python3
+# Its bcc is built for this interpreter and no other.
+distribution_python=/usr/bin/python3
 apt_options=(-o DPkg::Lock::Timeout=300 --yes --quiet --no-install-recommends)
 log=
 
@@ -52,17 +55,18 @@ check_machine() {
 	if [ "$need_root" = yes ] && [ "$(id -u)" != 0 ]; then
 		die "loading BPF programs and reading other users' processes needs root and you are $(id -un): run it with sudo or as root"
 	fi
+	[ ${#groups[@]} -gt 0 ] || return 0
 	if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-		die "no apt-get on $(distribution): the packages are known for Debian 12, 13 and Ubuntu 24.04 or later only; elsewhere use the container image"
+		die "no apt-get on $(distribution): the packages are known for Debian 12, 13 and Ubuntu 24.04 or later only; elsewhere use the container image (lint and unit tests need no package: make lint test-unit)"
 	fi
 	check_python
 }
 
-# The distribution's python decides, for its bcc belongs to it.
+# The distribution's python decides, because its bcc belongs to it.
 check_python() {
-	[ -x "$python" ] || return 0
-	"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-		die "$python is $("$python" -c 'import platform; print(platform.python_version())') on $(distribution), hvprobe needs 3.11 or later and the distribution's bcc needs the distribution's python: use Debian 12, 13 or Ubuntu 24.04 or later"
+	[ -x "$distribution_python" ] || return 0
+	"$distribution_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+		die "$distribution_python is $("$distribution_python" -c 'import platform; print(platform.python_version())') on $(distribution), hvprobe needs 3.11 or later and the distribution's bcc needs the distribution's python: use Debian 12, 13 or Ubuntu 24.04 or later"
 }
 
 # Names of the packages of the groups asked for that are not installed, one a line.
@@ -150,12 +154,15 @@ disable_service() {
 	done
 }
 
-# What .venv must have been made of and from to be up to date.
+# A stamp in .venv says what is installed there:
+#   run     hvprobe, with a bcc that works
+#   dev     hvprobe and the dependency group dev, with a bcc that works
+#   python  hvprobe and the dependency group dev
+# It holds this sum of everything that .venv was made from.
 fingerprint() {
-	local extra=$1
 	{
-		printf '%s\n' "$extra" "$venv" "$("$python" -V)"
-		cat "$root/pyproject.toml" "$root/scripts/install.sh" "$root/scripts/isolate.sh"
+		printf '%s\n' "$1" "$venv" "$("$venv/bin/python" -V 2>/dev/null)"
+		cat "$venv/pyvenv.cfg" "$root/pyproject.toml" "$root/scripts/install.sh" "$root/scripts/isolate.sh"
 	} | sha256sum
 }
 
@@ -169,63 +176,118 @@ write_stamp() {
 	mv "$venv/.installed-$1.new" "$venv/.installed-$1"
 }
 
-# An environment is kept when it belongs to this folder and python and its pip works.
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# An environment is kept when it belongs to this folder and its python and pip work.
 venv_is_sound() {
+	[ -r "$venv/pyvenv.cfg" ] && grep -qF "$venv" "$venv/bin/activate" 2>/dev/null &&
+		is_recent "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1
+}
+
+# Only the distribution's python, with the system's packages visible, finds the distribution's bcc.
+venv_sees_bcc() {
 	grep -qx 'include-system-site-packages = true' "$venv/pyvenv.cfg" 2>/dev/null &&
-		grep -qF "$venv" "$venv/bin/activate" 2>/dev/null &&
-		[ "$("$venv/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] &&
-		"$venv/bin/python" -m pip --version >/dev/null 2>&1
+		[ "$venv/bin/python" -ef "$distribution_python" ]
+}
+
+# The interpreter of a new .venv that needs no bcc. The distribution's comes first, because the .venv
+# made from it serves `make run` too.
+any_python() {
+	local candidate
+	for candidate in "$distribution_python" python3 python python3.14 python3.13 python3.12 python3.11; do
+		if is_recent "$candidate" && "$candidate" -c 'import ensurepip' 2>/dev/null; then
+			command -v "$candidate"
+			return
+		fi
+	done
+	die "no python3 on PATH is 3.11 or later and has venv and pip: install one (package python3-venv on Debian and Ubuntu)"
+}
+
+make_venv() {
+	local python=$distribution_python options=(--clear)
+	if [ "$1" = python ]; then python=$(any_python) || exit 1; fi
+	if [ "$python" = "$distribution_python" ]; then options+=(--system-site-packages); fi
+	say "making .venv with $("$python" -V)"
+	"$python" -m venv "${options[@]}" "$venv" >"$log" 2>&1 || {
+		keep_log
+		die "making .venv with $python: $(tail -n 1 "$log"): whole output in $log"
+	}
+}
+
+# The dependency group "dev", one requirement a line. Not pip's --group, which Debian 12's pip lacks.
+dev_requirements() {
+	"$venv/bin/python" -c 'import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    print(*tomllib.load(file)["dependency-groups"]["dev"], sep="\n")' "$root/pyproject.toml"
 }
 
 install_project() {
-	local extra=$1 what=$root label="hvprobe and its Python packages"
-	if up_to_date "$extra"; then return 0; fi
-	if ! venv_is_sound; then
-		say "making .venv with $("$python" -V)"
-		"$python" -m venv --clear --system-site-packages "$venv" >"$log" 2>&1 || {
-			keep_log
-			die "making .venv with $python: $(tail -n 1 "$log"): whole output in $log"
-		}
-	fi
+	local kind=$1 label="hvprobe and its Python packages" requirements=()
+	if up_to_date "$kind"; then return 0; fi
+	if ! venv_is_sound || { [ "$kind" != python ] && ! venv_sees_bcc; }; then make_venv "$kind"; fi
 	rm -f "$venv"/.installed-*
-	if [ "$extra" = dev ]; then
-		what="${root}[dev]"
-		label="hvprobe, its Python packages and those of the tests"
+	if [ "$kind" != run ]; then
+		mapfile -t requirements < <(dev_requirements)
+		[ ${#requirements[@]} -gt 0 ] || die "pyproject.toml has no dependency group dev: restore it"
+		label="hvprobe, its Python packages and those of lint and tests"
 	fi
 	say "installing $label into .venv"
 	if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
-		--editable "$what" >"$log" 2>&1 </dev/null; then
+		--editable "$root" "${requirements[@]}" >"$log" 2>&1 </dev/null; then
 		keep_log
 		die "pip install hvprobe: $(why_pip): whole output in $log"
 	fi
 	"$root/scripts/isolate.sh" "$venv/bin/hvprobe" || exit 1
-	check_bcc
-	write_stamp run
-	if [ "$extra" = dev ]; then write_stamp dev; fi
+	write_stamps "$kind"
 }
 
+# For python a missing bcc is no error. Where bcc works, .venv is up to date for `make run` as well.
+write_stamps() {
+	local kind=$1
+	if [ "$kind" != python ]; then
+		check_bcc
+	elif ! venv_sees_bcc || ! imports_bcc; then
+		write_stamp python
+		return
+	fi
+	write_stamp run
+	if [ "$kind" = run ]; then return; fi
+	write_stamp python
+	write_stamp dev
+}
+
+imports_bcc() { "$venv/bin/python" -c 'import bcc; bcc.BPF' >"$log" 2>&1; }
+
 check_bcc() {
-	"$venv/bin/python" -c 'import bcc; bcc.BPF' >"$log" 2>&1 ||
+	imports_bcc ||
 		die "import bcc in .venv: $(tail -n 1 "$log"): python3-bpfcc must be the distribution's, and no package named bcc may be in .venv (rm -r .venv and try again)"
 }
 
 keep_log() { trap - EXIT; }
 
+# A test sources this file for its functions.
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
+
+usage="usage: scripts/install.sh [--root] run|demo|test|image|bench ... (or: python)"
 need_root=no
 groups=()
-extra=run
+kind=
 for word in "$@"; do
 	case $word in
 	--root) need_root=yes ;;
-	run | demo | image | bench) groups+=("$word") ;;
+	python) kind=${kind:-python} ;;
+	run | demo | image | bench)
+		groups+=("$word")
+		[ "$kind" = dev ] || kind=run
+		;;
 	test)
 		groups+=("$word")
-		extra=dev
+		kind=dev
 		;;
-	*) die "unknown word '$word': usage: scripts/install.sh [--root] run|demo|test|image|bench ..." ;;
+	*) die "unknown word '$word': $usage" ;;
 	esac
 done
-[ ${#groups[@]} -gt 0 ] || die "nothing asked for: usage: scripts/install.sh [--root] run|demo|test|image|bench ..."
+[ -n "$kind" ] || die "no group given: $usage"
 
 check_machine
 # One installation at a time: a lock on the folder itself leaves no file behind.
@@ -239,7 +301,9 @@ trap 'rm -f "$log"' EXIT
 trap 'say "interrupted; the next call goes on from here"; exit 130' INT
 trap 'say "interrupted; the next call goes on from here"; exit 143' TERM
 
-install_packages
-check_python
-install_project "$extra"
+if [ ${#groups[@]} -gt 0 ]; then
+	install_packages
+	check_python
+fi
+install_project "$kind"
 say "up to date"

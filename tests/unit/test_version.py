@@ -1,0 +1,67 @@
+"""The version stands in pyproject.toml alone; every copy that a person reads agrees with it."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from probes.agent import version
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+COPIES = {
+    "CHANGELOG.md": r"^## (\S+?),? ",
+    "README.md": r"^hvprobe (\d\S*)  ",
+    "deploy/base/daemonset.yaml": r"image: hvprobe:(\S+)",
+    "docs/operators.md": r"/hvprobe:(\d\S*)",
+    **{
+        path.relative_to(ROOT).as_posix(): r"image: hvprobe:(\S+)"
+        for path in sorted((ROOT / "tests/golden/deploy").glob("*.yaml"))
+    },
+}
+"""The pattern of the version by file. The first match counts in CHANGELOG.md, where later ones are
+older releases; measurements and captured output of tests keep the version they were made with."""
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_each_copy_agrees(name: str) -> None:
+    """The file names the version of pyproject.toml, and no other."""
+    found = re.findall(COPIES[name], (ROOT / name).read_text(), flags=re.MULTILINE)
+    if name == "CHANGELOG.md":
+        found = found[:1]
+    assert set(found) == {VERSION}, f"set the version in {name} to that of pyproject.toml"
+
+
+def test_every_manifest_is_in_the_table() -> None:
+    """No other manifest names a version of the image."""
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "deploy").rglob("*.yaml")
+        if re.search(r"image: hvprobe:", path.read_text())
+    }
+    assert naming <= COPIES.keys()
+
+
+def test_no_module_holds_a_version() -> None:
+    """The product's own text does not repeat the version, so no module can lag behind."""
+    holding = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("ebpf", "probes")
+        for path in (ROOT / package).rglob("*.py")
+        if f'"{VERSION}"' in path.read_text()
+    ]
+    assert holding == []
+
+
+def test_the_program_reads_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program reports the version of its installed distribution, or that it has none."""
+    monkeypatch.setattr(metadata, "version", {"hvprobe": "1.2.3"}.__getitem__)
+    assert version() == "1.2.3"
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert version() == "0+unknown"
