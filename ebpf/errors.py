@@ -2,9 +2,6 @@
 
 from enum import StrEnum
 
-NOT_PERMITTED = "not permitted"
-"""Words of every reason that says the kernel refused BPF or a hook (EPERM)."""
-
 
 class EbpfError(Exception):
     """Base of everything this room raises on purpose."""
@@ -12,6 +9,11 @@ class EbpfError(Exception):
 
 class BpfUnavailableError(EbpfError):
     """No BPF program can be used at all: not compiled, not permitted, or no BPF on this kernel."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        """Say whether the kernel refused it for want of a permission."""
+        super().__init__(message)
+        self.refused = refused
 
 
 class AttachCause(StrEnum):
@@ -42,6 +44,11 @@ class AttachError(EbpfError):
         self.cause = cause
         self.detail = detail
         self.remedy = remedy
+
+    @property
+    def refused(self) -> bool:
+        """Whether the kernel refused it for want of a permission (EPERM or EACCES)."""
+        return self.cause is AttachCause.NOT_PERMITTED
 
 
 class LedgerReadError(EbpfError):

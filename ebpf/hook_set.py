@@ -154,18 +154,20 @@ class HookSet:
 
     def _attached(self, status: HookStatus) -> HookStatus:
         """Attach one hook where that is possible; its status afterwards."""
-        reasons: list[str] = []
+        failures: list[AttachError] = []
         for point in status.hook.points:
             try:
                 self._attach(point, status.hook)
             except AttachError as err:
-                reasons.append(str(err))
+                failures.append(err)
                 continue
             self._points[status.hook.name] = point
             attached = status.attached_at(point, monotonic_ns())
             self._attach_beside(status.hook, point)
             return attached
-        return status.failed("; ".join(reasons))
+        return status.failed(
+            "; ".join(str(err) for err in failures), refused=any(err.refused for err in failures)
+        )
 
     def _attach(self, point: AttachPoint, hook: Hook) -> None:
         """Attach a hook's program at one point. Raises AttachError."""

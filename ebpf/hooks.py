@@ -99,6 +99,8 @@ class HookStatus:
     """Host CLOCK_MONOTONIC (clock.py) when it was attached last; None: it is not attached."""
     reads_result: bool = False
     """Whether the attach point in use tells a KVM_RUN that ran the vCPU from one that failed."""
+    refused: bool = False
+    """Whether the kernel refused to attach it for want of a permission."""
 
     @property
     def attached(self) -> bool:
@@ -115,15 +117,16 @@ class HookStatus:
             inactive=False,
             attached_ns=now_ns,
             reads_result=point.reads_result,
+            refused=False,
         )
 
-    def failed(self, reason: str) -> "HookStatus":
+    def failed(self, reason: str, *, refused: bool = False) -> "HookStatus":
         """The status when the program can be attached at no point."""
-        return self._detached(reason, inactive=False)
+        return replace(self._detached(reason, inactive=False), refused=refused)
 
     def driver_gone(self, driver: Driver) -> "HookStatus":
         """The status while no process can use the hook's driver."""
-        reason = f"there is no /dev/{driver.device} on this node now, and nothing to see"
+        reason = f"/dev/{driver.device} is absent, so there is nothing to observe"
         return self._detached(reason, inactive=True)
 
     def _detached(self, reason: str, *, inactive: bool) -> "HookStatus":
@@ -134,6 +137,7 @@ class HookStatus:
             inactive=inactive,
             attached_ns=None,
             reads_result=False,
+            refused=False,
         )
 
 
@@ -299,6 +303,14 @@ def field_flag(point: AttachPoint, field: str) -> str:
     return f"{point.target.partition(':')[2]}_{field}".upper()
 
 
-def unattached(reason: str, hooks: Sequence[Hook] = ALWAYS_WANTED) -> tuple[HookStatus, ...]:
-    """Each of these hooks, not attached for the same one-line reason."""
-    return tuple(HookStatus(hook=hook, backend=Backend.NONE, reason=reason) for hook in hooks)
+def unattached(
+    reason: str, hooks: Sequence[Hook] = ALWAYS_WANTED, *, refused: bool = False
+) -> tuple[HookStatus, ...]:
+    """Each of these hooks, not attached for the same one-line reason.
+
+    refused: whether that is because the kernel denied a permission.
+    """
+    return tuple(
+        HookStatus(hook=hook, backend=Backend.NONE, reason=reason, refused=refused)
+        for hook in hooks
+    )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ebpf.bpf_calls import open_kprobe, open_raw_tracepoint, open_tracepoint
-from ebpf.errors import NOT_PERMITTED, AttachCause, AttachError, BpfUnavailableError
+from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.handover import Failure, Loaded, Request
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.privileges import Privileges
@@ -66,7 +66,9 @@ class Programs:
         wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
         self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
         if self._loaded.error is not None:
-            raise BpfUnavailableError(self._why_unavailable(self._loaded.error))
+            failure = self._loaded.error
+            refused = _is_refused(failure)
+            raise BpfUnavailableError(self._why_unavailable(failure), refused=refused)
         self.bcc_version = self._loaded.bcc_version
         """Version of the library that compiled."""
 
@@ -139,7 +141,7 @@ class Programs:
             cause, detail = AttachCause.NOT_THERE, "the kernel has no such function now"
             remedy = "is the module loaded?"
         elif code in (errno.EPERM, errno.EACCES):
-            cause, detail = AttachCause.NOT_PERMITTED, f"{NOT_PERMITTED}: {refused()}"
+            cause, detail = AttachCause.NOT_PERMITTED, f"not permitted: {refused()}"
         elif point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
             cause, detail = AttachCause.NO_TRACEFS, "there is no tracefs"
             remedy = "mount it at /sys/kernel/tracing"
@@ -159,9 +161,9 @@ class Programs:
         return False
 
     def _why_unavailable(self, failure: Failure) -> str:
-        if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
+        if _is_refused(failure):
             refused = self._privileges.why_no_bpf()
-            return f"BPF is {NOT_PERMITTED} here ({failure.detail}): {refused}"
+            return f"BPF is not permitted here ({failure.detail}): {refused}"
         return f"cannot prepare the BPF programs: {failure.detail}"
 
 
@@ -224,3 +226,7 @@ def _why_ended(status: int, words: int) -> str:
         said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
         how = f"ended with status {status}: {said[-1][:300] if said else 'without a word'}"
     return f"cannot prepare the BPF programs: the process that compiles them {how}"
+
+
+def _is_refused(failure: Failure) -> bool:
+    return failure.code == errno.EPERM or bool(failure.code and os.geteuid() != 0)

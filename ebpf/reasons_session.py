@@ -66,8 +66,12 @@ class ReasonsSession:
                 self._lost = MappedArray(fd("lost"), words=1, block_records=1, blocks=1)
                 opened.callback(self._lost.close)
                 self._programs.attach(_POINT, _PROGRAM)
-            except (AttachError, OSError, ValueError) as err:
-                raise BpfUnavailableError(f"exit reasons cannot be had: {err}") from err
+            except AttachError as err:
+                raise BpfUnavailableError(
+                    f"exit reasons are unavailable: {err}", refused=err.refused
+                ) from err
+            except (OSError, ValueError) as err:
+                raise BpfUnavailableError(f"exit reasons are unavailable: {err}") from err
             self._opened = opened.pop_all()
 
     def choose(self, tgids: Collection[int]) -> None:

@@ -5,6 +5,7 @@ pod or a VMI is: it gives the kernel's records and the state of each hook, and n
 """
 
 import contextlib
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -64,12 +65,18 @@ class Session:
             try:
                 self._tables = Tables(self._programs.map_fd, self._sizes)
             except OSError as err:
-                raise BpfUnavailableError(f"the ledger's tables cannot be used: {err}") from err
+                refused = err.errno in (errno.EPERM, errno.EACCES)
+                raise BpfUnavailableError(
+                    f"the ledger's tables cannot be used: {err}", refused=refused
+                ) from err
             opened.callback(self._tables.close)
             self._hook_set = HookSet(hooks, self._programs, places=places, sys_root=sys_root)
             self._unmarked_forks = self._tables.unmarked_forks()
             if not self._hook_set.any_attached:
-                raise BpfUnavailableError(f"no hook can be attached: {self.hooks[-1].reason}")
+                last = self.hooks[-1]
+                raise BpfUnavailableError(
+                    f"no hook can be attached: {last.reason}", refused=last.refused
+                )
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""EDGE: what this node's own accelerators can do: /dev/kvm, /dev/mshv, and whose modules they are.
+"""EDGE: what the accelerators of this node can do, and which modules provide them.
 
-Owns the trial of an accelerator. Must not know any process or VMI. A trial opens the device and
-creates an empty VM, which is closed at once: on an idle node that switches virtualization on for
-a moment, so the caller tries rarely, and not at all where running VMs prove the same.
+Owns the trial of an accelerator (/dev/kvm). Must not know any process or VMI. A trial opens the
+device and creates an empty VM, which is closed at once. On an idle node that enables virtualization
+for a moment, so the caller tries rarely, and never where running VMs already prove the same.
 """
 
 import contextlib
@@ -13,12 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ebpf.uapi import KVM_CREATE_VM
-from probes.node import Accelerator, NodeVirtualization
+from probes.node import Accelerator, Cause, NodeVirtualization, Problem
 from probes.vmm import HypervisorType
 
 _VENDOR_MODULES: Mapping[str, str] = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 """Vendor module by the CPU flag of /proc/cpuinfo that it needs."""
 _NOT_VENDORS = frozenset({"kvm", "kvm_guest"})
+_REMEDIES: Mapping[Cause, str | None] = {
+    Cause.ACCESS_DENIED: "hvprobe cannot try it: give it access to the device",
+    Cause.DEVICE_NOT_MOUNTED: "the node has KVM: mount its /dev/kvm into the container",
+    Cause.DEVICE_ABSENT: "load kvm_intel or kvm_amd, enable virtualization in firmware",
+    Cause.TRIAL_FAILED: None,
+}
 
 
 class Accelerators:
@@ -41,27 +47,38 @@ class Accelerators:
         try:
             _create_empty_vm(device)
         except OSError as err:
-            available, reason = self._why_not(device, err)
-            return Accelerator(type=HypervisorType.KVM, available=available, reason=reason)
-        return Accelerator(type=HypervisorType.KVM, available=True, reason=None)
+            return self._failed(device, err)
+        return Accelerator(type=HypervisorType.KVM, available=True)
 
     def virtualization(self) -> NodeVirtualization:
-        """Vendor module and nesting, as sysfs and cpuinfo tell them."""
+        """Vendor module and nesting, as sysfs and cpuinfo show them."""
         flags = self._cpu_flags()
         return NodeVirtualization(
             module=self._module(flags),
             nested=None if flags is None else "hypervisor" in flags,
         )
 
-    def _why_not(self, device: Path, err: OSError) -> tuple[bool | None, str]:
-        detail = f"{device}: {os.strerror(err.errno or 0)}"
+    def _failed(self, device: Path, err: OSError) -> Accelerator:
+        """KVM after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
+        cause = self._cause(err)
+        unknown = cause in (Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED)
+        return Accelerator(
+            type=HypervisorType.KVM,
+            available=None if unknown else False,
+            problem=Problem(
+                cause=cause,
+                detail=f"{device}: {os.strerror(err.errno or 0)}",
+                remedy=_REMEDIES[cause],
+            ),
+        )
+
+    def _cause(self, err: OSError) -> Cause:
         if err.errno in (errno.EACCES, errno.EPERM):
-            return None, f"{detail}; hvprobe may not try: give it access to the device"
-        if err.errno == errno.ENOENT and (self._sys / "class/misc/kvm").exists():
-            return None, f"{detail}; the node has KVM: mount its /dev/kvm into the container"
-        if err.errno == errno.ENOENT:
-            return False, f"{detail}; load kvm_intel or kvm_amd, enable virtualization in firmware"
-        return False, detail
+            return Cause.ACCESS_DENIED
+        if err.errno != errno.ENOENT:
+            return Cause.TRIAL_FAILED
+        registered = (self._sys / "class/misc/kvm").exists()
+        return Cause.DEVICE_NOT_MOUNTED if registered else Cause.DEVICE_ABSENT
 
     def _module(self, flags: frozenset[str] | None) -> str | None:
         with contextlib.suppress(OSError):
@@ -77,7 +94,7 @@ class Accelerators:
         return None
 
     def _cpu_flags(self) -> frozenset[str] | None:
-        """CPU flags on x86; None elsewhere, where /proc/cpuinfo has none that tell."""
+        """CPU flags on x86; None elsewhere, where /proc/cpuinfo has no such line."""
         with contextlib.suppress(OSError), (self._proc / "cpuinfo").open() as cpuinfo:
             for line in cpuinfo:
                 name, _, value = line.partition(":")

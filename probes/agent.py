@@ -28,6 +28,7 @@ from probes.observer import Observer
 from probes.report import NodeReport, to_json
 from probes.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.site import OPEN_TO_ALL, Site
+from probes.words import watch_error
 
 if TYPE_CHECKING:
     from probes.kube.watch import VmiWatch
@@ -52,7 +53,8 @@ def observing(settings: NodeSettings) -> Iterator[Observer]:
             node=settings.node,
             version=settings.version,
             ledger=session,
-            ledger_error=error,
+            ledger_error=str(error) if error else None,
+            ledger_refused=error is not None and error.refused,
             processes=Host(proc_root=settings.proc_root),
             virtualization=Accelerators(sys_root=settings.sys_root, proc_root=settings.proc_root),
             vmis=watch,
@@ -83,11 +85,12 @@ def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
 
 def _wait_for_names(watch: "VmiWatch") -> None:
     if not watch.wait_synced(FIRST_LIST_WAIT_S):
-        why = watch.status().error or "the API server has not answered"
-        log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, why)
+        log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, watch_error(watch.status()))
 
 
-def _open_session(settings: NodeSettings) -> tuple[Session | None, str | None]:
+def _open_session(
+    settings: NodeSettings,
+) -> tuple[Session | None, BpfUnavailableError | None]:
     try:
         if not in_initial_pid_namespace():
             raise BpfUnavailableError(
@@ -97,7 +100,7 @@ def _open_session(settings: NodeSettings) -> tuple[Session | None, str | None]:
         session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
     except BpfUnavailableError as err:
         log.warning("no BPF, verdicts can only be inferred: %s", err)
-        return None, str(err)
+        return None, err
     for status in session.hooks:
         if not status.attached:
             log.info("hook %s is not attached: %s", status.hook.name, status.reason)

@@ -12,6 +12,7 @@ from ebpf.hooks import Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.identity import Attribution, Naming, VmName
 from probes.node import Accelerator, NodeVirtualization
+from probes.reasons import Reason
 from probes.report import (
     CounterTrust,
     NodeReport,
@@ -22,7 +23,7 @@ from probes.report import (
     VmiReport,
 )
 from probes.tracked import TrackedProcess, Tracking
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType, VmmId
 

@@ -9,26 +9,27 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from probes.celltext import cut, visible
-from probes.doctor import Ability, Check, Outcome
+from probes.doctor import Ability, Check
+from probes.reasons import Outcome
 
 SCHEMA = "hvprobe-doctor/v1"
 SUMMARIES = {
     Ability.VERIFIED: "verdicts can be verified on this node",
     Ability.INFERRED: "verdicts can only be inferred on this node",
-    Ability.NOTHING: "nothing can be said of this node's VMs",
+    Ability.NOTHING: "this node's VMs cannot be judged",
 }
-_MARKS = {Outcome.GOOD: "✓", Outcome.LESS: "!", Outcome.BAD: "✗"}
-_ASCII_MARKS = {Outcome.GOOD: "ok", Outcome.LESS: "--", Outcome.BAD: "NO"}
-_STYLES = {Outcome.GOOD: "green", Outcome.LESS: "yellow", Outcome.BAD: "bold red"}
+_MARKS = {Outcome.GOOD: "✓", Outcome.DEGRADED: "!", Outcome.BAD: "✗"}
+_ASCII_MARKS = {Outcome.GOOD: "ok", Outcome.DEGRADED: "--", Outcome.BAD: "NO"}
+_STYLES = {Outcome.GOOD: "green", Outcome.DEGRADED: "yellow", Outcome.BAD: "bold red"}
 _SUMMARY_OUTCOMES = {
     Ability.VERIFIED: Outcome.GOOD,
-    Ability.INFERRED: Outcome.LESS,
+    Ability.INFERRED: Outcome.DEGRADED,
     Ability.NOTHING: Outcome.BAD,
 }
 
 
 def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
-    """One line a check with its reason and remedy, and the summary: what a pipe gets."""
+    """One line per check with its reason and remedy, then the summary: what a pipe gets."""
     return [
         *(
             visible(
@@ -44,7 +45,7 @@ def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
 def screen(
     checks: Sequence[Check], ability: Ability, *, width: int, ascii_only: bool
 ) -> list[Text]:
-    """For a person at a terminal of so many cells: marks, colours, the remedy below its check."""
+    """For a person at a terminal of a width: marks, colours, the remedy below its check."""
     marks = _ASCII_MARKS if ascii_only else _MARKS
     arrow = "->" if ascii_only else "→"
     indent = len(marks[Outcome.GOOD]) + 1
@@ -86,7 +87,7 @@ def to_json(checks: Sequence[Check], ability: Ability) -> str:
 
 
 def _hung(first: Text, text: Text, indent: int, width: int) -> list[Text]:
-    """Text after its first mark, broken between words, further lines below its beginning."""
+    """Text after its first mark, wrapped between words, further lines indented below it."""
     room = max(width - indent, 20)
     out: list[Text] = []
     rest = text
@@ -98,7 +99,7 @@ def _hung(first: Text, text: Text, indent: int, width: int) -> list[Text]:
 
 
 def _broken(text: Text, room: int) -> tuple[Text, Text]:
-    """What fits into the room, up to a blank if there is one, and what is left."""
+    """What fits into the room, up to a blank if there is one, and the rest."""
     if text.cell_len <= room:
         return text, Text()
     at = len(cut(text.plain, room + 1))

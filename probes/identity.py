@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from probes.cgroup import PodUid
 from probes.procfs import qemu_architecture
+from probes.reasons import Reason
 from probes.tracked import TrackedProcess
-from probes.verdict import Reason
 from probes.vmi import Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
 

@@ -12,6 +12,7 @@ from probes.exposition import Family, Histogram, Kind, Sample
 from probes.http.listen import TlsState
 from probes.report import NodeReport, ProcessState, VmiReport
 from probes.vmi import WatchStatus
+from probes.words import FALLBACK_REMEDY, say
 
 _VM = ("node", "namespace", "name")
 
@@ -63,8 +64,8 @@ def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_fallback",
-        "1: software emulation although this node has a usable accelerator for this guest: look "
-        "at useEmulation in the KubeVirt resource, then restart the VM.",
+        "1: software emulation although this node has a usable accelerator for this guest: "
+        f"{FALLBACK_REMEDY}.",
         [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
         labels=_VM,
     )
@@ -100,7 +101,7 @@ def _node(report: NodeReport) -> Iterator[Family]:
         labels=("node", "hypervisor_type"),
     )
     module = report.virtualization.module
-    nested = {True: "true", False: "false", None: "unknown"}[report.virtualization.nested]
+    nested = say(report.virtualization.nested, "true", "false", "unknown")
     yield _gauge(
         "kubevirt_node_hypervisor_info",
         "Always 1. module provides KVM on this node; nested is true when the node is itself a VM, "

@@ -1,8 +1,38 @@
 """What is known of the node itself. Pure types."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from probes.vmm import HypervisorType
+
+
+class Cause(StrEnum):
+    """Why an accelerator cannot be used, or why that is unknown."""
+
+    ACCESS_DENIED = "access_denied"
+    """The kernel does not let hvprobe open the device."""
+    DEVICE_NOT_MOUNTED = "device_not_mounted"
+    """The node has the accelerator, and the device file is absent where hvprobe runs."""
+    DEVICE_ABSENT = "device_absent"
+    """Neither a device file nor a driver exists."""
+    TRIAL_FAILED = "trial_failed"
+    """The device cannot be opened, or it creates no VM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is wrong and what to do about it. Renderers show the parts, or all of it as text."""
+
+    cause: Cause
+    detail: str
+    """What failed, on what and why, one line."""
+    remedy: str | None = None
+    """What a person can do; None: no remedy is known."""
+
+    @property
+    def text(self) -> str:
+        """Detail and remedy on one line."""
+        return f"{self.detail}; {self.remedy}" if self.remedy else self.detail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,9 +41,9 @@ class Accelerator:
 
     type: HypervisorType
     available: bool | None
-    """Whether the device opens and creates an empty VM; None: not allowed to try."""
-    reason: str | None
-    """Why it is not available or could not be tried, one line; None: it is available."""
+    """Whether the device opens and creates an empty VM; None: hvprobe cannot try it."""
+    problem: Problem | None = None
+    """Why it is unavailable or cannot be tried; None: it is available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +69,8 @@ class KernelAbilities:
     kvm_device: bool
     """A KVM vendor module, or KVM built in, has registered its device."""
     lockdown: str | None
-    """Lockdown mode: none, integrity, confidentiality; None: not told."""
+    """Lockdown mode: none, integrity, confidentiality; None: unknown."""
     capabilities_missing: tuple[str, ...]
-    """Capabilities that hvprobe uses and this process has not."""
+    """Capabilities that hvprobe uses and this process lacks."""
     initial_pid_namespace: bool
     """Whether this process sees the kernel's own process numbers."""

@@ -62,11 +62,14 @@ class Observer:
         version: str,
         ledger: Ledger | None,
         ledger_error: str | None,
+        ledger_refused: bool = False,
         processes: Processes,
         virtualization: Virtualization,
         vmis: VmiSource | None = None,
     ) -> None:
         """Give ledger_error where there is no ledger: one line that says why.
+
+        ledger_refused: whether that is because the kernel denied a permission.
 
         vmis names VMs in a cluster; None: standalone, libvirt's domain names do.
         """
@@ -77,6 +80,7 @@ class Observer:
         self._vmis = vmis
         self._ledger = ledger
         self._ledger_error = ledger_error
+        self._ledger_refused = ledger_refused
         self._dropped_total = 0
         self._tracker = ProcessTracker(processes, ledger)
         self._names = _NameCache(node)
@@ -141,7 +145,7 @@ class Observer:
             entries={},
             capacity=0,
             dropped_total=self._dropped_total,
-            hooks=unattached(error),
+            hooks=unattached(error, refused=self._ledger_refused),
             error=error,
         )
 
@@ -209,7 +213,7 @@ class _AcceleratorTrials:
         """KVM is available when a VM is seen to run on it; otherwise it is tried."""
         for process in processes:
             if process.verdict.type is HypervisorType.KVM and process.verdict.verified:
-                return (Accelerator(type=HypervisorType.KVM, available=True, reason=None),)
+                return (Accelerator(type=HypervisorType.KVM, available=True),)
         now_s = time.monotonic()
         if self._last is None or now_s - self._tried_at_s >= TRIAL_INTERVAL_S:
             self._last = self._virtualization.try_kvm()

@@ -1,7 +1,18 @@
-"""The style of the page at ``/``. Pure text; its hash stands in the Content-Security-Policy.
+"""The style of the page at ``/``. Pure data; its hash is in the Content-Security-Policy.
 
-Tables become cards on a narrow screen. What colour says is also said in words.
+Tables become cards on a narrow screen. Whatever a colour says, words say as well.
 """
+
+from collections.abc import Mapping
+
+from probes.reasons import Outcome
+
+CLASSES: Mapping[Outcome, str] = {
+    Outcome.GOOD: "good",
+    Outcome.DEGRADED: "warn",
+    Outcome.BAD: "bad",
+}
+"""The CSS class of an emphasis."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1d21; --dim: #5c6670; --paper: #f6f7f9;

@@ -27,14 +27,14 @@ class ProcessState(StrEnum):
 
 
 class CounterTrust(StrEnum):
-    """Whether a counter's hook can be believed, found out by watching it."""
+    """Whether a counter's hook can be trusted, learned by watching it."""
 
     PROVEN = "proven"
     """It has fired on this node: a 0 of one process is a true 0."""
     UNTRIED = "untried"
     """It has not fired yet: a 0 may be true or blindness."""
     BLIND = "blind"
-    """It never fires although other hooks saw guests run: this kernel does not call it."""
+    """It never fires although other hooks saw guests run: this kernel does not fire it."""
     MISSING = "missing"
     """It is not attached."""
 
@@ -49,7 +49,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeHealth:
-    """How well hvprobe itself can see."""
+    """How well hvprobe itself can observe this node."""
 
     hooks: tuple[HookStatus, ...]
     exits_trust: CounterTrust
@@ -66,7 +66,7 @@ class ProbeHealth:
     errors_total: Mapping[Source, int]
     """Refreshes in which a source failed."""
     vmi_watch: WatchStatus | None = None
-    """How the VMIs' names come from the API server; None: standalone, they do not."""
+    """State of the watch that names VMIs; None: standalone, without an API server."""
     processes_pending: int = 0
     """Processes that could not be read yet: they block their readers, or there was no time."""
 
@@ -80,18 +80,18 @@ class ProcessReport:
     guest_name: str | None
     """libvirt's domain name, as its command line gives it: hostile text."""
     vm: VmName | None
-    """The VM it is; None: none that has a name here."""
+    """The VM that it runs; None: none that has a name here."""
     state: ProcessState
     verdict: Verdict
     vcpus: int | None
-    """vCPUs it has, by descriptors or by TCG threads; None: not known."""
+    """Its vCPUs, by descriptors or by TCG threads; None: unknown."""
     started_unix_s: float
     runs: int | None
     """KVM_RUN calls; None: not counted here."""
     userspace_exits: int | None
-    """Returns from KVM_RUN; None: not counted here, or not believed."""
+    """Returns from KVM_RUN; None: not counted here, or not trusted."""
     exits: int | None
-    """VM exits; None: not counted here, or not believed."""
+    """VM exits; None: not counted here, or not trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class VmiReport:
     vm: VmName
     verdict: Verdict
     fallback: bool | None
-    """Emulated although the node could accelerate it; None: not known whether it could."""
+    """Emulated although the node could accelerate it; None: unknown whether it could."""
     vmm: VmmId | None
     """Its process; None: not found."""
     userspace_exits: int | None
@@ -110,7 +110,7 @@ class VmiReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """Everything hvprobe says of a node at one moment."""
+    """Everything hvprobe knows about a node at one moment."""
 
     version: str
     """Of hvprobe."""
@@ -143,8 +143,12 @@ def to_json(report: NodeReport) -> dict[str, object]:
             "module": report.virtualization.module,
             "nested": report.virtualization.nested,
             "accelerators": [
-                {"type": it.type.value, "available": it.available, "reason": it.reason}
-                for it in report.accelerators
+                {
+                    "type": accelerator.type.value,
+                    "available": accelerator.available,
+                    "reason": accelerator.problem.text if accelerator.problem else None,
+                }
+                for accelerator in report.accelerators
             ],
         },
         "taken_unix_s": report.taken_unix_s,
@@ -197,7 +201,8 @@ def _verdict_json(verdict: Verdict) -> dict[str, object]:
     return {
         "hypervisor_type": verdict.type.value,
         "verified": verdict.verified,
-        "reasons": [reason.value for reason in verdict.reasons],
+        "reasons": [reason.sentence for reason in verdict.reasons],
+        "reason_codes": [reason.value for reason in verdict.reasons],
     }
 
 

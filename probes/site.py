@@ -16,6 +16,7 @@ from probes.http.routes import Handler, Request, Response, plain_text, prefers_o
 from probes.looks import Seen, SharedLook
 from probes.metrics import families, health_families, refresh_families, tls_families
 from probes.page import CONTENT_SECURITY_POLICY, page
+from probes.words import watch_error
 
 LAST_KNOWN_S = 60.0
 """How long VMs are shown as last seen when looks fail, from the first failure on.
@@ -127,6 +128,6 @@ class Site:
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {seen.failure}")
         watch = seen.report.health.vmi_watch if seen.report else None
         if watch is not None and not watch.synced:
-            why = watch.error or "the API server has not answered yet"
+            why = watch_error(watch)
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
         return plain_text(HTTPStatus.OK, "ready")

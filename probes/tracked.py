@@ -10,7 +10,8 @@ from enum import Enum, auto
 
 from ebpf.ledger import LedgerEntry
 from probes.cgroup import PodCgroup
-from probes.verdict import Reason, Verdict
+from probes.reasons import Reason
+from probes.verdict import Verdict
 from probes.vmm import VmmId
 
 

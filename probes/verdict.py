@@ -1,55 +1,15 @@
 """The rules of judgement: evidence → verdict. Pure; the rules and nothing else.
 
-What the kernel was seen to do decides. What a process says of itself (thread names, command line)
-only ever narrows or contradicts, and a contradiction is reported, never believed. Absence of
+What the kernel was seen to do decides. What a process says about itself (thread names, command
+line) only narrows or contradicts, and a contradiction is reported, never believed. Absence of
 evidence is not evidence of absence: where nothing is proven the type is unknown or not verified.
 """
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from probes.evidence import Evidence
+from probes.reasons import Reason
 from probes.vmm import HypervisorType, Unread
-
-
-class Reason(StrEnum):
-    """Why a verdict is what it is; the value is the short form that outputs show."""
-
-    VM_EXITS_RECORDED = "VM exits recorded"
-    USERSPACE_EXITS_RECORDED = "KVM_RUN returns recorded"
-    KVM_RUN_REFUSED = "KVM_RUN entered, but no guest seen to run"
-    KVM_RUN_RESULT_UNREAD = "KVM_RUN entered, its result cannot be read here"
-    KVM_RUN_UNHELD = "thread inside KVM_RUN on a descriptor that it closed"
-    INSIDE_KVM_RUN = "vCPU thread inside KVM_RUN"
-    VCPU_STATISTICS = "KVM's own statistics count VM exits"
-    KVM_RUN_WORKER = "KVM's worker thread was started by a KVM_RUN"
-    GUEST_TIME = "guest CPU time accounted"
-    HOLDS_VCPUS = "holds vCPUs, not seen running"
-    MSHV_RUN_RECORDED = "MSHV_RUN_VP recorded"
-    INSIDE_MSHV_RUN = "vCPU thread inside MSHV_RUN_VP"
-    HOLDS_MSHV_VPS = "holds mshv vCPUs, not seen running"
-    TCG_COMPUTES = "TCG threads compute, no accelerator in use"
-    TCG_IDLE = "TCG threads have not computed yet"
-    HOOKS_MISSING = "no hook attached that would see KVM_RUN"
-    HOOKS_LATE = "started before the hooks: descriptors stand in for the ledger"
-    LEDGER_INCOMPLETE = "the ledger dropped events"
-    ASKED_FOR_TCG = "no accelerator in use, command line asks for tcg"
-    NO_VCPU_YET = "no vCPU made"
-    NO_VCPU_THREADS = "no vCPU thread found"
-    FDS_UNREADABLE = "descriptors cannot be read completely"
-    THREADS_UNSEEN = "not every thread was seen outside KVM_RUN"
-    READ_BLOCKED = "reading its /proc files blocks"
-    TOO_MUCH_TO_READ = "more threads or descriptors than are read"
-    NOT_READ_YET = "processes of this node are not read yet"
-    CAPABILITY_PROBE = "capability probe without a guest"
-    NO_PROCESS = "no process found for this VM"
-    NO_POD = "the API server names no pod of this VM on this node"
-    POD_CONTESTED = "another VM claims the same pod"
-    SEVERAL_PROCESSES = "several processes of its pod could be this VM"
-    CLAIMS_WITHOUT_FDS = "a thread claims an accelerator of which no descriptor is held"
-    GUEST_TIME_WITHOUT_FDS = "guest CPU time without any vCPU descriptor"
-    CONTRADICTS_THREAD_NAMES = "not what its threads call themselves"
-    CONTRADICTS_COMMAND_LINE = "not what the command line asks for"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The table of the live view: rows → cells of fitting width. Pure.
 
-Owns the columns: what each shows, and who gets how much room. Must not know header, keys, or where
-the table is shown. Every text that leaves is counted in cells (celltext).
+Owns the columns: what each shows, and how much room it gets. Must not know header, keys, or where
+the table is shown. Widths of all text are counted in cells (celltext).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,10 @@ from rich.text import Text
 
 from probes.celltext import cells, fit, visible
 from probes.live.history import MINUTE_S, History
-from probes.live.rows import Row, Trouble
-from probes.verdict import Reason
+from probes.live.rows import Row
+from probes.reasons import Severity
 from probes.vmm import HypervisorType
+from probes.words import deciding_reason
 
 MINUTE_CELLS = int(MINUTE_S)
 """More would show nothing more."""
@@ -39,7 +40,7 @@ class Column(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How the table is to look."""
+    """The layout of the table."""
 
     width: int | None
     """Cells of the terminal; None: as wide as the table needs."""
@@ -47,7 +48,7 @@ class Look:
     minute: bool
     """Whether there is a last minute to be drawn."""
     runs_counted: bool
-    """Whether KVM_RUN is counted here; else its returns are shown."""
+    """Whether KVM_RUN is counted here; otherwise its returns are shown."""
 
 
 _RIGHT = frozenset({Column.TGID, Column.VCPUS, Column.RUNS, Column.EXITS, Column.AGE})
@@ -84,47 +85,18 @@ _GROWING = (
 """Who gets room, in this order, and up to how much; the last minute takes the rest."""
 _CUT = frozenset(column for column, _ in _GROWING)
 
-SHORT_REASONS = {
-    Reason.VM_EXITS_RECORDED: "exits seen",
-    Reason.USERSPACE_EXITS_RECORDED: "RUN returned",
-    Reason.KVM_RUN_REFUSED: "RUN refused",
-    Reason.KVM_RUN_RESULT_UNREAD: "RUN entered",
-    Reason.KVM_RUN_UNHELD: "hidden RUN",
-    Reason.INSIDE_KVM_RUN: "in KVM_RUN",
-    Reason.KVM_RUN_WORKER: "KVM's worker",
-    Reason.GUEST_TIME: "guest time",
-    Reason.HOLDS_VCPUS: "not running",
-    Reason.INSIDE_MSHV_RUN: "in RUN_VP",
-    Reason.HOLDS_MSHV_VPS: "not running",
-    Reason.TCG_COMPUTES: "TCG computes",
-    Reason.TCG_IDLE: "TCG idle",
-    Reason.ASKED_FOR_TCG: "asked for",
-    Reason.NO_VCPU_YET: "no vCPU made",
-    Reason.NO_VCPU_THREADS: "no vCPU",
-    Reason.FDS_UNREADABLE: "unreadable",
-    Reason.THREADS_UNSEEN: "not all seen",
-    Reason.READ_BLOCKED: "read blocked",
-    Reason.TOO_MUCH_TO_READ: "too much",
-    Reason.NOT_READ_YET: "not read yet",
-    Reason.CAPABILITY_PROBE: "probe",
-    Reason.NO_PROCESS: "no process",
-    Reason.CLAIMS_WITHOUT_FDS: "false claim",
-    Reason.GUEST_TIME_WITHOUT_FDS: "no vCPU held",
-    Reason.CONTRADICTS_THREAD_NAMES: "not as named",
-    Reason.CONTRADICTS_COMMAND_LINE: "not as asked",
-}
-"""Reasons where there is no room for their words; one that is not here is cut."""
 _STYLES = {
     HypervisorType.KVM: "green",
     HypervisorType.MSHV: "green",
     HypervisorType.TCG: "yellow",
     HypervisorType.UNKNOWN: "magenta",
 }
+_URGENT = "bold red"
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 def table(rows: Sequence[Row], history: History, look: Look) -> list[Text]:
-    """Heading and one line a row, none wider than look.width."""
+    """Heading and one line per row, none wider than look.width."""
     contents = [_contents(row, look) for row in rows]
     widths = _widths(contents, look)
     heading = Text()
@@ -169,7 +141,7 @@ def age(seconds: float | None) -> str:
 
 
 def bars(values: Sequence[float | None], *, ascii_only: bool) -> str:
-    """One bar a value, against the highest; a blank where there is no value."""
+    """One bar per value, relative to the highest; a blank where there is no value."""
     steps = _ASCII_BARS if ascii_only else _BARS
     most = max((it for it in values if it is not None), default=0.0)
     return "".join(
@@ -197,17 +169,15 @@ def _contents(row: Row, look: Look) -> dict[Column, str]:
 def type_mark(row: Row) -> str:
     """The type, with ``!`` for a fallback and ``?`` for what is only inferred."""
     kind = row.verdict.type
-    if row.trouble is Trouble.FALLBACK:
+    if row.severity is Severity.FALLBACK:
         return f"{kind.value}!"
     inferred = not row.verdict.verified and kind is not HypervisorType.UNKNOWN
     return f"{kind.value}?" if inferred else kind.value
 
 
 def _proof(row: Row, *, short: bool) -> str:
-    """The deciding reason; of a contradiction, the last one, which says what contradicts."""
-    reasons = row.verdict.reasons
-    reason = reasons[-1] if row.trouble is Trouble.CONTRADICTION else reasons[0]
-    return SHORT_REASONS.get(reason, reason.value) if short else reason.value
+    reason = deciding_reason(row.verdict)
+    return reason.short if short else reason.sentence
 
 
 def _heading(column: Column, look: Look) -> str:
@@ -272,7 +242,7 @@ def _append(line: Text, text: str, style: str) -> None:
 
 
 def _cut(line: Text, look: Look) -> Text:
-    """Without blanks at the end, and, in a terminal too narrow for anything, cut."""
+    """Strip blanks at the end, and cut the line to the terminal's width."""
     line.rstrip()
     if look.width is not None and line.cell_len > look.width:
         line.truncate(look.width)
@@ -281,8 +251,7 @@ def _cut(line: Text, look: Look) -> Text:
 
 def _style(row: Row, column: Column) -> str:
     if column is Column.TYPE:
-        trouble = row.trouble in (Trouble.FALLBACK, Trouble.CONTRADICTION)
-        return "bold red" if trouble else _STYLES[row.verdict.type]
-    if column is Column.PROOF and row.trouble is Trouble.CONTRADICTION:
-        return "bold red"
+        return _URGENT if row.severity.urgent else _STYLES[row.verdict.type]
+    if column is Column.PROOF and row.severity is Severity.CONTRADICTION:
+        return _URGENT
     return {Column.MINUTE: "cyan", Column.AGE: "dim", Column.PROOF: "dim"}.get(column, "")

@@ -1,7 +1,7 @@
 """Reports → what a person sees of them: frames for a terminal, plain tables, JSON. Pure renderer.
 
-Owns the header, the notes of what cannot be told here, and the lines of exit reasons. Must not
-know the terminal, nor find anything out.
+Owns the header, the notes about what is unavailable, and the lines of exit reasons. Must not know
+the terminal, nor find anything out.
 """
 
 import json
@@ -22,6 +22,7 @@ from probes.live.rows import Row, ordered, rows_of
 from probes.live.view import View, scrolled
 from probes.report import CounterTrust, NodeReport, to_json
 from probes.vmm import HypervisorType
+from probes.words import is_attached, vm_exits, watch_error
 
 _NOTES_SHOWN = 2
 _SMALL_HEIGHT = 10
@@ -31,20 +32,20 @@ _REASON_BAR_CELLS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """All that a frame shows."""
+    """Everything that a frame shows."""
 
     report: NodeReport
-    """Without what was not asked for."""
+    """Only what was selected."""
     history: History
     reasons: Reasons | None = None
-    """Exit reasons by tgid; None: not asked for."""
+    """Exit reasons by tgid; None: not requested."""
     reasons_lost_total: int = 0
-    """Exits whose reason found no room."""
+    """Exits whose reason was dropped because the table was full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What it is shown on."""
+    """The terminal's size and abilities."""
 
     width: int
     height: int
@@ -52,7 +53,7 @@ class Shape:
 
 
 def frame(scene: Scene, view: View, shape: Shape, *, interval_s: float) -> tuple[list[Text], View]:
-    """At most shape.height lines, none wider than shape.width; the view, its place mended."""
+    """At most shape.height lines, none wider than shape.width; and the view, scrolled to fit."""
     rows = _chosen(scene, view)
     look = _look(scene, width=shape.width, ascii_only=shape.ascii_only, minute=True)
     heading, *lines = table(rows, scene.history, look)
@@ -72,12 +73,12 @@ def frame(scene: Scene, view: View, shape: Shape, *, interval_s: float) -> tuple
 
 
 def page_lines(shape: Shape, *, above: int = 2 + _NOTES_SHOWN) -> int:
-    """Lines of the table that fit below a header of so many lines."""
+    """Lines of the table that fit below a header with the given number of lines."""
     return max(shape.height - above - 2, 1)
 
 
 def plain(scene: Scene, *, width: int | None, ascii_only: bool) -> list[Text]:
-    """Header, notes and the whole table; width None: nothing is cut."""
+    """Header, notes and the complete table; width None: nothing is cut."""
     rows = _chosen(scene, View())
     look = _look(scene, width=width, ascii_only=ascii_only, minute=False)
     heading, *lines = table(rows, scene.history, look)
@@ -89,7 +90,7 @@ def plain(scene: Scene, *, width: int | None, ascii_only: bool) -> list[Text]:
 def frame_json(report: NodeReport, reasons: Reasons | None = None) -> str:
     """One frame in the form of ``hvprobe snapshot``, on one line.
 
-    With reasons each process that was asked about has ``exit_reasons``, the most frequent first.
+    With reasons each requested process has ``exit_reasons``, the most frequent first.
     """
     frame = to_json(report)
     if reasons is not None:
@@ -112,7 +113,7 @@ def _look(scene: Scene, *, width: int | None, ascii_only: bool, minute: bool) ->
         width=width,
         ascii_only=ascii_only,
         minute=minute,
-        runs_counted=_attached(scene.report, Question.RUNS_VCPU),
+        runs_counted=is_attached(scene.report, Question.RUNS_VCPU),
     )
 
 
@@ -145,7 +146,7 @@ def _by_type(report: NodeReport) -> str:
 
 
 def _notes(scene: Scene, look: Look) -> list[Text]:
-    """What cannot be told on this node, and why; the most important first."""
+    """What is unavailable on this node, and why; the most important first."""
     return [Text(visible(it, ascii_only=look.ascii_only), "yellow") for it in _notes_of(scene)]
 
 
@@ -156,27 +157,30 @@ def _notes_of(scene: Scene) -> Iterator[str]:
         return
     watch = health.vmi_watch
     if watch is not None and not watch.is_current:
-        yield f"VMI names are not up to date: {watch.error or 'the API server has not answered'}"
+        yield f"VMI names are not up to date: {watch_error(watch)}"
     if scene.reasons is not None:
         yield _reasons_note(scene)
-    if not _attached(scene.report, Question.RUNS_VCPU):
+    if not is_attached(scene.report, Question.RUNS_VCPU):
         yield "USER/s: returns of KVM_RUN to user space; KVM_RUN itself is not counted here"
-    if health.exits_trust is CounterTrust.BLIND:
-        yield "EXIT/s: not to be had, this kernel never calls its tracepoint kvm_exit"
-    elif health.exits_trust is CounterTrust.MISSING:
-        yield "EXIT/s: not to be had, the hook kvm_exit is not attached (see hvprobe doctor)"
-    elif health.exits_trust is CounterTrust.UNTRIED:
-        yield "EXIT/s: no VM exit was seen yet"
+    exits = vm_exits(health)
+    match exits.trust:
+        case CounterTrust.UNTRIED:
+            yield f"EXIT/s: {exits.why}"
+        case CounterTrust.BLIND:
+            yield f"EXIT/s unavailable: {exits.why}"
+        case CounterTrust.MISSING:
+            yield f"EXIT/s unavailable: {exits.why} (see hvprobe doctor)"
+        case CounterTrust.PROVEN:
+            pass
 
 
 def _reasons_note(scene: Scene) -> str:
-    trust = scene.report.health.exits_trust
-    lost = f"; {scene.reasons_lost_total} exits found no room" if scene.reasons_lost_total else ""
-    if trust is CounterTrust.BLIND:
-        return "reasons: not to be had, this kernel never calls its tracepoint kvm_exit"
-    if trust is CounterTrust.MISSING:
-        return "reasons: not to be had, the hook kvm_exit is not attached"
-    return f"reasons: since shown; {REASONS_COST}{lost}"
+    exits = vm_exits(scene.report.health)
+    if exits.trust in (CounterTrust.BLIND, CounterTrust.MISSING):
+        return f"exit reasons unavailable: {exits.why}"
+    lost = scene.reasons_lost_total
+    dropped = f"; {lost} exits dropped for want of room" if lost else ""
+    return f"exit reasons: since first shown; {REASONS_COST}{dropped}"
 
 
 def _with_reasons(
@@ -215,17 +219,13 @@ def _footer(view: View, look: Look, *, shown: int, of: int) -> Text:
         ("t", "type"),
         ("n", "name"),
         ("/", "filter"),
-        ("p", "go on" if view.paused else "pause"),
+        ("p", "resume" if view.paused else "pause"),
         ("q", "quit"),
     ):
         line.append(key, "bold")
         line.append(f" {meaning}  ")
     line.rstrip()
     return line
-
-
-def _attached(report: NodeReport, question: Question) -> bool:
-    return any(it.attached for it in report.health.hooks if it.hook.question is question)
 
 
 def _fitted(line: Text, width: int | None) -> Text:

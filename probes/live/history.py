@@ -1,6 +1,6 @@
 """The last minute of each process's counters: totals of reports → rates. Pure.
 
-Owns what a rate is and when there is none. Must not know how rates are shown.
+Owns which reports are compared. Must not know how rates are shown.
 """
 
 from collections import deque
@@ -8,20 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ebpf.exit_reasons import ReasonCount
+from probes.rates import per_second
 from probes.report import NodeReport, ProcessReport
 from probes.vmm import VmmId
 
 MINUTE_S = 60.0
 STEP_S = 1.0
-"""Rates of the last minute are kept in steps of this length, however often one looks."""
+"""Rates of the last minute are kept in steps of this length, however often reports arrive."""
 
 Reasons = Mapping[int, tuple[ReasonCount, ...]]
-"""Exit reasons by tgid; a process that is not in it was not asked about."""
+"""Exit reasons by tgid; a process that is absent was not asked about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Events a second between the last two looks; None: not counted here, or seen only once."""
+    """Events per second between the last two reports; None: not counted, or seen only once."""
 
     runs: float | None = None
     userspace_exits: float | None = None
@@ -38,7 +39,7 @@ class ReasonRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """One process at one look."""
+    """One process in one report."""
 
     at_s: float
     runs: int | None
@@ -47,7 +48,7 @@ class _Look:
 
     @property
     def activity(self) -> int | None:
-        """The counter that the last minute is drawn of."""
+        """The counter that the last minute is drawn from."""
         return self.userspace_exits if self.exits is None else self.exits
 
 
@@ -74,7 +75,7 @@ class History:
         self._reasons_elapsed_s: float | None = None
 
     def add(self, report: NodeReport, reasons: Reasons | None = None) -> None:
-        """The next report. Processes that are gone are forgotten."""
+        """Add the next report and forget the processes that have ended."""
         elapsed_s = report.taken_unix_s - self._at_s if self._began_s is not None else None
         self._at_s = report.taken_unix_s
         if self._began_s is None:
@@ -89,22 +90,22 @@ class History:
         self._reasons_elapsed_s = elapsed_s
 
     def rates(self, vmm: VmmId) -> Rates:
-        """Between the last two looks."""
+        """Between the last two reports."""
         past = self._processes.get(vmm)
         if past is None or past.before is None:
             return Rates()
         now, before = past.now, past.before
         seconds = now.at_s - before.at_s
         return Rates(
-            runs=_rate(before.runs, now.runs, seconds),
-            userspace_exits=_rate(before.userspace_exits, now.userspace_exits, seconds),
-            exits=_rate(before.exits, now.exits, seconds),
+            runs=per_second(before.runs, now.runs, seconds),
+            userspace_exits=per_second(before.userspace_exits, now.userspace_exits, seconds),
+            exits=per_second(before.exits, now.exits, seconds),
         )
 
     def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
         """Mean activity (exits, else userspace exits) of parts of the last minute, oldest first.
 
-        None: nobody was looking then.
+        None: there was no report then.
         """
         past = self._processes.get(vmm)
         sums, seen = [0.0] * parts, [0] * parts
@@ -141,17 +142,10 @@ class History:
         past.before, past.now = past.now, look
         seconds = look.at_s - past.step_began.at_s
         if seconds >= STEP_S * 0.95:
-            rate = _rate(past.step_began.activity, look.activity, seconds)
+            rate = per_second(past.step_began.activity, look.activity, seconds)
             if rate is not None and (past.step_began.exits is None) == (look.exits is None):
                 past.steps.append((look.at_s, rate))
             past.step_began = look
         while past.steps and past.steps[0][0] <= look.at_s - MINUTE_S:
             past.steps.popleft()
         return past
-
-
-def _rate(before: int | None, now: int | None, seconds: float) -> float | None:
-    """None where a total is missing, or went back (the hook was attached anew)."""
-    if before is None or now is None or seconds <= 0 or now < before:
-        return None
-    return (now - before) / seconds

@@ -1,43 +1,25 @@
-"""One line a process: a report → rows, searched and ordered. Pure.
+"""One line per process: a report → rows, searched and ordered. Pure.
 
-Owns what counts as trouble, what a row is called, and the ways to search and sort. Must not know
-columns, widths or keys. Text of a row is still foreign text: who shows it makes it visible().
+Owns the ways to search and sort; severity and names come from words.py. Must not know columns,
+widths or keys. Text of a row is still foreign text: the module that shows it calls visible().
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 from probes.live.history import History, Rates, ReasonRate
-from probes.report import NodeReport, ProcessReport, ProcessState, VmiReport
-from probes.verdict import Reason, Verdict
-from probes.vmm import HypervisorType, VmmId
-
-_CONTRADICTIONS = frozenset(
-    {
-        Reason.CLAIMS_WITHOUT_FDS,
-        Reason.GUEST_TIME_WITHOUT_FDS,
-        Reason.CONTRADICTS_THREAD_NAMES,
-        Reason.CONTRADICTS_COMMAND_LINE,
-    }
-)
-
-
-class Trouble(IntEnum):
-    """What a person should look at, worst first."""
-
-    CONTRADICTION = 0
-    """It says one thing of itself and the kernel says another."""
-    FALLBACK = 1
-    """Emulated although this node could accelerate it."""
-    UNKNOWN = 2
-    NONE = 3
+from probes.reasons import Severity
+from probes.report import NodeReport, ProcessReport, VmiReport
+from probes.verdict import Verdict
+from probes.vmm import VmmId
+from probes.words import subject_of_process, subject_of_vmi
 
 
 class Order(StrEnum):
-    """How rows are sorted; equals by name."""
+    """How rows are sorted; equals are sorted by name."""
 
-    TROUBLE = "trouble"
+    SEVERITY = "severity"
     EXITS = "exits"
     TYPE = "type"
     NAME = "name"
@@ -45,7 +27,7 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A process that uses an accelerator or is a QEMU, or a VM whose process was not found."""
+    """A process that uses an accelerator or is a QEMU, or a VM without a process."""
 
     vmm: VmmId | None
     """The process; None: not found."""
@@ -53,7 +35,7 @@ class Row:
     name: str
     """namespace/name, else the guest's name, else ``-``."""
     verdict: Verdict
-    trouble: Trouble
+    severity: Severity
     vcpus: int | None
     age_s: float | None
     rates: Rates
@@ -65,15 +47,15 @@ class Row:
         return None if self.vmm is None else self.vmm.tgid
 
     def matches(self, words: str) -> bool:
-        """Whether each of the words is found in what the row shows, in either case."""
+        """Whether the row shows each of the words, in upper or lower case."""
         shown = " ".join(
             (
                 str(self.tgid),
                 self.command,
                 self.name,
                 self.verdict.type.value,
-                *(reason.value for reason in self.verdict.reasons),
-                self.trouble.name.lower(),
+                *(reason.sentence for reason in self.verdict.reasons),
+                self.severity.label,
             )
         ).casefold()
         return all(word in shown for word in words.casefold().split())
@@ -97,14 +79,13 @@ def ordered(rows: Iterable[Row], order: Order) -> tuple[Row, ...]:
 def _row(
     process: ProcessReport, vmi: VmiReport | None, report: NodeReport, history: History
 ) -> Row:
+    subject = subject_of_process(process, vmi)
     return Row(
         vmm=process.vmm,
         command=process.comm,
-        name=f"{process.vm.namespace}/{process.vm.name}"
-        if process.vm
-        else process.guest_name or "-",
+        name=subject.name,
         verdict=process.verdict,
-        trouble=_trouble(process.verdict, vmi, probe=process.state is ProcessState.PROBE),
+        severity=subject.severity,
         vcpus=process.vcpus,
         age_s=max(report.taken_unix_s - process.started_unix_s, 0.0),
         rates=history.rates(process.vmm),
@@ -113,27 +94,18 @@ def _row(
 
 
 def _orphan(vmi: VmiReport) -> Row:
+    subject = subject_of_vmi(vmi)
     return Row(
         vmm=None,
         command="-",
-        name=f"{vmi.vm.namespace}/{vmi.vm.name}",
+        name=subject.name,
         verdict=vmi.verdict,
-        trouble=_trouble(vmi.verdict, vmi, probe=False),
+        severity=subject.severity,
         vcpus=None,
         age_s=None,
         rates=Rates(),
         reasons=(),
     )
-
-
-def _trouble(verdict: Verdict, vmi: VmiReport | None, *, probe: bool) -> Trouble:
-    if _CONTRADICTIONS & set(verdict.reasons):
-        return Trouble.CONTRADICTION
-    if vmi is not None and vmi.fallback:
-        return Trouble.FALLBACK
-    if verdict.type is HypervisorType.UNKNOWN and not probe:
-        return Trouble.UNKNOWN
-    return Trouble.NONE
 
 
 def _by_name(row: Row) -> tuple[str, tuple[VmmId, ...]]:
@@ -147,7 +119,7 @@ def _activity(row: Row) -> float:
 
 
 _KEYS: Mapping[Order, Callable[[Row], tuple[object, ...]]] = {
-    Order.TROUBLE: lambda row: (row.trouble, *_by_name(row)),
+    Order.SEVERITY: lambda row: (row.severity, *_by_name(row)),
     Order.EXITS: lambda row: (-_activity(row), *_by_name(row)),
     Order.TYPE: lambda row: (row.verdict.type.value, row.verdict.verified, *_by_name(row)),
     Order.NAME: _by_name,

@@ -34,7 +34,7 @@ class Key(StrEnum):
 class View:
     """The state of the view."""
 
-    order: Order = Order.TROUBLE
+    order: Order = Order.SEVERITY
     words: str = ""
     """Filter; empty: everything is shown."""
     editing: bool = False
@@ -65,7 +65,7 @@ def pressed(view: View, key: Key | str, *, page: int) -> View:
     if view.editing:
         return _edited(view, key)
     if key in _ORDERS:
-        order = Order.TROUBLE if view.order is _ORDERS[key] else _ORDERS[key]
+        order = Order.SEVERITY if view.order is _ORDERS[key] else _ORDERS[key]
         return replace(view, order=order, top=0)
     match key:
         case "/":

@@ -263,7 +263,7 @@ def test_commands_that_look_once(api: ApiServer, guests: Guests) -> None:
     assert [(it["name"], it["hypervisor_type"]) for it in taken["vmis"]] == [("alpha", "tcg")]
     assert taken["health"]["vmi_watch"]["synced"] is True
     said = hvprobe("doctor", *flags).stdout
-    assert "ok    where VMI names come from: the API server" in said
+    assert "ok    VMI names: from the API server" in said
 
 
 def test_commands_that_look_once_without_an_api_server(
@@ -273,7 +273,7 @@ def test_commands_that_look_once_without_an_api_server(
     api.stop()
     ran = hvprobe("doctor", "--kubeconfig", str(api.kubeconfig()), "--node", NODE)
     assert "no VMI names after 5 s" in ran.stderr
-    assert "no    where VMI names come from: from nowhere" in ran.stdout
+    assert "fail  VMI names: unavailable" in ran.stdout
     assert "Connection refused" in ran.stdout
 
 

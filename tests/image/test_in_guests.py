@@ -118,8 +118,8 @@ def test_needs_sys_resource_before_5_11(image: Image) -> None:
     assert any(
         "CAP_SYS_RESOURCE is missing" in line for line in seen[without]["doctor"].split("\n")
     )
-    assert "may hvprobe do what it needs: yes" in seen[whole]["doctor"]
-    assert "may hvprobe do what it needs: not all" in seen[without]["doctor"]
+    assert "permissions: complete" in seen[whole]["doctor"]
+    assert "permissions: incomplete" in seen[without]["doctor"]
 
 
 def test_runs_on_arm64(request: pytest.FixtureRequest) -> None:

@@ -78,7 +78,7 @@ def test_proves_what_runs(image: Image, crio_seccomp: Json, guests: None, varian
         assert samples(agent, "kubevirt_vmi_hypervisor_fallback")[labels(BETA)] == 1.0
         doctor = agent.execute("hvprobe", "doctor")
         assert doctor.returncode == 0, doctor.stdout
-        assert "may hvprobe do what it needs: yes" in doctor.stdout
+        assert "permissions: complete" in doctor.stdout
         assert agent.get("/readyz") == "ready\n"
 
 
@@ -175,8 +175,8 @@ def test_names_what_is_missing(
         proven = samples(agent, "kubevirt_vmi_hypervisor_verified")
         assert proven[labels(BETA)] == beta_verified
         doctor = agent.execute("hvprobe", "doctor")
-    (line,) = [it for it in doctor.stdout.splitlines() if "may hvprobe do what it needs" in it]
-    assert f"what it needs: {missing} is missing; " in line
+    (line,) = [it for it in doctor.stdout.splitlines() if "permissions:" in it]
+    assert f"permissions: {missing} is missing; " in line
     lost_bpf = missing in ("CAP_BPF", "CAP_PERFMON")
     assert doctor.returncode == (1 if lost_bpf else 0)
     if lost_bpf:
@@ -195,7 +195,7 @@ def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests
         doctor = agent.execute("hvprobe", "doctor")
     assert doctor.returncode == 0
     # Every capability is there, and yet the kernel refuses.
-    assert "may hvprobe do what it needs: not all" in doctor.stdout
+    assert "permissions: incomplete" in doctor.stdout
     backends = {dict(found)["backend"] for found, value in hooks.items() if value == 1.0}
     assert backends == {"raw_tracepoint"}
 

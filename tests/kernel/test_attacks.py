@@ -25,7 +25,7 @@ from kernel_numbers import Owners, busy_users_of_maps
 from kernel_world import EMULATED, MACHINE, QEMU, machine_arguments, of_this_run, wait_for
 
 from ebpf.hooks import Question
-from probes.verdict import Reason
+from probes.reasons import Reason
 from probes.vmm import HypervisorType
 
 pytestmark = pytest.mark.host_only

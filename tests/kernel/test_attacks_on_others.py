@@ -25,9 +25,9 @@ from kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
 from kernel_world import DEADLINE_S, EMULATED, KvmLoad, Qemu, wait_for
 
 from probes.process_reader import MAX_THREADS
+from probes.reasons import Reason
 from probes.settings import LEAST_LEDGER_CAPACITY
 from probes.thread_tables import MAX_DESCRIPTORS
-from probes.verdict import Reason
 
 pytestmark = pytest.mark.host_only
 
@@ -140,7 +140,7 @@ def test_the_others_pay_nothing(
         if attack.reasons:
             shown = told[attacker.tgid]
             assert (shown["hypervisor_type"], shown["verified"]) == ("unknown", False)
-            assert shown["reasons"][0] in attack.reasons
+            assert shown["reason_codes"][0] in attack.reasons
     assert agent.get("/healthz") == "alive\n"
 
 

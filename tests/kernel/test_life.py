@@ -26,8 +26,8 @@ from kernel_world import (
 )
 
 from ebpf.hooks import Question
+from probes.reasons import Reason
 from probes.report import VmiReport
-from probes.verdict import Reason
 from probes.vmm import HypervisorType
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")

@@ -49,7 +49,7 @@ def check(node: Node, tgid: int, expected: Expected | None) -> str:
     shown = node.process(tgid)
     assert shown is not None
     sure = "verified" if shown.verdict.verified else "inferred"
-    return f"{shown.verdict.type}, {sure}: {shown.verdict.reasons[0]}"
+    return f"{shown.verdict.type}, {sure}: {shown.verdict.reasons[0].sentence}"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)

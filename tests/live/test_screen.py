@@ -83,7 +83,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
     """r, t and n sort, / filters, Escape shows all again, p pauses, q quits with 0."""
     with live(tmp_path, columns=110) as terminal:
         terminal.wait_for("live/paused")
-        terminal.wait_for("by trouble")
+        terminal.wait_for("by severity")
         terminal.press("n")
         frame = terminal.wait_for("by name")
         assert names(frame) == sorted(names(frame))
@@ -91,7 +91,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         frame = terminal.wait_for("by type")
         assert names(frame).index("live/alpha") < names(frame).index("live/beta")
         terminal.press("t")
-        terminal.wait_for("by trouble")
+        terminal.wait_for("by severity")
         terminal.press("r")
         terminal.wait_for("by exits")
         terminal.press("/", "p", "a", "u", "s")

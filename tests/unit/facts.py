@@ -13,10 +13,11 @@ from typing import Any
 from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.evidence import Evidence
-from probes.node import Accelerator, NodeVirtualization
+from probes.node import Accelerator, Cause, NodeVirtualization, Problem
+from probes.reasons import Reason
 from probes.report import CounterTrust, ProbeHealth
 from probes.tracked import State, TrackedProcess
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import (
     AcceleratorFds,
     HypervisorType,
@@ -198,9 +199,17 @@ def tracked(vmm: VmmId = VMM, **changes: Any) -> TrackedProcess:  # noqa: ANN401
     return replace(plain, **changes)
 
 
-KVM_AVAILABLE = Accelerator(type=HypervisorType.KVM, available=True, reason=None)
-KVM_ABSENT = Accelerator(type=HypervisorType.KVM, available=False, reason="/dev/kvm: not here")
-KVM_UNTRIED = Accelerator(type=HypervisorType.KVM, available=None, reason="may not try")
+KVM_AVAILABLE = Accelerator(type=HypervisorType.KVM, available=True)
+KVM_ABSENT = Accelerator(
+    type=HypervisorType.KVM,
+    available=False,
+    problem=Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/kvm: not here"),
+)
+KVM_UNTRIED = Accelerator(
+    type=HypervisorType.KVM,
+    available=None,
+    problem=Problem(cause=Cause.ACCESS_DENIED, detail="may not try"),
+)
 INTEL_HOST = NodeVirtualization(module="kvm_intel", nested=False)
 
 

@@ -10,8 +10,9 @@ from rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
 from ebpf.hooks import Question
 from probes.live.frames import Scene
 from probes.live.history import History
+from probes.reasons import Reason
 from probes.report import CounterTrust, NodeReport, ProcessReport, ProcessState
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType
 
 BEGAN_UNIX_S = 1700000000.0

@@ -4,7 +4,8 @@ from facts import INTEL_HOST, VMM, health, hooks
 
 from ebpf.hooks import Question
 from probes.identity import VmName
-from probes.node import Accelerator
+from probes.node import Accelerator, Cause, Problem
+from probes.reasons import Reason
 from probes.report import (
     CounterTrust,
     NodeReport,
@@ -13,7 +14,7 @@ from probes.report import (
     Source,
     VmiReport,
 )
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType, VmmId
 
 KVM = Verdict(
@@ -79,8 +80,12 @@ def rich_report() -> NodeReport:
         machine="x86_64",
         taken_unix_s=1700000100.5,
         accelerators=(
-            Accelerator(type=HypervisorType.KVM, available=True, reason=None),
-            Accelerator(type=HypervisorType.MSHV, available=False, reason="/dev/mshv: not here"),
+            Accelerator(type=HypervisorType.KVM, available=True),
+            Accelerator(
+                type=HypervisorType.MSHV,
+                available=False,
+                problem=Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/mshv: not here"),
+            ),
         ),
         virtualization=INTEL_HOST,
         health=health(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from probes.accelerators import Accelerators
+from probes.node import Cause
 from probes.vmm import HypervisorType
 
 
@@ -33,36 +34,40 @@ def open_descriptors() -> set[str]:
 
 
 def test_no_device_no_kvm(node: Path) -> None:
-    """Neither device nor driver: the node has no KVM, and the remedy is told."""
+    """Neither device nor driver: the node has no KVM, and the problem has a remedy."""
     found = accelerators(node).try_kvm()
     assert (found.type, found.available) == (HypervisorType.KVM, False)
-    assert found.reason is not None
-    assert "No such file" in found.reason
-    assert "kvm_intel" in found.reason
+    assert found.problem is not None
+    assert found.problem.cause is Cause.DEVICE_ABSENT
+    assert "No such file" in found.problem.detail
+    assert "kvm_intel" in (found.problem.remedy or "")
 
 
 def test_no_device_in_this_container(node: Path) -> None:
-    """The driver is there and only the device is missing here: that is not known to be false."""
+    """With a driver and no device file here, it is unknown whether KVM works."""
     has_kvm(node)
     found = accelerators(node).try_kvm()
     assert found.available is None
-    assert found.reason is not None
-    assert "mount" in found.reason
+    assert found.problem is not None
+    assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
+    assert "mount" in (found.problem.remedy or "")
 
 
 def test_device_that_may_not_be_opened(node: Path) -> None:
-    """Without access nothing is known of the accelerator."""
+    """Without access it is unknown whether the accelerator works."""
     # A read-only attribute of sysfs refuses to be opened for writing, whoever asks.
     (node / "dev/kvm").symlink_to("/sys/kernel/uevent_seqnum")
     found = accelerators(node).try_kvm()
     assert found.available is None
-    assert found.reason is not None
-    assert "Permission denied" in found.reason
+    assert found.problem is not None
+    assert found.problem.cause is Cause.ACCESS_DENIED
+    assert "Permission denied" in found.problem.detail
+    assert found.problem.text == f"{found.problem.detail}; {found.problem.remedy}"
 
 
 @pytest.mark.parametrize("kind", ["file", "null", "folder"])
 def test_device_that_is_none(node: Path, kind: str) -> None:
-    """What opens and makes no VM, or does not open, is no accelerator; the reason is one line."""
+    """A device that cannot be opened or creates no VM is no accelerator; the text is one line."""
     device = node / "dev/kvm"
     match kind:
         case "file":
@@ -73,9 +78,10 @@ def test_device_that_is_none(node: Path, kind: str) -> None:
             device.mkdir()
     found = accelerators(node).try_kvm()
     assert found.available is False
-    assert found.reason is not None
-    assert str(device) in found.reason
-    assert "\n" not in found.reason
+    assert found.problem is not None
+    assert found.problem.cause is Cause.TRIAL_FAILED
+    assert str(device) in found.problem.text
+    assert "\n" not in found.problem.text
 
 
 def test_trial_leaves_no_descriptor(node: Path) -> None:
@@ -87,10 +93,10 @@ def test_trial_leaves_no_descriptor(node: Path) -> None:
 
 
 def test_the_real_device() -> None:
-    """On this very machine the answer is one of three; only a working device needs no reason."""
+    """On this very machine the answer is one of three; only a working device has no problem."""
     before = len(open_descriptors())
     found = Accelerators().try_kvm()
-    assert (found.reason is None) == (found.available is True)
+    assert (found.problem is None) == (found.available is True)
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         assert found.available is not None
     assert len(open_descriptors()) == before

@@ -26,9 +26,10 @@ from probes.assemble import (
 )
 from probes.identity import Attribution, VmName
 from probes.node import Accelerator
+from probes.reasons import Reason
 from probes.report import CounterTrust, ProcessReport, ProcessState
 from probes.tracked import TrackedProcess, Tracking
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType, VmmId
 
 PROVEN, UNTRIED = CounterTrust.PROVEN, CounterTrust.UNTRIED

@@ -25,8 +25,9 @@ from probes.changes import (
     tracked_process,
 )
 from probes.evidence import Evidence
+from probes.reasons import Reason
 from probes.tracked import Action, Event, State, Step, TrackedProcess
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType
 
 PLAIN = tracked()

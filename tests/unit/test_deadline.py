@@ -20,6 +20,7 @@ WAIT_S = 60.0
 NEVER_S = 3600.0
 HANGING = """
 import sys
+from ebpf.errors import BpfUnavailableError
 from probes import agent, cli
 from probes.live import show
 
@@ -43,7 +44,7 @@ class Server(agent.Server):
 if arguments[0] == "agent":
     agent._open_session = lambda _: (Detaching(), None)
 else:
-    agent._open_session = lambda _: (None, "not in this test")
+    agent._open_session = lambda _: (None, BpfUnavailableError("not in this test"))
 agent.Server = Server
 agent.Observer.look = look
 agent.STOP_DEADLINE_S = agent.LOOK_DEADLINE_S = show.LOOK_DEADLINE_S = float(deadline_s)

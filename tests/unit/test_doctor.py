@@ -1,21 +1,23 @@
-"""What a node can prove: one line a question, and the exit code."""
+"""What a node can prove: one line per check, and the exit code."""
 
 from dataclasses import replace
 
 import pytest
 from facts import health, hooks
-from rich_report import rich_report
+from live_reports import LIAR, guest
+from rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
 from ebpf.hooks import Question, unattached
 from probes import doctor_view
-from probes.doctor import Ability, Check, Outcome, ability, checks
-from probes.node import Accelerator, KernelAbilities, NodeVirtualization
-from probes.report import CounterTrust, NodeReport
+from probes.doctor import Ability, Check, ability, checks
+from probes.node import Accelerator, Cause, KernelAbilities, NodeVirtualization, Problem
+from probes.reasons import Outcome
+from probes.report import CounterTrust, NodeReport, ProcessReport, VmiReport
 from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
 
 NO_BPF = health(
-    hooks=unattached("no BPF: not permitted"),
+    hooks=unattached("no BPF: not permitted", refused=True),
     ledger_error="no BPF: not permitted",
     exits_trust=CounterTrust.MISSING,
     userspace_exits_trust=CounterTrust.MISSING,
@@ -45,7 +47,14 @@ BARE = KernelAbilities(
 def report(
     *, attached: frozenset[Question] = frozenset(Question), proc_readable: bool = True
 ) -> NodeReport:
-    return replace(rich_report(), health=health(hooks=hooks(attached)), proc_readable=proc_readable)
+    """A node on which the hooks of these questions are attached, and one VM runs, on KVM."""
+    return replace(
+        rich_report(),
+        health=health(hooks=hooks(attached)),
+        proc_readable=proc_readable,
+        processes=(process(4711, KVM, name="alpha"),),
+        vmis=(vmi("alpha", KVM),),
+    )
 
 
 def lines(given: NodeReport, kernel: KernelAbilities) -> list[str]:
@@ -92,7 +101,7 @@ def test_exit_codes() -> None:
 
 
 def test_all_is_well() -> None:
-    """Every question has a line and every line is good; the last one sums up."""
+    """Every check has a line and every line is good; the last one sums up."""
     found = lines(report(), CAPABLE)
     assert [line.split()[0] for line in found[:-1]] == ["ok"] * (len(found) - 1)
     assert len(found) == len(checks(report(), CAPABLE)) + 1
@@ -100,38 +109,47 @@ def test_all_is_well() -> None:
 
 
 def test_without_bpf() -> None:
-    """The reason stands in the line; nothing is called good that is not."""
-    given = replace(rich_report(), health=NO_BPF)
+    """The line has the reason; nothing is called good that is not."""
+    given = replace(report(), health=NO_BPF)
     found = lines(given, CAPABLE)
     assert any("no BPF: not permitted" in line for line in found)
     assert found[-1] == "verdicts can only be inferred on this node"
     names = check(given, "VMI names")
     of_hooks = [it for it in checks(given, CAPABLE) if it != names][1:4]
-    assert [it.outcome for it in of_hooks] == [Outcome.LESS] * 3
-    assert check(given, "which processes become VMMs").outcome is Outcome.LESS
-    # All capabilities are there, yet something refuses: that is not a yes.
-    assert check(given, "may hvprobe").outcome is Outcome.LESS
-    assert check(report(), "may hvprobe").finding == "yes"
+    assert [it.outcome for it in of_hooks] == [Outcome.DEGRADED] * 3
+    assert check(given, "new VMM processes").outcome is Outcome.DEGRADED
+    # All capabilities are there, yet the kernel refuses: that is not complete.
+    refused = check(given, "permissions")
+    assert (refused.outcome, refused.finding.split(":")[0]) == (Outcome.DEGRADED, "incomplete")
+    assert check(report(), "permissions").finding == "complete"
+
+
+def test_permissions_do_not_depend_on_words() -> None:
+    """What the kernel refused is a flag of a hook; its reason may have any words."""
+    words = replace(report(), health=health(hooks=unattached("not permitted")))
+    assert check(words, "permissions").finding == "complete"
+    flag = replace(report(), health=health(hooks=unattached("no", refused=True)))
+    assert check(flag, "permissions").outcome is Outcome.DEGRADED
 
 
 def test_a_bare_kernel() -> None:
-    """What is missing is named one by one, and what stands in for it or remedies it is said."""
+    """Each missing thing is named, with its substitute or its remedy."""
     found = {it.question: it for it in checks(report(), BARE)}
-    may = found["may hvprobe do what it needs"]
-    assert may.outcome is Outcome.LESS
+    permissions = found["permissions"]
+    assert permissions.outcome is Outcome.DEGRADED
     for word in ("CAP_SYS_PTRACE", "CAP_BPF", "PID namespace", "confidentiality"):
-        assert word in may.finding
-    assert may.remedy
-    offers = found["what this kernel offers"]
-    assert offers.outcome is Outcome.LESS
-    assert "KVM yes, kprobes no, tracefs no, BTF (not needed) no" in offers.finding
-    assert "tracefs" in (offers.remedy or "")
-    late = found["which VMs that ran before hvprobe"]
+        assert word in permissions.finding
+    assert permissions.remedy
+    features = found["kernel features"]
+    assert features.outcome is Outcome.DEGRADED
+    assert "KVM yes, kprobes no, tracefs no, BTF (not needed) no" in features.finding
+    assert "tracefs" in (features.remedy or "")
+    late = found["VMs started before hvprobe"]
     assert (late.outcome, late.remedy) == (
-        Outcome.LESS,
-        "give CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE",
+        Outcome.DEGRADED,
+        "give hvprobe CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE",
     )
-    runs = found["which process uses KVM"]
+    runs = found["KVM activity"]
     assert runs.outcome is Outcome.GOOD
     assert "CONFIG_KPROBES" in runs.finding
 
@@ -144,7 +162,7 @@ def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
     )
     given = replace(report(), health=health(hooks=gone))
     assert ability(given) is Ability.VERIFIED
-    found = check(given, "which process uses KVM")
+    found = check(given, "KVM activity")
     assert found.outcome is Outcome.GOOD
     assert "no KVM module is loaded" in found.finding
 
@@ -152,7 +170,7 @@ def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
 def test_without_anything() -> None:
     """Neither hooks nor /proc."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
-    assert (lines(given, CAPABLE))[-1] == "nothing can be said of this node's VMs"
+    assert (lines(given, CAPABLE))[-1] == "this node's VMs cannot be judged"
 
 
 LOST = WatchStatus(
@@ -171,9 +189,13 @@ LOST = WatchStatus(
         (None, Outcome.GOOD, "libvirt's domain names"),
         (replace(LOST, up=True, error=None), Outcome.GOOD, "the API server"),
         (replace(LOST, error=None), Outcome.GOOD, "the API server"),
-        (LOST, Outcome.LESS, "as last known: cannot watch it: no route"),
-        (replace(LOST, synced=False), Outcome.BAD, "no VM has a name: cannot watch it: no route"),
-        (replace(LOST, synced=False, error=None), Outcome.BAD, "it has not answered yet"),
+        (LOST, Outcome.DEGRADED, "as last known: cannot watch it: no route"),
+        (replace(LOST, synced=False), Outcome.BAD, "no VM can be named: cannot watch it: no route"),
+        (
+            replace(LOST, synced=False, error=None),
+            Outcome.BAD,
+            "the API server has not answered yet",
+        ),
     ],
 )
 def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, finding: str) -> None:
@@ -189,44 +211,46 @@ def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, find
 
 
 def test_hooks_that_prove_use_of_kvm_are_missing() -> None:
-    """The ledger is there and the two hooks are not: both reasons are told."""
+    """With a ledger and without both hooks, both reasons are shown."""
     rest = frozenset(Question) - {Question.RUNS_VCPU, Question.USERSPACE_EXITS}
-    found = check(report(attached=rest), "which process uses KVM")
-    assert found.outcome is Outcome.LESS
+    found = check(report(attached=rest), "KVM activity")
+    assert found.outcome is Outcome.DEGRADED
     assert "kvm_vcpu_ioctl is not here; kvm_userspace_exit is not here" in found.finding
 
 
 def test_hooks_that_are_attached_are_named() -> None:
     """By name and backend."""
-    found = check(report(), "which process uses KVM")
-    assert found.finding == ("seen by kvm_vcpu_ioctl (kprobe) and kvm_userspace_exit (tracepoint)")
-    assert "sched_process_exec" in check(report(), "become VMMs").finding
+    found = check(report(), "KVM activity")
+    assert found.finding == (
+        "detected by kvm_vcpu_ioctl (kprobe) and kvm_userspace_exit (tracepoint)"
+    )
+    assert "sched_process_exec" in check(report(), "new VMM processes").finding
 
 
 def test_no_exec_hook() -> None:
-    """What stands in for it is told."""
+    """Its substitute is named."""
     rest = frozenset(Question) - {Question.EXECUTES}
-    found = check(report(attached=rest), "become VMMs")
-    assert (found.outcome, "/proc" in found.finding) == (Outcome.LESS, True)
+    found = check(report(attached=rest), "new VMM processes")
+    assert (found.outcome, "/proc" in found.finding) == (Outcome.DEGRADED, True)
 
 
 @pytest.mark.parametrize(
     ("trust", "outcome", "says"),
     [
-        (CounterTrust.PROVEN, Outcome.GOOD, "seen to count"),
-        (CounterTrust.UNTRIED, Outcome.GOOD, "no VM has made one yet"),
-        (CounterTrust.BLIND, Outcome.LESS, "never calls it"),
-        (CounterTrust.MISSING, Outcome.LESS, "no hook attached"),
+        (CounterTrust.PROVEN, Outcome.GOOD, "has fired on this node"),
+        (CounterTrust.UNTRIED, Outcome.GOOD, "no VM has triggered it yet"),
+        (CounterTrust.BLIND, Outcome.DEGRADED, "this kernel never fires kvm_"),
+        (CounterTrust.MISSING, Outcome.DEGRADED, "is not attached"),
     ],
 )
 @pytest.mark.parametrize(
     ("field", "question"),
-    [("exits_trust", "VM exits"), ("userspace_exits_trust", "returns to user space")],
+    [("exits_trust", "VM exits"), ("userspace_exits_trust", "userspace exits")],
 )
 def test_counters(
     field: str, question: str, trust: CounterTrust, outcome: Outcome, says: str
 ) -> None:
-    """How far each counter can be believed, each by its own trust."""
+    """How far each counter can be trusted, each by its own trust."""
     given = replace(rich_report(), health=health(**{field: trust}))
     found = check(given, question)
     assert found.outcome is outcome
@@ -234,39 +258,93 @@ def test_counters(
 
 
 @pytest.mark.parametrize(
-    ("available", "reason", "virtualization", "outcome", "finding"),
+    ("available", "problem", "virtualization", "outcome", "finding"),
     [
-        (True, None, ("kvm_intel", False), Outcome.GOOD, "yes, by kvm_intel"),
-        (True, None, ("kvm_pvm", True), Outcome.GOOD, "yes, by kvm_pvm, the node is itself a VM"),
-        (True, None, (None, None), Outcome.GOOD, "yes, by no module"),
-        (False, "no /dev/kvm; load it", (None, None), Outcome.BAD, "no /dev/kvm; load it"),
-        (None, "may not try; give access", (None, None), Outcome.LESS, "may not try; give access"),
+        (True, None, ("kvm_intel", False), Outcome.GOOD, "works, provided by kvm_intel"),
+        (
+            True,
+            None,
+            ("kvm_pvm", True),
+            Outcome.GOOD,
+            "works, provided by kvm_pvm; the node itself is a VM",
+        ),
+        (True, None, (None, None), Outcome.GOOD, "works"),
+        (False, ("no /dev/kvm", "load it"), (None, None), Outcome.BAD, "no /dev/kvm; load it"),
+        (None, ("no; access", "give it"), (None, None), Outcome.DEGRADED, "no; access; give it"),
+        (False, ("a file; no device", None), (None, None), Outcome.BAD, "a file; no device"),
     ],
 )
 def test_accelerator(
     available: bool | None,
-    reason: str | None,
+    problem: tuple[str, str | None] | None,
     virtualization: tuple[str | None, bool | None],
     outcome: Outcome,
     finding: str,
 ) -> None:
-    """Works, does not, or may not be tried, with module and reason."""
+    """Works, does not, or cannot be tried, with module, or with the problem and its remedy.
+
+    The remedy is a field of its own, whatever punctuation the detail has.
+    """
     module, nested = virtualization
+    wrong = problem and Problem(cause=Cause.TRIAL_FAILED, detail=problem[0], remedy=problem[1])
     given = replace(
         report(),
         accelerators=(
-            Accelerator(type=HypervisorType.MSHV, available=False, reason="not asked"),
-            Accelerator(type=HypervisorType.KVM, available=available, reason=reason),
+            Accelerator(type=HypervisorType.MSHV, available=False),
+            Accelerator(type=HypervisorType.KVM, available=available, problem=wrong),
         ),
         virtualization=NodeVirtualization(module=module, nested=nested),
     )
-    found = check(given, "does KVM work here")
-    told = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
-    assert (found.outcome, told) == (outcome, finding)
+    (found,) = [it for it in checks(given, CAPABLE) if it.question == "KVM"]
+    assert found.remedy == (problem[1] if problem else None)
+    shown = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
+    assert (found.outcome, shown) == (outcome, finding)
+
+
+@pytest.mark.parametrize(
+    ("processes", "vmis", "outcome", "finding", "remedy"),
+    [
+        ((), (), Outcome.GOOD, "no VM and no VMM process", None),
+        ((process(1, KVM),), (), Outcome.GOOD, "1 fine", None),
+        (
+            (process(1, PAUSED), process(2, KVM)),
+            (vmi("zeta", NONE, vmm=None),),
+            Outcome.DEGRADED,
+            "1 unknown, 1 not verified, 1 fine",
+            None,
+        ),
+        (
+            (guest(7, LIAR, "liar"), process(2, KVM)),
+            (),
+            Outcome.BAD,
+            "contradiction: default/liar (7); 1 fine",
+            "inspect the process",
+        ),
+        (
+            tuple(guest(tgid, LIAR, guest_name="x") for tgid in range(1, 8)),
+            (),
+            Outcome.BAD,
+            "; ".join([*(f"contradiction: x ({tgid})" for tgid in range(1, 6)), "2 more urgent"]),
+            "inspect the process",
+        ),
+    ],
+)
+def test_urgent_vms_are_named(
+    processes: tuple[ProcessReport, ...],
+    vmis: tuple[VmiReport, ...],
+    outcome: Outcome,
+    finding: str,
+    remedy: str | None,
+) -> None:
+    """The most urgent first, at most five of them by name; the others are counted."""
+    found = check(replace(report(), processes=processes, vmis=vmis), "VM verdicts")
+    assert (found.outcome, found.finding) == (outcome, finding)
+    assert (found.remedy or "").startswith(remedy or "")
+    assert bool(found.remedy) == bool(remedy)
 
 
 def test_a_check_is_one_line() -> None:
-    """Outcome, question, finding and remedy of every check stand in a line of their own."""
+    """Outcome, question, finding and remedy of every check are on one line."""
     for given in (report(), replace(rich_report(), health=NO_BPF), rich_report()):
         for line, it in zip(lines(given, CAPABLE), checks(given, CAPABLE), strict=False):
             assert "\n" not in line

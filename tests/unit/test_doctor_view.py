@@ -8,18 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from probes.doctor import Ability, Check, Outcome
+from probes.doctor import Ability, Check
 from probes.doctor_view import lines, screen, to_json
+from probes.reasons import Outcome
 
 CHECKS = (
-    Check(question="does KVM work here", outcome=Outcome.GOOD, finding="yes, by kvm_intel"),
+    Check(question="KVM", outcome=Outcome.GOOD, finding="works, provided by kvm_intel"),
     Check(
-        question="which process uses KVM",
-        outcome=Outcome.LESS,
-        finding="no hook: kprobe kvm_vcpu_ioctl: this kernel has no kprobes (CONFIG_KPROBES)",
-        remedy="use a kernel with kprobes, or live with what the tracepoints tell",
+        question="KVM activity",
+        outcome=Outcome.DEGRADED,
+        finding="no hook is attached: kprobe kvm_vcpu_ioctl: this kernel has no kprobes "
+        "(CONFIG_KPROBES)",
+        remedy="use a kernel with kprobes, or accept what the tracepoints show",
     ),
-    Check(question="may it", outcome=Outcome.BAD, finding="no\x1b[2J", remedy="run as root"),
+    Check(question="permissions", outcome=Outcome.BAD, finding="no\x1b[2J", remedy="run as root"),
 )
 
 
@@ -31,12 +33,12 @@ def shown(*, width: int = 60, ascii_only: bool = False) -> list[str]:
 def test_for_a_person() -> None:
     """A mark before each check, long ones broken between words, the remedy below."""
     assert shown() == [
-        "✓ does KVM work here: yes, by kvm_intel",
-        "! which process uses KVM: no hook: kprobe kvm_vcpu_ioctl:",
+        "✓ KVM: works, provided by kvm_intel",
+        "! KVM activity: no hook is attached: kprobe kvm_vcpu_ioctl:",
         "  this kernel has no kprobes (CONFIG_KPROBES)",
-        "  → use a kernel with kprobes, or live with what the",
-        "    tracepoints tell",
-        r"✗ may it: no\x1b[2J",
+        "  → use a kernel with kprobes, or accept what the",
+        "    tracepoints show",
+        r"✗ permissions: no\x1b[2J",
         "  → run as root",
         "",
         "! verdicts can only be inferred on this node",
@@ -54,14 +56,14 @@ def test_without_utf8() -> None:
 def test_for_a_pipe() -> None:
     """One line a check with its outcome, reason and remedy, then what it comes to."""
     assert lines(CHECKS, Ability.NOTHING) == [
-        "ok    does KVM work here: yes, by kvm_intel",
+        "ok    KVM: works, provided by kvm_intel",
         (
-            "less  which process uses KVM: no hook: kprobe kvm_vcpu_ioctl: this kernel has no "
-            "kprobes (CONFIG_KPROBES); use a kernel with kprobes, or live with what the "
-            "tracepoints tell"
+            "warn  KVM activity: no hook is attached: kprobe kvm_vcpu_ioctl: this kernel has no "
+            "kprobes (CONFIG_KPROBES); use a kernel with kprobes, or accept what the "
+            "tracepoints show"
         ),
-        r"no    may it: no\x1b[2J; run as root",
-        "nothing can be said of this node's VMs",
+        r"fail  permissions: no\x1b[2J; run as root",
+        "this node's VMs cannot be judged",
     ]
 
 
@@ -75,8 +77,8 @@ def test_as_json(ability: Ability) -> None:
         ability.value,
     )
     assert found["checks"][2] == {
-        "question": "may it",
-        "outcome": "no",
+        "question": "permissions",
+        "outcome": "fail",
         "finding": "no\x1b[2J",
         "remedy": "run as root",
     }
@@ -89,7 +91,8 @@ def test_as_json(ability: Ability) -> None:
 def test_fits_any_terminal(findings: Sequence[str], width: int) -> None:
     """No line is wider than the terminal, and nothing in it disturbs one."""
     checks = [
-        Check(question="q", outcome=Outcome.LESS, finding=it, remedy=it or None) for it in findings
+        Check(question="q", outcome=Outcome.DEGRADED, finding=it, remedy=it or None)
+        for it in findings
     ]
     for line in screen(checks, Ability.VERIFIED, width=width, ascii_only=False):
         assert line.plain.isprintable()

@@ -21,8 +21,9 @@ from rich_report import rich_report, vmi
 from probes.exposition import Exposition, Family, Format, Histogram, Kind
 from probes.identity import VmName
 from probes.metrics import families
+from probes.reasons import Reason
 from probes.report import NodeReport, VmiReport
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType
 
 END = {Format.TEXT: "", Format.OPENMETRICS: "# EOF\n"}

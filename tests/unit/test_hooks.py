@@ -155,6 +155,18 @@ def test_fields_are_the_macros_of_the_bpf_text() -> None:
     assert all(point.backend is Backend.TRACEPOINT for point in points if point.fields)
 
 
+def test_a_refusal_is_a_flag_of_its_own() -> None:
+    """Whether the kernel refused is known without its words, and no longer holds once attached."""
+    plain = HookStatus(hook=HOOKS[0], backend=Backend.NONE)
+    assert not plain.failed("kprobe x: not permitted").refused
+    refused = plain.failed("kprobe x: no", refused=True)
+    assert refused.refused
+    assert not refused.driver_gone().refused
+    assert not refused.attached_at(HOOKS[0].points[0], 7).refused
+    assert {it.refused for it in unattached("no BPF", refused=True)} == {True}
+    assert {it.refused for it in unattached("not permitted")} == {False}
+
+
 def test_unattached_names_every_hook_and_the_reason() -> None:
     """Without any BPF each wanted hook is still reported, with backend none and the reason."""
     statuses = unattached("no BPF here")

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.identity import Attribution, Naming, VmName, by_guest_name, vm_name
+from probes.reasons import Reason
 from probes.tracked import TrackedProcess
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmm import HypervisorType, VmmId
 
 KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from probes.cgroup import PodCgroup, PodUid
 from probes.identity import Attribution, VmName, by_pod
+from probes.reasons import Reason
 from probes.tracked import TrackedProcess
-from probes.verdict import Reason, Verdict
+from probes.verdict import Verdict
 from probes.vmi import EMPTY_INDEX, Vmi, VmiIndex, VmiPhase
 from probes.vmm import HypervisorType, VmmId
 

@@ -16,12 +16,13 @@ from rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
 from ebpf.exit_reasons import Isa, ReasonCount
 from ebpf.hooks import unattached
-from probes.live.columns import SHORT_REASONS, age, bars, number
+from probes.live.columns import age, bars, number
 from probes.live.frames import Scene, Shape, frame, frame_json, plain
 from probes.live.history import History
 from probes.live.options import Selection
 from probes.live.rows import Order, ordered, rows_of
 from probes.live.view import View
+from probes.reasons import Reason, Severity
 from probes.report import CounterTrust, NodeReport
 from probes.vmi import WatchStatus
 from probes.vmm import HypervisorType
@@ -47,7 +48,7 @@ def shown(of: Scene, view: View | None = None, shape: Shape = SMALL) -> str:
     ],
 )
 def test_golden_frame(name: str, shape: Shape) -> None:
-    """A node with a case of everything looks exactly so; trouble comes first."""
+    """A node with a case of everything looks exactly so; the most urgent comes first."""
     assert shown(scene(*busy_node()), shape=shape) == (GOLDEN / name).read_text()
 
 
@@ -120,12 +121,20 @@ def test_a_thousand_vms() -> None:
     assert "of 1000" in text(lines)
 
 
-def test_trouble_comes_first() -> None:
-    """Contradiction, fallback, unknown, then the rest by name; a capability probe is no trouble."""
-    rows = ordered(rows_of(busy_node()[-1], History()), Order.TROUBLE)
-    assert [row.trouble.name for row in rows[:3]] == ["CONTRADICTION", "FALLBACK", "UNKNOWN"]
-    assert [row.name for row in rows[:3]] == ["default/liar", "default/beta", "default/zeta"]
-    assert {row.trouble.name for row in rows[3:]} == {"NONE"}
+def test_the_most_urgent_comes_first() -> None:
+    """Contradiction, fallback, unknown, not verified, then the rest by name.
+
+    A capability probe is fine.
+    """
+    rows = ordered(rows_of(busy_node()[-1], History()), Order.SEVERITY)
+    assert [row.severity for row in rows[:4]] == [*Severity][:4]
+    assert [row.name for row in rows[:4]] == [
+        "default/liar",
+        "default/beta",
+        "default/zeta",
+        "lab paused",
+    ]
+    assert {row.severity for row in rows[4:]} == {Severity.FINE}
 
 
 def test_orders() -> None:
@@ -253,15 +262,15 @@ def test_bars() -> None:
 
 def test_short_reasons_fit() -> None:
     """The short form of every reason fits the narrowest column."""
-    assert {reason: short for reason, short in SHORT_REASONS.items() if len(short) > 12} == {}
+    assert [reason for reason in Reason if not 0 < len(reason.short) <= 12] == []
 
 
 @pytest.mark.parametrize(
     ("trust", "says"),
     [
-        (CounterTrust.BLIND, "never calls its tracepoint kvm_exit"),
+        (CounterTrust.BLIND, "unavailable: this kernel never fires kvm_exit"),
         (CounterTrust.MISSING, "the hook kvm_exit is not attached"),
-        (CounterTrust.UNTRIED, "no VM exit was seen yet"),
+        (CounterTrust.UNTRIED, "no VM has triggered it yet"),
     ],
 )
 def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
@@ -270,9 +279,11 @@ def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
     seen = replace(seen, health=replace(seen.health, exits_trust=trust))
     assert says in shown(scene(seen))
     asked = replace(scene(seen), reasons={})
-    note = re.search("^reasons: .*", text(plain(asked, width=None, ascii_only=False)), re.MULTILINE)
+    note = re.search(
+        "^exit reasons.*", text(plain(asked, width=None, ascii_only=False)), re.MULTILINE
+    )
     assert note is not None
-    assert ("not to be had" in note[0]) is (trust is not CounterTrust.UNTRIED)
+    assert ("unavailable" in note[0]) is (trust is not CounterTrust.UNTRIED)
 
 
 def test_no_bpf() -> None:
@@ -317,7 +328,7 @@ def test_reasons_stand_below_their_vm() -> None:
     below = next(i for i, line in enumerate(lines) if "default/alpha" in line)
     assert re.fullmatch(r"\s+svm +IOIO +5100 +2500/s █{20}", lines[below + 1])
     assert re.fullmatch(r"\s+svm +NPF +10 +0/s", lines[below + 2])
-    assert re.search(r"^reasons: .*µs.*; 5 exits found no room", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^exit reasons: .*µs.*; 5 exits dropped", "\n".join(lines), re.MULTILINE)
 
 
 def test_json_frame() -> None:

@@ -447,7 +447,7 @@ def test_page_has_rates_of_two_looks(clock: Clock) -> None:
 
     async def steps() -> None:
         served = site_of(node)
-        assert b"load the page again" in (await ask(served, "/")).body
+        assert b"reload the page" in (await ask(served, "/")).body
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
         assert b"Rates are over 30 s." in (await ask(served, "/")).body

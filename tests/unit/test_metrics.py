@@ -141,7 +141,7 @@ def test_available_only_where_it_could_be_tried(
     available: bool | None, shown: dict[tuple[str, ...], float]
 ) -> None:
     """Absent where the agent may not try."""
-    accelerator = Accelerator(type=HypervisorType.KVM, available=available, reason=None)
+    accelerator = Accelerator(type=HypervisorType.KVM, available=available)
     report = replace(rich_report(), accelerators=(accelerator,))
     assert values(report, "kubevirt_node_hypervisor_available", "hypervisor_type") == shown
 

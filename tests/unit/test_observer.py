@@ -41,8 +41,8 @@ from ebpf.uapi import KVM_RUN
 from probes import observer as observer_module
 from probes.host import Host
 from probes.observer import Observer
+from probes.reasons import Reason
 from probes.report import CounterTrust, ProcessState, Source
-from probes.verdict import Reason
 from probes.vmm import HypervisorType, QemuCommandLine, VmmId, VmmProcess
 
 # one look
@@ -156,6 +156,7 @@ def test_late_starters_are_found_without_any_bpf() -> None:
         version="1.2.3",
         ledger=None,
         ledger_error="no BPF: run as root",
+        ledger_refused=True,
         processes=node,
         virtualization=Trials(),
     )
@@ -167,7 +168,7 @@ def test_late_starters_are_found_without_any_bpf() -> None:
     assert found.verdict.reasons == (Reason.TCG_COMPUTES, Reason.HOOKS_MISSING)
     health = report.health
     assert (health.ledger_error, health.bcc_version) == ("no BPF: run as root", None)
-    assert {it.reason for it in health.hooks} == {"no BPF: run as root"}
+    assert {(it.reason, it.refused) for it in health.hooks} == {("no BPF: run as root", True)}
     assert health.exits_trust is CounterTrust.MISSING
     assert not health.errors_total.get(Source.EBPF)
 

@@ -7,64 +7,27 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from facts import VMM
 from hypothesis import given
 from hypothesis import strategies as st
+from live_reports import LIAR
+from page_reader import Read
 from rich_report import KVM, TCG, process, rich_report, vmi
 
 from probes.identity import VmName
-from probes.page import CONTENT_SECURITY_POLICY, LONGEST_TEXT, page
+from probes.markup import LONGEST_TEXT
+from probes.node import Cause, Problem
+from probes.page import CONTENT_SECURITY_POLICY, page
 from probes.page_style import STYLE
 from probes.report import NodeReport
 from probes.verdict import Verdict
 from probes.vmm import VmmId
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
-VOID = {"meta", "link"}
 DASH = "\N{EN DASH}"
-
-
-class Read(HTMLParser):
-    """A page as a browser takes it apart; tags must be closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.style = ""
-        self.rows: list[list[str]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            self.style += data
-            return
-        self.text += data
-        if "td" in self._open or "th" in self._open:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        (found,) = [row for row in self.rows if row[0] == first]
-        return found
 
 
 def drawn(
@@ -128,11 +91,11 @@ def test_the_policy_allows_the_style_and_nothing_else() -> None:
 
 
 def test_a_vm_says_type_certainty_and_rates() -> None:
-    """Rates are the difference of two looks over the time between them."""
+    """Rates are the difference of two refreshes over the time between them."""
     now = rich_report()
     read = Read(drawn(now, previous=earlier(now, 20, alpha=(0, 1), delta=(0, None))))
     assert read.row("default/alpha")[1:5] == ["kvm", "verified", "2.0", "0.1"]
-    assert read.row("default/beta")[1:5] == ["tcg without need", "verified", DASH, DASH]
+    assert read.row("default/beta")[1:5] == ["tcg fallback", "verified", DASH, DASH]
     assert read.row("default/delta")[1:5] == ["mshv", "verified", DASH, "0.0"]
     assert read.row("default/epsilon")[1:3] == ["tcg", "verified"]
     assert read.row("default/gamma")[1:5] == ["kvm", "inferred", "0.0", "0.0"]
@@ -164,21 +127,28 @@ def test_no_rate_where_none_is_known(previous: NodeReport | None) -> None:
 
 
 def test_what_needs_a_look_comes_first() -> None:
-    """Emulated without need, then unknown, then not verified, then the rest by name."""
-    read = Read(drawn(rich_report()))
+    """Contradictions, then fallbacks, then unknown, then not verified, then the rest by name."""
+    plain = rich_report()
+    read = Read(drawn(replace(plain, vmis=(*plain.vmis, vmi("liar", LIAR)))))
     names = [row[0] for row in read.rows if row and row[0].startswith("default/")]
     assert names == [
-        f"default/{name}" for name in ("beta", "zeta", "gamma", "alpha", "delta", "epsilon")
+        f"default/{name}" for name in ("liar", "beta", "zeta", "gamma", "alpha", "delta", "epsilon")
     ]
+    assert read.row("default/liar")[1] == "kvm contradiction"
 
 
-def test_health_is_told() -> None:
+def test_health_is_shown() -> None:
     """Accelerators, kernel table, errors and each hook with its reason."""
     read = Read(drawn(rich_report()))
     assert read.row("kvm_vcpu_ioctl")[1] == "none"
     assert read.row("kvm_vcpu_ioctl")[3] == "kvm_vcpu_ioctl is not here"
     assert read.row("kvm_exit")[1] == "raw_tracepoint"
-    for said in ("3 of 4096", "17 events dropped", "/dev/mshv: not here", "never calls the hook"):
+    for said in (
+        "3 of 4096",
+        "17 events dropped",
+        "/dev/mshv: not here",
+        "this kernel never fires kvm_exit",
+    ):
         assert said in read.text
 
 
@@ -261,7 +231,8 @@ def hostile_reports(text: str) -> Iterator[NodeReport]:
         plain, processes=(replace(process(7, unnamed), guest_name=text, comm=text, vm=None),)
     )
     yield replace(plain, health=replace(plain.health, ledger_error=text))
-    yield replace(plain, accelerators=(replace(plain.accelerators[0], reason=text),))
+    problem = Problem(cause=Cause.TRIAL_FAILED, detail=text, remedy=text)
+    yield replace(plain, accelerators=(replace(plain.accelerators[1], problem=problem),))
 
 
 def acts(text: str) -> list[str]:

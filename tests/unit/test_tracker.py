@@ -36,8 +36,8 @@ from ebpf.hooks import Question
 from ebpf.uapi import KVM_RUN
 from probes import observer as observer_module
 from probes.changes import FREED_WITHIN_NS
+from probes.reasons import Reason
 from probes.tracker import IN_TURN
-from probes.verdict import Reason
 from probes.vmi import Vmi, VmiIndex, VmiPhase
 from probes.vmm import QemuCommandLine, Unread, VmmId, VmmProcess
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from ebpf.ledger import LedgerEntry
 from probes.evidence import Evidence
-from probes.verdict import Reason, Verdict, judge
+from probes.reasons import Reason, Severity
+from probes.verdict import Verdict, judge
 from probes.vmm import HypervisorType, Unread
+from probes.words import severity_of
 
 KVM, TCG, MSHV = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.MSHV
 UNKNOWN = HypervisorType.UNKNOWN
@@ -312,6 +314,26 @@ def test_rule(
 ) -> None:
     """The rule named gives this type, this certainty, and these reasons in this order."""
     assert judge(evidence(**known)) == Verdict(type=kind, verified=verified, reasons=reasons)
+
+
+@pytest.mark.parametrize("known", [known for known, *_ in RULES.values()], ids=RULES.keys())
+def test_severities_of_reasons_fit_the_verdict(known: dict[str, object]) -> None:
+    """A verdict is as urgent as the worst of its reasons; only a verified one is fine.
+
+    Of an unknown type each reason may be harmless in itself.
+    """
+    verdict = judge(evidence(**known))
+    worst = min(reason.severity for reason in verdict.reasons)
+    probe = Reason.CAPABILITY_PROBE in verdict.reasons
+    severity = severity_of(verdict, fallback=None, probe=probe)
+    if verdict.type is HypervisorType.UNKNOWN and not probe:
+        assert severity is min(worst, Severity.UNKNOWN)
+    else:
+        assert severity is worst
+    if verdict.verified:
+        assert worst in (Severity.FINE, Severity.CONTRADICTION)
+    elif not probe:
+        assert severity is not Severity.FINE
 
 
 def test_every_reason_of_the_rules_is_shown_by_a_row() -> None:

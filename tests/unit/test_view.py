@@ -53,16 +53,16 @@ def test_keys_do_not_depend_on_how_they_arrive(sent: bytes, cut: int) -> None:
 @pytest.mark.parametrize(
     ("keys", "order"),
     [
-        ("", Order.TROUBLE),
+        ("", Order.SEVERITY),
         ("r", Order.EXITS),
         ("t", Order.TYPE),
         ("n", Order.NAME),
         ("nr", Order.EXITS),
-        ("rr", Order.TROUBLE),
+        ("rr", Order.SEVERITY),
     ],
 )
 def test_sorting(keys: str, order: Order) -> None:
-    """A key sorts, the same once more goes back to trouble first; both go to the top."""
+    """A key sorts, the same key again restores the most urgent first; both go to the top."""
     assert after(*keys).order is order
     assert after(Key.DOWN, *keys, "r").top == 0
 
@@ -70,7 +70,7 @@ def test_sorting(keys: str, order: Order) -> None:
 def test_filter() -> None:
     """After / every key is a letter, until Enter keeps it or Escape drops it."""
     assert after(*"/rtnpq").words == "rtnpq"
-    assert after(*"/rtnpq").order is Order.TROUBLE
+    assert after(*"/rtnpq").order is Order.SEVERITY
     assert not after(*"/q").over
     assert after(*"/ab", Key.BACKSPACE, Key.ENTER) == View(words="a")
     assert after(*"/ab", Key.ENTER, "n").order is Order.NAME
