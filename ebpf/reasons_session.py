@@ -118,14 +118,14 @@ def _layout(sys_root: Path) -> ReasonLayout:
     description = Tracefs(sys_root).description(_POINT.target)
     if description is None:
         raise BpfUnavailableError(
-            f"exit reasons cannot be had: no description of tracepoint {_POINT.target} below "
+            f"exit reasons are unavailable: no description of tracepoint {_POINT.target} below "
             f"{sys_root}; load the KVM module, mount tracefs at /sys/kernel/tracing, "
             "and run as root"
         )
     found = layout_from(description.offsets)
     if found is None:
         raise BpfUnavailableError(
-            f"exit reasons cannot be had: the fields of {_POINT.target} in {description.file} are "
+            f"exit reasons are unavailable: the fields of {_POINT.target} in {description.file} are "
             "not those of x86 or arm64; use live without --reasons"
         )
     return found

@@ -126,7 +126,7 @@ def test_only_chosen_processes_are_counted(
 
 
 def test_live_shows_reasons_or_says_that_there_are_none(kvmload: Path, *, fires: bool) -> None:
-    """``live --once --reasons`` of one process: its exits by reason, or why they cannot be had."""
+    """``live --once --reasons`` of one process: its exits by reason, or why they are unavailable."""
     with KvmLoad(kvmload, "--step") as load:
         load.finish_counted_part()
         arguments = ["live", "--standalone", "--interval", "0.2", "--reasons", "--json"]

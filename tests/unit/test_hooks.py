@@ -161,7 +161,7 @@ def test_a_refusal_is_a_flag_of_its_own() -> None:
     assert not plain.failed("kprobe x: not permitted").refused
     refused = plain.failed("kprobe x: no", refused=True)
     assert refused.refused
-    assert not refused.driver_gone().refused
+    assert not refused.driver_gone(KVM).refused
     assert not refused.attached_at(HOOKS[0].points[0], 7).refused
     assert {it.refused for it in unattached("no BPF", refused=True)} == {True}
     assert {it.refused for it in unattached("not permitted")} == {False}
