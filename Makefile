@@ -4,17 +4,17 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-# In the order they run; those of tests/guests, which boot machines, last.
+# In the order they run; those of vmtest, which boot machines, last.
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
-	unit server page monitoring cluster kernel prometheus live bench/test_figures.py mutants guests))
-C_FILES := $(sort $(wildcard ebpf/*.c ebpf/*.h tests/*/*.c) $(shell find ebpf/include -name '*.h'))
-SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh))
+	unit server page monitoring cluster kernel prometheus live bench mutants) vmtest)
+C_FILES := $(sort $(wildcard ebpf/*.[ch] ebpf/*/*.c tests/*/*.c bench/*.c) $(shell find ebpf/include -name '*.h'))
+SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh vmtest/*.sh))
 WORKFLOW_FILES := $(sort $(wildcard .github/workflows/*.yml .github/dependabot.yml))
 # Runs a linter of .venv, or skips it where its package has no wheel for this machine.
 LINT_WITH = if [ ! -x .venv/bin/$(1) ]; then \
 	echo "lint: skipped $(1): its package has no wheel for $$(uname -m)"; else .venv/bin/$(1) $(2); fi
 
-# Kernels that tests/guests boots: versions separated by commas, or all.
+# Kernels that vmtest boots: versions separated by commas, or all.
 HVPROBE_KERNELS ?= 6.1
 export HVPROBE_KERNELS
 # HVPROBE_REQUIRE=kernel,guests,cluster,prometheus,image,kubelet turns skipped tests into failed
@@ -75,15 +75,15 @@ test-kernel: install-dev ## tests with real hooks and real guests on this machin
 
 test-kernels: export HVPROBE_KERNELS = all
 test-kernels: install-dev ## the same on other kernels, booted in QEMU
-	@exec $(PYTEST) tests/guests $(ARGS)
+	@exec $(PYTEST) vmtest $(ARGS)
 
 kernel-matrix: export HVPROBE_KERNELS = all
 kernel-matrix: export HVPROBE_REQUIRE = kernel,guests
 kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/kernels.md from it
 	@mkdir -p build/test-kernels/host
 	@$(PYTEST) tests/kernel --junitxml=build/test-kernels/host/junit.xml -o junit_family=xunit2
-	@$(PYTEST) tests/guests
-	@$(PYTHON) tests/guests/support_matrix.py
+	@$(PYTEST) vmtest
+	@$(PYTHON) -m vmtest.support_matrix
 
 test-cluster: install-dev ## tests against an API server
 	@exec $(PYTEST) tests/cluster $(ARGS)
@@ -105,24 +105,23 @@ test-image: ## build the image, run it as each DaemonSet would and in a real clu
 	@scripts/install.sh --root run test image
 	@exec $(PYTEST) tests/deploy tests/image tests/kubelet $(ARGS)
 
-image-cost: export PYTHONPATH = tests/kernel:tests/guests:tests/cluster:tests/deploy:tests/image:tests/bench
 image-cost: ## measure what docs/operators.md says the image costs
 	@scripts/install.sh --root run test image
-	@exec $(PYTHON) tests/image/image_cost.py
+	@exec $(PYTHON) -m bench.image_cost
 
 bench: ## measure hvprobe beside its peers on this machine, write docs/benchmarks.md from it
 	@scripts/install.sh --root run test bench
-	@exec $(PYTHON) tests/bench/bench_run.py $(ARGS)
+	@exec $(PYTHON) -m bench.run $(ARGS)
 
 bench-guard: ## fail where hvprobe got worse than the stored results say (ratios, in a minute)
 	@scripts/install.sh --root run test bench
-	@exec $(PYTEST) tests/bench/test_guard.py $(ARGS)
+	@exec $(PYTEST) bench/test_guard.py $(ARGS)
 
 mutants: install-dev ## put defects in and see which tests notice, write docs/mutants.md from it
-	@exec nice $(PYTHON) tests/mutants/mutation_run.py $(ARGS)
+	@exec nice $(PYTHON) -m mutants.run $(ARGS)
 
 clean: ## remove what make made
 	@echo "clean: .venv, builds and caches"
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
-	@find ebpf probes tests scripts -name __pycache__ -type d -exec rm -rf {} +
+	@find ebpf probes tests bench vmtest mutants scripts -name __pycache__ -type d -exec rm -rf {} +

@@ -20,7 +20,7 @@ from importlib import resources
 from typing import Any
 
 from ebpf.errors import BpfUnavailableError
-from ebpf.handover import Failure, Loaded, Request
+from ebpf.loader_protocol import Failure, Loaded, Request
 
 _PR_SET_PDEATHSIG = 1
 _KINDS = {"kprobe": "KPROBE", "raw_tracepoint": "RAW_TRACEPOINT", "tracepoint": "TRACEPOINT"}

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from operator import add
 
-from ebpf.bpf_calls import Command, Update, bpf, map_element
+from ebpf.bpf_syscall import Command, Update, bpf, map_element
 
 
 class BatchAttributes(ctypes.Structure):

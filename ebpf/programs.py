@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ebpf.bpf_calls import open_kprobe, open_raw_tracepoint, open_tracepoint
+from ebpf.bpf_syscall import open_kprobe, open_raw_tracepoint, open_tracepoint
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
-from ebpf.handover import Failure, Loaded, Request
 from ebpf.hooks import AttachPoint, Backend
+from ebpf.loader_protocol import Failure, Loaded, Request
 from ebpf.privileges import Privileges
 from ebpf.tracefs import Tracefs
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ebpf.bpf_calls import Update, wait_for_running_programs
+from ebpf.bpf_syscall import Update, wait_for_running_programs
 from ebpf.clock import monotonic_ns
 from ebpf.ledger import (
     ACTIVITY_WORDS,

@@ -35,7 +35,7 @@ def main() -> int:
         os.execv(  # noqa: S606 - the same interpreter, no shell
             sys.executable, [sys.executable, *flags, "-c", _ISOLATED, tree, *sys.argv[1:]]
         )
-    from probes.cli import main as command
+    from probes.command.cli import main as command
 
     return command(apart=True)
 

@@ -4,18 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-from bench_agent import Answer, AnswerBytes, free_port
-from bench_document import DOCUMENT, document
-from bench_guard import GUARDED, worse
-from bench_results import RESULTS, number, row_json
-from bench_rows import Beside, Row, measurements, percentile
-from bench_turns import over, take_turns
+
+from bench.agent import Answer, AnswerBytes, free_port
+from bench.document import DOCUMENT, document
+from bench.guard import GUARDED, worse
+from bench.results import RESULTS, number, row_json
+from bench.rows import Beside, Row, measurements, percentile
+from bench.turns import over, take_turns
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_row_file_is_found_once_and_in_order() -> None:
     """A new row is one file."""
     found = measurements()
-    files = {it.stem.removeprefix("row_") for it in Path(__file__).parent.glob("row_*.py")}
+    files = {it.stem.removeprefix("row_") for it in (ROOT / "bench").glob("row_*.py")}
     assert {it.name for it in found} == files
     orders = [it.order for it in found]
     assert orders == sorted(set(orders))

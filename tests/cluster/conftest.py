@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer
-from cluster_watch import NODE, QUICK, Begin
-from kernel_world import build_kvmload
-from pod_cgroups import CgroupTree, cgroup2_mount
-from required import missing_for_guests, require
 
-from probes.kube.credentials import InCluster, Kubeconfig
-from probes.kube.timing import WatchTiming
-from probes.kube.watch import VmiWatch
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.timing import WatchTiming
+from probes.vmi.kube.watch import VmiWatch
+from tests.support.apiserver import ApiServer
+from tests.support.cluster_watch import NODE, QUICK, Begin
+from tests.support.kernel_world import build_kvmload
+from tests.support.pod_cgroups import CgroupTree, cgroup2_mount
+from tests.support.required import missing_for_guests, require
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def guests_required() -> None:
 
 @pytest.fixture(scope="session")
 def kvmload(guests_required: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled tests/kernel/kvmload.c."""
+    """The compiled tests/support/kvmload.c."""
     return build_kvmload(tmp_path_factory.mktemp("kvmload"))
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import urllib3
-from apiserver import ApiServer
-from vmi_objects import vmi
+
+from tests.support.apiserver import ApiServer
+from tests.support.vmi_objects import vmi
 
 BASE = "/apis/kubevirt.io/v1/virtualmachineinstances"
 NAMESPACED = "/apis/kubevirt.io/v1/namespaces/default/virtualmachineinstances"

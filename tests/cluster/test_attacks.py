@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer
-from attack_world import RETURNS, Bystander, Scraped, called_qemu, new_name
-from cluster_node import KVM, NODE, TCG_FALLBACK, UNKNOWN, Scrape, Shown
-from kernel_agent import Agent
-from kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
-from kernel_hostile import Hostile, hostile_program
-from kernel_world import MACHINE, QEMU, KvmLoad, Started, machine_arguments, wait_for
-from pod_cgroups import CgroupTree
-from vmi_objects import pod_uid, vmi
 
-from probes.settings import LEAST_LEDGER_CAPACITY
+from probes.command.settings import LEAST_LEDGER_CAPACITY
+from tests.support.apiserver import ApiServer
+from tests.support.attack_world import RETURNS, Bystander, Scraped, called_qemu, new_name
+from tests.support.cluster_node import KVM, NODE, TCG_FALLBACK, UNKNOWN, Scrape, Shown
+from tests.support.kernel_agent import Agent
+from tests.support.kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
+from tests.support.kernel_hostile import Hostile, hostile_program
+from tests.support.kernel_world import MACHINE, QEMU, KvmLoad, Started, machine_arguments, wait_for
+from tests.support.pod_cgroups import CgroupTree
+from tests.support.vmi_objects import pod_uid, vmi
 
 NATIVE = "amd64" if MACHINE == "x86_64" else "arm64"
 AS_TENANT = (
@@ -85,7 +85,7 @@ class Pod:
         wait_for(lambda: comm.read_text().startswith("qemu-system"), "it executes QEMU")
 
     def is_hostile(self, kind: str, number: int) -> None:
-        """tests/kernel/hostile.c under QEMU's name."""
+        """tests/support/hostile.c under QEMU's name."""
         self.enter(lambda: Hostile(self.hostile, kind, number, self.folder))
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_world import Started
-from pod_cgroups import CgroupTree, cgroup1_mount, cgroup2_mount, put
-from test_cgroup import ID, PATHS, UID, pod
 
-from probes.cgroup import PodCgroup, pod_of
-from probes.host import Host
+from probes.host.cgroup import PodCgroup, pod_of
+from probes.host.reader import Host
+from tests.support.cgroup_paths import ID, PATHS, UID, pod
+from tests.support.kernel_world import Started
+from tests.support.pod_cgroups import CgroupTree, cgroup1_mount, cgroup2_mount, put
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
@@ -121,8 +121,8 @@ def test_housekeeping_is_a_threaded_child(cgroups: CgroupTree) -> None:
 
 READ_AS_HVPROBE = """
 import sys
-from probes.cgroup import pod_of
-from probes.host import Host
+from probes.host.cgroup import pod_of
+from probes.host.reader import Host
 host = Host()
 vmm = host.identify(int(sys.argv[1]))
 text = host.inspect([vmm]).processes[vmm].cgroup
@@ -150,7 +150,7 @@ def test_a_killed_run_leaves_nothing_for_long(cgroups: CgroupTree) -> None:
     """The next tree removes what a run that was killed left behind."""
     code = """
 import os, signal
-from pod_cgroups import CgroupTree, cgroup2_mount
+from tests.support.pod_cgroups import CgroupTree, cgroup2_mount
 tree = CgroupTree(cgroup2_mount())
 tree.pod("7b4c2f1e-93d5-4a60-8e17-c0ffee12ab34")
 print(tree.root, flush=True)

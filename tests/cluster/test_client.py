@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer
 
-from probes.kube.client import ApiReader
-from probes.kube.credentials import InCluster, Kubeconfig
-from probes.kube.listwatch import Verb
+from probes.vmi.kube.client import ApiReader
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.listwatch import Verb
+from tests.support.apiserver import ApiServer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
-from probes.kube.credentials import InCluster
-from probes.kube.client import ApiReader
+from probes.vmi.kube.credentials import InCluster
+from probes.vmi.kube.client import ApiReader
 token, ca, port = sys.argv[1:]
 environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
 from pathlib import Path
@@ -27,7 +27,7 @@ reader = ApiReader(
     InCluster(token_file=Path(token), ca_file=Path(ca), environ=environ),
     connect_timeout_s=5.0, answer_deadline_s=5.0,
 )
-from probes.kube.listwatch import Verb
+from probes.vmi.kube.listwatch import Verb
 response = reader.get(Verb.LIST, {})
 assert json.loads(response.read())["kind"] == "VirtualMachineInstanceList"
 names = sorted(sys.modules)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer, Fault, FaultKind
-from cluster_node import (
+
+from tests.support.apiserver import ApiServer, Fault, FaultKind
+from tests.support.cluster_node import (
     KVM,
     NODE,
     TARGET_NODE,
@@ -24,10 +25,10 @@ from cluster_node import (
     ended_log,
     hvprobe,
 )
-from kernel_agent import Agent
-from kernel_world import MACHINE, wait_for
-from pod_cgroups import CgroupTree
-from vmi_objects import migrated, migrating, pod_uid, vmi
+from tests.support.kernel_agent import Agent
+from tests.support.kernel_world import MACHINE, wait_for
+from tests.support.pod_cgroups import CgroupTree
+from tests.support.vmi_objects import migrated, migrating, pod_uid, vmi
 
 NATIVE, FOREIGN = ("amd64", "arm64") if MACHINE == "x86_64" else ("arm64", "amd64")
 Agents = Callable[..., Agent]

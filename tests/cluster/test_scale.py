@@ -6,13 +6,13 @@ import json
 import time
 from pathlib import Path
 
-from apiserver import ApiServer
-from churn import Churn
-from cluster_node import NODE, UNKNOWN, Scrape, Shown, answer_of
-from kernel_agent import Agent
-from kernel_world import Started, wait_for
-from pod_cgroups import CgroupTree, put
-from vmi_objects import pod_uid, vmi
+from tests.support.apiserver import ApiServer
+from tests.support.churn import Churn
+from tests.support.cluster_node import NODE, UNKNOWN, Scrape, Shown, answer_of
+from tests.support.kernel_agent import Agent
+from tests.support.kernel_world import Started, wait_for
+from tests.support.pod_cgroups import CgroupTree, put
+from tests.support.vmi_objects import pod_uid, vmi
 
 VMS = 1000
 EXITS = 7

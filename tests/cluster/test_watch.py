@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from apiserver import ApiServer
-from cluster_watch import NODE, QUICK, Begin, names, until
-from vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, pod_uid, vmi
 
-from probes.cgroup import PodUid
-from probes.kube.credentials import Kubeconfig
-from probes.kube.watch import VmiWatch
-from probes.vmi import VmiPhase
+from probes.host.cgroup import PodUid
+from probes.vmi.kube.credentials import Kubeconfig
+from probes.vmi.kube.watch import VmiWatch
+from probes.vmi.model import VmiPhase
+from tests.support.apiserver import ApiServer
+from tests.support.cluster_watch import NODE, QUICK, Begin, names, until
+from tests.support.vmi_objects import (
+    Vmi,
+    deleting,
+    migrated,
+    migrating,
+    migration_failed,
+    pod_uid,
+    vmi,
+)
 
 PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
 

@@ -11,14 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from apicerts import Authority
-from apiserver import ApiServer, Fault, FaultKind, Request
-from cluster_watch import QUICK, Begin, names, until
-from vmi_objects import Vmi, vmi
 
-from probes.kube.credentials import InCluster, Kubeconfig
-from probes.kube.timing import WatchTiming
-from probes.kube.watch import VmiWatch
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.timing import WatchTiming
+from probes.vmi.kube.watch import VmiWatch
+from tests.support.apicerts import Authority
+from tests.support.apiserver import ApiServer, Fault, FaultKind, Request
+from tests.support.cluster_watch import QUICK, Begin, names, until
+from tests.support.vmi_objects import Vmi, vmi
 
 IMPATIENT = replace(QUICK, answer_deadline_s=0.3, idle_deadline_s=0.3)
 

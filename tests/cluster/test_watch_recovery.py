@@ -7,14 +7,14 @@ import threading
 from dataclasses import replace
 
 import pytest
-from apiserver import ApiServer, Fault, FaultKind, Request
-from apistore import JsonObject
-from cluster_watch import QUICK, Begin, names, until
-from vmi_objects import vmi
 
-from probes.kube.credentials import InCluster, Kubeconfig
-from probes.kube.timing import WatchTiming
-from probes.kube.watch import VmiWatch
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.timing import WatchTiming
+from probes.vmi.kube.watch import VmiWatch
+from tests.support.apiserver import ApiServer, Fault, FaultKind, Request
+from tests.support.apistore import JsonObject
+from tests.support.cluster_watch import QUICK, Begin, names, until
+from tests.support.vmi_objects import vmi
 
 IMPATIENT = replace(QUICK, answer_deadline_s=0.5, idle_deadline_s=0.5)
 PRODUCTION = WatchTiming()

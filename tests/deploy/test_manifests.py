@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deploy_render import GOLDEN, NAMES, examples, rendered, rendered_beside
 
-from probes.site import OPEN_TO_ALL
+from probes.serve.endpoints import OPEN_TO_ALL
+from tests.support.deploy_render import GOLDEN, NAMES, examples, rendered, rendered_beside
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_renders_the_golden_output(overlay: str) -> None:
-    """Each overlay renders as committed (tests/deploy/deploy_render.py writes the files anew)."""
+    """Each overlay renders as committed (tests/support/deploy_render.py writes the files anew)."""
     assert rendered(overlay).text == (GOLDEN / f"{overlay}.yaml").read_text()
 
 

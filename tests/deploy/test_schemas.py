@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from deploy_render import NAMES, ROOT, Json, rendered
-from deploy_schemas import schema_of
-from deploy_tools import python_tools
+
+from tests.support.deploy_render import NAMES, ROOT, Json, rendered
+from tests.support.deploy_schemas import schema_of
+from tests.support.deploy_tools import python_tools
 
 pytestmark = pytest.mark.timeout(300)
 KUBERNETES = ("1.31.0", "1.37.0")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from deploy_tools import from_trixie
-from image_build import NATIVE, Image, build, mounted
-from required import require
+
+from tests.support.deploy_tools import from_trixie
+from tests.support.image_build import NATIVE, Image, build, mounted
+from tests.support.required import require
 
 
 def missing() -> str | None:

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from image_build import NATIVE, ROOT, Image
+
+from tests.support.image_build import NATIVE, ROOT, Image
 
 pytestmark = pytest.mark.timeout(900)
 MOST_BYTES = 600 * 10**6
@@ -52,7 +53,7 @@ def test_says_what_it_is(image: Image) -> None:
 def test_has_what_it_needs(image: Image) -> None:
     """BCC 0.31 and every Python module are there and load, with no network."""
     program = (
-        "import bcc, probes.agent, probes.cli, ebpf.session; "
+        "import bcc, probes.command.agent, probes.command.cli, ebpf.session; "
         "from kubernetes import client, config; print(bcc.__version__, hasattr(bcc, 'BPF'))"
     )
     done = in_image(image, "/opt/hvprobe/bin/python", "-c", program)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy_render import rendered
-from image_build import Image
-from image_container import Container, running
-from kernel_world import wait_for
-from required import missing_for_guests, require
+
+from tests.support.deploy_render import rendered
+from tests.support.image_build import Image
+from tests.support.image_container import Container, running
+from tests.support.kernel_world import wait_for
+from tests.support.required import missing_for_guests, require
 
 pytestmark = pytest.mark.timeout(900)
 Json = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The image on other kernels, with real kprobes, as a share of a guest of tests/guests."""
+"""The image on other kernels, with real kprobes, as a share of a guest of vmtest."""
 
 import dataclasses
 import json
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from guest_build import build
-from guest_kernels import GuestKernel, kernel_named, selected
-from guest_results import results_of
-from guest_vm import boot, unavailable
-from image_build import NATIVE, Image
-from required import require
+
+from tests.support.image_build import NATIVE, Image
+from tests.support.required import require
+from vmtest.build import build
+from vmtest.kernels import GuestKernel, kernel_named, selected
+from vmtest.results import results_of
+from vmtest.vm import boot, unavailable
 
 pytestmark = pytest.mark.timeout(1500)
 DEADLINE_S = 900.0
@@ -51,9 +52,11 @@ def seen_in(image: Image, name: str, cases: Sequence[str]) -> dict[str, Json]:
     kernel = chosen(name)
     require("image", unavailable(kernel.architecture))
     guest = dataclasses.replace(build(kernel), packages=image.root)
-    command = f"exec python3 tests/image/guest_image_agent.py /results/seen.json {' '.join(cases)}"
+    command = (
+        f"exec python3 -m tests.support.guest_image_agent /results/seen.json {' '.join(cases)}"
+    )
     environment = {
-        "PYTHONPATH": "/repo/tests/kernel:/repo/tests/image",
+        "PYTHONPATH": "/repo",
         "HVPROBE_TEST_DEADLINE_S": "120",
     }
     with results_of(f"image-{name}") as results:

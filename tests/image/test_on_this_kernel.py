@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Authority
-from deploy_render import rendered
-from image_build import Image
-from image_container import Container, possible_capabilities, running
-from image_memory import memory_of
-from image_qemu import QemuAsUser
-from kernel_agent import program_exists, program_ids
-from kernel_world import wait_for
-from required import missing_for_guests, require
+
+from tests.support.certificates import Authority
+from tests.support.deploy_render import rendered
+from tests.support.image_build import Image
+from tests.support.image_container import Container, possible_capabilities, running
+from tests.support.image_memory import memory_of
+from tests.support.image_qemu import QemuAsUser
+from tests.support.kernel_agent import program_exists, program_ids
+from tests.support.kernel_world import wait_for
+from tests.support.required import missing_for_guests, require
 
 pytestmark = pytest.mark.timeout(900)
 Json = dict[str, Any]

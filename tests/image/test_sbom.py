@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 import pytest
-from deploy_tools import python_tools
-from image_build import ROOT, Image
+
+from tests.support.deploy_tools import python_tools
+from tests.support.image_build import ROOT, Image
 
 pytestmark = pytest.mark.timeout(900)
 VALIDATE = """

@@ -11,18 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from bench_agent import Answer, Connection
-from bench_steady import BETWEEN_SCRAPES_S
-from deploy_render import rendered
-from fleet import NAMESPACE, NODE, Fleet, State
-from image_build import Image
-from image_container import Container, running
-from image_memory import memory_of
-from kernel_world import wait_for
-from pod_cgroups import cgroup2_mount
-from required import missing_for_guests, require
 
-from probes.kube.credentials import InCluster
+from bench.agent import Answer, Connection
+from bench.fleet import NAMESPACE, NODE, Fleet, State
+from bench.steady import BETWEEN_SCRAPES_S
+from probes.vmi.kube.credentials import InCluster
+from tests.support.deploy_render import rendered
+from tests.support.image_build import Image
+from tests.support.image_container import Container, running
+from tests.support.image_memory import memory_of
+from tests.support.kernel_world import wait_for
+from tests.support.pod_cgroups import cgroup2_mount
+from tests.support.required import missing_for_guests, require
 
 pytestmark = pytest.mark.timeout(900)
 Json = dict[str, Any]

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kernel_node import Node
-from kernel_world import build_kvmload
-from required import missing_for_guests, require
+
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import build_kvmload
+from tests.support.required import missing_for_guests, require
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_agent import ROOT, Agent, program_exists, program_ids
-from kernel_world import DEADLINE_S, KvmLoad, Qemu, of_this_run, wait_for
-from required import require
+
+from tests.support.kernel_agent import ROOT, Agent, program_exists, program_ids
+from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, of_this_run, wait_for
+from tests.support.required import require
 
 END_WITHIN_S = DEADLINE_S / 15
 """2 s; guests emulated in software take longer."""

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attack_world import (
+
+from ebpf.hooks import Question
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Reason
+from tests.support.attack_world import (
     RETURNS,
     VERIFIED,
     VM_EXITS,
@@ -21,12 +25,15 @@ from attack_world import (
     Watched,
     called_qemu,
 )
-from kernel_numbers import Owners, busy_users_of_maps
-from kernel_world import EMULATED, MACHINE, QEMU, machine_arguments, of_this_run, wait_for
-
-from ebpf.hooks import Question
-from probes.reasons import Reason
-from probes.vmm import HypervisorType
+from tests.support.kernel_numbers import Owners, busy_users_of_maps
+from tests.support.kernel_world import (
+    EMULATED,
+    MACHINE,
+    QEMU,
+    machine_arguments,
+    of_this_run,
+    wait_for,
+)
 
 pytestmark = pytest.mark.host_only
 

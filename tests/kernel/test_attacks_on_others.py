@@ -19,15 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_world import NODE, RETURNS, Attacker, Bystander, Scraped, called_qemu, new_name
-from kernel_agent import ROOT, Agent
-from kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
-from kernel_world import DEADLINE_S, EMULATED, KvmLoad, Qemu, wait_for
 
-from probes.process_reader import MAX_THREADS
-from probes.reasons import Reason
-from probes.settings import LEAST_LEDGER_CAPACITY
-from probes.thread_tables import MAX_DESCRIPTORS
+from probes.command.settings import LEAST_LEDGER_CAPACITY
+from probes.host.process_reader import MAX_THREADS
+from probes.host.thread_tables import MAX_DESCRIPTORS
+from probes.judge.reasons import Reason
+from tests.support.attack_world import (
+    NODE,
+    RETURNS,
+    Attacker,
+    Bystander,
+    Scraped,
+    called_qemu,
+    new_name,
+)
+from tests.support.kernel_agent import ROOT, Agent
+from tests.support.kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
+from tests.support.kernel_world import DEADLINE_S, EMULATED, KvmLoad, Qemu, wait_for
 
 pytestmark = pytest.mark.host_only
 

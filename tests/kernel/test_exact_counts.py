@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kernel_node import Node
-from kernel_world import KvmLoad, wait_for
 
 from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
-from probes.report import CounterTrust
+from probes.report.model import CounterTrust
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import KvmLoad, wait_for
 
 DEBUGFS = Path("/sys/kernel/debug/kvm")
 CHURN = 11

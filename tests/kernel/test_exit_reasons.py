@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from kernel_agent import ROOT, program_exists, program_ids
-from kernel_node import Node
-from kernel_world import DEADLINE_S, KvmLoad, wait_for
 
-from ebpf.exit_reasons import ARM64_CAUSES, ARM64_CLASSES, SVM_REASONS, VMX_REASONS, Isa
+from ebpf.exit_reasons.reasons import ARM64_CAUSES, ARM64_CLASSES, SVM_REASONS, VMX_REASONS, Isa
+from ebpf.exit_reasons.session import ReasonsSession
 from ebpf.hooks import Question
-from ebpf.reasons_session import ReasonsSession
-from probes.report import CounterTrust
+from probes.report.model import CounterTrust
+from tests.support.kernel_agent import ROOT, program_exists, program_ids
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import DEADLINE_S, KvmLoad, wait_for
 
 USERSPACE_REASON = {Isa.VMX: "IO_INSTRUCTION", Isa.SVM: "IOIO", Isa.ARM64: "DABT_LOW"}
 """Why kvmload's guest leaves for user space: a port, or memory that is not there."""
@@ -126,7 +126,7 @@ def test_only_chosen_processes_are_counted(
 
 
 def test_live_shows_reasons_or_says_that_there_are_none(kvmload: Path, *, fires: bool) -> None:
-    """``live --once --reasons`` of one process: its exits by reason, or why they are unavailable."""
+    """``live --once --reasons`` of one process: its exits by reason, or why there are none."""
     with KvmLoad(kvmload, "--step") as load:
         load.finish_counted_part()
         arguments = ["live", "--standalone", "--interval", "0.2", "--reasons", "--json"]

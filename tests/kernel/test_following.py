@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
-from kernel_node import Node
-from kernel_world import KvmLoad, Qemu, Started, wait_for
 
-from probes.host import Host
-from probes.report import ProcessReport
-from probes.tracker import IN_TURN
-from probes.vmm import HypervisorType, Inspections, Scan, VmmId
+from probes.host.process import HypervisorType, Inspections, Scan, VmmId
+from probes.host.reader import Host
+from probes.judge.tracker import IN_TURN
+from probes.report.model import ProcessReport
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import KvmLoad, Qemu, Started, wait_for
 
 LOOKS = 5
 AT_MOST = LOOKS // IN_TURN + 1

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
-from kernel_world import DEADLINE_S, EMULATED, RENAME_PROCESS, PythonProcess
 
-from probes.process_reader import MAX_THREADS
-from probes.thread_tables import MAX_DESCRIPTORS
+from probes.host.process_reader import MAX_THREADS
+from probes.host.thread_tables import MAX_DESCRIPTORS
+from tests.support.kernel_hostile import LOCKS_BLOCK, NEED_FUSE, Hostile, hostile_program
+from tests.support.kernel_world import DEADLINE_S, EMULATED, RENAME_PROCESS, PythonProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 READERS_LIMIT_S = 3 * DEADLINE_S
@@ -44,12 +44,12 @@ pytestmark = [
 
 READ_PROCESSES = """
 import json, logging, re, sys, time
-import probes.host
+import probes.host.reader
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
 watched, rounds, seconds = set(json.loads(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
 if seconds:
-    probes.host.MAX_SCAN_S = probes.host.MAX_INSPECT_S = seconds
-host = probes.host.Host()
+    probes.host.reader.MAX_SCAN_S = probes.host.reader.MAX_INSPECT_S = seconds
+host = probes.host.reader.Host()
 unseen = set(watched)
 def peak_mib():
     # Not getrusage(): its maximum begins with that of the process that forked this one.

@@ -12,9 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kernel_agent import ROOT
-from kernel_node import Node
-from kernel_world import (
+
+from ebpf.hooks import Question
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Reason
+from probes.report.model import VmiReport
+from tests.support.kernel_agent import ROOT
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import (
     MACHINE,
     QEMU,
     KvmLoad,
@@ -24,11 +29,6 @@ from kernel_world import (
     of_this_run,
     wait_for,
 )
-
-from ebpf.hooks import Question
-from probes.reasons import Reason
-from probes.report import VmiReport
-from probes.vmm import HypervisorType
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 

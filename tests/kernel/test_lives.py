@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_ledger import only
-from kernel_numbers import Owners
-from kernel_world import EMULATED, KvmLoad, Started, wait_for
 
 from ebpf.hooks import HOOKS, AttachPoint, Backend, Question
 from ebpf.ledger import LIFE_BYTES
 from ebpf.session import Session
+from tests.support.kernel_ledger import only
+from tests.support.kernel_numbers import Owners
+from tests.support.kernel_world import EMULATED, KvmLoad, Started, wait_for
 
 pytestmark = pytest.mark.host_only
 

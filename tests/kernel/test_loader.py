@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kernel_agent import ROOT, Agent
-from kernel_world import EMULATED, wait_for
 
-from ebpf.bpf_calls import bpf
+from ebpf.bpf_syscall import bpf
 from ebpf.errors import BpfUnavailableError
 from ebpf.programs import Programs
 from ebpf.session import Session
+from tests.support.kernel_agent import ROOT, Agent
+from tests.support.kernel_world import EMULATED, wait_for
 
 MOMENTS = [0.1, 0.5, 0.9] if EMULATED else [it / 10 for it in range(1, 12)]
 """When somebody is killed, in parts of the time that a start takes."""

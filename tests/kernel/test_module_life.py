@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kernel_node import Node
-from kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
 from ebpf.hooks import HOOKS, KVM, Backend, HookStatus, Question
 from ebpf.session import Session
-from probes.vmm import HypervisorType
+from probes.host.process import HypervisorType
+from tests.support.kernel_node import Node
+from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
 VENDORS = ("kvm_amd", "kvm_intel")
 

@@ -8,10 +8,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-from kernel_world import Started, wait_for
 
 from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Question
 from ebpf.session import Session
+from tests.support.kernel_world import Started, wait_for
 
 ASK_A_KVM_VCPU = """
 import fcntl, os, sys

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from kernel_numbers import Owners, busy_users_of_maps
-from kernel_world import EMULATED, wait_for
 
 from ebpf.clock import monotonic_ns
 from ebpf.hooks import Question
 from ebpf.session import Session
+from tests.support.kernel_numbers import Owners, busy_users_of_maps
+from tests.support.kernel_world import EMULATED, wait_for
 
 pytestmark = pytest.mark.host_only
 

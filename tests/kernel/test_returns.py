@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from kernel_ledger import entry_with, only
-from kernel_numbers import Owners
-from kernel_world import KvmLoad, wait_for
 
 from ebpf.hooks import HOOKS, AttachPoint, Question
 from ebpf.session import Session
+from tests.support.kernel_ledger import entry_with, only
+from tests.support.kernel_numbers import Owners
+from tests.support.kernel_world import KvmLoad, wait_for
 
 EXITS = 503
 INTERRUPTED = 11

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kernel_node import Node
-from kernel_scenarios import SCENARIOS, Expected, Scenario, World
-from kernel_world import Started, wait_for
 
 from ebpf.hooks import Question
+from tests.support.kernel_node import Node
+from tests.support.kernel_scenarios import SCENARIOS, Expected, Scenario, World
+from tests.support.kernel_world import Started, wait_for
 
 pytestmark = pytest.mark.every_kernel
 

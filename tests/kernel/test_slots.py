@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_ledger import (
+
+from ebpf.bpf_syscall import Update
+from ebpf.clock import monotonic_ns
+from ebpf.hooks import Question
+from ebpf.ledger import LedgerEntry
+from ebpf.session import Session
+from ebpf.tables import default_capacity, memory_bytes
+from tests.support.kernel_ledger import (
     entry_with,
     fill_with_rubbish,
     free_slots,
@@ -17,14 +24,7 @@ from kernel_ledger import (
     tables,
     take_slots,
 )
-from kernel_world import KvmLoad, wait_for
-
-from ebpf.bpf_calls import Update
-from ebpf.clock import monotonic_ns
-from ebpf.hooks import Question
-from ebpf.ledger import LedgerEntry
-from ebpf.session import Session
-from ebpf.tables import default_capacity, memory_bytes
+from tests.support.kernel_world import KvmLoad, wait_for
 
 CPU1_ONLINE = Path("/sys/devices/system/cpu/cpu1/online")
 EXITS = 503

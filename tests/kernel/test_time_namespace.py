@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kernel_agent import ROOT
-from kernel_world import Started
+
+from tests.support.kernel_agent import ROOT
+from tests.support.kernel_world import Started
 
 pytestmark = pytest.mark.host_only
 

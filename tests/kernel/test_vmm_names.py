@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
-from kernel_world import Qemu, Started, wait_for
 
-from probes.host import Host
-from probes.vmm import VmmProcess
+from probes.host.process import VmmProcess
+from probes.host.reader import Host
+from tests.support.kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
+from tests.support.kernel_world import Qemu, Started, wait_for
 
 pytestmark = pytest.mark.host_only
 

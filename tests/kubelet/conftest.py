@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-import image_build
-import kube_build
 import pytest
-from image_container import workplace
-from kernel_world import wait_for
-from kube_cluster import Cluster, prepared
-from kube_objects import VMI_RESOURCE, VMS, launcher_pod, load_images, running_vmi
-from kube_world import ALPHA, BETA, create, until_ready
-from required import missing_for_guests, require
+
+from tests.support import image_build, kube_build
+from tests.support.image_container import workplace
+from tests.support.kernel_world import wait_for
+from tests.support.kube_cluster import Cluster, prepared
+from tests.support.kube_objects import VMI_RESOURCE, VMS, launcher_pod, load_images, running_vmi
+from tests.support.kube_world import ALPHA, BETA, create, until_ready
+from tests.support.required import missing_for_guests, require
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deploy_render import rendered
-from image_container import CAPABILITIES, possible_capabilities
-from kernel_agent import program_exists, program_ids, samples_of
-from kernel_world import wait_for
-from kube_cluster import NODE, Cluster
-from kube_objects import VMS
-from kube_world import (
+
+from tests.support.deploy_render import rendered
+from tests.support.image_container import CAPABILITIES, possible_capabilities
+from tests.support.kernel_agent import program_exists, program_ids, samples_of
+from tests.support.kernel_world import wait_for
+from tests.support.kube_cluster import NODE, Cluster
+from tests.support.kube_objects import VMS
+from tests.support.kube_world import (
     ALPHA,
     BETA,
     NAMESPACE,

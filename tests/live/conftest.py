@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from kernel_world import build_kvmload
-from required import missing_for_guests, require
+
+from tests.support.kernel_world import build_kvmload
+from tests.support.required import missing_for_guests, require
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from kernel_agent import Agent
-from kernel_world import DEADLINE_S, KvmLoad, Qemu, Started, wait_for
-from live_terminal import HVPROBE, ROOT, Terminal, environment
 
-SCHEMA = json.loads((ROOT / "probes/schema/snapshot.schema.json").read_text())
+from tests.support.kernel_agent import Agent
+from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, Started, wait_for
+from tests.support.live_terminal import HVPROBE, ROOT, Terminal, environment
+
+SCHEMA = json.loads((ROOT / "probes/report/schema/snapshot.schema.json").read_text())
 FIRST_FRAME_S = 2.0
 RUNS = "kvm_runs_total"
 USERSPACE_EXITS = "vcpu_userspace_exits_total"

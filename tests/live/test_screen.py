@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_world import KvmLoad, Qemu, wait_for
-from live_terminal import HVPROBE, Terminal
+
+from tests.support.kernel_world import KvmLoad, Qemu, wait_for
+from tests.support.live_terminal import HVPROBE, Terminal
 
 SELECTED = ("live", "--standalone", "--node", "worker-1", "--interval", "0.3")
 
@@ -155,13 +156,13 @@ def test_a_signal_gives_the_terminal_back(
 def test_an_error_gives_the_terminal_back(tmp_path: Path, guests: KvmLoad) -> None:
     """So does an error in the middle of it, which is then to be read."""
     program = (
-        "import sys, probes.cli, probes.live.show as show; of = show.frame; left = [3]\n"
+        "import sys, probes.command.cli, probes.command.show as show; of = show.frame; left = [3]\n"
         "def frame(*a, **k):\n"
         "    left[0] -= 1\n"
         "    if not left[0]: raise RuntimeError('in the midst of it')\n"
         "    return of(*a, **k)\n"
         "show.frame = frame\n"
-        "sys.exit(probes.cli.main(sys.argv[1:]))\n"
+        "sys.exit(probes.command.cli.main(sys.argv[1:]))\n"
     )
     with Terminal(tmp_path, [HVPROBE[0], "-c", program, *SELECTED]) as terminal:
         terminal.wait_for("RuntimeError: in the midst of it")

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from queries import DASHBOARD, dashboard_queries
+from tests.support.queries import DASHBOARD, dashboard_queries
 
 BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_process import missing_programs, running_prometheus
-from queries import (
+
+from tests.support.prometheus_process import missing_programs, running_prometheus
+from tests.support.queries import (
     ask,
     dashboard_queries,
     documented_queries,
     run_query,
     wait_until_all_answer,
 )
-from rule_files import all_rules, faster, load_groups, shorten_ranges, write_rules
-from scraped_cluster import Machine, World, scrape_configs, served
+from tests.support.rule_files import all_rules, faster, load_groups, shorten_ranges, write_rules
+from tests.support.scraped_cluster import Machine, World, scrape_configs, served
 
 DEADLINE_S = 60
 FACTOR = 60

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_process import missing_programs
-from rule_files import MONITORING, all_rules, faster, load_groups, write_rules
 
 from ebpf.hooks import HOOKS, Question
+from tests.support.prometheus_process import missing_programs
+from tests.support.rule_files import MONITORING, all_rules, faster, load_groups, write_rules
 
 TESTS = sorted(Path(__file__).parent.glob("*.test.yaml"))
 RULES = all_rules(load_groups())

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutant_document import DOCUMENT, RESULTS, document
-from mutant_generator import mutants
-from mutant_rooms import ROOMS
-from mutant_table import TABLE, HandMade
+
+from mutants.document import DOCUMENT, RESULTS, document
+from mutants.generator import mutants
+from mutants.rooms import ROOMS
+from mutants.table import TABLE, HandMade
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import Browser, missing_programs
-from required import require
-from rich_report import KVM, TCG, process, rich_report, vmi
-from serving import Serving
 
-from probes.http.routes import Request, Response
-from probes.identity import VmName
-from probes.looks import SharedLook
-from probes.page import CONTENT_SECURITY_POLICY
-from probes.report import NodeReport, ProcessState
-from probes.site import Site
+from probes.render.page import CONTENT_SECURITY_POLICY
+from probes.report.model import NodeReport, ProcessState
+from probes.serve.endpoints import Endpoints
+from probes.serve.http.routes import Request, Response
+from probes.serve.refresh import RefreshCache
+from probes.vmi.attribution import VmName
+from tests.support.browser import Browser, missing_programs
+from tests.support.required import require
+from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
+from tests.support.serving import Serving
 
 HOSTILE = (
     "<img src=//elsewhere.invalid/a.png onerror=alert(1)><script>document.title='owned'</script>"
@@ -87,7 +87,7 @@ def test_the_page_in_a_browser(
     browser.console()
     browser.requests()
     browser.be(width=width, dark=dark)
-    with Serving(Site(SharedLook(REPORTS[name])).routes) as serving:
+    with Serving(Endpoints(RefreshCache(REPORTS[name])).routes) as serving:
         url = f"http://127.0.0.1:{serving.port}/"
         browser.open(url)
         assert browser.console() == []
@@ -113,7 +113,7 @@ def test_the_page_in_a_browser(
 def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
     """Were markup to get in nevertheless, it could not run, load or post anything."""
     asked: list[str] = []
-    routes = Site(SharedLook(rich_report)).routes
+    routes = Endpoints(RefreshCache(rich_report)).routes
 
     async def metrics(request: Request) -> Response:
         asked.append(request.path)
@@ -139,7 +139,7 @@ def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
 
 def test_the_page_is_compressed_and_has_a_head() -> None:
     """A thousand VMs travel as less than 40 kB; HEAD tells the same headers."""
-    with Serving(Site(SharedLook(thousand)).routes) as serving:
+    with Serving(Endpoints(RefreshCache(thousand)).routes) as serving:
         client = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
         client.request("GET", "/", headers={"Accept-Encoding": "gzip"})
         answer = client.getresponse()

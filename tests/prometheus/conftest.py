@@ -1,8 +1,9 @@
 """What an end-to-end test needs of this machine: real guests and a real Prometheus."""
 
 import pytest
-from prometheus_process import missing_programs
-from required import missing_for_guests, require
+
+from tests.support.prometheus_process import missing_programs
+from tests.support.required import missing_for_guests, require
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel_world import Qemu, wait_for
-from prometheus_process import running_prometheus
-from queries import (
+
+from tests.support.kernel_world import Qemu, wait_for
+from tests.support.prometheus_process import running_prometheus
+from tests.support.queries import (
     Query,
     ask,
     dashboard_queries,
@@ -22,10 +23,10 @@ from queries import (
     run_query,
     wait_until_all_answer,
 )
-from rule_files import all_rules, faster, load_groups, write_rules
-from scraped_cluster import Machine, World, scrape_configs, served
-from secure_agent import Keys, SecureAgent, scrape_config
-from watched_node import DEADLINE_S, Alerts, WatchedNode
+from tests.support.rule_files import all_rules, faster, load_groups, write_rules
+from tests.support.scraped_cluster import Machine, World, scrape_configs, served
+from tests.support.secure_agent import Keys, SecureAgent, scrape_config
+from tests.support.watched_node import DEADLINE_S, Alerts, WatchedNode
 
 NODE = "n1"
 ALPHA, BETA, PAUSED, ORPHAN = (

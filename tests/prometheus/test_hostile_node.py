@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kernel_agent import ROOT, Agent
-from kernel_world import Qemu, wait_for
-from prometheus_process import running_prometheus
-from queries import run_query
 
-from probes.looks import SHARED_FOR_S
+from probes.serve.refresh import SHARED_FOR_S
+from tests.support.kernel_agent import ROOT, Agent
+from tests.support.kernel_world import Qemu, wait_for
+from tests.support.prometheus_process import running_prometheus
+from tests.support.queries import run_query
 
 HOSTILE_NODE = 'a"b\\c{x="y"} 1 # ünï'
 HUNG_TGID = 4_000_001

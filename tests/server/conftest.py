@@ -3,7 +3,8 @@
 import logging
 
 import pytest
-from certificates import Authority
+
+from tests.support.certificates import Authority
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from certificates import Authority
-from serving import DEADLINE_S, Gate, Peer, Serving, descriptors, text
 
-from probes.http.connection import Limits
+from probes.serve.http.connection import Limits
+from tests.support.certificates import Authority
+from tests.support.serving import DEADLINE_S, Gate, Peer, Serving, descriptors, text
 
 CROWD = 1000
 SCRAPE_DEADLINE_S = 10.0
@@ -385,11 +385,11 @@ def test_a_small_descriptor_limit(limit: int) -> None:
 SERVE_FILES = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from serving import LOG, TEXT
-from probes.http.connection import Limits
-from probes.http.listen import parse_listen
-from probes.http.routes import Response
-from probes.http.server import Server
+from tests.support.serving import LOG, TEXT
+from probes.serve.http.connection import Limits
+from probes.serve.http.listen import parse_listen
+from probes.serve.http.routes import Response
+from probes.serve.http.server import Server
 
 async def files(request):
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(5)]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
-from serving import DEADLINE_S, TEXT, Gate, Peer, Serving, text
 
-from probes.http.connection import Limits
-from probes.http.routes import Request, Response
-from probes.http.server import BindError
+from probes.serve.http.connection import Limits
+from probes.serve.http.routes import Request, Response
+from probes.serve.http.server import BindError
+from tests.support.serving import DEADLINE_S, TEXT, Gate, Peer, Serving, text
 
 METRICS = "".join(f'metric{{name="vm-{n}"}} {n}\n' for n in range(2000)).encode()
 HUGE = b"".join(b'metric{name="vm-%d"} %d\n' % (n, n * n) for n in range(40_000))

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from certificates import Authority, MountedSecret
-from serving import DEADLINE_S, LOG, Peer, Serving, text
 
-from probes.http import tls_files
-from probes.http.certificate import Validity
-from probes.http.connection import Limits
-from probes.http.listen import TlsFiles, TlsState
-from probes.http.tls_files import RETRY_S, Certificates, TlsFilesError
+from probes.serve.http import tls_files
+from probes.serve.http.certificate import Validity
+from probes.serve.http.connection import Limits
+from probes.serve.http.listen import TlsFiles, TlsState
+from probes.serve.http.tls_files import RETRY_S, Certificates, TlsFilesError
+from tests.support.certificates import Authority, MountedSecret
+from tests.support.serving import DEADLINE_S, LOG, Peer, Serving, text
 
 LONG = bytes(range(256)) * 10_000
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from facts import plant_node
+
+from tests.support.facts import plant_node
 
 # How long an example takes is the machine's affair, which may be shared and busy; nothing is kept
 # between runs, so that each begins the same.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from probes.accelerators import Accelerators
-from probes.node import Cause
-from probes.vmm import HypervisorType
+from probes.host.accelerators import Accelerators
+from probes.host.node import Cause
+from probes.host.process import HypervisorType
 
 
 @pytest.fixture

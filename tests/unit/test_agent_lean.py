@@ -11,12 +11,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TOLD_WHEN_SERVING = """
 import gc, json, sys
 from ebpf import programs
-from probes import agent, cli
+from probes.command import agent
+from probes.command import cli
 
 programs._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){programs._MAIN}"
 
-async def serve(settings, observer):
-    observer.look()
+async def serve(settings, collector):
+    collector.look()
     print(json.dumps({"modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}))
 
 agent._serve = serve
@@ -24,7 +25,7 @@ sys.exit(cli.main(["agent", "--standalone", "--proc", sys.argv[1]]))
 """
 TOLD_BY_A_LIGHT_COMMAND = """
 import atexit, json, sys
-from probes import cli
+from probes.command import cli
 
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 sys.exit(cli.main(sys.argv[1:]))
@@ -36,8 +37,8 @@ NEEDLESS = {
     "jsonschema": "for tests",
     "kubernetes": "standalone",
     "urllib3": "standalone",
-    "probes.live.show": "another command",
-    "ebpf.reasons_session": "another command",
+    "probes.command.show": "another command",
+    "ebpf.exit_reasons.session": "another command",
 }
 
 
@@ -53,7 +54,7 @@ def test_a_serving_agent_holds_only_what_it_needs(tmp_path: Path, proc: Path) ->
         text=True,
     )
     told = json.loads(done.stdout)
-    assert {"asyncio", "probes.site"} <= set(told["modules"])
+    assert {"asyncio", "probes.serve.endpoints"} <= set(told["modules"])
     assert set(told["modules"]) & NEEDLESS.keys() == set()
     assert told["frozen"] > len(told["modules"])
 
@@ -73,8 +74,8 @@ def test_a_command_that_reads_nothing_is_light(arguments: list[str], code: int) 
     )
     assert done.returncode == code
     modules = set(json.loads(done.stderr.splitlines()[-1]))
-    assert "probes.settings" in modules
+    assert "probes.command.settings" in modules
     assert modules & COSTLY == set()
-    assert {name for name in modules if name.startswith(("ebpf.", "probes.http."))} <= {
-        "probes.http.listen"
+    assert {name for name in modules if name.startswith(("ebpf.", "probes.serve.http."))} <= {
+        "probes.serve.http.listen"
     }

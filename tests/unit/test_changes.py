@@ -3,7 +3,22 @@
 from dataclasses import replace
 
 import pytest
-from facts import (
+
+from ebpf.hooks import Question
+from ebpf.ledger import LedgerEntry
+from probes.host.process import HypervisorType
+from probes.judge.changes import (
+    FREED_WITHIN_NS,
+    event_of_reading,
+    next_step,
+    record_is_stale,
+    tracked_process,
+)
+from probes.judge.evidence import Evidence
+from probes.judge.reasons import Reason
+from probes.judge.tracked import Action, Event, State, Step, TrackedProcess
+from probes.judge.verdict import Verdict
+from tests.support.facts import (
     ALL_QUESTIONS,
     RUNS_ON_KVM,
     STARTED_NS,
@@ -14,21 +29,6 @@ from facts import (
     process,
     tracked,
 )
-
-from ebpf.hooks import Question
-from ebpf.ledger import LedgerEntry
-from probes.changes import (
-    FREED_WITHIN_NS,
-    event_of_reading,
-    next_step,
-    record_is_stale,
-    tracked_process,
-)
-from probes.evidence import Evidence
-from probes.reasons import Reason
-from probes.tracked import Action, Event, State, Step, TrackedProcess
-from probes.verdict import Verdict
-from probes.vmm import HypervisorType
 
 PLAIN = tracked()
 """Proven to run on KVM without a record."""

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from facts import captured, plant
 
 from ebpf import programs
-from probes.cli import main
-from probes.inputs import check
-from probes.settings import parse
+from probes.command.cli import main
+from probes.command.inputs import check
+from probes.command.settings import parse
+from tests.support.facts import captured, plant
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,7 +162,7 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     def begins(*_: object) -> None:
         pytest.fail("something was begun with a wrong input")
 
-    monkeypatch.setattr("probes.agent.observing", begins)
+    monkeypatch.setattr("probes.command.agent.observing", begins)
 
 
 KUBECONFIG = "clusters: [{name: c}]\ncontexts: [{name: c}]\n"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.live.columns import MINUTE_CELLS, Column, fit_columns
+from probes.render.live.columns import MINUTE_CELLS, Column, fit_columns
 
 FIXED = {Column.TGID, Column.VMI, Column.TYPE}
 """Columns that are shown in any terminal."""

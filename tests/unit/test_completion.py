@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
-from probes.completion import Shell, script
-from probes.flags import command_line
+from probes.command.cli import main
+from probes.command.completion import Shell, script
+from probes.command.flags import command_line
 
 COMMANDS = ["agent", "completion", "doctor", "live", "snapshot"]
 COMPLETIONS = [

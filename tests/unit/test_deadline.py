@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.deadline import LookTimeoutError, StoppedError, apart, within
+from probes.command.deadline import LookTimeoutError, StoppedError, apart, within
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0
@@ -21,8 +21,9 @@ NEVER_S = 3600.0
 HANGING = """
 import sys
 from ebpf.errors import BpfUnavailableError
-from probes import agent, cli
-from probes.live import show
+from probes.command import agent
+from probes.command import cli
+from probes.command import show
 
 deadline_s, fifo, *arguments = sys.argv[1:]
 
@@ -46,7 +47,7 @@ if arguments[0] == "agent":
 else:
     agent._open_session = lambda _: (None, BpfUnavailableError("not in this test"))
 agent.Server = Server
-agent.Observer.look = look
+agent.NodeCollector.look = look
 agent.STOP_DEADLINE_S = agent.LOOK_DEADLINE_S = show.LOOK_DEADLINE_S = float(deadline_s)
 sys.exit(cli.main([*arguments, "--standalone", "--log-level", "error"], apart=True))
 """
@@ -231,7 +232,8 @@ def test_exit_code_of_a_process_apart(
 def test_closed_standard_streams(closed: str) -> None:
     """The exit code gets through where the caller has closed some of them."""
     program = (
-        "import sys; from probes.deadline import apart; sys.exit(apart(lambda: 5, deadline_s=60))"
+        "import sys; from probes.command.deadline import apart; "
+        "sys.exit(apart(lambda: 5, deadline_s=60))"
     )
     done = subprocess.run(
         ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program],

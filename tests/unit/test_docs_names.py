@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
-    path for folder in ("ebpf", "probes", "tests") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("ebpf", "probes", "tests", "bench", "vmtest", "mutants")
+    for path in (ROOT / folder).rglob("*.py")
 )
 MODULE = re.compile(r"(?<![\w./{},*<-])[\w/]+\.py\b")
 
@@ -54,5 +56,5 @@ def test_documents_name_modules_that_exist(document: str) -> None:
 
 def test_a_module_that_is_missing_is_found() -> None:
     """The search knows names with and without a folder, and knows that these do not exist."""
-    text = "See vmiwatch.py and probes/kube.py, but also probes/kube/watch.py and watch.py."
+    text = "See vmiwatch.py and probes/kube.py, but also probes/vmi/kube/watch.py and watch.py."
     assert missing(text) == {"vmiwatch.py", "probes/kube.py"}

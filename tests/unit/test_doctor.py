@@ -3,18 +3,18 @@
 from dataclasses import replace
 
 import pytest
-from facts import health, hooks
-from live_reports import LIAR, guest
-from rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
 from ebpf.hooks import Question, unattached
-from probes import doctor_view
-from probes.doctor import Ability, Check, ability, checks
-from probes.node import Accelerator, Cause, KernelAbilities, NodeVirtualization, Problem
-from probes.reasons import Outcome
-from probes.report import CounterTrust, NodeReport, ProcessReport, VmiReport
-from probes.vmi import WatchStatus
-from probes.vmm import HypervisorType
+from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Outcome
+from probes.render import doctor_view
+from probes.render.doctor import Ability, Check, ability, checks
+from probes.report.model import CounterTrust, NodeReport, ProcessReport, VmiReport
+from probes.vmi.model import WatchStatus
+from tests.support.facts import health, hooks
+from tests.support.live_reports import LIAR, guest
+from tests.support.rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
 NO_BPF = health(
     hooks=unattached("no BPF: not permitted", refused=True),
@@ -24,7 +24,7 @@ NO_BPF = health(
 )
 
 
-CAPABLE = KernelAbilities(
+CAPABLE = KernelFeatures(
     kprobes=True,
     btf=True,
     tracefs=True,
@@ -33,7 +33,7 @@ CAPABLE = KernelAbilities(
     capabilities_missing=(),
     initial_pid_namespace=True,
 )
-BARE = KernelAbilities(
+BARE = KernelFeatures(
     kprobes=False,
     btf=False,
     tracefs=False,
@@ -57,7 +57,7 @@ def report(
     )
 
 
-def lines(given: NodeReport, kernel: KernelAbilities) -> list[str]:
+def lines(given: NodeReport, kernel: KernelFeatures) -> list[str]:
     return doctor_view.lines(checks(given, kernel), ability(given))
 
 

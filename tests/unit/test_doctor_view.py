@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from probes.doctor import Ability, Check
-from probes.doctor_view import lines, screen, to_json
-from probes.reasons import Outcome
+from probes.judge.reasons import Outcome
+from probes.render.doctor import Ability, Check
+from probes.render.doctor_view import lines, screen, to_json
 
 CHECKS = (
     Check(question="KVM", outcome=Outcome.GOOD, finding="works, provided by kvm_intel"),

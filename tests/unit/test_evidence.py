@@ -4,7 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from facts import (
+
+from ebpf.hooks import HOOKS, Backend, HookStatus, Question
+from ebpf.ledger import KernelSnapshot
+from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
+from probes.host.process import (
+    AcceleratorFds,
+    HypervisorType,
+    QemuCommandLine,
+    VmmProcess,
+    VmmThread,
+)
+from probes.host.reader import Host
+from probes.judge.evidence import Evidence, gather, ledger_entry
+from tests.support.facts import (
     ATTACHED_NS,
     KVM_FDS,
     STARTED_NS,
@@ -21,13 +34,6 @@ from facts import (
     tcg_process,
     thread,
 )
-
-from ebpf.hooks import HOOKS, Backend, HookStatus, Question
-from ebpf.ledger import KernelSnapshot
-from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
-from probes.evidence import Evidence, gather, ledger_entry
-from probes.host import Host
-from probes.vmm import AcceleratorFds, HypervisorType, QemuCommandLine, VmmProcess, VmmThread
 
 
 def weigh(facts: VmmProcess, snapshot: KernelSnapshot | None = None) -> Evidence:

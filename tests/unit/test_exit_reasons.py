@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
-from ebpf.exit_reasons import Isa, ReasonLayout, layout_from, reason_count
-from ebpf.reasons_session import ReasonsSession
+from ebpf.exit_reasons.reasons import Isa, ReasonLayout, layout_from, reason_count
+from ebpf.exit_reasons.session import ReasonsSession
 from ebpf.tracefs import offsets_from
 
 HEAD = """\
@@ -175,7 +175,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadInto]:
     (cpus / "possible").write_text("0-1\n")
 
     def load_into(loaded: Loaded) -> Path:
-        monkeypatch.setattr("ebpf.reasons_session.Programs", lambda *_, **__: loaded)
+        monkeypatch.setattr("ebpf.exit_reasons.session.Programs", lambda *_, **__: loaded)
         return tmp_path
 
     return load_into

@@ -16,15 +16,15 @@ from prometheus_client.core import (
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-from rich_report import rich_report, vmi
 
-from probes.exposition import Exposition, Family, Format, Histogram, Kind
-from probes.identity import VmName
-from probes.metrics import families
-from probes.reasons import Reason
-from probes.report import NodeReport, VmiReport
-from probes.verdict import Verdict
-from probes.vmm import HypervisorType
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Reason
+from probes.judge.verdict import Verdict
+from probes.render.exposition import Exposition, Family, Format, Histogram, Kind
+from probes.render.metrics import families
+from probes.report.model import NodeReport, VmiReport
+from probes.vmi.attribution import VmName
+from tests.support.rich_report import rich_report, vmi
 
 END = {Format.TEXT: "", Format.OPENMETRICS: "# EOF\n"}
 HOSTILE = 'a"b\\c\nd} 1\n# TYPE x counter\nx 1'

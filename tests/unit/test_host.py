@@ -15,17 +15,10 @@ from pathlib import Path
 from queue import Queue
 
 import pytest
-from facts import Capture, captured, plant
-from test_kvmstats import statistics
 
-from probes import host as host_module
-from probes import process_reader, thread_tables, vcpu_statistics, watched_reads
-from probes.host import Host
-from probes.process_folder import ProcessFolder
-from probes.process_reader import ProcessDraft
-from probes.thread_tables import TableComparer
-from probes.vcpu_statistics import is_vcpu_statistics
-from probes.vmm import (
+from probes.host import process_reader, thread_tables, vcpu_statistics, watched_reads
+from probes.host import reader as reader_module
+from probes.host.process import (
     AcceleratorFds,
     Inspections,
     QemuCommandLine,
@@ -34,7 +27,14 @@ from probes.vmm import (
     VmmId,
     VmmProcess,
 )
-from probes.watched_reads import WatchedReads
+from probes.host.process_folder import ProcessFolder
+from probes.host.process_reader import ProcessDraft
+from probes.host.reader import Host
+from probes.host.thread_tables import TableComparer
+from probes.host.vcpu_statistics import is_vcpu_statistics
+from probes.host.watched_reads import WatchedReads
+from tests.support.facts import Capture, captured, plant
+from tests.support.kvm_statistics import statistics
 
 KVM_RUN = 0xAE80
 DEADLINE_S = 10.0
@@ -762,12 +762,12 @@ def test_the_rest_comes_first_the_next_time(
     early, late = captured("tcg_multi"), blocker_of(7000, pod=False)
     plant(proc, early)
     plant(proc, late)
-    monkeypatch.setattr(host_module, "MAX_INSPECT_S", 0.2)
+    monkeypatch.setattr(reader_module, "MAX_INSPECT_S", 0.2)
     glass = Hourglass(monkeypatch, frozenset({early.tgid}))
     found = host.inspect([early.vmm, late.vmm])
     assert found == Inspections(pending={early.vmm: Unread.NO_TIME, late.vmm: Unread.NO_TIME})
     assert glass.order == [early.tgid]
-    monkeypatch.setattr(host_module, "MAX_INSPECT_S", DEADLINE_S)
+    monkeypatch.setattr(reader_module, "MAX_INSPECT_S", DEADLINE_S)
     monkeypatch.setattr(watched_reads, "MAX_PROCESS_S", 0.2)
     found = host.inspect([early.vmm, late.vmm])
     assert found.pending == {early.vmm: Unread.TOO_MANY}
@@ -779,7 +779,7 @@ def test_everyone_s_turn_comes() -> None:
 
     New ones, however many are made all the time, come after those that waited.
     """
-    queue = host_module._Queue()
+    queue = reader_module._Queue()
     asked = range(6)
     rounds: list[set[int]] = []
     for number in range(9):
@@ -812,7 +812,7 @@ def test_processes_with_many_threads_have_their_turn(
     plant(proc, replace(heavy, stat=heavy.stat.replace(" 20 0 3 0 ", " 20 0 3000 0 ")))
     plant(proc, light)
     host.scan([heavy.tgid, light.tgid], every_fd=False)
-    monkeypatch.setattr(host_module, "MAX_INSPECT_S", 2.0)
+    monkeypatch.setattr(reader_module, "MAX_INSPECT_S", 2.0)
     Hourglass(monkeypatch, frozenset({light.tgid}))
     monkeypatch.setattr(watched_reads, "MAX_PROCESS_S", DEADLINE_S)
     found = host.inspect([heavy.vmm, light.vmm])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ebpf import programs
-from ebpf.handover import Request
+from ebpf.loader_protocol import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 PIP_WROTE = """\
@@ -117,11 +117,12 @@ def test_the_tree_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "ebpf").symlink_to(ROOT / "ebpf")
-    (tree / "probes").mkdir()
-    for module in (ROOT / "probes").iterdir():
-        if module.name != "cli.py":
-            (tree / "probes" / module.name).symlink_to(module)
-    (tree / "probes/cli.py").write_text(
+    (tree / "probes/command").mkdir(parents=True)
+    for folder in ("probes", "probes/command"):
+        for module in (ROOT / folder).iterdir():
+            if module.name not in ("command", "cli.py"):
+                (tree / folder / module.name).symlink_to(module)
+    (tree / "probes/command/cli.py").write_text(
         "def main(**_):\n    print('the other tree')\n    return 7\n"
     )
     started = [sys.executable, "-m", "probes"]

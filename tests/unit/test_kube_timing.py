@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.kube.timing import Backoff, Failure, WatchTiming, backoff_s, retry_after_s
+from probes.vmi.kube.timing import Backoff, Failure, WatchTiming, backoff_s, retry_after_s
 
 TIMING = WatchTiming(backoff_base_s=1.0, backoff_cap_s=8.0, answer_deadline_s=5.0)
 RANDOM = st.floats(0, 1, exclude_max=True)

@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from facts import entry, hooks, kernel
-from required import require
 
 from ebpf.hooks import Question
 from ebpf.ledger import (
@@ -20,6 +18,8 @@ from ebpf.ledger import (
     Total,
     entries_from,
 )
+from tests.support.facts import entry, hooks, kernel
+from tests.support.required import require
 
 RECORDS: dict[str, type[ctypes.Structure]] = {
     "ledger_process": ProcessRecord,

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from required import require
 
 from ebpf.hooks import PROGRAM_FILES
+from tests.support.required import require
 
 SOURCE = Path(__file__).with_name("ledger_code.c")
 SCENARIOS = re.findall(r"SCENARIO\((\w+)\)", SOURCE.read_text())[1:]

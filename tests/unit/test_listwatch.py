@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.kube.listwatch import (
+from probes.vmi.kube.listwatch import (
     EventType,
     PayloadError,
     Verb,
@@ -19,7 +19,7 @@ from probes.kube.listwatch import (
     status_message,
     walk_list,
 )
-from probes.kube.timing import Failure
+from probes.vmi.kube.timing import Failure
 
 SERVER = "https://10.96.0.1:443"
 _JSON = st.recursive(

@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live_reports import KVM, LIAR, RUNNING, busy_node, guest, report, scene
 from rich.cells import cell_len
 from rich.text import Text
-from rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
-from ebpf.exit_reasons import Isa, ReasonCount
+from ebpf.exit_reasons.reasons import Isa, ReasonCount
 from ebpf.hooks import unattached
-from probes.live.columns import age, bars, number
-from probes.live.frames import Scene, Shape, frame, frame_json, plain
-from probes.live.history import History
-from probes.live.options import Selection
-from probes.live.rows import Order, ordered, rows_of
-from probes.live.view import View
-from probes.reasons import Reason, Severity
-from probes.report import CounterTrust, NodeReport
-from probes.vmi import WatchStatus
-from probes.vmm import HypervisorType
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Reason, Severity
+from probes.render.live.columns import age, bars, number
+from probes.render.live.frames import Scene, Shape, frame, frame_json, plain
+from probes.render.live.history import History
+from probes.render.live.options import Selection
+from probes.render.live.rows import Order, ordered, rows_of
+from probes.render.live.view import View
+from probes.report.model import CounterTrust, NodeReport
+from probes.vmi.model import WatchStatus
+from tests.support.live_reports import KVM, LIAR, RUNNING, busy_node, guest, report, scene
+from tests.support.rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SMALL = Shape(width=80, height=24)

@@ -2,11 +2,17 @@
 
 import pytest
 
-from probes.completion import Shell
-from probes.flags import UsageError
-from probes.live.options import LiveOptions, Selection
-from probes.settings import CompletionSettings, DoctorSettings, LiveSettings, Settings, parse
-from probes.vmm import HypervisorType
+from probes.command.completion import Shell
+from probes.command.flags import UsageError
+from probes.command.settings import (
+    CompletionSettings,
+    DoctorSettings,
+    LiveSettings,
+    Settings,
+    parse,
+)
+from probes.host.process import HypervisorType
+from probes.render.live.options import LiveOptions, Selection
 
 
 def settings(*arguments: str, **environment: str) -> Settings:

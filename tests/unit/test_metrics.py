@@ -8,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from facts import INTEL_HOST, health
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as families_of
 from prometheus_client.samples import Sample
-from required import require
-from rich_report import KVM, TCG, rich_report, vmi
 
-from probes.exposition import Exposition, Format
-from probes.identity import VmName
-from probes.metrics import families
-from probes.node import Accelerator, NodeVirtualization
-from probes.report import NodeReport
-from probes.vmi import WatchStatus
-from probes.vmm import HypervisorType
+from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.process import HypervisorType
+from probes.render.exposition import Exposition, Format
+from probes.render.metrics import families
+from probes.report.model import NodeReport
+from probes.vmi.attribution import VmName
+from probes.vmi.model import WatchStatus
+from tests.support.facts import INTEL_HOST, health
+from tests.support.required import require
+from tests.support.rich_report import KVM, TCG, rich_report, vmi
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics.txt"
 PER_VM = {"node", "namespace", "name"}

@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from facts import VMM
 from hypothesis import given
 from hypothesis import strategies as st
-from live_reports import LIAR
-from page_reader import Read
-from rich_report import KVM, TCG, process, rich_report, vmi
 
-from probes.identity import VmName
-from probes.markup import LONGEST_TEXT
-from probes.node import Cause, Problem
-from probes.page import CONTENT_SECURITY_POLICY, page
-from probes.page_style import STYLE
-from probes.report import NodeReport
-from probes.verdict import Verdict
-from probes.vmm import VmmId
+from probes.host.node import Cause, Problem
+from probes.host.process import VmmId
+from probes.judge.verdict import Verdict
+from probes.render.markup import LONGEST_TEXT
+from probes.render.page import CONTENT_SECURITY_POLICY, page
+from probes.render.page_style import STYLE
+from probes.report.model import NodeReport
+from probes.vmi.attribution import VmName
+from tests.support.facts import VMM
+from tests.support.live_reports import LIAR
+from tests.support.page_reader import Read
+from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
 DASH = "\N{EN DASH}"

@@ -1,11 +1,11 @@
 """/proc text → values: what the kernel writes is read right, what a process chose does no harm."""
 
 import pytest
-from facts import captured
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.procfs import (
+from probes.host.process import AcceleratorFds, QemuCommandLine
+from probes.host.procfs import (
     MAX_ARGUMENTS,
     MalformedProcError,
     classify_fds,
@@ -17,7 +17,7 @@ from probes.procfs import (
     qemu_architecture,
     split_arguments,
 )
-from probes.vmm import AcceleratorFds, QemuCommandLine
+from tests.support.facts import captured
 
 NUMBERS = (
     "{state} 1 6816 20573 0 -1 138412416 4475 0 0 0 6 394 0 0 20 0 {threads} 0 259531 431124480 "

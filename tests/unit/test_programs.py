@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import bpf_calls
+from ebpf import bpf_syscall
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
-from ebpf.handover import Failure, Loaded
 from ebpf.hooks import AttachPoint, Backend
+from ebpf.loader_protocol import Failure, Loaded
 from ebpf.programs import Programs
 
 KPROBE = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
@@ -123,4 +123,4 @@ def test_machines_are_those_whose_registers_are_known() -> None:
     """The system calls and the header that kprobe programs read agree on the machines."""
     header = resources.files("ebpf").joinpath("include/uapi/linux/ptrace.h").read_text()
     machines = re.findall(r"^#(?:el)?if defined\(__(\w+)__\)", header, flags=re.MULTILINE)
-    assert machines == list(bpf_calls._NUMBERS)
+    assert machines == list(bpf_syscall._NUMBERS)

@@ -3,12 +3,11 @@
 import json
 from dataclasses import replace
 
-from facts import health
-from rich_report import rich_report
-
 from ebpf.hooks import HOOKS
-from probes.report import SCHEMA, CounterTrust, ProcessState, Source, to_json
-from probes.vmi import WatchStatus
+from probes.report.model import SCHEMA, CounterTrust, ProcessState, Source, to_json
+from probes.vmi.model import WatchStatus
+from tests.support.facts import health
+from tests.support.rich_report import rich_report
 
 
 def section(name: str, *inner: str) -> object:

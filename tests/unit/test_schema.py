@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
-from live_reports import busy_node
-from rich_report import rich_report
 
-from ebpf.exit_reasons import Isa, ReasonCount
-from probes.live.frames import frame_json
-from probes.report import SCHEMA, NodeReport, to_json
-from probes.vmi import WatchStatus
+from ebpf.exit_reasons.reasons import Isa, ReasonCount
+from probes.render.live.frames import frame_json
+from probes.report.model import SCHEMA, NodeReport, to_json
+from probes.vmi.model import WatchStatus
+from tests.support.live_reports import busy_node
+from tests.support.rich_report import rich_report
 
 PUBLISHED = json.loads(
-    resources.files("probes").joinpath("schema/snapshot.schema.json").read_text()
+    resources.files("probes.report").joinpath("schema/snapshot.schema.json").read_text()
 )
 VALIDATOR = Draft202012Validator(PUBLISHED)
 WATCH = WatchStatus(

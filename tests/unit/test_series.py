@@ -6,16 +6,16 @@ import re
 from collections.abc import Collection, Iterable
 
 import pytest
-from facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
 
 from ebpf.ledger import KernelSnapshot
-from probes import looks
-from probes.http.routes import Request
-from probes.looks import SharedLook
-from probes.node import Accelerator, NodeVirtualization
-from probes.observer import Observer
-from probes.site import Site
-from probes.vmm import Inspections, Scan, VmmId, VmmProcess
+from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.process import Inspections, Scan, VmmId, VmmProcess
+from probes.report.collector import NodeCollector
+from probes.serve import refresh
+from probes.serve.endpoints import Endpoints
+from probes.serve.http.routes import Request
+from probes.serve.refresh import RefreshCache
+from tests.support.facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
 
 VMS = 1000
 FIRST_TGID = 4_000_000
@@ -23,7 +23,7 @@ FIRST_TGID = 4_000_000
 
 
 class Churning:
-    """A node and a ledger whose VMs the test exchanges; all three edges of an observer."""
+    """A node and a ledger whose VMs the test exchanges; all three edges of a collector."""
 
     def __init__(self) -> None:
         self.machine = "x86_64"
@@ -95,7 +95,7 @@ def generation(number: int) -> list[VmmProcess]:
     ]
 
 
-def series(site: Site) -> list[str]:
+def series(site: Endpoints) -> list[str]:
     """Every series of /metrics now, without values."""
 
     async def scrape() -> bytes:
@@ -108,9 +108,9 @@ def series(site: Site) -> list[str]:
 
 def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three generations of 1000 VMs later, the series are those of before, each once."""
-    monkeypatch.setattr(looks, "SHARED_FOR_S", 0.0)
+    monkeypatch.setattr(refresh, "SHARED_FOR_S", 0.0)
     node = Churning()
-    observer = Observer(
+    collector = NodeCollector(
         node="node-1",
         version="test",
         ledger=node,
@@ -118,7 +118,7 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         processes=node,
         virtualization=node,
     )
-    site = Site(SharedLook(observer.look))
+    site = Endpoints(RefreshCache(collector.look))
     before = series(site)
     assert len(set(before)) == len(before)
     for number in range(3):
@@ -130,4 +130,4 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(set(infos)) == len(infos) == VMS
     node.run(())
     assert series(site) == before
-    assert observer._tracker._memory.known == observer._tracker._memory.others == {}
+    assert collector._tracker._memory.known == collector._tracker._memory.others == {}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.http.listen import Listen, parse_listen
-from probes.http.routes import accepts_gzip
+from probes.serve.http.listen import Listen, parse_listen
+from probes.serve.http.routes import accepts_gzip
 
 
 @pytest.mark.parametrize(

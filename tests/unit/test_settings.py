@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.flags import UsageError
-from probes.settings import (
+from probes.command.flags import UsageError
+from probes.command.settings import (
     AgentSettings,
     DoctorSettings,
     LiveSettings,

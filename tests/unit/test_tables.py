@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ebpf.bpf_calls import Update
+from ebpf.bpf_syscall import Update
 from ebpf.clock import monotonic_ns
 from ebpf.ledger import ACTIVITY_WORDS, LIFE_BYTES, RECORD_WORDS
 from ebpf.maps import MappedArray

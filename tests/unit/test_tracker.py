@@ -5,7 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from doubles import (
+
+from ebpf.errors import LedgerReadError
+from ebpf.hooks import Question
+from ebpf.uapi import KVM_RUN
+from probes.host.process import QemuCommandLine, Unread, VmmId, VmmProcess
+from probes.judge.changes import FREED_WITHIN_NS
+from probes.judge.reasons import Reason
+from probes.judge.tracker import IN_TURN
+from probes.report import collector as collector_module
+from probes.vmi.model import Vmi, VmiIndex, VmiPhase
+from tests.support.doubles import (
     BETA,
     BETA_NS,
     KVM,
@@ -18,7 +28,7 @@ from doubles import (
     tcg_world,
     type_of,
 )
-from facts import (
+from tests.support.facts import (
     KVM_FDS,
     STARTED_NS,
     VMM,
@@ -30,16 +40,6 @@ from facts import (
     process,
     tcg_process,
 )
-
-from ebpf.errors import LedgerReadError
-from ebpf.hooks import Question
-from ebpf.uapi import KVM_RUN
-from probes import observer as observer_module
-from probes.changes import FREED_WITHIN_NS
-from probes.reasons import Reason
-from probes.tracker import IN_TURN
-from probes.vmi import Vmi, VmiIndex, VmiPhase
-from probes.vmm import QemuCommandLine, Unread, VmmId, VmmProcess
 
 MARKED_NS = 89_000_000_000
 SHELL = replace(process(), named_like_qemu=False, program="sh", comm="sh")
@@ -539,13 +539,13 @@ def test_no_time_keeps_what_was_known() -> None:
 def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counters change none; a process that comes, goes or is judged otherwise does."""
     made: list[int] = []
-    real = observer_module.by_guest_name
+    real = collector_module.by_guest_name
 
     def counted(candidates: object) -> object:
         made.append(1)
         return real(candidates)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(observer_module, "by_guest_name", counted)
+    monkeypatch.setattr(collector_module, "by_guest_name", counted)
     world = tcg_world()
     for _ in range(3):
         assert [it.vm.name for it in world.look().vmis] == ["beta"]
@@ -564,8 +564,8 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
     """A VMI that appears for a process known before is shown at the next refresh."""
     world = World(processes=())
     told = Told()
-    observer = world.observed(told)
-    assert observer.look().vmis == ()
+    collector = world.observed(told)
+    assert collector.look().vmis == ()
     vmi = Vmi(
         namespace="lab",
         name="beta",
@@ -575,7 +575,7 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
         architecture=None,
     )
     told.says = VmiIndex.of((vmi,))
-    assert [it.vm.name for it in observer.look().vmis] == ["beta"]
+    assert [it.vm.name for it in collector.look().vmis] == ["beta"]
 
 
 def test_itself_is_no_vmm() -> None:

@@ -3,16 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from facts import VMM, entry, evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpf.ledger import LedgerEntry
-from probes.evidence import Evidence
-from probes.reasons import Reason, Severity
-from probes.verdict import Verdict, judge
-from probes.vmm import HypervisorType, Unread
-from probes.words import severity_of
+from probes.host.process import HypervisorType, Unread
+from probes.judge.evidence import Evidence
+from probes.judge.reasons import Reason, Severity
+from probes.judge.verdict import Verdict, judge
+from probes.report.vocabulary import severity_of
+from tests.support.facts import VMM, entry, evidence
 
 KVM, TCG, MSHV = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.MSHV
 UNKNOWN = HypervisorType.UNKNOWN

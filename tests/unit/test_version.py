@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import version
+from probes.command.cli import version
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

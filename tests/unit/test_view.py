@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.live.rows import Order
-from probes.live.view import FILTER_MAX, Key, View, keys_of, pressed, scrolled
+from probes.render.live.rows import Order
+from probes.render.live.view import FILTER_MAX, Key, View, keys_of, pressed, scrolled
 
 
 def after(*keys: Key | str) -> View:

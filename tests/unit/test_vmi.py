@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.cgroup import PodUid
-from probes.vmi import (
+from probes.host.cgroup import PodUid
+from probes.vmi.model import (
     MalformedVmi,
     Vmi,
     VmiIndex,

@@ -4,10 +4,10 @@ import copy
 import json
 
 import pytest
-from vmi_objects import Vmi, vmi
 
-from probes.kube.cache import VmiCache
-from probes.vmi import parse_vmi
+from probes.vmi.kube.cache import VmiCache
+from probes.vmi.model import parse_vmi
+from tests.support.vmi_objects import Vmi, vmi
 
 
 class Clock:

@@ -64,7 +64,7 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 
 def test_every_c_file_and_header_is_shipped(wheel: zipfile.ZipFile) -> None:
     """The wheel carries all BPF programs and all headers, so it compiles them where it runs."""
-    sources = on_disk("ebpf/*.bpf.c", "ebpf/*.h", "ebpf/include/**/*.h")
+    sources = on_disk("ebpf/**/*.bpf.c", "ebpf/*.h", "ebpf/include/**/*.h")
 
     assert PurePosixPath("ebpf/ledger.h") in sources
     assert PurePosixPath("ebpf/include/linux/types.h") in sources

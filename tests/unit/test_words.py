@@ -4,23 +4,18 @@ import re
 from dataclasses import replace
 
 import pytest
-from facts import health
-from live_reports import LIAR, guest, report, scene
-from page_reader import Read
-from rich_report import KVM, NONE, PAUSED, PROBE, TCG, vmi
 
-from probes.doctor import checks
-from probes.live.columns import type_mark
-from probes.live.frames import plain
-from probes.live.history import History
-from probes.live.rows import Order, ordered, rows_of
-from probes.node import KernelAbilities
-from probes.page import page
-from probes.reasons import Outcome, Reason, Severity
-from probes.report import CounterTrust, NodeReport, ProcessState, to_json
-from probes.verdict import Verdict
-from probes.vmi import WatchStatus
-from probes.words import (
+from probes.host.node import KernelFeatures
+from probes.judge.reasons import Outcome, Reason, Severity
+from probes.judge.verdict import Verdict
+from probes.render.doctor import checks
+from probes.render.live.columns import type_mark
+from probes.render.live.frames import plain
+from probes.render.live.history import History
+from probes.render.live.rows import Order, ordered, rows_of
+from probes.render.page import page
+from probes.report.model import CounterTrust, NodeReport, ProcessState, to_json
+from probes.report.vocabulary import (
     NOT_ANSWERED,
     TRUSTS,
     WatchState,
@@ -32,8 +27,13 @@ from probes.words import (
     watch_error,
     watch_state,
 )
+from probes.vmi.model import WatchStatus
+from tests.support.facts import health
+from tests.support.live_reports import LIAR, guest, report, scene
+from tests.support.page_reader import Read
+from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, vmi
 
-CAPABLE = KernelAbilities(
+CAPABLE = KernelFeatures(
     kprobes=True,
     btf=True,
     tracefs=True,

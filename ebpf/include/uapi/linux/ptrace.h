@@ -2,7 +2,7 @@
 /*
  * struct pt_regs is what the kernel hands to a kprobe program. Its layout is
  * system call ABI: arch/x86/include/asm/ptrace.h and arch/arm64/include/uapi/asm/ptrace.h
- * (struct user_pt_regs). bpf_calls.py has the system call numbers of the same machines.
+ * (struct user_pt_regs). bpf_syscall.py has the system call numbers of the same machines.
  * BCC's macros PT_REGS_PARMn read it by these field names.
  */
 #ifndef HVPROBE_UAPI_LINUX_PTRACE_H

@@ -1,0 +1,1 @@
+"""The benchmark program: `make bench`."""

@@ -1,0 +1,66 @@
+"""The programs whose cost is compared, loaded by whoever loads them in earnest.
+
+Owns getting hold of them: of a real agent, of the distribution's tool, and of reference.bpf.c. Must
+not know how they are measured. The agent and the tool have ended when they are measured: otherwise
+their own attachments would run beside those of the measurement.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.agent import ROOT, BenchAgent
+from bench.bpf import RAW_TRACEPOINT, Program
+from bench.peers import KVMEXIT_PEER, running
+
+REFERENCE = Path(__file__).with_name("reference.bpf.c")
+EMPTY, SLOT, PER_CPU_HASH, COMMON = "empty", "percpu_array", "percpu_hash", "hash_atomic"
+ASKS_PROCESS = "asks_process"
+OURS, OURS_USERSPACE, KVMEXIT = "hvprobe", "hvprobe, kvm_userspace_exit", "kvmexit-bpfcc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookPrograms:
+    """Each by its name."""
+
+    programs: dict[str, Program]
+    absent: dict[str, str]
+    """Why one is not there."""
+
+    def raw(self) -> dict[str, Program]:
+        """Those that are raw tracepoints: like is compared with like."""
+        return {name: it for name, it in self.programs.items() if it.type == RAW_TRACEPOINT}
+
+
+@contextmanager
+def hook_programs() -> Iterator[HookPrograms]:
+    """Load all of them."""
+    with ExitStack() as stack:
+        programs: dict[str, Program] = {}
+        absent: dict[str, str] = {}
+        bpf = _compile()
+        stack.callback(bpf.cleanup)
+        for name in (EMPTY, SLOT, ASKS_PROCESS, PER_CPU_HASH, COMMON):
+            loaded = bpf.load_func(name.encode(), RAW_TRACEPOINT)
+            programs[name] = Program(os.dup(loaded.fd))
+        with BenchAgent("--standalone") as agent:
+            agent.wait_ready()
+            programs[OURS] = Program.of_process(agent.tgid, "on_kvm_exit")
+            programs[OURS_USERSPACE] = Program.of_process(agent.tgid, "on_kvm_userspace_exit")
+        try:
+            with running(KVMEXIT_PEER) as tgid:
+                programs[KVMEXIT] = Program.only_one_of(tgid)
+        except OSError as err:
+            absent[KVMEXIT] = str(err)
+        for program in programs.values():
+            stack.callback(program.close)
+        yield HookPrograms(programs=programs, absent=absent)
+
+
+def _compile() -> Any:  # noqa: ANN401 - bcc has no types
+    os.environ["BCC_KERNEL_SOURCE"] = str(ROOT / "ebpf")
+    return importlib.import_module("bcc").BPF(text=REFERENCE.read_bytes())

@@ -1,0 +1,110 @@
+"""docs/mutants.md, made of the stored results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mutants.rooms import ROOMS
+from mutants.table import NOT_THERE
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).with_name("results.json")
+DOCUMENT = ROOT / "docs/mutants.md"
+
+Results = dict[str, dict[str, Any]]
+"""``table``, and each room that was run, by name."""
+
+_HEAD = """\
+# Mutants
+
+A mutant is hvprobe with one defect put in on purpose. One that no test notices shows where a test
+is missing. `make mutants` runs them; it is not part of `make test`, nor of continuous integration.
+
+```
+make mutants                                   # everything: some 1100 mutants, an hour
+make mutants ARGS="verdict evidence"           # two rooms
+make mutants ARGS="tracker --sample 40"        # part of a room, the same part in every run
+make mutants ARGS=table                        # those made by hand
+```
+
+Each run changes a copy of the tree and starts a room's tests in a process of its own, which is
+ended after 120 s (`--limit-s`). The results are in `mutants/results.json`, and this page is
+made of them: do not edit it.
+"""
+
+_ROOMS_HEAD = """
+## Rooms
+
+The modules that only reckon, mutated one place at a time: comparisons, conditions, numbers, words,
+returned values, statements left out. The words of enumerations are left alone: they are for
+outputs, which other tests compare with stored ones. *Noticed* are mutants that a test failed for,
+that could not be imported, or that did not end. Some that survive are no defects, for they do the
+same in another way: a cache left out, a boundary that nothing can reach.
+
+| module | mutants | run | noticed | score | at commit |
+|---|---:|---:|---:|---:|---|
+"""
+
+_TABLE_HEAD = """
+## Made by hand
+
+Defects that no test noticed once, or that would be easy to make in the BPF text. Each is run
+against the one test that has to fail; the BPF text is tried as an ordinary program
+(`tests/unit/ledger_code.c`).
+
+| file | what breaks | test | outcome |
+|---|---|---|---|
+"""
+
+
+def document(results: Results) -> str:
+    """The whole page."""
+    return _HEAD + _rooms(results) + _table(results.get("table", {})) + _survivors(results)
+
+
+def _rooms(results: Results) -> str:
+    lines = [
+        f"| `{room.module}` | {_row(results[name])} |"
+        for name, room in ROOMS.items()
+        if name in results
+    ]
+    return _ROOMS_HEAD + "\n".join(lines) + "\n"
+
+
+def _row(result: Mapping[str, Any]) -> str:
+    outcomes = result["outcomes"]
+    run = sum(outcomes.values())
+    noticed = run - outcomes["survived"]
+    score = f"{100 * noticed // run} %" if run else ""
+    return f"{result['possible']} | {run} | {noticed} | {score} | {result['commit']}"
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"| `{row['file']}` | {row['breaks']} | `{row['test'].removeprefix('tests/')}` "
+        f"| {row['outcome']} |\n"
+        for row in result.get("rows", ())
+    ]
+    gone = "".join(f"- {it}\n" for it in NOT_THERE)
+    commit = f"\nMeasured at {result['commit']}.\n" if result else ""
+    why = "\nOf these defects there is no mutant, because the code they were in is gone:\n\n"
+    return _TABLE_HEAD + "".join(lines) + commit + why + gone
+
+
+def _survivors(results: Results) -> str:
+    lines: list[str] = []
+    for name, room in ROOMS.items():
+        survivors = results.get(name, {}).get("survivors", ())
+        if not survivors:
+            continue
+        lines.append(f"\n`{room.module}`, by line at that commit:\n\n")
+        lines += [
+            f"- {it['line']}: {_code(it['before'])} → {_code(it['after'])}\n" for it in survivors
+        ]
+    return "\n## Open\n\nMutants of rooms that no test noticed.\n" + "".join(lines)
+
+
+def _code(text: str) -> str:
+    """A piece of code in one line, as Markdown shows it whole."""
+    short = text if len(text) <= 90 else f"{text[:87]}..."
+    return f"`` {short} ``" if "`" in short else f"`{short}`"

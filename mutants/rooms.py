@@ -1,0 +1,33 @@
+"""The pure rooms that are mutated, and for each the tests that have to notice."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """One module and its tests."""
+
+    module: str
+    tests: tuple[str, ...]
+
+
+def _room(module: str, *tests: str) -> Room:
+    return Room(module=module, tests=tuple(f"tests/unit/test_{name}.py" for name in tests))
+
+
+ROOMS: Mapping[str, Room] = {
+    "evidence": _room("probes/judge/evidence.py", "evidence", "verdict"),
+    "verdict": _room("probes/judge/verdict.py", "verdict"),
+    "attribution": _room("probes/vmi/attribution.py", "attribution", "attribution_pods"),
+    "changes": _room("probes/judge/changes.py", "changes", "tracker"),
+    "builder": _room("probes/report/builder.py", "builder", "collector", "tracker"),
+    "tracker": _room("probes/judge/tracker.py", "tracker", "collector"),
+    "cgroup": _room("probes/host/cgroup.py", "cgroup"),
+    "vmi": _room("probes/vmi/model.py", "vmi"),
+    "procfs": _room("probes/host/procfs.py", "procfs"),
+    "hooks": _room("ebpf/hooks.py", "hooks"),
+    "ledger": _room("ebpf/ledger.py", "ledger", "tables"),
+    "timing": _room("probes/vmi/kube/timing.py", "kube_timing"),
+}
+"""By the name that ``make mutants ARGS=...`` takes."""

@@ -1,0 +1,300 @@
+"""Mutants made by hand: defects that no test noticed once, and where each has to be noticed now."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandMade:
+    """One exchange of a text that stands in the file exactly once."""
+
+    file: str
+    text: str
+    replacement: str
+    test: str
+    """The test that has to fail, as pytest names it."""
+    breaks: str
+    """What goes wrong, in a few words."""
+
+
+_C = "ebpf/ledger.bpf.c"
+_CODE = "tests/unit/test_ledger_code.py::test_scenario"
+_TABLES = "tests/unit/test_tables.py::test_"
+
+IN_THE_KERNEL = (
+    HandMade(
+        file=_C,
+        text="\t\tgive_slot_back(slot);\n\telse if (record)",
+        replacement="\t\trecord = NULL;\n\telse if (record)",
+        test=f"{_CODE}[two_threads_race_for_a_record]",
+        breaks="of two threads that race for a record the second keeps its slot",
+    ),
+    HandMade(
+        file=_C,
+        text="\trecord->leader_exit_ns = 0;\n",
+        replacement="",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a removed record leaves the end of its main thread to the next one",
+    ),
+    HandMade(
+        file=_C,
+        text="\trecord->vms_created = 0;\n",
+        replacement="",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a removed record leaves its VMs to the next one",
+    ),
+    HandMade(
+        file=_C,
+        text="\trecord->vcpus_created = 0;\n",
+        replacement="",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a removed record leaves its vCPUs to the next one",
+    ),
+    HandMade(
+        file=_C,
+        text="for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {",
+        replacement="for (u32 cpu = 0; cpu < 1; cpu++) {",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a removed record leaves the counters of all CPUs but the first",
+    ),
+    HandMade(
+        file=_C,
+        text="\tif (recently && (u32)*recently == tgid)\n",
+        replacement="\tif (recently && !tgid)\n",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a removed process is still found by its place",
+    ),
+    HandMade(
+        file=_C,
+        text="\tif (recently && (u32)*recently == tgid)\n",
+        replacement="\tif (recently)\n",
+        test=f"{_CODE}[the_place_of_another_process_stays]",
+        breaks="a removal drives another process from its place",
+    ),
+    HandMade(
+        file=_C,
+        text="\t\t    !slots.delete(&tgid))",
+        replacement="\t\t    (slots.delete(&tgid), true))",
+        test=f"{_CODE}[a_deletion_that_fails]",
+        breaks="a removal goes on after the deletion has failed",
+    ),
+    HandMade(
+        file=_C,
+        text="(which == REMOVE_ANY || record->leader_exit_ns)",
+        replacement="(which == REMOVE_ANY || which == REMOVE_ENDED)",
+        test=f"{_CODE}[a_freed_number_that_is_used_again]",
+        breaks="the end of a former owner removes the record of the new one",
+    ),
+    HandMade(
+        file=_C,
+        text="\t\tif (which == REMOVE_ANY)\n\t\t\tcount_total(LEDGER_DROPPED);\n",
+        replacement="",
+        test=f"{_CODE}[another_removal_has_the_claim]",
+        breaks="a record that another removal takes along is not counted as a loss",
+    ),
+    HandMade(
+        file=_C,
+        text="\tclaims.delete(&tgid);\n}",
+        replacement="}",
+        test=f"{_CODE}[a_removal_leaves_nothing]",
+        breaks="a claim stays, so the next record of the number is never removed",
+    ),
+    HandMade(
+        file=_C,
+        text="\tif (shows == SHOWS_VCPU && !reserved_slots.pop(slot))",
+        replacement="\tif (!reserved_slots.pop(slot))",
+        test=f"{_CODE}[half_is_kept_for_vcpus]",
+        breaks="processes that only make VMs take the slots of those that run vCPUs",
+    ),
+    HandMade(
+        file="ebpf/processes.bpf.c",
+        text="\tforget(number, REMOVE_ANY);\n",
+        replacement="",
+        test=f"{_CODE}[lives_are_marked]",
+        breaks="a forked process takes over the record of its number",
+    ),
+    HandMade(
+        file="ebpf/processes.bpf.c",
+        text="\tforget(tgid, REMOVE_ANY);\n",
+        replacement="",
+        test=f"{_CODE}[lives_are_marked]",
+        breaks="an exec keeps the record of the program before",
+    ),
+    HandMade(
+        file="ebpf/processes.bpf.c",
+        text="\tif ((u32)ids != tgid)\n\t\treturn 0;\n",
+        replacement="",
+        test=f"{_CODE}[only_the_main_thread_ends_the_process]",
+        breaks="the end of any thread counts as the end of its process",
+    ),
+    HandMade(
+        file="ebpf/vm_exits.bpf.c",
+        text="if (error >= 0 && reason",
+        replacement="if (reason",
+        test=f"{_CODE}[returns_that_prove_a_run]",
+        breaks="a refused KVM_RUN counts as completed",
+    ),
+    HandMade(
+        file="ebpf/vm_exits.bpf.c",
+        text=" && reason != KVM_EXIT_INTERNAL_ERROR)",
+        replacement=")",
+        test=f"{_CODE}[returns_that_prove_a_run]",
+        breaks="a KVM_RUN that ended in an internal error counts as completed",
+    ),
+)
+
+IN_THE_READER = (
+    HandMade(
+        file="ebpf/maps.py",
+        text="        for block in range(self._blocks):\n"
+        "            start = block * self._block_words + record",
+        replacement="        for block in range(1):\n"
+        "            start = block * self._block_words + record",
+        test="tests/unit/test_maps.py::test_clearing_a_record_clears_it_in_all_blocks",
+        breaks="MappedArray.clear clears the counters of CPU 0 only",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="for _ in range(MAX_READS):",
+        replacement="for _ in range(1):",
+        test=f"{_TABLES}records_that_change_hands_are_read_again",
+        breaks="records that change hands are never read again",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="after = self._records.words(self._records.used())",
+        replacement="after = self._records.words(len(before) // RECORD_WORDS)",
+        test=f"{_TABLES}a_record_above_those_in_use_is_noticed",
+        breaks="a record that lands above all others during a reading is missed",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="                self._recent.write(self._place(tgid), 0, 0)\n"
+        "                self._removed",
+        replacement="                self._removed",
+        test=f"{_TABLES}a_removed_record_leaves_nothing",
+        breaks="the reader's removal leaves the place of the process",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="return slot if self._records.word(slot, _FIRST_NS) == first_ns else None",
+        replacement="return slot",
+        test=f"{_TABLES}only_the_record_that_is_meant_is_removed",
+        breaks="the reader removes whatever record the number has by now",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="if slot is not None and self._slots.delete(key):",
+        replacement="if slot is not None and (self._slots.delete(key) or True):",
+        test=f"{_TABLES}a_deletion_that_fails_removes_nothing",
+        breaks="the reader's removal goes on after the deletion has failed",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="            self._records.clear(slot)\n",
+        replacement="",
+        test=f"{_TABLES}a_removed_record_leaves_nothing",
+        breaks="the reader's removal leaves VMs and vCPUs to the next record",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="            self._activity.clear(slot)\n",
+        replacement="",
+        test=f"{_TABLES}a_removed_record_leaves_nothing",
+        breaks="the reader's removal leaves the counters to the next record",
+    ),
+    HandMade(
+        file="ebpf/tables.py",
+        text="        wait_for_running_programs()\n        while self._removed:",
+        replacement="        while self._removed:",
+        test=f"{_TABLES}a_slot_is_given_back_once_and_after_two_waits",
+        breaks="a slot goes to the next process while a program may still count in it",
+    ),
+)
+
+IN_THE_JUDGEMENT = (
+    HandMade(
+        file="probes/judge/evidence.py",
+        text="all(hook.attached or hook.inactive for hook in mshv)",
+        replacement="any(hook.attached or hook.inactive for hook in mshv)",
+        test="tests/unit/test_evidence.py::test_every_hook_of_every_accelerator_has_to_watch",
+        breaks="mshv counts as watched by any instead of by all of its hooks",
+    ),
+    HandMade(
+        file="probes/judge/verdict.py",
+        text="ledger and ledger.completed_runs)",
+        replacement="ledger and ledger.userspace_exits)",
+        test="tests/unit/test_verdict.py::test_rule",
+        breaks="any return of KVM_RUN, a refused one too, is taken for a proof",
+    ),
+    HandMade(
+        file="probes/host/procfs.py",
+        text='_QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")',
+        replacement='_QEMU_PROGRAMS = ("qem",)',
+        test="tests/unit/test_procfs.py::test_system_emulators_by_name",
+        breaks="qemu-nbd, qemu-img and others are taken for VMs",
+    ),
+    HandMade(
+        file="probes/host/thread_tables.py",
+        text='name = "fd" if tid == tgid else f"task/{tid}/fd"',
+        replacement='name = "fd"',
+        test="tests/unit/test_host.py::test_descriptors_of_another_threads_table",
+        breaks="descriptors in the tables of other threads are not seen",
+    ),
+    HandMade(
+        file="probes/judge/evidence.py",
+        text="entry is None or entry.first_ns < start_monotonic_ns",
+        replacement="entry is None",
+        test="tests/unit/test_evidence.py::test_entry_of_a_predecessor_is_ignored",
+        breaks="the record of a former owner of the number counts for the process",
+    ),
+    HandMade(
+        file="probes/report/collector.py",
+        text=" or vmis != self._vmis:",
+        replacement=":",
+        test="tests/unit/test_tracker.py::test_names_are_made_again_when_only_the_vmis_change",
+        breaks="names are not made again when only the VMIs change",
+    ),
+    HandMade(
+        file="probes/judge/changes.py",
+        text="state=tracked.state if tracked else State.NEW",
+        replacement="state=State.FOLLOWED",
+        test="tests/unit/test_tracker.py::test_a_mark_is_not_lost_while_the_process_cannot_be_read",
+        breaks="a mark is lost where there is no time for its process",
+    ),
+)
+
+IN_THE_WATCH = (
+    HandMade(
+        file="probes/vmi/kube/timing.py",
+        text='"""Note that a watch delivers: all that went wrong before is over."""\n'
+        "        self._failures = 0\n",
+        replacement='"""Note that a watch delivers: all that went wrong before is over."""\n',
+        test="tests/unit/test_kube_timing.py::test_pauses",
+        breaks="failures before a good watch make the pauses after it longer",
+    ),
+    HandMade(
+        file="probes/vmi/kube/watch.py",
+        text="    def _recovered(self) -> None:\n        self._backoff.recovered()\n",
+        replacement="    def _recovered(self) -> None:\n",
+        test="tests/cluster/test_watch_recovery.py"
+        "::test_failures_before_a_good_watch_are_forgotten",
+        breaks="a good watch is not reported to the pauses",
+    ),
+    HandMade(
+        file="probes/vmi/kube/watch.py",
+        text="        self._whole_list = False\n        self._resource_version",
+        replacement="        self._resource_version",
+        test="tests/cluster/test_watch_faults.py::test_pages_that_expire_are_read_in_one",
+        breaks="after pages that expired every list is read in one piece for ever",
+    ),
+)
+
+TABLE = (*IN_THE_KERNEL, *IN_THE_READER, *IN_THE_JUDGEMENT, *IN_THE_WATCH)
+
+NOT_THERE = (
+    "what `departed` counts",
+    "what `adopt` does with a process that has a record",
+    "what a removal does with `exec_ns`",
+    "how long `_first_ns` and `_unmarked` grow",
+)
+"""Defects of code that no longer exists: no mutant can be made of them."""

@@ -1,0 +1,1 @@
+"""The commands: their flags, their parts and their lifetimes."""

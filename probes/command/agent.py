@@ -1,0 +1,193 @@
+"""The composition root: puts edges, collector, renderers and server together.
+
+Owns lifetimes: attach first, detach last. Must not judge, name or render anything itself.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ebpf.errors import BpfUnavailableError
+from ebpf.privileges import in_initial_pid_namespace
+from ebpf.session import Session
+from probes.command.deadline import LOOK_DEADLINE_S, STOP_DEADLINE_S, end_after, within
+from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
+from probes.host.accelerators import Accelerators
+from probes.host.features import find_features
+from probes.host.node import KernelFeatures
+from probes.host.reader import Host
+from probes.report.collector import NodeCollector
+from probes.report.model import NodeReport, to_json
+from probes.report.vocabulary import watch_error
+from probes.serve.endpoints import OPEN_TO_ALL, Endpoints
+from probes.serve.http.connection import Limits
+from probes.serve.http.server import Server
+from probes.serve.refresh import RefreshCache
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+
+if TYPE_CHECKING:
+    from probes.vmi.kube.watch import VmiWatch
+
+log = logging.getLogger(__name__)
+
+FIRST_LIST_WAIT_S = 5.0
+"""How long commands that look once wait for the first list of VMIs."""
+
+
+@contextlib.contextmanager
+def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
+    """A collector of this node, its probes attached as far as they can be; detached at the end."""
+    session: Session | None = None
+    # First: the API server answers while the BPF programs are compiled.
+    watch = _open_watch(settings)
+    try:
+        session, error = _open_session(settings)
+        if watch is not None and settings.looks_once:
+            _wait_for_names(watch)
+        yield NodeCollector(
+            node=settings.node,
+            version=settings.version,
+            ledger=session,
+            ledger_error=str(error) if error else None,
+            ledger_refused=error is not None and error.refused,
+            processes=Host(proc_root=settings.proc_root),
+            virtualization=Accelerators(sys_root=settings.sys_root, proc_root=settings.proc_root),
+            vmis=watch,
+        )
+    finally:
+        if watch is not None:
+            watch.stop()
+        if session is not None:
+            session.close()
+
+
+def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
+    """Begin to follow the cluster's API server; None: standalone, there is no cluster."""
+    if settings.standalone:
+        return None
+    account = InCluster()
+    if settings.kubeconfig is None and not account.mounted():
+        log.info("no service account is mounted: standalone, domain names name the VMs")
+        return None
+    from probes.vmi.kube.watch import VmiWatch  # noqa: PLC0415 - standalone saves its 13 MiB
+
+    config = Kubeconfig(file=settings.kubeconfig) if settings.kubeconfig else account
+    watch = VmiWatch(config, settings.node, log.warning)
+    watch.start()
+    log.info("the API server names the VMs of node %s", settings.node)
+    return watch
+
+
+def _wait_for_names(watch: "VmiWatch") -> None:
+    if not watch.wait_synced(FIRST_LIST_WAIT_S):
+        log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, watch_error(watch.status()))
+
+
+def _open_session(
+    settings: NodeSettings,
+) -> tuple[Session | None, BpfUnavailableError | None]:
+    try:
+        if not in_initial_pid_namespace():
+            raise BpfUnavailableError(
+                "hvprobe runs in a PID namespace of its own, where the kernel's process numbers "
+                "mean nothing: give the pod hostPID: true"
+            )
+        session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
+    except BpfUnavailableError as err:
+        log.warning("no BPF, verdicts can only be inferred: %s", err)
+        return None, err
+    for status in session.hooks:
+        if not status.attached:
+            log.info("hook %s is not attached: %s", status.hook.name, status.reason)
+    return session, None
+
+
+def run_agent(settings: AgentSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises BindError or TlsFilesError when it cannot begin to serve.
+    """
+    with observing(settings) as collector:
+        # What is here now, mostly modules, stays until the end: no pass of the cycle collector
+        # needs to look at it again, which would hold up a scrape for as long as it takes itself.
+        gc.collect()
+        gc.freeze()
+        asyncio.run(_serve(settings, collector))
+
+
+async def _serve(settings: AgentSettings, collector: NodeCollector) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    look = RefreshCache(collector.look)
+    server = Server(listen=settings.listen, tls=settings.tls, limits=Limits(), log=log)
+    site = Endpoints(look, tls=(lambda: server.tls_state) if settings.tls else None)
+    await server.start(site.routes, open_to_all=OPEN_TO_ALL)
+    scheme = "https" if settings.tls else "http"
+    for host, port in server.addresses:
+        shown = f"[{host}]" if ":" in host else host
+        log.info("serving %s://%s:%d/metrics", scheme, shown, port)
+    await stop.wait()
+    log.info("stopping")
+    end_after(STOP_DEADLINE_S, log)
+    await server.stop()
+    await look.stop()
+
+
+def snapshot(settings: SnapshotSettings) -> str:
+    """One report as JSON text. Raises LookTimeoutError when it does not come in time."""
+    with observing(settings) as collector:
+        return json.dumps(to_json(_one_look(collector)), indent=2)
+
+
+class NotPermittedError(Exception):
+    """This process may not see what it would have to show: one line with the remedy."""
+
+
+def run_live(settings: LiveSettings) -> None:
+    """Show the live view until told to end.
+
+    Raises NotPermittedError, LookTimeoutError, and BpfUnavailableError where exit reasons are
+    wanted and cannot be had; without them it goes on with what /proc shows.
+    """
+    from ebpf.exit_reasons.session import ReasonsSession  # noqa: PLC0415 - of live only
+    from probes.command.show import show  # noqa: PLC0415 - the agent saves rich
+    from probes.render.live.scenes import scenes  # noqa: PLC0415 - the agent saves rich
+    from probes.render.live.terminal import progress  # noqa: PLC0415 - the agent saves rich
+
+    missing = features(settings).capabilities_missing
+    if missing:
+        raise NotPermittedError(
+            f"live may not look at other users' VMs, {' and '.join(missing)} missing: "
+            "run it as root, or by kubectl exec in the agent's pod"
+        )
+    with contextlib.ExitStack() as stack:
+        done = stack.enter_context(progress("hvprobe: attaching the probes ..."))
+        collector = stack.enter_context(observing(settings))
+        reasons = None
+        if settings.live.reasons:
+            reasons = ReasonsSession(sys_root=settings.sys_root)
+            stack.callback(reasons.close)
+        options = settings.live
+        show(scenes(collector.look, options.selection, reasons), options, begin=done)
+
+
+def features(settings: NodeSettings) -> KernelFeatures:
+    """What the kernel and this process's privileges permit."""
+    return find_features(proc_root=settings.proc_root, sys_root=settings.sys_root)
+
+
+def report_once(settings: NodeSettings) -> NodeReport:
+    """One report. Raises LookTimeoutError when it does not come in time."""
+    with observing(settings) as collector:
+        return _one_look(collector)
+
+
+def _one_look(collector: NodeCollector) -> NodeReport:
+    return within(collector.look, deadline_s=LOOK_DEADLINE_S)

@@ -1,0 +1,137 @@
+"""The command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
+
+Exit codes: 0 fine, 1 failed at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py).
+Data goes to stdout, everything else to stderr.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from probes.command import completion, deadline, inputs
+from probes.command.flags import UsageError, command_line
+from probes.command.settings import (
+    EXIT_USAGE,
+    AgentSettings,
+    CompletionSettings,
+    DoctorSettings,
+    LiveSettings,
+    LogFormat,
+    NodeSettings,
+    SnapshotSettings,
+    parse,
+)
+
+EXIT_INTERRUPTED = 130
+"""What shells give a program that Ctrl-C ended."""
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return metadata.version("hvprobe")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
+    """Run one command; the exit code.
+
+    apart: let commands that look once do so in a process of its own (deadline.py), so that the
+    program ends although its look does not.
+    """
+    try:
+        settings = parse(
+            sys.argv[1:] if arguments is None else arguments, os.environ, version=version()
+        )
+        inputs.check(settings)
+    except UsageError as err:
+        return _fail(str(err), EXIT_USAGE)
+    if isinstance(settings, CompletionSettings):
+        parser = command_line({}, version=version())
+        print(completion.script(parser, settings.shell), end="", flush=True)
+        return 0
+    _start_logging(settings)
+    if apart and settings.looks_once:
+        return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
+    return _finish(settings)
+
+
+def _finish(settings: NodeSettings) -> int:
+    try:
+        return _run(settings)
+    except deadline.LookTimeoutError as err:
+        return _fail(str(err), 1)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(settings: NodeSettings) -> int:
+    # Here: what the commands import is of no use to a wrong command line or to --version.
+    from ebpf.errors import BpfUnavailableError
+    from probes.command import agent
+    from probes.serve.http.server import BindError
+    from probes.serve.http.tls_files import TlsFilesError
+
+    try:
+        match settings:
+            case AgentSettings():
+                agent.run_agent(settings)
+            case SnapshotSettings():
+                print(agent.snapshot(settings), flush=True)
+            case DoctorSettings():
+                return _examine(settings)
+            case LiveSettings():
+                agent.run_live(settings)
+    except (BindError, TlsFilesError, BpfUnavailableError, agent.NotPermittedError) as err:
+        return _fail(str(err), 1)
+    return 0
+
+
+def _examine(settings: DoctorSettings) -> int:
+    from probes.command import agent
+    from probes.command.doctor_show import print_checks
+    from probes.render import doctor
+
+    report = agent.report_once(settings)
+    ability = doctor.ability(report)
+    checks = doctor.checks(report, agent.features(settings))
+    print_checks(checks, ability, as_json=settings.json)
+    return ability
+
+
+def _start_logging(settings: NodeSettings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonLines()
+        if settings.log_format is LogFormat.JSON
+        else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+    )
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"hvprobe: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,206 @@
+"""The command line's grammar: commands, flags, their variables and help. Pure.
+
+Every flag has a variable ``HVPROBE_<FLAG>``; a flag wins over its variable. Must not know what a
+value may be: settings.py says that.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NoReturn
+
+from probes.command.completion import Shell
+from probes.host.process import HypervisorType
+from probes.render.live.options import REASONS_COST
+
+DEFAULT_LISTEN = "0.0.0.0:9747"
+TYPES = tuple(kind.value for kind in HypervisorType)
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off", "")
+
+
+class Command(StrEnum):
+    """What hvprobe is asked to do."""
+
+    AGENT = "agent"
+    LIVE = "live"
+    SNAPSHOT = "snapshot"
+    DOCTOR = "doctor"
+    COMPLETION = "completion"
+
+
+class UsageError(Exception):
+    """A wrong flag or variable: one line, exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong usage is one line and an exception of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SwitchVariable:
+    """What a switch's variable holds: judged once the switch's command has been chosen.
+
+    The grammar is made of all commands at once; the variable of another command's switch must
+    break neither this command nor ``--help``.
+    """
+
+    name: str
+    word: str
+
+    def on(self) -> bool:
+        """Whether it is on. Raises UsageError when the word is neither true nor false."""
+        word = self.word.strip().lower()
+        if word in TRUE_WORDS:
+            return True
+        if word in FALSE_WORDS:
+            return False
+        raise UsageError(
+            f"{self.name}={self.word!r} is neither true nor false; give one of "
+            f"{', '.join(TRUE_WORDS)} or {', '.join(word for word in FALSE_WORDS if word)}"
+        )
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The words of a command line, switches judged. Raises UsageError when one is wrong."""
+    found = parser.parse_args(arguments)
+    for name, value in [*vars(found).items()]:
+        if isinstance(value, _SwitchVariable):
+            setattr(found, name, value.on())
+    return found
+
+
+class _Flags:
+    """Adds flags, each with its environment variable as default."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+        self._parser = parser
+        self._environment = environment
+
+    def add(self, flag: str, *, metavar: str, default: str | None, text: str) -> None:
+        """A flag with a value."""
+        variable = _variable(flag)
+        shown = f"; default {default}" if default else ""
+        self._parser.add_argument(
+            flag,
+            metavar=metavar,
+            default=self._environment.get(variable) or default,
+            help=f"{text} ({variable}{shown})",
+        )
+
+    def add_switch(self, flag: str, *, text: str) -> None:
+        """A flag that is on or off; its variable says so in words."""
+        variable = _variable(flag)
+        self._parser.add_argument(
+            flag,
+            action="store_true",
+            default=_SwitchVariable(name=variable, word=self._environment.get(variable, "")),
+            help=f"{text} ({variable})",
+        )
+
+
+def _variable(flag: str) -> str:
+    return "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+_EXAMPLES: Mapping[Command, str] = {
+    Command.AGENT: "  hvprobe agent --standalone\n"
+    "  hvprobe agent --listen '[::]:9747' --log-format json\n"
+    "  curl -s localhost:9747/metrics | grep kubevirt_vmi_hypervisor_info",
+    Command.LIVE: "  hvprobe live\n"
+    "  hvprobe live --once --type tcg,unknown\n"
+    "  hvprobe live --reasons --pid 4711\n"
+    "  hvprobe live --json --interval 5 | jq -c '.vmis[] | select(.fallback)'",
+    Command.SNAPSHOT: "  hvprobe snapshot --standalone\n"
+    "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
+    Command.DOCTOR: "  hvprobe doctor\n"
+    "  hvprobe doctor && echo verdicts can be verified here\n"
+    "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
+    Command.COMPLETION: '  eval "$(hvprobe completion bash)"\n'
+    "  hvprobe completion zsh > ~/.zfunc/_hvprobe",
+}
+_SUMMARIES: Mapping[Command, str] = {
+    Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
+    Command.LIVE: "which processes use the accelerator, how much, and why that is believed; live",
+    Command.SNAPSHOT: "one report as JSON on stdout",
+    Command.DOCTOR: "what this node can prove, what it cannot, and the remedy",
+    Command.COMPLETION: "print a script that makes the shell complete hvprobe's commands and flags",
+}
+
+
+def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(
+        prog="hvprobe",
+        description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  hvprobe doctor\n  hvprobe agent --standalone\n  hvprobe live",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hvprobe {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in Command:
+        sub = commands.add_parser(
+            command.value,
+            help=_SUMMARIES[command],
+            description=_SUMMARIES[command],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"examples:\n{_EXAMPLES[command]}",
+            allow_abbrev=False,
+        )
+        if command is Command.COMPLETION:
+            sub.add_argument("shell", choices=[it.value for it in Shell], help="whose script")
+            continue
+        flags = _Flags(sub, environment)
+        _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
+        if command is Command.AGENT:
+            _agent_flags(flags)
+        if command is Command.LIVE:
+            _live_flags(flags)
+        if command in (Command.LIVE, Command.DOCTOR):
+            flags.add_switch("--json", text="JSON instead of text; live: one object a frame")
+    return parser
+
+
+def _common_flags(flags: _Flags, *, log_level: str) -> None:
+    flags.add(
+        "--node", metavar="NAME", default=None, text="this node's name; $NODE_NAME, else host"
+    )
+    flags.add_switch("--standalone", text="no cluster: name VMs from libvirt's domain names")
+    flags.add("--kubeconfig", metavar="FILE", default=None, text="reach the API server with this")
+    flags.add("--proc", metavar="DIR", default="/proc", text="the host's /proc")
+    flags.add("--sys", metavar="DIR", default="/sys", text="the host's /sys")
+    flags.add(
+        "--ledger-capacity",
+        metavar="N",
+        default=None,
+        text="processes that fit into the kernel table, 256 to 65536; default from the machine",
+    )
+    flags.add("--log-format", metavar="text|json", default="text", text="log lines on stderr")
+    levels = "debug|info|warning|error"
+    flags.add("--log-level", metavar=levels, default=log_level, text="what is logged on stderr")
+
+
+def _agent_flags(flags: _Flags) -> None:
+    flags.add("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="serve here")
+    flags.add("--tls-cert", metavar="FILE", default=None, text="serve HTTPS with this certificate")
+    flags.add("--tls-key", metavar="FILE", default=None, text="its private key")
+    flags.add(
+        "--tls-client-ca",
+        metavar="FILE",
+        default=None,
+        text="demand client certificates of these CAs, but for /healthz and /readyz",
+    )
+
+
+def _live_flags(flags: _Flags) -> None:
+    flags.add("--interval", metavar="SECONDS", default="1", text="refresh so often")
+    flags.add_switch("--once", text="print one frame and exit")
+    flags.add_switch("--reasons", text=f"show VM exits by reason; {REASONS_COST}")
+    flags.add("--pid", metavar="PID[,PID]", default=None, text="only these processes")
+    flags.add("--namespace", metavar="NAME[,NAME]", default=None, text="only VMs of these")
+    flags.add("--type", metavar="|".join(TYPES), default=None, text="only these types; comma lists")

@@ -1,0 +1,83 @@
+"""EDGE: whether the files and folders that a user names are there and what they are meant to be.
+
+Asked once, before anything is compiled, attached or retried: a wrong path is a wrong usage, not a
+trouble that may pass. Must not know what is done with them.
+"""
+
+import importlib
+import os
+import stat
+from pathlib import Path
+
+from probes.command.flags import UsageError
+from probes.command.settings import AgentSettings, CompletionSettings, Settings
+from probes.vmi.foreign_text import one_line
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError, one line, for the first input that cannot be what it is meant to be."""
+    if isinstance(settings, CompletionSettings):
+        return
+    _check_root(settings.proc_root, "stat", flag="--proc", what="/proc")
+    _check_root(settings.sys_root, "kernel", flag="--sys", what="/sys")
+    if settings.kubeconfig is not None:
+        _check_kubeconfig(settings.kubeconfig)
+    if isinstance(settings, AgentSettings) and settings.tls is not None:
+        for file in (settings.tls.cert, settings.tls.key, settings.tls.client_ca):
+            if file is not None:
+                _check_readable(file)
+
+
+def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
+    """A root is known by an entry that each of its kind has and hardly another folder."""
+    try:
+        (root / sign).stat()
+    except OSError as err:
+        where = root if not root.is_dir() else root / sign
+        raise UsageError(
+            f"{flag} {root}: no {what} is there ({where}: {err.strerror}); give the place where "
+            f"the host's {what} is mounted"
+        ) from err
+
+
+def _check_readable(file: Path) -> None:
+    """What is in a TLS file the server says, now and whenever it is renewed."""
+    try:
+        with file.open("rb") as opened:
+            opened.read(1)
+    except OSError as err:
+        raise UsageError(
+            f"cannot read TLS file {file}: {os.strerror(err.errno or 0)}; check the path and that "
+            "this user may read it"
+        ) from err
+
+
+def _check_kubeconfig(file: Path) -> None:
+    """A file that kubectl could read: YAML, with clusters and contexts."""
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISFIFO(mode):
+            return  # a shell's <(…): what is read from it here would be missing later
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"kubeconfig {file} is a directory; give the file in it")
+        text = file.read_text()
+    except OSError as err:
+        raise UsageError(
+            f"cannot read kubeconfig {file}: {os.strerror(err.errno or 0)}; check the path and "
+            "that this user may read it"
+        ) from err
+    except ValueError as err:
+        raise _no_kubeconfig(file, "it is no text") from err
+    yaml = importlib.import_module("yaml")
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise _no_kubeconfig(file, f"it is no YAML ({one_line(str(err), longest=200)})") from err
+    if not (isinstance(found, dict) and found.get("clusters") and found.get("contexts")):
+        raise _no_kubeconfig(file, "it names no clusters and contexts")
+
+
+def _no_kubeconfig(file: Path, why: str) -> UsageError:
+    return UsageError(
+        f"cannot use kubeconfig {file}: {why}; check that kubectl --kubeconfig works with it"
+    )

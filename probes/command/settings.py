@@ -1,0 +1,255 @@
+"""A command line's words and variables → settings of one command: what a value may be. Pure.
+
+Must not open, resolve or start anything: whether a file or a folder is there says inputs.py.
+"""
+
+import argparse
+import math
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypedDict
+
+from probes.command.completion import Shell
+from probes.command.flags import TYPES, Command, UsageError, command_line, parsed
+from probes.host.process import HypervisorType
+from probes.render.live.options import LiveOptions, Selection
+from probes.serve.http.listen import Listen, TlsFiles, parse_listen
+
+LEAST_INTERVAL_S = 0.1
+MOST_INTERVAL_S = 86400.0
+LEAST_LEDGER_CAPACITY = 256
+MOST_LEDGER_CAPACITY = 65536
+TGID_MAX = 1 << 22
+"""Linux numbers no process higher (include/linux/threads.h, PID_MAX_LIMIT)."""
+EXIT_USAGE = 2
+LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
+
+
+class LogFormat(StrEnum):
+    """Form of the log lines on stderr."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What a user can set of every command that reads the node."""
+
+    version: str
+    """Of hvprobe."""
+    node: str
+    """Name of this node, the label ``node`` of every series."""
+    standalone: bool | None
+    """True: no cluster; False: a cluster; None: a cluster when a service account is mounted."""
+    kubeconfig: Path | None
+    proc_root: Path
+    sys_root: Path
+    ledger_capacity: int | None
+    """Processes that fit into the kernel table; None: as the machine's size suggests."""
+    log_format: LogFormat
+    log_level: str
+
+    @property
+    def looks_once(self) -> bool:
+        """Whether the command reads the node once and ends: VM names that come later are lost."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings(NodeSettings):
+    """Of ``hvprobe agent``."""
+
+    listen: Listen
+    tls: TlsFiles | None
+
+    @property
+    def looks_once(self) -> bool:
+        """The agent serves until a signal ends it."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings(NodeSettings):
+    """Of ``hvprobe live``."""
+
+    live: LiveOptions
+
+    @property
+    def looks_once(self) -> bool:
+        """Only with ``--once``."""
+        return self.live.once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSettings(NodeSettings):
+    """Of ``hvprobe snapshot``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorSettings(NodeSettings):
+    """Of ``hvprobe doctor``."""
+
+    json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionSettings:
+    """Of ``hvprobe completion``, which does not read the node."""
+
+    shell: Shell
+
+
+Settings = AgentSettings | LiveSettings | SnapshotSettings | DoctorSettings | CompletionSettings
+
+
+class _Common(TypedDict):
+    """The fields of NodeSettings."""
+
+    version: str
+    node: str
+    standalone: bool | None
+    kubeconfig: Path | None
+    proc_root: Path
+    sys_root: Path
+    ledger_capacity: int | None
+    log_format: LogFormat
+    log_level: str
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
+    """Settings of a command line; ``--help`` and ``--version`` exit.
+
+    Raises UsageError when a flag or a variable is wrong.
+    """
+    found = parsed(command_line(environment, version=version), arguments)
+    match Command(found.command):
+        case Command.COMPLETION:
+            return CompletionSettings(shell=Shell(found.shell))
+        case Command.AGENT:
+            common = _common(found, environment, version)
+            return AgentSettings(**common, listen=_listen(found.listen), tls=_tls(found))
+        case Command.LIVE:
+            return LiveSettings(**_common(found, environment, version), live=_live(found))
+        case Command.SNAPSHOT:
+            return SnapshotSettings(**_common(found, environment, version))
+        case Command.DOCTOR:
+            return DoctorSettings(**_common(found, environment, version), json=found.json)
+
+
+def _common(found: argparse.Namespace, environment: Mapping[str, str], version: str) -> _Common:
+    return _Common(
+        version=version,
+        node=_node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
+        standalone=_standalone(found),
+        kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
+        proc_root=Path(found.proc),
+        sys_root=Path(found.sys),
+        ledger_capacity=_ledger_capacity(found.ledger_capacity),
+        log_format=_log_format(found.log_format),
+        log_level=_log_level(found.log_level),
+    )
+
+
+def _listen(text: str) -> Listen:
+    try:
+        return parse_listen(text)
+    except ValueError as err:
+        raise UsageError(str(err)) from err
+
+
+def _live(found: argparse.Namespace) -> LiveOptions:
+    return LiveOptions(
+        interval_s=_interval_s(found.interval),
+        once=found.once,
+        json=found.json,
+        reasons=found.reasons,
+        selection=Selection(
+            tgids=frozenset(_tgid(word) for word in _words(found.pid)),
+            namespaces=frozenset(_words(found.namespace)),
+            types=frozenset(_type(word) for word in _words(found.type)),
+        ),
+    )
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _interval_s(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_INTERVAL_S <= seconds <= MOST_INTERVAL_S:
+        raise UsageError(
+            f"interval {word!r} is no number of seconds from {LEAST_INTERVAL_S:g} to "
+            f"{MOST_INTERVAL_S:g}; give one, such as --interval 2"
+        )
+    return seconds
+
+
+def _tgid(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and 0 < int(word) <= TGID_MAX):
+        raise UsageError(f"pid {word!r} is no process id; give a number, as ps shows it")
+    return int(word)
+
+
+def _type(word: str) -> HypervisorType:
+    if word not in TYPES:
+        raise UsageError(f"type {word!r} is not known; give {', '.join(TYPES)}")
+    return HypervisorType(word)
+
+
+def _standalone(found: argparse.Namespace) -> bool | None:
+    if found.standalone and found.kubeconfig:
+        raise UsageError("--standalone and --kubeconfig exclude each other; give one")
+    if found.standalone:
+        return True
+    return False if found.kubeconfig else None
+
+
+def _node(name: str) -> str:
+    # Bytes that are no UTF-8 come as surrogates, which no label value can hold; control characters
+    # and direction marks only ever deceive a reader.
+    if not name.isprintable():
+        raise UsageError(f"node name {name!a} has unprintable characters; give another by --node")
+    return name
+
+
+def _ledger_capacity(word: str | None) -> int | None:
+    if word is None:
+        return None
+    number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
+    if not LEAST_LEDGER_CAPACITY <= number <= MOST_LEDGER_CAPACITY:
+        raise UsageError(
+            f"ledger capacity {word!r} is no number from {LEAST_LEDGER_CAPACITY} to "
+            f"{MOST_LEDGER_CAPACITY}; give one, or none for what suits the machine"
+        )
+    return number
+
+
+def _log_format(word: str) -> LogFormat:
+    if word not in [it.value for it in LogFormat]:
+        raise UsageError(f"log format {word!r} is not known; give {' or '.join(LogFormat)}")
+    return LogFormat(word)
+
+
+def _log_level(word: str) -> str:
+    if word.upper() not in LEVELS:
+        raise UsageError(f"log level {word!r} is not known; give debug, info, warning or error")
+    return word.upper()
+
+
+def _tls(found: argparse.Namespace) -> TlsFiles | None:
+    cert, key, client_ca = found.tls_cert, found.tls_key, found.tls_client_ca
+    if not cert and not key and not client_ca:
+        return None
+    if not cert or not key:
+        raise UsageError("TLS needs both --tls-cert and --tls-key; give the one that is missing")
+    return TlsFiles(
+        cert=Path(cert), key=Path(key), client_ca=Path(client_ca) if client_ca else None
+    )

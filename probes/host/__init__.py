@@ -1,0 +1,1 @@
+"""What /proc, /sys and /dev say of this node and its processes."""

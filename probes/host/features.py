@@ -1,0 +1,35 @@
+"""EDGE: what the kernel and this process's privileges permit, for ``hvprobe doctor``.
+
+Owns the finding out. Must not try anything that changes the node, nor judge what it means.
+"""
+
+import contextlib
+from pathlib import Path
+
+from ebpf.privileges import Privileges, in_initial_pid_namespace
+from ebpf.tracefs import Tracefs
+from probes.host.node import KernelFeatures
+
+
+def find_features(*, proc_root: Path, sys_root: Path) -> KernelFeatures:
+    """Ask sysfs, and /proc of this process.
+
+    Capabilities are those of this very process, whatever /proc the host's is.
+    """
+    tracefs, privileges = Tracefs(sys_root), Privileges(sys_root=sys_root)
+    return KernelFeatures(
+        kprobes=_exists(sys_root / "bus/event_source/devices/kprobe")
+        or tracefs.has("kprobe_events"),
+        btf=_exists(sys_root / "kernel/btf/vmlinux"),
+        tracefs=tracefs.mounted,
+        kvm_device=_exists(sys_root / "class/misc/kvm"),
+        lockdown=privileges.lockdown(),
+        capabilities_missing=privileges.missing(),
+        initial_pid_namespace=in_initial_pid_namespace(proc_root),
+    )
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False

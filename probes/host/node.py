@@ -1,0 +1,76 @@
+"""What is known of the node itself. Pure types."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from probes.host.process import HypervisorType
+
+
+class Cause(StrEnum):
+    """Why an accelerator cannot be used, or why that is unknown."""
+
+    ACCESS_DENIED = "access_denied"
+    """The kernel does not let hvprobe open the device."""
+    DEVICE_NOT_MOUNTED = "device_not_mounted"
+    """The node has the accelerator, and the device file is absent where hvprobe runs."""
+    DEVICE_ABSENT = "device_absent"
+    """Neither a device file nor a driver exists."""
+    TRIAL_FAILED = "trial_failed"
+    """The device cannot be opened, or it creates no VM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is wrong and what to do about it. Renderers show the parts, or all of it as text."""
+
+    cause: Cause
+    detail: str
+    """What failed, on what and why, one line."""
+    remedy: str | None = None
+    """What a person can do; None: no remedy is known."""
+
+    @property
+    def text(self) -> str:
+        """Detail and remedy on one line."""
+        return f"{self.detail}; {self.remedy}" if self.remedy else self.detail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One accelerator of this node."""
+
+    type: HypervisorType
+    available: bool | None
+    """Whether the device opens and creates an empty VM; None: hvprobe cannot try it."""
+    problem: Problem | None = None
+    """Why it is unavailable or cannot be tried; None: it is available."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeVirtualization:
+    """What provides KVM on this node."""
+
+    module: str | None
+    """Vendor module (kvm_intel, kvm_amd, kvm_pvm, …), ``builtin``, or None: there is no KVM."""
+    nested: bool | None
+    """Whether the node is itself a VM; None: this architecture does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFeatures:
+    """What the running kernel, and this process's privileges, let hvprobe do."""
+
+    kprobes: bool
+    """Built with kprobes."""
+    btf: bool
+    """Describes its own types (/sys/kernel/btf); hvprobe does not need it."""
+    tracefs: bool
+    """Its tracefs can be read here."""
+    kvm_device: bool
+    """A KVM vendor module, or KVM built in, has registered its device."""
+    lockdown: str | None
+    """Lockdown mode: none, integrity, confidentiality; None: unknown."""
+    capabilities_missing: tuple[str, ...]
+    """Capabilities that hvprobe uses and this process lacks."""
+    initial_pid_namespace: bool
+    """Whether this process sees the kernel's own process numbers."""

@@ -1,0 +1,1 @@
+"""What is true of a process: evidence, and the verdict it leads to."""

@@ -1,0 +1,215 @@
+"""Facts of a process and its ledger entry → evidence. Pure.
+
+Owns the question "what may be concluded from what": which vCPU threads really are inside KVM_RUN,
+whether the ledger can vouch for a process. Must not know the rules that make a verdict of it.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from ebpf.hooks import Backend, HookStatus, Question
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
+from probes.host.process import HypervisorType, Unread, VmmId, VmmProcess, VmmThread
+from probes.host.procfs import is_qemu_name
+
+_KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
+"""Every use of a vCPU passes these; a VM exit alone may go unseen on some vendor modules."""
+
+_KVM_WORKER = "kvm-nx-lpage"
+
+_THREAD_NAME = re.compile(r"(?:CPU \d+|ALL CPUs)/(KVM|TCG|MSHV)")
+"""Thread names QEMU gives with debug-threads=on (accel/*/*-accel-ops*.c)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that counts for or against an accelerator in one process."""
+
+    named_like_qemu: bool
+    capability_probe: bool
+    """Started with ``-machine none``: libvirt asks QEMU what it can do; there is no guest."""
+    asked_for: tuple[str, ...]
+    """Accelerators of the command line; a hint."""
+    claimed: frozenset[HypervisorType]
+    """Accelerators its threads name themselves after; a hint."""
+    unread: Unread | None
+    """Why not everything was read of it; None: everything was."""
+    fds_whole: bool
+    """Whether the descriptor tables of all its threads were read to the end."""
+    threads_seen: bool
+    """Whether each thread was seen to be in no KVM_RUN, those that call themselves TCG aside."""
+    kvm_fds: bool
+    """It holds any KVM descriptor."""
+    kvm_vcpus: int
+    """KVM vCPU descriptors it holds."""
+    kvm_vcpus_in_run: int
+    """Distinct KVM vCPU descriptors on which a thread is inside KVM_RUN now."""
+    kvm_runs_unheld: int
+    """Threads inside KVM_RUN on a descriptor that no table holds any longer."""
+    kvm_run_worker: bool
+    """It has a thread that KVM itself started from within its KVM_RUN.
+
+    kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
+    d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
+    a VM's first KVM_RUN since 931656b9e2ff ("kvm: defer huge page recovery vhost task to later")
+    (v6.14). As a copy of the thread that made the call, it shows that call, with its descriptor,
+    for the rest of its life.
+    """
+    mshv_fds: bool
+    """It holds any descriptor of the Microsoft hypervisor."""
+    mshv_vps: int
+    """Virtual processor descriptors of the Microsoft hypervisor it holds."""
+    mshv_vps_in_run: int
+    """Distinct ones on which a thread is inside MSHV_RUN_VP now."""
+    stats_exits: int | None
+    """VM exits by KVM's own statistics of its vCPUs; None: it holds none open."""
+    guest_ticks: int
+    """CPU time the kernel accounted to its threads as guest time, clock ticks."""
+    tcg_threads: int
+    """Threads that call themselves TCG vCPUs."""
+    tcg_cpu_ticks: int
+    """CPU time those threads consumed, clock ticks."""
+    ledger: LedgerEntry | None
+    """What the hooks recorded of it; None: nothing."""
+    hooks_prove_running: bool
+    """Whether hooks are attached that no use of a vCPU, of whichever accelerator, passes unseen."""
+    hooks_read_results: bool
+    """Whether the result of every KVM_RUN that returns is read, so that a refused one is known."""
+    hooks_since_start: bool
+    """Whether hooks were attached since before it started that tell of every use of a vCPU."""
+    entries_since_start: bool
+    """Whether every KVM_RUN that it ever entered would be in the ledger, even an endless one."""
+    ledger_lost_events: bool
+    """Whether the ledger dropped events and has no entry of it: its silence means nothing then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Threads:
+    """The threads of a process, each in one of three groups."""
+
+    workers: tuple[VmmThread, ...]
+    """KVM started them: they show the system call of the thread that made them."""
+    emulating: tuple[VmmThread, ...]
+    """They call themselves TCG vCPUs."""
+    others: tuple[VmmThread, ...]
+
+    @classmethod
+    def of(cls, threads: Iterable[VmmThread]) -> "_Threads":
+        """Put each thread in its group."""
+        workers: list[VmmThread] = []
+        emulating: list[VmmThread] = []
+        others: list[VmmThread] = []
+        for thread in threads:
+            if thread.comm.startswith(_KVM_WORKER):
+                workers.append(thread)
+            elif _claim(thread) is HypervisorType.TCG:
+                emulating.append(thread)
+            else:
+                others.append(thread)
+        return cls(workers=tuple(workers), emulating=tuple(emulating), others=tuple(others))
+
+    @property
+    def own(self) -> tuple[VmmThread, ...]:
+        """Those that the process itself started."""
+        return (*self.emulating, *self.others)
+
+    @property
+    def claimed(self) -> frozenset[HypervisorType]:
+        """Accelerators that these threads name themselves after."""
+        claims = (_claim(thread) for thread in self.own)
+        return frozenset(claim for claim in claims if claim is not None)
+
+
+def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: int) -> Evidence:
+    """Weigh a process's facts against the ledger.
+
+    start_monotonic_ns: earliest CLOCK_MONOTONIC time at which the process can have started.
+    """
+    threads = _Threads.of(process.threads)
+    in_kvm_run = _fds_inside(threads.own, KVM_RUN)
+    in_mshv_run = _fds_inside(threads.own, MSHV_RUN_VP)
+    entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
+    before = _attached_before(start_monotonic_ns, kernel.hooks)
+    fds = process.fds
+    return Evidence(
+        named_like_qemu=process.named_like_qemu,
+        capability_probe=process.named_like_qemu and process.command_line.machine == "none",
+        asked_for=process.command_line.accelerators,
+        claimed=threads.claimed,
+        unread=process.unread,
+        fds_whole=fds.whole,
+        threads_seen=process.threads_whole and not any(thread.running for thread in threads.others),
+        kvm_fds=fds.kvm,
+        kvm_vcpus=len(fds.kvm_vcpus),
+        kvm_vcpus_in_run=len(in_kvm_run & fds.kvm_vcpus),
+        kvm_runs_unheld=len(in_kvm_run - fds.kvm_vcpus),
+        kvm_run_worker=bool(_fds_inside(threads.workers, KVM_RUN) & fds.kvm_vcpus),
+        mshv_fds=fds.mshv,
+        mshv_vps=len(fds.mshv_vps),
+        mshv_vps_in_run=len(in_mshv_run & fds.mshv_vps),
+        stats_exits=process.stats_exits,
+        guest_ticks=process.guest_ticks,
+        tcg_threads=len(threads.emulating),
+        tcg_cpu_ticks=sum(thread.cpu_ticks for thread in threads.emulating),
+        ledger=entry,
+        hooks_prove_running=_hooks_prove_running(kernel.hooks),
+        hooks_read_results=any(
+            hook.reads_result
+            for hook in kernel.hooks
+            if hook.hook.question is Question.USERSPACE_EXITS
+        ),
+        hooks_since_start=_hooks_prove_running(before),
+        entries_since_start=any(
+            hook.attached or hook.inactive
+            for hook in before
+            if hook.hook.question is Question.RUNS_VCPU
+        ),
+        ledger_lost_events=entry is None and kernel.dropped_total > 0,
+    )
+
+
+def ledger_entry(
+    vmm: VmmId, kernel: KernelSnapshot, *, start_monotonic_ns: int
+) -> LedgerEntry | None:
+    """The ledger's entry of exactly this process, not of one that had its tgid before."""
+    entry = kernel.entries.get(vmm.tgid)
+    if entry is None or entry.first_ns < start_monotonic_ns:
+        return None
+    return entry
+
+
+def _hooks_prove_running(hooks: Collection[HookStatus]) -> bool:
+    """Whether every accelerator that can be used on this node is watched by all its hooks."""
+    kvm = [hook for hook in hooks if hook.hook.question in _KVM_RUN_PROVING]
+    mshv = [hook for hook in hooks if hook.hook.question is Question.RUNS_MSHV_VP]
+    kvm_watched = any(hook.attached for hook in kvm) or all(hook.inactive for hook in kvm)
+    return bool(kvm) and kvm_watched and all(hook.attached or hook.inactive for hook in mshv)
+
+
+def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> list[HookStatus]:
+    """Hooks as they were at a time: one that was attached later was not.
+
+    An inactive one counts: while its driver has no device, no process holds what it would see.
+    """
+    return [
+        hook
+        if hook.inactive
+        or (hook.attached_ns is not None and hook.attached_ns <= start_monotonic_ns)
+        else replace(hook, backend=Backend.NONE, attached_ns=None)
+        for hook in hooks
+    ]
+
+
+def _fds_inside(threads: Iterable[VmmThread], request: int) -> set[int | None]:
+    """Descriptors on which threads are inside an ioctl(2) with this request."""
+    return {thread.ioctl_fd for thread in threads if thread.ioctl_request == request}
+
+
+def _claim(thread: VmmThread) -> HypervisorType | None:
+    """The accelerator a thread names itself after; None: its name says nothing."""
+    if is_qemu_name(thread.comm):
+        return None
+    match = _THREAD_NAME.fullmatch(thread.comm)
+    return HypervisorType(match[1].lower()) if match else None

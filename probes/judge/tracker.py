@@ -1,0 +1,261 @@
+"""The VMM processes of a node, judged: whom to read, whom not to read again. Reads through ports.
+
+Owns what is remembered of processes between two refreshes, and carries out the steps that changes
+decides on. Must not know names, VMIs, or how anything is shown.
+
+The kernel marks each number at which a life begins or ends (fork, exec, exit), so a process that
+was read once and has no mark is still the same one and executes the same program. Each refresh
+lists /proc, looks at the new and the marked processes, and reads those that may be VMMs until
+their verdict is final. A final verdict stands until the process is marked, its record in the
+ledger changes, or that record contradicts.
+
+A mark can be lost: the kernel runs no tracepoint program on a CPU whose process is in a system call
+on a BPF map. So some processes are looked at in each refresh, in turn, and a record that outlives
+its process is removed.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+
+from ebpf import clock
+from ebpf.errors import LedgerReadError
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.process import Unread, VmmId, VmmProcess
+from probes.judge.changes import event_of_reading, next_step, record_is_stale, tracked_process
+from probes.judge.evidence import gather
+from probes.judge.ports import Ledger, Processes
+from probes.judge.tracked import Action, Event, State, TrackedProcess, Tracking
+from probes.judge.verdict import judge
+
+IN_TURN = 16
+"""One in so many processes is looked at in each refresh, whether it is marked or not."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What one refresh leaves for the next."""
+
+    known: dict[int, TrackedProcess] = field(default_factory=dict)
+    """VMMs, by tgid."""
+    others: dict[int, VmmId] = field(default_factory=dict)
+    """Processes that are no VMM, by tgid."""
+    pending: set[int] = field(default_factory=set)
+    """Tgids that could not be read, or not in time: they come first in the next refresh."""
+    searching: bool = False
+    """Whether some of these were to be searched for descriptors when the time ran out."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Refresh:
+    """What one refresh has to do, and has done so far."""
+
+    kernel: KernelSnapshot
+    known: dict[int, TrackedProcess]
+    """VMMs that /proc still lists, by tgid."""
+    every_fd: bool
+    """Whether users of accelerators have to be found by their descriptors."""
+    to_look: set[int] = field(default_factory=set)
+    seen: dict[int, VmmId] = field(default_factory=dict)
+    """Processes that could be identified, by tgid."""
+    to_read: list[VmmId] = field(default_factory=list)
+    ended: AbstractSet[int] = frozenset()
+    """Tgids that /proc lists although no process of them runs."""
+    waiting: set[int] = field(default_factory=set)
+    """Tgids that have to wait for the next refresh."""
+
+
+class ProcessTracker:
+    """The VMM processes known. Not for use by two threads at once."""
+
+    def __init__(self, processes: Processes, ledger: Ledger | None) -> None:
+        """Read processes through one port and remove stale records through the other."""
+        self._host = processes
+        self._ledger = ledger
+        self._memory = _Memory()
+        self._in_order: tuple[TrackedProcess, ...] = ()
+        self._dropped_total: int | None = None
+        self._turn = 0
+
+    def refresh(self, kernel: KernelSnapshot, lives: frozenset[int] | None) -> Tracking:
+        """All VMM processes of now; the same tuple for as long as nothing about them changes.
+
+        lives: numbers at which a life began or ended since the last refresh, taken before the
+        ledger was read; None: that is not known. What is new or may have changed is read.
+        """
+        listed = self._host.tgids()
+        work = self._begin(kernel, listed - {os.getpid()}, lives)
+        why_unread = self._look(work) | self._read(work)
+        self._memory.searching = work.every_fd and Unread.NO_TIME in why_unread
+        tracking = self._remember(work)
+        self._remove_stale_records(work, tracking, listed)
+        return tracking
+
+    def _begin(
+        self, kernel: KernelSnapshot, tgids: frozenset[int], lives: frozenset[int] | None
+    ) -> _Refresh:
+        """Decide which processes have to be looked at.
+
+        Of those that are no VMM only the marked, the recorded and those in turn take a step, unless
+        lives are unknown, or a user of an accelerator may have found no room in the ledger.
+        """
+        known, others = self._memory.known, self._memory.others
+        for tgid in others.keys() - tgids:
+            del others[tgid]
+        lost_events = self._dropped_total is None or kernel.dropped_total > self._dropped_total
+        self._dropped_total = kernel.dropped_total
+        turn, self._turn = self._turn, (self._turn + 1) % IN_TURN
+        work = _Refresh(
+            kernel=kernel,
+            known={tgid: tracked for tgid, tracked in known.items() if tgid in tgids},
+            every_fd=lost_events or kernel.error is not None or self._memory.searching,
+        )
+        concerned = tgids
+        if lives is not None and not lost_events:
+            in_turn = {tgid for tgid in others if tgid % IN_TURN == turn}
+            concerned -= others.keys() - lives - kernel.entries.keys() - in_turn
+        for tgid in concerned:
+            if lives is None:
+                event = Event.UNFOLLOWED
+            elif tgid in lives:
+                event = Event.MARKED
+            elif lost_events or tgid % IN_TURN == turn:
+                event = Event.DUE
+            else:
+                event = Event.LISTED
+            self._take_step(work, tgid, event)
+        return work
+
+    def _look(self, work: _Refresh) -> set[Unread]:
+        """Scan the processes to look at; why some could not be scanned.
+
+        What is in the ledger uses an accelerator, so it is identified even if it hides what it is.
+        """
+        first = self._memory.pending & work.to_look
+        scan = self._host.scan(
+            [*sorted(first), *sorted(work.to_look - first)], every_fd=work.every_fd
+        )
+        work.seen = {**scan.others, **scan.found}
+        for tgid in work.kernel.entries.keys() & scan.pending.keys():
+            vmm = self._host.identify(tgid)
+            if vmm is not None:
+                work.seen[tgid] = vmm
+        work.ended = work.to_look - work.seen.keys() - scan.pending.keys()
+        for tgid in work.to_look:
+            vmm, tracked = work.seen.get(tgid), work.known.get(tgid)
+            if tracked is not None and vmm is not None and tracked.vmm != vmm:
+                self._take_step(work, tgid, Event.ENDED)  # its number has a new owner
+            if vmm is not None:
+                self._take_step(work, tgid, Event.FOUND if tgid in scan.found else Event.PLAIN)
+            else:
+                self._take_step(work, tgid, Event.UNREAD if tgid in scan.pending else Event.ENDED)
+        return {*scan.pending.values()}
+
+    def _read(self, work: _Refresh) -> set[Unread]:
+        """Read the processes to read and judge them; why some could not be read."""
+        inspections = self._host.inspect(work.to_read)
+        for vmm in work.to_read:
+            process = inspections.processes.get(vmm)
+            if process is not None:
+                self._take_over(work, process)
+            elif vmm in inspections.pending:
+                self._take_step(work, vmm.tgid, Event.UNREAD)
+            else:
+                self._take_step(work, vmm.tgid, Event.ENDED)
+        return {*inspections.pending.values()}
+
+    def _take_over(self, work: _Refresh, process: VmmProcess) -> None:
+        """Put a process that was read where it belongs, with the verdict it has or gets."""
+        tgid, kernel = process.vmm.tgid, work.kernel
+        start_ns = self._host.start_monotonic_ns(process.vmm)
+        evidence = gather(process, kernel, start_monotonic_ns=start_ns)
+        before = work.known.get(tgid)
+        event = event_of_reading(before, process, evidence)
+        step = next_step(before, event, evidence.ledger, ledger_read=kernel.error is None)
+        if step.action is Action.SET_ASIDE:
+            self._set_aside(work, tgid)
+            return
+        started_unix_s = time.time() - (clock.monotonic_ns() - start_ns) / 1e9
+        work.known[tgid] = tracked_process(
+            process,
+            evidence,
+            before.verdict if before and step.action is Action.KEEP else judge(evidence),
+            started_unix_s=before.started_unix_s if before else started_unix_s,
+        )
+
+    def _take_step(self, work: _Refresh, tgid: int, event: Event) -> None:
+        """Do what comes next for a process that is not read yet."""
+        kernel, tracked = work.kernel, work.known.get(tgid)
+        entry = kernel.entries.get(tgid)
+        step = next_step(tracked, event, entry, ledger_read=kernel.error is None)
+        match step.action:
+            case Action.LEAVE:
+                return
+            case Action.LOOK:
+                work.to_look.add(tgid)
+                self._memory.others.pop(tgid, None)
+            case Action.READ:
+                work.to_read.append(work.seen[tgid])
+            case Action.WAIT:
+                work.waiting.add(tgid)
+            case Action.SET_ASIDE:
+                self._set_aside(work, tgid)
+                return
+            case Action.DROP:
+                work.known.pop(tgid, None)
+                return
+        if tracked is not None and step.state is not None and step.state is not tracked.state:
+            work.known[tgid] = replace(tracked, state=step.state)
+
+    def _set_aside(self, work: _Refresh, tgid: int) -> None:
+        work.known.pop(tgid, None)
+        self._memory.others[tgid] = work.seen[tgid]
+
+    def _remember(self, work: _Refresh) -> Tracking:
+        """Leave for the next refresh what it needs, and match each process with its record."""
+        memory = self._memory
+        memory.pending = work.waiting
+        if work.known != memory.known:
+            memory.known = work.known
+            self._in_order = tuple(work.known[tgid] for tgid in sorted(work.known))
+        records: dict[int, LedgerEntry] = {}
+        for tracked in self._in_order:
+            entry = work.kernel.entries.get(tracked.vmm.tgid)
+            if entry is not None and tracked.owns(entry):
+                records[tracked.vmm.tgid] = entry
+        return Tracking(processes=self._in_order, records=records, pending=len(memory.pending))
+
+    def _remove_stale_records(
+        self, work: _Refresh, tracking: Tracking, listed: frozenset[int]
+    ) -> None:
+        """Remove the records that belong to no process.
+
+        The processes were listed after the ledger was read, so a record whose process is not
+        listed has outlived it.
+        """
+        for tgid, entry in work.kernel.entries.items():
+            if tgid in tracking.records:
+                continue
+            tracked = self._memory.known.get(tgid)
+            started_ns = self._host.start_monotonic_ns(tracked.vmm) if tracked else None
+            state = self._state(tgid, work, listed)
+            if record_is_stale(entry, state, work.kernel, started_ns=started_ns):
+                self._forget(tgid, entry.first_ns)
+
+    def _state(self, tgid: int, work: _Refresh, listed: frozenset[int]) -> State:
+        """The state of the process that has this number at the end of a refresh."""
+        tracked = self._memory.known.get(tgid)
+        if tracked is not None:
+            return tracked.state
+        if tgid not in listed:
+            return State.GONE
+        if tgid in self._memory.others:
+            return State.OTHER
+        return State.ENDED if tgid in work.ended else State.NEW
+
+    def _forget(self, tgid: int, first_ns: int) -> None:
+        if self._ledger is not None:
+            with contextlib.suppress(LedgerReadError):
+                self._ledger.forget(tgid, first_ns)

@@ -1,0 +1,1 @@
+"""Views of the report: metrics, page, checks and the live view."""

@@ -1,0 +1,267 @@
+"""What this node can prove, from a report. Pure; doctor_view.py shows it.
+
+Owns the checks of a node and their remedies. Must not find anything out itself.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ebpf.hooks import HookStatus, Question
+from probes.host.node import KernelFeatures
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Outcome, Severity
+from probes.report.model import NodeReport
+from probes.report.vocabulary import (
+    FALLBACK_REMEDY,
+    Subject,
+    WatchState,
+    counter_states,
+    deciding_reason,
+    say,
+    subjects,
+    watch_error,
+    watch_state,
+)
+
+_READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
+"""What it takes to read other users' processes below /proc."""
+_SHOW_RUNS = (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
+"""Hooks that no use of a vCPU passes unseen."""
+_URGENT_LISTED = 5
+"""Urgent VMs that one line names."""
+
+
+class Ability(IntEnum):
+    """What the node can do for a verdict; the value is the exit code of ``hvprobe doctor``."""
+
+    VERIFIED = 0
+    INFERRED = 1
+    NOTHING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the doctor."""
+
+    question: str
+    """What is checked: a noun phrase."""
+    outcome: Outcome
+    finding: str
+    remedy: str | None = None
+
+
+def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
+    """All checks of a node, most important first."""
+    return (
+        *_accelerator(report),
+        _activity(report, kernel),
+        *_counters(report),
+        _late(report, kernel),
+        _processes(report),
+        _names(report),
+        _verdicts(report),
+        _permissions(report, kernel),
+        _features(kernel),
+    )
+
+
+def ability(report: NodeReport) -> Ability:
+    """Whether verdicts on this node are verified, inferred, or impossible."""
+    if not report.proc_readable:
+        return Ability.NOTHING
+    runs = _hooks(report, *_SHOW_RUNS)
+    seen = any(it.attached for it in runs) or (runs and all(it.inactive for it in runs))
+    return Ability.VERIFIED if seen else Ability.INFERRED
+
+
+def _hooks(report: NodeReport, *questions: Question) -> list[HookStatus]:
+    return [status for status in report.health.hooks if status.hook.question in questions]
+
+
+def _accelerator(report: NodeReport) -> Iterator[Check]:
+    for accelerator in report.accelerators:
+        if accelerator.type is not HypervisorType.KVM:
+            continue
+        module = report.virtualization.module
+        works = f"works, provided by {module}" if module else "works"
+        nested = "; the node itself is a VM" if report.virtualization.nested else ""
+        problem = accelerator.problem
+        yield Check(
+            question="KVM",
+            outcome=say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
+            finding=problem.detail if problem else works + nested,
+            remedy=problem.remedy if problem else None,
+        )
+
+
+def _activity(report: NodeReport, kernel: KernelFeatures) -> Check:
+    outcome, finding = _activity_seen(report, kernel)
+    return Check(question="KVM activity", outcome=outcome, finding=finding)
+
+
+def _activity_seen(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, str]:
+    """Whether, and how, the kernel shows which process runs a vCPU."""
+    entered = _hooks(report, Question.RUNS_VCPU)
+    if entered and all(it.inactive for it in entered):
+        return (
+            Outcome.GOOD,
+            "not applicable: no KVM module is loaded; hooks will be attached when one is",
+        )
+    wanted = _hooks(report, *_SHOW_RUNS)
+    attached = [it for it in wanted if it.attached]
+    if attached:
+        named = " and ".join(f"{it.hook.name} ({it.backend.value})" for it in attached)
+        without = (
+            ", from the first return of KVM_RUN; this kernel has no kprobes (CONFIG_KPROBES) "
+            "to detect its entry"
+        )
+        return Outcome.GOOD, f"detected by {named}{'' if kernel.kprobes else without}"
+    if report.health.ledger_error:
+        return Outcome.DEGRADED, f"only what /proc shows; no BPF: {report.health.ledger_error}"
+    missing = "; ".join(it.reason or it.hook.name for it in wanted)
+    return Outcome.DEGRADED, f"no hook is attached: {missing}"
+
+
+def _counters(report: NodeReport) -> Iterator[Check]:
+    for counter in counter_states(report.health):
+        words = counter.words
+        yield Check(
+            question=counter.label,
+            outcome=words.outcome,
+            finding=f"{words.value}: {counter.why}",
+            remedy=words.remedy,
+        )
+
+
+def _processes(report: NodeReport) -> Check:
+    question = "new VMM processes"
+    if not report.proc_readable:
+        return Check(
+            question=question,
+            outcome=Outcome.BAD,
+            finding="the host's /proc cannot be read",
+            remedy="run as root; in a container mount it and name its path with --proc",
+        )
+    hooks = [it for it in _hooks(report, Question.EXECUTES) if it.attached]
+    if hooks:
+        return Check(
+            question=question, outcome=Outcome.GOOD, finding=f"reported by {hooks[0].hook.name}"
+        )
+    return Check(
+        question=question,
+        outcome=Outcome.DEGRADED,
+        finding="no hook reports them: each refresh reads all of /proc",
+    )
+
+
+def _late(report: NodeReport, kernel: KernelFeatures) -> Check:
+    question = "VMs started before hvprobe"
+    if not report.proc_readable or _READ_OTHERS & set(kernel.capabilities_missing):
+        return Check(
+            question=question,
+            outcome=Outcome.DEGRADED,
+            finding="judged only by what they do from now on: file descriptors and system calls "
+            "of other users' processes cannot be read",
+            remedy=f"give hvprobe {' and '.join(sorted(_READ_OTHERS))}",
+        )
+    return Check(
+        question=question,
+        outcome=Outcome.GOOD,
+        finding="judged by their file descriptors and the system calls of their vCPU threads",
+    )
+
+
+def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
+    question = "permissions"
+    wrong = [f"{name} is missing" for name in kernel.capabilities_missing]
+    if not kernel.initial_pid_namespace:
+        wrong.append("hvprobe runs in a PID namespace of its own")
+    if kernel.lockdown == "confidentiality":
+        wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
+    if wrong:
+        return Check(
+            question=question,
+            outcome=Outcome.DEGRADED,
+            finding=", ".join(wrong),
+            remedy="run as root; in a container add the named capabilities and hostPID: true",
+        )
+    # What refuses may show nowhere else: seccomp filters and security modules do not.
+    if any(status.refused for status in report.health.hooks):
+        return Check(
+            question=question,
+            outcome=Outcome.DEGRADED,
+            finding="incomplete: the kernel denied an operation; see the failing check",
+        )
+    return Check(question=question, outcome=Outcome.GOOD, finding="complete")
+
+
+def _features(kernel: KernelFeatures) -> Check:
+    """What hvprobe can build on. It has a substitute for kprobes and for tracefs."""
+    parts = {
+        "KVM": kernel.kvm_device,
+        "kprobes": kernel.kprobes,
+        "tracefs": kernel.tracefs,
+        "BTF (not needed)": kernel.btf,
+    }
+    finding = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in parts.items())
+    return Check(
+        question="kernel features",
+        outcome=Outcome.GOOD if kernel.kprobes and kernel.tracefs else Outcome.DEGRADED,
+        finding=f"{finding}, lockdown {kernel.lockdown or 'unknown'}",
+        remedy=None if kernel.tracefs else "mount tracefs on /sys/kernel/tracing",
+    )
+
+
+def _names(report: NodeReport) -> Check:
+    watch = report.health.vmi_watch
+    state = watch_state(watch)
+    why = watch_error(watch) if watch else ""
+    findings = {
+        WatchState.STANDALONE: "libvirt's domain names, <namespace>_<name>; no cluster is used",
+        WatchState.CURRENT: "from the API server",
+        WatchState.LAST_KNOWN: f"from the API server, as last known: {why}",
+        WatchState.UNKNOWN: f"unavailable: no VM can be named: {why}",
+    }
+    remedy = "or give --standalone to name VMs by libvirt's domain names"
+    return Check(
+        question="VMI names",
+        outcome=state.outcome,
+        finding=findings[state],
+        remedy=remedy if state is WatchState.UNKNOWN else None,
+    )
+
+
+def _verdicts(report: NodeReport) -> Check:
+    """Which VMs a person should look at, in the order and with the emphasis of page and live."""
+    found = subjects(report)
+    urgent = [subject for subject in found if subject.severity.urgent]
+    counts = Counter(subject.severity for subject in found)
+    rest = [
+        f"{counts[severity]} {severity.label}"
+        for severity in Severity
+        if counts[severity] and not severity.urgent
+    ]
+    parts = [*_named(urgent), *([", ".join(rest)] if rest else [])]
+    return Check(
+        question="VM verdicts",
+        outcome=found[0].severity.outcome if found else Outcome.GOOD,
+        finding="; ".join(parts) or "no VM and no VMM process",
+        remedy=_remedy(urgent[0]) if urgent else None,
+    )
+
+
+def _named(urgent: Sequence[Subject]) -> list[str]:
+    named = [
+        f"{it.severity.label}: {it.name}{f' ({it.vmm.tgid})' if it.vmm else ''}"
+        for it in urgent[:_URGENT_LISTED]
+    ]
+    more = len(urgent) - _URGENT_LISTED
+    return [*named, f"{more} more urgent"] if more > 0 else named
+
+
+def _remedy(subject: Subject) -> str | None:
+    if subject.severity is Severity.FALLBACK:
+        return FALLBACK_REMEDY
+    return deciding_reason(subject.verdict).remedy

@@ -1,0 +1,110 @@
+"""The doctor's checks → text for a person, lines for a program, JSON. Pure renderer.
+
+Owns marks and layout. Must not know what is checked, nor find anything out.
+"""
+
+import json
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from probes.judge.reasons import Outcome
+from probes.render.doctor import Ability, Check
+from probes.render.terminal_text import cut, visible
+
+SCHEMA = "hvprobe-doctor/v1"
+SUMMARIES = {
+    Ability.VERIFIED: "verdicts can be verified on this node",
+    Ability.INFERRED: "verdicts can only be inferred on this node",
+    Ability.NOTHING: "this node's VMs cannot be judged",
+}
+_MARKS = {Outcome.GOOD: "✓", Outcome.DEGRADED: "!", Outcome.BAD: "✗"}
+_ASCII_MARKS = {Outcome.GOOD: "ok", Outcome.DEGRADED: "--", Outcome.BAD: "NO"}
+_STYLES = {Outcome.GOOD: "green", Outcome.DEGRADED: "yellow", Outcome.BAD: "bold red"}
+_SUMMARY_OUTCOMES = {
+    Ability.VERIFIED: Outcome.GOOD,
+    Ability.INFERRED: Outcome.DEGRADED,
+    Ability.NOTHING: Outcome.BAD,
+}
+
+
+def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
+    """One line per check with its reason and remedy, then the summary: what a pipe gets."""
+    return [
+        *(
+            visible(
+                f"{check.outcome.value:<4}  {check.question}: {check.finding}"
+                + (f"; {check.remedy}" if check.remedy else "")
+            )
+            for check in checks
+        ),
+        SUMMARIES[ability],
+    ]
+
+
+def screen(
+    checks: Sequence[Check], ability: Ability, *, width: int, ascii_only: bool
+) -> list[Text]:
+    """For a person at a terminal of a width: marks, colours, the remedy below its check."""
+    marks = _ASCII_MARKS if ascii_only else _MARKS
+    arrow = "->" if ascii_only else "→"
+    indent = len(marks[Outcome.GOOD]) + 1
+    shown: list[Text] = []
+    for check in checks:
+        mark = Text(f"{marks[check.outcome]} ", _STYLES[check.outcome])
+        said = Text()
+        said.append(f"{check.question}: ", "bold")
+        said.append(visible(check.finding, ascii_only=ascii_only))
+        shown += _hung(mark, said, indent, width)
+        if check.remedy:
+            remedy = Text(visible(check.remedy, ascii_only=ascii_only), "cyan")
+            first = Text(" " * indent + f"{arrow} ", "cyan")
+            shown += _hung(first, remedy, indent + len(arrow) + 1, width)
+    outcome = _SUMMARY_OUTCOMES[ability]
+    summary = Text(f"{marks[outcome]} {SUMMARIES[ability]}", f"bold {_STYLES[outcome]}")
+    return [*shown, Text(), summary]
+
+
+def to_json(checks: Sequence[Check], ability: Ability) -> str:
+    """The checks as one JSON object; its keys are the product's public face."""
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "ability": ability.name.lower(),
+            "exit_code": ability.value,
+            "checks": [
+                {
+                    "question": check.question,
+                    "outcome": check.outcome.value,
+                    "finding": check.finding,
+                    "remedy": check.remedy,
+                }
+                for check in checks
+            ],
+        },
+        indent=2,
+    )
+
+
+def _hung(first: Text, text: Text, indent: int, width: int) -> list[Text]:
+    """Text after its first mark, wrapped between words, further lines indented below it."""
+    room = max(width - indent, 20)
+    out: list[Text] = []
+    rest = text
+    while True:
+        line, rest = _broken(rest, room)
+        out.append((Text(" " * indent) if out else first) + line)
+        if not rest:
+            return out
+
+
+def _broken(text: Text, room: int) -> tuple[Text, Text]:
+    """What fits into the room, up to a blank if there is one, and the rest."""
+    if text.cell_len <= room:
+        return text, Text()
+    at = len(cut(text.plain, room + 1))
+    blank = text.plain.rfind(" ", 0, at)
+    if blank > 0:
+        return text[:blank], text[blank + 1 :]
+    at = max(len(cut(text.plain, room)), 1)
+    return text[:at], text[at:]

@@ -1,0 +1,151 @@
+"""The last minute of each process's counters: totals of reports → rates. Pure.
+
+Owns which reports are compared. Must not know how rates are shown.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ebpf.exit_reasons.reasons import ReasonCount
+from probes.host.process import VmmId
+from probes.render.rates import per_second
+from probes.report.model import NodeReport, ProcessReport
+
+MINUTE_S = 60.0
+STEP_S = 1.0
+"""Rates of the last minute are kept in steps of this length, however often reports arrive."""
+
+Reasons = Mapping[int, tuple[ReasonCount, ...]]
+"""Exit reasons by tgid; a process that is absent was not asked about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Events per second between the last two reports; None: not counted, or seen only once."""
+
+    runs: float | None = None
+    userspace_exits: float | None = None
+    exits: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonRate:
+    """A reason with its rate; per_second None: seen only once."""
+
+    count: ReasonCount
+    per_second: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """One process in one report."""
+
+    at_s: float
+    runs: int | None
+    userspace_exits: int | None
+    exits: int | None
+
+    @property
+    def activity(self) -> int | None:
+        """The counter that the last minute is drawn from."""
+        return self.userspace_exits if self.exits is None else self.exits
+
+
+@dataclass(slots=True, kw_only=True)
+class _Past:
+    """What is remembered of one process."""
+
+    now: _Look
+    before: _Look | None = None
+    steps: deque[tuple[float, float]] = field(default_factory=deque)
+    """(time, rate) of each step of the last minute."""
+    step_began: _Look
+
+
+class History:
+    """Remembers reports; ask it for rates after each add()."""
+
+    def __init__(self) -> None:
+        self._processes: dict[VmmId, _Past] = {}
+        self._at_s = 0.0
+        self._began_s: float | None = None
+        self._reasons: Reasons = {}
+        self._reasons_before: dict[tuple[int, str, int, str], int] = {}
+        self._reasons_elapsed_s: float | None = None
+
+    def add(self, report: NodeReport, reasons: Reasons | None = None) -> None:
+        """Add the next report and forget the processes that have ended."""
+        elapsed_s = report.taken_unix_s - self._at_s if self._began_s is not None else None
+        self._at_s = report.taken_unix_s
+        if self._began_s is None:
+            self._began_s = self._at_s
+        self._processes = {it.vmm: self._past(it) for it in report.processes}
+        self._reasons_before = {
+            (tgid, it.isa, it.code, it.name): it.total
+            for tgid, counts in self._reasons.items()
+            for it in counts
+        }
+        self._reasons = reasons or {}
+        self._reasons_elapsed_s = elapsed_s
+
+    def rates(self, vmm: VmmId) -> Rates:
+        """Between the last two reports."""
+        past = self._processes.get(vmm)
+        if past is None or past.before is None:
+            return Rates()
+        now, before = past.now, past.before
+        seconds = now.at_s - before.at_s
+        return Rates(
+            runs=per_second(before.runs, now.runs, seconds),
+            userspace_exits=per_second(before.userspace_exits, now.userspace_exits, seconds),
+            exits=per_second(before.exits, now.exits, seconds),
+        )
+
+    def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
+        """Mean activity (exits, else userspace exits) of parts of the last minute, oldest first.
+
+        None: there was no report then.
+        """
+        past = self._processes.get(vmm)
+        sums, seen = [0.0] * parts, [0] * parts
+        for at_s, rate in past.steps if past else ():
+            part = int((at_s - (self._at_s - MINUTE_S)) / MINUTE_S * parts - 1e-9)
+            if 0 <= part < parts:
+                sums[part] += rate
+                seen[part] += 1
+        return tuple(sums[i] / seen[i] if seen[i] else None for i in range(parts))
+
+    def reasons(self, tgid: int) -> tuple[ReasonRate, ...]:
+        """Exits by reason of one process, the most frequent first."""
+        return tuple(
+            ReasonRate(count=it, per_second=self._reason_rate(tgid, it))
+            for it in self._reasons.get(tgid, ())
+        )
+
+    def _reason_rate(self, tgid: int, count: ReasonCount) -> float | None:
+        before = self._reasons_before.get((tgid, count.isa, count.code, count.name), 0)
+        if not self._reasons_elapsed_s or self._reasons_elapsed_s <= 0:
+            return None
+        return max(count.total - before, 0) / self._reasons_elapsed_s
+
+    def _past(self, process: ProcessReport) -> _Past:
+        look = _Look(
+            at_s=self._at_s,
+            runs=process.runs,
+            userspace_exits=process.userspace_exits,
+            exits=process.exits,
+        )
+        past = self._processes.get(process.vmm)
+        if past is None:
+            return _Past(now=look, step_began=look)
+        past.before, past.now = past.now, look
+        seconds = look.at_s - past.step_began.at_s
+        if seconds >= STEP_S * 0.95:
+            rate = per_second(past.step_began.activity, look.activity, seconds)
+            if rate is not None and (past.step_began.exits is None) == (look.exits is None):
+                past.steps.append((look.at_s, rate))
+            past.step_began = look
+        while past.steps and past.steps[0][0] <= look.at_s - MINUTE_S:
+            past.steps.popleft()
+        return past

@@ -1,0 +1,257 @@
+"""NodeReport, and how the agent itself is doing → metric families. Pure renderer.
+
+Owns the metrics' names, labels and help texts (the product's public face). Must not judge: a value
+that the report does not know makes no sample. Per-VM series carry exactly node, namespace, name.
+Must not know how a family is written (see ``exposition``).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from probes.render.exposition import Family, Histogram, Kind, Sample
+from probes.report.model import NodeReport, ProcessState, VmiReport
+from probes.report.vocabulary import FALLBACK_REMEDY, say
+from probes.vmi.model import WatchStatus
+
+_VM = ("node", "namespace", "name")
+
+_Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
+"""The VMs, each with the values of its labels _VM."""
+
+
+def families(report: NodeReport) -> Iterator[Family]:
+    """All metric families of a report, in a fixed order."""
+    vms = [((report.node, vmi.vm.namespace, vmi.vm.name), vmi) for vmi in report.vmis]
+    yield from _vmi_gauges(vms)
+    yield from _vmi_counters(vms)
+    yield from _node(report)
+    yield _processes(report)
+    yield from health_families(report)
+
+
+def _gauge(
+    name: str, text: str, samples: Sequence[Sample], *, labels: tuple[str, ...] = ()
+) -> Family:
+    return Family(name=name, kind=Kind.GAUGE, help=text, labels=labels, samples=samples)
+
+
+def _counter(
+    name: str, text: str, samples: Sequence[Sample], *, labels: tuple[str, ...] = ()
+) -> Family:
+    return Family(name=name, kind=Kind.COUNTER, help=text, labels=labels, samples=samples)
+
+
+def _alone(value: float) -> Sequence[Sample]:
+    """The one sample of a family without labels."""
+    return [((), value)]
+
+
+def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
+    yield _gauge(
+        "kubevirt_vmi_hypervisor_info",
+        "Always 1. hypervisor_type is what really executes the VM's instructions: kvm (hardware), "
+        "tcg (software emulation, about ten times slower), mshv, or unknown.",
+        [((*labels, vmi.verdict.type.value), 1) for labels, vmi in vms],
+        labels=(*_VM, "hypervisor_type"),
+    )
+    yield _gauge(
+        "kubevirt_vmi_hypervisor_verified",
+        "1: the kernel itself was seen running this VM so, or provably not accelerating it while "
+        "it computes. 0: inferred; run hvprobe live on the node to see why.",
+        [(labels, vmi.verdict.verified) for labels, vmi in vms],
+        labels=_VM,
+    )
+    yield _gauge(
+        "kubevirt_vmi_hypervisor_fallback",
+        "1: software emulation although this node has a usable accelerator for this guest: "
+        f"{FALLBACK_REMEDY}.",
+        [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
+        labels=_VM,
+    )
+
+
+def _vmi_counters(vms: _Vms) -> Iterator[Family]:
+    yield _counter(
+        "kubevirt_vmi_vcpu_exits",
+        "VM exits the kernel counted since the VM's process started, or since hvprobe attached if "
+        "that was later. Absent where this kernel cannot tell and for VMs not accelerated.",
+        [(labels, vmi.exits) for labels, vmi in vms if vmi.exits is not None],
+        labels=_VM,
+    )
+    yield _counter(
+        "kubevirt_vmi_vcpu_userspace_exits",
+        "Returns from KVM_RUN to QEMU, the expensive kind of exit; same rules as "
+        "kubevirt_vmi_vcpu_exits_total.",
+        [(labels, vmi.userspace_exits) for labels, vmi in vms if vmi.userspace_exits is not None],
+        labels=_VM,
+    )
+
+
+def _node(report: NodeReport) -> Iterator[Family]:
+    yield _gauge(
+        "kubevirt_node_hypervisor_available",
+        "1: the accelerator opens and creates an empty VM on this node. 0: it does not; run "
+        "hvprobe doctor there. Absent where hvprobe may not try.",
+        [
+            ((report.node, accelerator.type.value), accelerator.available)
+            for accelerator in report.accelerators
+            if accelerator.available is not None
+        ],
+        labels=("node", "hypervisor_type"),
+    )
+    module = report.virtualization.module
+    nested = say(report.virtualization.nested, "true", "false", "unknown")
+    yield _gauge(
+        "kubevirt_node_hypervisor_info",
+        "Always 1. module provides KVM on this node; nested is true when the node is itself a VM, "
+        "false on bare hardware, unknown where the CPU does not say.",
+        [((report.node, "kvm", module, nested), 1)] if module is not None else [],
+        labels=("node", "hypervisor_type", "module", "nested"),
+    )
+
+
+def _processes(report: NodeReport) -> Family:
+    found = Counter(process.state for process in report.processes)
+    return _gauge(
+        "hvprobe_processes",
+        "VMM processes by what they are: attributed to a VM; unattributed, without a VM's name "
+        "(hvprobe live shows them); probe, libvirt asking QEMU what it can do.",
+        [((state.value,), found[state]) for state in ProcessState],
+        labels=("state",),
+    )
+
+
+def health_families(report: NodeReport) -> Iterator[Family]:
+    """Those of hvprobe itself alone: for a report too old to speak of VMs and the node."""
+    health = report.health
+    yield _gauge(
+        "hvprobe_build_info",
+        "Always 1. Versions of hvprobe, of the bcc library (empty: none usable) and of the kernel; "
+        "more than one version among the nodes is a rollout that has not ended.",
+        [((report.version, health.bcc_version or "", report.kernel), 1)],
+        labels=("version", "bcc_version", "kernel"),
+    )
+    yield _gauge(
+        "hvprobe_hook_attached",
+        "1: the kernel hook is attached by this backend. 0 with backend none: it is not, and what "
+        "it would prove is inferred or missing; run hvprobe doctor for the reason.",
+        [((it.hook.name, it.backend.value), it.attached) for it in health.hooks],
+        labels=("hook", "backend"),
+    )
+    yield _gauge(
+        "hvprobe_ledger_entries",
+        "Processes in the kernel table; at hvprobe_ledger_capacity it drops events.",
+        _alone(health.ledger_entries),
+    )
+    yield _gauge(
+        "hvprobe_ledger_capacity",
+        "Processes the kernel table has room for; 0: there is no table.",
+        _alone(health.ledger_capacity),
+    )
+    yield _counter(
+        "hvprobe_ledger_dropped",
+        "Events the kernel table had no room for. While it rises, counters are too low and "
+        "verdicts of new VMs inferred: more processes than hvprobe_ledger_capacity use KVM.",
+        _alone(health.ledger_dropped_total),
+    )
+    if health.vmi_watch is not None:
+        yield from _vmi_watch(health.vmi_watch)
+    yield _counter(
+        "hvprobe_refresh_errors",
+        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. What it "
+        "would have told is missing or last known; hvprobe doctor and the agent's log say why.",
+        [((source.value,), count) for source, count in health.errors_total.items()],
+        labels=("source",),
+    )
+
+
+def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
+    yield _gauge(
+        "hvprobe_vmi_watch_up",
+        "1: the API server tells of this node's VMIs as they change. 0: it does not, and the last "
+        "known VMIs are shown; the agent's log and hvprobe doctor say why.",
+        _alone(watch.up),
+    )
+    yield _gauge(
+        "hvprobe_vmi_watch_last_sync_timestamp_seconds",
+        "When the API server last confirmed the VMIs known here; absent until it first did. Its "
+        "age grows while the API server is lost, and by up to a minute otherwise.",
+        _alone(watch.last_sync_unix_s) if watch.last_sync_unix_s is not None else [],
+    )
+    yield _counter(
+        "hvprobe_vmi_watch_restarts",
+        "Times the watch of VMIs was opened again after it broke. Rising steadily: look at the "
+        "network to the API server, and at the agent's log.",
+        _alone(watch.restarts),
+    )
+    yield _counter(
+        "hvprobe_vmi_watch_malformed",
+        "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
+        "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
+        _alone(watch.malformed_total),
+    )
+
+
+def refresh_families(
+    *,
+    failed: bool,
+    failures: Mapping[str, int],
+    durations: Sequence[tuple[float, int]],
+    total_s: float,
+) -> Iterator[Family | Histogram]:
+    """How refreshes went since the agent started.
+
+    failures: by cause. durations: (upper bound in seconds, refreshes that took no longer).
+    """
+    yield Histogram(
+        name="hvprobe_refresh_duration_seconds",
+        help="Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
+        "scrape timeout, scrapes will be lost: look for a busy node, then raise the timeout.",
+        buckets=durations,
+        total=total_s,
+    )
+    yield _gauge(
+        "hvprobe_refresh_failed",
+        "1: the last refresh failed or has not ended; what is told of VMs is the last known "
+        "for a minute after the first failure, then absent. See the agent's log; restart it if "
+        "this stays.",
+        _alone(failed),
+    )
+    yield _counter(
+        "hvprobe_refresh_failures",
+        "Refreshes that gave nothing. error: a defect of hvprobe, the log has the traceback. "
+        "deadline: it did not end in time, mostly a read of /proc that blocks in the kernel.",
+        [((cause,), count) for cause, count in failures.items()],
+        labels=("cause",),
+    )
+
+
+class TlsState(Protocol):
+    """How the TLS files in use are (probes.serve.http.listen.TlsState)."""
+
+    @property
+    def reload_failed(self) -> bool:
+        """Whether the files have changed and cannot be used, so that older ones are."""
+        ...
+
+    @property
+    def expiry_unix_s(self) -> float:
+        """When the server's certificate in use expires."""
+        ...
+
+
+def tls_families(state: TlsState) -> Iterator[Family]:
+    """How the TLS files in use are."""
+    yield _gauge(
+        "hvprobe_tls_reload_failed",
+        "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
+        "valid yet, so those before are served: the agent's log says what is wrong with them.",
+        _alone(state.reload_failed),
+    )
+    yield _gauge(
+        "hvprobe_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate that is served expires, in Unix time. In the past: clients that "
+        "check it refuse; renew the files, the agent takes them without a restart.",
+        _alone(state.expiry_unix_s),
+    )

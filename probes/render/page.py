@@ -1,0 +1,248 @@
+"""NodeReport → the page at ``/``. Pure renderer.
+
+Owns the page's markup and Content-Security-Policy. Must not judge, and must not trust any text:
+names come from command lines and may hold markup, control characters or marks that reverse the
+direction of what follows (markup.py escapes them). The page needs no JavaScript and no external
+resources.
+"""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Severity
+from probes.judge.verdict import Verdict
+from probes.render.markup import Markup, element, isolated, joined, line, plain, table, text
+from probes.render.page_health import health_section
+from probes.render.page_style import CLASSES, STYLE
+from probes.render.rates import per_second
+from probes.report.model import NodeReport, ProcessState, VmiReport
+from probes.report.vocabulary import (
+    subject_of_process,
+    subject_of_vmi,
+)
+from probes.vmi.attribution import VmName
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Allows the page's own style; img-src is for the empty icon, or browsers request one."""
+
+Rates = tuple[float | None, float | None]
+"""VM exits and returns to user space per second; None: not counted, or seen only once."""
+_UNKNOWN = Markup('<span class="dim">&ndash;</span>')
+_TYPE_CLASSES: Mapping[HypervisorType, str] = {
+    HypervisorType.KVM: "good",
+    HypervisorType.MSHV: "good",
+    HypervisorType.TCG: "warn",
+    HypervisorType.UNKNOWN: "",
+}
+_TILES: Mapping[Severity, str] = {
+    Severity.CONTRADICTION: "contradicting the kernel",
+    Severity.FALLBACK: "emulated although hardware is available",
+}
+
+
+def page(
+    report: NodeReport | None,
+    *,
+    previous: NodeReport | None,
+    failure: str | None,
+    last_known_s: float,
+) -> bytes:
+    """Draw the page in UTF-8.
+
+    report: the newest; None: there is none yet. previous: an older one, for rates. failure: why
+    the report is not current. last_known_s: how long /metrics keeps showing VMs then.
+    """
+    node = report.node if report else "this node"
+    parts = [
+        Markup('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'),
+        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
+        Markup('<meta name="color-scheme" content="light dark">\n'),
+        element("title", text(node), Markup(" &ndash; hvprobe")),
+        Markup('\n<link rel="icon" href="data:,">\n<style>'),
+        Markup(STYLE),
+        Markup("</style>\n</head>\n<body>\n"),
+        *_header(report, node),
+        Markup("<main>\n"),
+        *_failure(report, failure, last_known_s),
+    ]
+    if report is not None:
+        parts += _summary(report)
+        parts += _vmis(report, previous)
+        parts += _others(report)
+        parts += health_section(report)
+    parts.append(Markup('</main>\n<footer><a href="metrics">metrics</a> '))
+    parts.append(Markup('<a href="readyz">readiness</a></footer>\n</body>\n</html>\n'))
+    return joined(parts).encode()
+
+
+def _header(report: NodeReport | None, node: str) -> Iterator[Markup]:
+    yield Markup("<header>\n")
+    yield line("h1", isolated(node))
+    if report is not None:
+        taken = datetime.fromtimestamp(report.taken_unix_s, UTC)
+        time = element(
+            "time", plain(f"{taken:%Y-%m-%d %H:%M:%S} UTC"), datetime=f"{taken:%Y-%m-%dT%H:%M:%SZ}"
+        )
+        facts = [
+            Markup("hvprobe "),
+            text(report.version),
+            Markup(" · Linux "),
+            text(report.kernel),
+            Markup(" · "),
+            text(report.machine),
+            Markup(" · "),
+            time,
+        ]
+        yield line("p", *facts, class_="dim")
+    yield Markup("</header>\n")
+
+
+def _failure(
+    report: NodeReport | None, failure: str | None, last_known_s: float
+) -> Iterator[Markup]:
+    if failure is None:
+        return
+    rest = (
+        " Showing the last known state, from the time above; /metrics drops the VMs "
+        f"{last_known_s:g} s after the first failure."
+        if report
+        else " Nothing has been seen yet."
+    )
+    said = element("b", text(failure), Markup("."))
+    log = Markup(" The agent&rsquo;s log has the details.")
+    yield line("p", said, plain(rest), log, class_="alarm", role="alert")
+
+
+def _summary(report: NodeReport) -> Iterator[Markup]:
+    types = Counter(vmi.verdict.type for vmi in report.vmis)
+    severities = Counter(subject_of_vmi(vmi).severity for vmi in report.vmis)
+    inferred = sum(not vmi.verdict.verified for vmi in report.vmis)
+    yield Markup('<ul class="tiles">\n')
+    yield _tile(len(report.vmis), "VM" if len(report.vmis) == 1 else "VMs")
+    for kind, style in _TYPE_CLASSES.items():
+        if types[kind]:
+            yield _tile(types[kind], kind.value, style)
+    for severity, label in _TILES.items():
+        if severities[severity]:
+            yield _tile(severities[severity], label, CLASSES[severity.outcome])
+    if inferred:
+        unverified = Severity.UNVERIFIED
+        yield _tile(inferred, unverified.label, CLASSES[unverified.outcome])
+    yield Markup("</ul>\n")
+
+
+def _tile(count: int, label: str, style: str = "") -> Markup:
+    return line("li", element("b", plain(str(count))), plain(f" {label}"), class_=style)
+
+
+def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
+    yield Markup("<section>\n<h2>Virtual machines</h2>\n")
+    if not report.vmis:
+        yield Markup("<p>No VM with a name runs on this node.</p>\n</section>\n")
+        return
+    window_s = report.taken_unix_s - previous.taken_unix_s if previous else 0.0
+    rates = _rates(report, previous, window_s)
+    ordered = sorted(report.vmis, key=lambda vmi: subject_of_vmi(vmi).order)
+    rows = [_vmi_row(vmi, rates.get(vmi.vm, (None, None))) for vmi in ordered]
+    yield from table(("VM", "Type", "Proof", "Exits/s", "To QEMU/s", "Reasons"), rows)
+    over = (
+        f"Rates are over {window_s:.0f} s. "
+        if window_s > 0
+        else "Rates need two refreshes: reload the page. "
+    )
+    yield line("p", plain(over), _UNKNOWN, Markup(": not counted here."), class_="dim")
+    yield Markup("</section>\n")
+
+
+def _vmi_row(vmi: VmiReport, rates: Rates) -> tuple[Markup, ...]:
+    namespace = element("span", isolated(vmi.vm.namespace), Markup("/"), class_="dim")
+    exits, userspace_exits = rates
+    return (
+        joined((namespace, isolated(vmi.vm.name))),
+        _type(vmi.verdict, subject_of_vmi(vmi).severity),
+        _proof(vmi.verdict),
+        _rate(exits),
+        _rate(userspace_exits),
+        _reasons(vmi.verdict),
+    )
+
+
+def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> dict[VmName, Rates]:
+    """By VM. A VM that was restarted in between is another process, so it has no rate."""
+    before = {vmi.vm: vmi for vmi in previous.vmis} if previous else {}
+    return {
+        vmi.vm: (
+            per_second(old.exits, vmi.exits, window_s),
+            per_second(old.userspace_exits, vmi.userspace_exits, window_s),
+        )
+        for vmi in report.vmis
+        if (old := before.get(vmi.vm)) is not None and old.vmm == vmi.vmm
+    }
+
+
+def _others(report: NodeReport) -> Iterator[Markup]:
+    others = [
+        (subject_of_process(process, None), process)
+        for process in report.processes
+        if process.state is not ProcessState.ATTRIBUTED
+    ]
+    if not others:
+        return
+    rows = [
+        (
+            joined(
+                (
+                    isolated(process.comm),
+                    Markup(" "),
+                    element("span", plain(str(process.vmm.tgid)), class_="dim"),
+                )
+            ),
+            _type(process.verdict, subject.severity),
+            _proof(process.verdict),
+            _UNKNOWN if process.guest_name is None else isolated(process.guest_name),
+            plain(
+                "capability probe" if process.state is ProcessState.PROBE else "no VM of this name"
+            ),
+            _reasons(process.verdict),
+        )
+        for subject, process in sorted(others, key=lambda other: other[0].order)
+    ]
+    yield Markup("<section>\n<h2>VMM processes without a VM</h2>\n")
+    yield from table(("Process", "Type", "Proof", "Guest name", "State", "Reasons"), rows)
+    yield Markup("</section>\n")
+
+
+def _type(verdict: Verdict, severity: Severity) -> Markup:
+    """The type; what is urgent is marked and says why."""
+    kind = plain(verdict.type.value)
+    if not severity.urgent:
+        return element("b", kind, class_=_TYPE_CLASSES[verdict.type])
+    style = CLASSES[severity.outcome]
+    why = element("span", plain(severity.label), class_=style)
+    return joined((element("b", kind, class_=style), Markup(" "), why))
+
+
+def _proof(verdict: Verdict) -> Markup:
+    if verdict.verified:
+        return element("span", plain("verified"), class_="good")
+    if verdict.type is HypervisorType.UNKNOWN:
+        return element("span", plain("no proof"), class_="dim")
+    return element("span", plain("inferred"), class_="warn")
+
+
+def _reasons(verdict: Verdict) -> Markup:
+    return plain("; ".join(reason.sentence for reason in verdict.reasons))
+
+
+def _rate(value: float | None) -> Markup:
+    if value is None:
+        return _UNKNOWN
+    return plain(f"{value:,.0f}" if value >= 10 else f"{value:.1f}")

@@ -1,0 +1,85 @@
+"""The page's section about hvprobe itself: accelerators, counters, sources and hooks. Pure.
+
+Owns what is said of them; words and emphasis come from vocabulary.py. Must not judge.
+"""
+
+from collections.abc import Iterator
+
+from probes.judge.reasons import Outcome
+from probes.render.markup import Markup, element, line, plain, table, text
+from probes.render.page_style import CLASSES
+from probes.report.model import NodeReport, ProbeHealth
+from probes.report.vocabulary import WatchState, counter_states, say, watch_error, watch_state
+from probes.vmi.model import WatchStatus
+
+
+def health_section(report: NodeReport) -> Iterator[Markup]:
+    """What hvprobe can observe on this node, and why not more."""
+    yield Markup("<section>\n<h2>Probe health</h2>\n<dl>\n")
+    yield from _node_items(report)
+    yield _ledger_item(report.health)
+    for counter in counter_states(report.health):
+        words = counter.words
+        yield _item(counter.label, words.value, counter.why, words.outcome)
+    if report.health.vmi_watch is not None:
+        yield _watch_item(report.health.vmi_watch)
+    for source, count in report.health.errors_total.items():
+        outcome = Outcome.BAD if count else Outcome.GOOD
+        yield _item(f"errors of {source.value}", str(count), None, outcome)
+    if not report.proc_readable:
+        yield _item("/proc", "not readable", "give the host's with --proc", Outcome.BAD)
+    yield Markup("</dl>\n")
+    rows = [
+        (
+            text(status.hook.name),
+            element(
+                "b",
+                plain(status.backend.value),
+                class_=CLASSES[Outcome.GOOD if status.attached else Outcome.DEGRADED],
+            ),
+            text(status.hook.proves),
+            text(status.reason or ""),
+        )
+        for status in report.health.hooks
+    ]
+    yield from table(("Hook", "Attached by", "Proves", "Why not"), rows)
+    yield Markup("</section>\n")
+
+
+def _node_items(report: NodeReport) -> Iterator[Markup]:
+    for accelerator in report.accelerators:
+        yield _item(
+            f"{accelerator.type.value} on this node",
+            say(accelerator.available, "usable", "not usable", "not tried"),
+            accelerator.problem.text if accelerator.problem else None,
+            say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
+        )
+    nested = say(report.virtualization.nested, "the node itself is a VM", "on bare hardware", None)
+    yield _item("KVM module", report.virtualization.module or "none", nested)
+
+
+def _ledger_item(health: ProbeHealth) -> Markup:
+    if health.ledger_error is not None:
+        return _item("kernel table", "none", health.ledger_error, Outcome.BAD)
+    full = health.ledger_entries >= health.ledger_capacity or health.ledger_dropped_total > 0
+    return _item(
+        "kernel table",
+        f"{health.ledger_entries} of {health.ledger_capacity}",
+        f"{health.ledger_dropped_total} events dropped",
+        Outcome.BAD if full else Outcome.GOOD,
+    )
+
+
+def _watch_item(watch: WatchStatus) -> Markup:
+    state = watch_state(watch)
+    error = None if state is WatchState.CURRENT else watch_error(watch)
+    return _item("VMI names", state.value, error, state.outcome)
+
+
+def _item(
+    label: str, value: str, detail: str | None = None, outcome: Outcome | None = None
+) -> Markup:
+    shown = [element("b", text(value), class_=CLASSES[outcome] if outcome else "")]
+    if detail:
+        shown += [Markup(" "), element("span", text(detail), class_="dim")]
+    return line("div", element("dt", plain(label)), element("dd", *shown))

@@ -1,0 +1,1 @@
+"""The one report of this node, from which every output is made."""

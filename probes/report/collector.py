@@ -1,0 +1,221 @@
+"""One refresh of a node after another: reads the edges, remembers what is final, reports.
+
+Owns what has to be remembered between two refreshes, and the order in which the edges are read.
+Must not know who asks for reports (server, live view, command line).
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from ebpf import clock
+from ebpf.errors import LedgerReadError
+from ebpf.hooks import unattached
+from ebpf.ledger import KernelSnapshot
+from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.process import HypervisorType
+from probes.judge.ports import Ledger, Processes
+from probes.judge.tracked import TrackedProcess, Tracking
+from probes.judge.tracker import ProcessTracker
+from probes.report.builder import HookHistory, NodeRefresh, node_report
+from probes.report.model import NodeReport, Source
+from probes.vmi.attribution import Attributions, by_guest_name, by_pod
+from probes.vmi.model import Vmi, VmiIndex, WatchStatus
+
+TRIAL_INTERVAL_S = 60.0
+"""How often at most the node's accelerator is tried by creating an empty VM."""
+
+
+class Virtualization(Protocol):
+    """This node's accelerators (probes.host.accelerators.Accelerators)."""
+
+    def try_kvm(self) -> Accelerator:
+        """Create an empty VM."""
+        ...
+
+    def virtualization(self) -> NodeVirtualization:
+        """Vendor module and nesting."""
+        ...
+
+
+class VmiSource(Protocol):
+    """The VMIs of this node (probes.vmi.kube.watch.VmiWatch); neither call waits."""
+
+    def index(self) -> VmiIndex:
+        """The VMIs known now."""
+        ...
+
+    def status(self) -> WatchStatus:
+        """How current they are kept."""
+        ...
+
+
+class NodeCollector:
+    """Refreshes what is known of one node, again and again. Not for use by two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        version: str,
+        ledger: Ledger | None,
+        ledger_error: str | None,
+        ledger_refused: bool = False,
+        processes: Processes,
+        virtualization: Virtualization,
+        vmis: VmiSource | None = None,
+    ) -> None:
+        """Give ledger_error where there is no ledger: one line that says why.
+
+        ledger_refused: whether that is because the kernel denied a permission.
+
+        vmis names VMs in a cluster; None: standalone, libvirt's domain names do.
+        """
+        self._node = node
+        self._version = version
+        self._host = processes
+        self._virtualization = virtualization
+        self._vmis = vmis
+        self._ledger = ledger
+        self._ledger_error = ledger_error
+        self._ledger_refused = ledger_refused
+        self._dropped_total = 0
+        self._tracker = ProcessTracker(processes, ledger)
+        self._names = _NameCache(node)
+        self._hooks = HookHistory()
+        self._trials = _AcceleratorTrials(virtualization)
+        self._failed_refreshes = dict.fromkeys((Source.EBPF, Source.PROC), 0)
+        """Refreshes in which a source failed."""
+        if vmis is not None:
+            self._failed_refreshes[Source.KUBE] = 0
+
+    def look(self) -> NodeReport:
+        """Read everything now and report it.
+
+        The VMIs first: the process of one that is Running has started before the API server says
+        so, hence a process read later is not missed for being young.
+        """
+        index, watch = self._read_vmis()
+        kernel, tracking = self._read_processes()
+        naming = self._names.of(tracking.processes, index)
+        self._hooks = self._hooks.after(kernel)
+        accelerators = self._trials.of(tracking.processes)
+        return node_report(self._refresh(kernel, tracking, naming, accelerators, watch))
+
+    def _read_vmis(self) -> tuple[VmiIndex | None, WatchStatus | None]:
+        """The VMIs of a cluster's node; (None, None): standalone."""
+        if self._vmis is None:
+            return None, None
+        index, watch = self._vmis.index(), self._vmis.status()
+        if watch.error is not None:
+            self._failed_refreshes[Source.KUBE] += 1
+        return index, watch
+
+    def _read_processes(self) -> tuple[KernelSnapshot, Tracking]:
+        """The ledger and the processes, read in the order in which no change is missed.
+
+        Marks come before the ledger and /proc: what is marked later is seen next time.
+        """
+        lives = self._new_lives()
+        kernel = self._read_ledger()
+        return kernel, self._tracker.refresh(kernel, lives)
+
+    def _new_lives(self) -> frozenset[int] | None:
+        if self._ledger is not None:
+            with contextlib.suppress(LedgerReadError):  # reading the ledger fails as well
+                return self._ledger.new_lives()
+        return None
+
+    def _read_ledger(self) -> KernelSnapshot:
+        error = self._ledger_error or "there is no ledger"
+        if self._ledger is not None:
+            try:
+                read = self._ledger.read()
+            except LedgerReadError as err:
+                self._failed_refreshes[Source.EBPF] += 1
+                error = str(err)
+            else:
+                self._dropped_total = read.dropped_total
+                return read
+        return KernelSnapshot(
+            taken_ns=clock.monotonic_ns(),
+            attached_ns=None,
+            entries={},
+            capacity=0,
+            dropped_total=self._dropped_total,
+            hooks=unattached(error, refused=self._ledger_refused),
+            error=error,
+        )
+
+    def _refresh(
+        self,
+        kernel: KernelSnapshot,
+        tracking: Tracking,
+        naming: Attributions,
+        accelerators: tuple[Accelerator, ...],
+        watch: WatchStatus | None,
+    ) -> NodeRefresh:
+        """Put together what this refresh found out."""
+        proc_readable = self._host.identify(os.getpid()) is not None
+        if not proc_readable or tracking.pending:
+            self._failed_refreshes[Source.PROC] += 1
+        return NodeRefresh(
+            version=self._version,
+            node=self._node,
+            kernel=self._host.kernel,
+            machine=self._host.machine,
+            taken_unix_s=time.time(),
+            ledger=kernel,
+            bcc_version=self._ledger.bcc_version if self._ledger else None,
+            trusts=self._hooks.trusts(kernel),
+            tracking=tracking,
+            naming=naming,
+            accelerators=accelerators,
+            virtualization=self._virtualization.virtualization(),
+            vmi_watch=watch,
+            proc_readable=proc_readable,
+            errors_total=dict(self._failed_refreshes),
+        )
+
+
+class _NameCache:
+    """Which process is which VM, worked out again only when processes or VMIs have changed."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._naming = Attributions.of({})
+        self._processes: tuple[TrackedProcess, ...] = ()
+        self._vmis: Mapping[tuple[str, str], Vmi] | None = None
+
+    def of(self, processes: tuple[TrackedProcess, ...], index: VmiIndex | None) -> Attributions:
+        """Name these processes; index: the VMIs of a cluster; None: standalone."""
+        vmis = index.vmis if index else None
+        if processes != self._processes or vmis != self._vmis:
+            if index is None:
+                self._naming = Attributions.of(by_guest_name(processes))
+            else:
+                self._naming = Attributions.of(by_pod(processes, index, node=self._node))
+            self._processes, self._vmis = processes, vmis
+        return self._naming
+
+
+class _AcceleratorTrials:
+    """What is known of the node's accelerators, tried seldom."""
+
+    def __init__(self, virtualization: Virtualization) -> None:
+        self._virtualization = virtualization
+        self._last: Accelerator | None = None
+        self._tried_at_s = 0.0
+
+    def of(self, processes: Iterable[TrackedProcess]) -> tuple[Accelerator, ...]:
+        """KVM is available when a VM is seen to run on it; otherwise it is tried."""
+        for process in processes:
+            if process.verdict.type is HypervisorType.KVM and process.verdict.verified:
+                return (Accelerator(type=HypervisorType.KVM, available=True),)
+        now_s = time.monotonic()
+        if self._last is None or now_s - self._tried_at_s >= TRIAL_INTERVAL_S:
+            self._last = self._virtualization.try_kvm()
+            self._tried_at_s = now_s
+        return (self._last,)

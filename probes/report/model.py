@@ -1,0 +1,236 @@
+"""The one report behind every output: what this node runs, and how sure hvprobe is.
+
+Owns the immutable NodeReport and its JSON form. Must not know how anything was found out, nor how
+it is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ebpf.hooks import HookStatus
+from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.process import VmmId
+from probes.judge.verdict import Verdict
+from probes.vmi.attribution import VmName
+from probes.vmi.model import WatchStatus
+
+SCHEMA = "hvprobe/v1"
+
+
+class ProcessState(StrEnum):
+    """What a VMM process is to this node (label ``state`` of hvprobe_processes)."""
+
+    ATTRIBUTED = "attributed"
+    UNATTRIBUTED = "unattributed"
+    PROBE = "probe"
+
+
+class CounterTrust(StrEnum):
+    """Whether a counter's hook can be trusted, learned by watching it."""
+
+    PROVEN = "proven"
+    """It has fired on this node: a 0 of one process is a true 0."""
+    UNTRIED = "untried"
+    """It has not fired yet: a 0 may be true or blindness."""
+    BLIND = "blind"
+    """It never fires although other hooks saw guests run: this kernel does not fire it."""
+    MISSING = "missing"
+    """It is not attached."""
+
+
+class Source(StrEnum):
+    """Where a part of the report comes from (label ``source`` of hvprobe_refresh_errors_total)."""
+
+    EBPF = "ebpf"
+    PROC = "proc"
+    KUBE = "kube"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeHealth:
+    """How well hvprobe itself can observe this node."""
+
+    hooks: tuple[HookStatus, ...]
+    exits_trust: CounterTrust
+    """Of the VM exit counter."""
+    userspace_exits_trust: CounterTrust
+    """Of the userspace exit counter."""
+    ledger_entries: int
+    ledger_capacity: int
+    ledger_dropped_total: int
+    """Events the ledger had no room for."""
+    ledger_error: str | None
+    """Why there is no ledger, one line."""
+    bcc_version: str | None
+    errors_total: Mapping[Source, int]
+    """Refreshes in which a source failed."""
+    vmi_watch: WatchStatus | None = None
+    """State of the watch that names VMIs; None: standalone, without an API server."""
+    processes_pending: int = 0
+    """Processes that could not be read yet: they block their readers, or there was no time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessReport:
+    """One VMM process."""
+
+    vmm: VmmId
+    comm: str
+    guest_name: str | None
+    """libvirt's domain name, as its command line gives it: hostile text."""
+    vm: VmName | None
+    """The VM that it runs; None: none that has a name here."""
+    state: ProcessState
+    verdict: Verdict
+    vcpus: int | None
+    """Its vCPUs, by descriptors or by TCG threads; None: unknown."""
+    started_unix_s: float
+    runs: int | None
+    """KVM_RUN calls; None: not counted here."""
+    userspace_exits: int | None
+    """Returns from KVM_RUN; None: not counted here, or not trusted."""
+    exits: int | None
+    """VM exits; None: not counted here, or not trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmiReport:
+    """One VirtualMachineInstance that runs on this node."""
+
+    vm: VmName
+    verdict: Verdict
+    fallback: bool | None
+    """Emulated although the node could accelerate it; None: unknown whether it could."""
+    vmm: VmmId | None
+    """Its process; None: not found."""
+    userspace_exits: int | None
+    exits: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """Everything hvprobe knows about a node at one moment."""
+
+    version: str
+    """Of hvprobe."""
+    node: str
+    kernel: str
+    """Kernel release."""
+    machine: str
+    """Node architecture, ``uname -m``."""
+    taken_unix_s: float
+    accelerators: tuple[Accelerator, ...]
+    virtualization: NodeVirtualization
+    health: ProbeHealth
+    proc_readable: bool
+    """Whether /proc of the host could be read at all."""
+    processes: tuple[ProcessReport, ...]
+    """By tgid."""
+    vmis: tuple[VmiReport, ...]
+    """By namespace and name."""
+
+
+def to_json(report: NodeReport) -> dict[str, object]:
+    """The report as plain JSON values; keys are the product's public face."""
+    return {
+        "schema": SCHEMA,
+        "version": report.version,
+        "node": {
+            "name": report.node,
+            "kernel": report.kernel,
+            "machine": report.machine,
+            "module": report.virtualization.module,
+            "nested": report.virtualization.nested,
+            "accelerators": [
+                {
+                    "type": accelerator.type.value,
+                    "available": accelerator.available,
+                    "reason": accelerator.problem.text if accelerator.problem else None,
+                }
+                for accelerator in report.accelerators
+            ],
+        },
+        "taken_unix_s": report.taken_unix_s,
+        "health": _health_json(report.health),
+        "vmis": [_vmi_json(vmi) for vmi in report.vmis],
+        "processes": [_process_json(process) for process in report.processes],
+    }
+
+
+def _health_json(health: ProbeHealth) -> dict[str, object]:
+    return {
+        "hooks": [
+            {
+                "hook": it.hook.name,
+                "backend": it.backend.value,
+                "reason": it.reason,
+                "attached_total": it.attached_total,
+            }
+            for it in health.hooks
+        ],
+        "counters": {
+            "exits": health.exits_trust.value,
+            "userspace_exits": health.userspace_exits_trust.value,
+        },
+        "ledger": {
+            "entries": health.ledger_entries,
+            "capacity": health.ledger_capacity,
+            "dropped_total": health.ledger_dropped_total,
+            "error": health.ledger_error,
+        },
+        "bcc_version": health.bcc_version,
+        "errors_total": {source.value: count for source, count in health.errors_total.items()},
+        "processes_pending": health.processes_pending,
+        "vmi_watch": _watch_json(health.vmi_watch) if health.vmi_watch else None,
+    }
+
+
+def _watch_json(watch: WatchStatus) -> dict[str, object]:
+    return {
+        "up": watch.up,
+        "synced": watch.synced,
+        "last_sync_unix_s": watch.last_sync_unix_s,
+        "restarts_total": watch.restarts,
+        "malformed_total": watch.malformed_total,
+        "error": watch.error,
+    }
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, object]:
+    return {
+        "hypervisor_type": verdict.type.value,
+        "verified": verdict.verified,
+        "reasons": [reason.sentence for reason in verdict.reasons],
+        "reason_codes": [reason.value for reason in verdict.reasons],
+    }
+
+
+def _vmi_json(vmi: VmiReport) -> dict[str, object]:
+    return {
+        "namespace": vmi.vm.namespace,
+        "name": vmi.vm.name,
+        **_verdict_json(vmi.verdict),
+        "fallback": vmi.fallback,
+        "tgid": vmi.vmm.tgid if vmi.vmm else None,
+        "vcpu_userspace_exits_total": vmi.userspace_exits,
+        "vcpu_exits_total": vmi.exits,
+    }
+
+
+def _process_json(process: ProcessReport) -> dict[str, object]:
+    return {
+        "tgid": process.vmm.tgid,
+        "start_ticks": process.vmm.start_ticks,
+        "started_unix_s": process.started_unix_s,
+        "comm": process.comm,
+        "guest_name": process.guest_name,
+        "namespace": process.vm.namespace if process.vm else None,
+        "name": process.vm.name if process.vm else None,
+        "state": process.state.value,
+        **_verdict_json(process.verdict),
+        "vcpus": process.vcpus,
+        "kvm_runs_total": process.runs,
+        "vcpu_userspace_exits_total": process.userspace_exits,
+        "vcpu_exits_total": process.exits,
+    }

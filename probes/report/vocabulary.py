@@ -1,0 +1,242 @@
+"""The vocabulary of all outputs: severity, trust in a counter, state of the VMI watch. Pure.
+
+Owns the words, the emphasis and the order that page, live view, doctor and readiness share; the
+texts of reasons are in reasons.py. Must not lay anything out.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from ebpf.hooks import Question
+from probes.host.process import HypervisorType, VmmId
+from probes.judge.reasons import Outcome, Reason, Severity
+from probes.judge.verdict import Verdict
+from probes.report.model import (
+    CounterTrust,
+    NodeReport,
+    ProbeHealth,
+    ProcessReport,
+    ProcessState,
+    VmiReport,
+)
+from probes.vmi.attribution import VmName
+from probes.vmi.model import WatchStatus
+
+_T = TypeVar("_T")
+
+NOT_ANSWERED = "the API server has not answered yet"
+FALLBACK_REMEDY = "look at useEmulation in the KubeVirt resource, then restart the VM"
+
+
+def say(value: bool | None, yes: _T, no: _T, unknown: _T) -> _T:
+    """One of three words for what is true, false or unknown."""
+    if value is None:
+        return unknown
+    return yes if value else no
+
+
+# Severity
+
+
+def severity_of(verdict: Verdict, *, fallback: bool | None, probe: bool = False) -> Severity:
+    """How urgently a person should look at a process or VM.
+
+    fallback: emulated although the node has an accelerator. probe: it is libvirt's capability
+    probe, which has no guest.
+    """
+    found = {reason.severity for reason in verdict.reasons}
+    if fallback:
+        found.add(Severity.FALLBACK)
+    if not probe and verdict.type is HypervisorType.UNKNOWN:
+        found.add(Severity.UNKNOWN)
+    if not probe and not verdict.verified:
+        found.add(Severity.UNVERIFIED)
+    return min(found, default=Severity.FINE)
+
+
+def deciding_reason(verdict: Verdict) -> Reason:
+    """The reason to show where only one has room: what contradicts, else what decided."""
+    contradictions = [it for it in verdict.reasons if it.severity is Severity.CONTRADICTION]
+    return contradictions[-1] if contradictions else verdict.reasons[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A process of a report, or a VM without a process, with its severity."""
+
+    vmm: VmmId | None
+    """None: no process was found for the VM."""
+    vm: VmName | None
+    name: str
+    """``namespace/name``, else the guest's name, else ``-``. Foreign text."""
+    verdict: Verdict
+    severity: Severity
+
+    @property
+    def order(self) -> tuple[Severity, str, int, int]:
+        """Most urgent first, then by name; equals keep their place between refreshes."""
+        return (self.severity, *self.by_name)
+
+    @property
+    def by_name(self) -> tuple[str, int, int]:
+        """The order among equals."""
+        if self.vmm is None:
+            return self.name, 0, 0
+        return self.name, self.vmm.tgid, self.vmm.start_ticks
+
+
+def subject_of_process(process: ProcessReport, vmi: VmiReport | None) -> Subject:
+    """A process; vmi: the VM that it runs, None: none that has a name."""
+    name = full_name(process.vm) if process.vm else process.guest_name or "-"
+    return Subject(
+        vmm=process.vmm,
+        vm=process.vm,
+        name=name,
+        verdict=process.verdict,
+        severity=severity_of(
+            process.verdict,
+            fallback=vmi.fallback if vmi else None,
+            probe=process.state is ProcessState.PROBE,
+        ),
+    )
+
+
+def subject_of_vmi(vmi: VmiReport) -> Subject:
+    """A VM, with or without a process."""
+    return Subject(
+        vmm=vmi.vmm,
+        vm=vmi.vm,
+        name=full_name(vmi.vm),
+        verdict=vmi.verdict,
+        severity=severity_of(vmi.verdict, fallback=vmi.fallback),
+    )
+
+
+def subjects(report: NodeReport) -> tuple[Subject, ...]:
+    """Every process of a report and every VM without one, most urgent first."""
+    by_vmm = {vmi.vmm: vmi for vmi in report.vmis if vmi.vmm is not None}
+    processes = [subject_of_process(it, by_vmm.get(it.vmm)) for it in report.processes]
+    orphans = [subject_of_vmi(vmi) for vmi in report.vmis if vmi.vmm is None]
+    return tuple(sorted((*processes, *orphans), key=lambda subject: subject.order))
+
+
+def full_name(vm: VmName) -> str:
+    """``namespace/name``."""
+    return f"{vm.namespace}/{vm.name}"
+
+
+# Counters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustWords:
+    """What is said of a counter whose hook has a certain trust."""
+
+    value: str
+    """What the counter does."""
+    sentence: str
+    """Why, with ``{hook}`` for the name of its hook."""
+    outcome: Outcome
+    remedy: str | None = None
+
+
+TRUSTS: Mapping[CounterTrust, TrustWords] = {
+    CounterTrust.PROVEN: TrustWords(
+        value="counted", sentence="{hook} has fired on this node", outcome=Outcome.GOOD
+    ),
+    CounterTrust.UNTRIED: TrustWords(
+        value="none yet",
+        sentence="{hook} is attached, and no VM has triggered it yet",
+        outcome=Outcome.GOOD,
+    ),
+    CounterTrust.BLIND: TrustWords(
+        value="not counted",
+        sentence="this kernel never fires {hook}",
+        outcome=Outcome.DEGRADED,
+        remedy="none: the KVM module in use does not report this event",
+    ),
+    CounterTrust.MISSING: TrustWords(
+        value="not counted",
+        sentence="the hook {hook} is not attached",
+        outcome=Outcome.DEGRADED,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterState:
+    """A counter of a node and how far it can be trusted."""
+
+    label: str
+    hook: str
+    trust: CounterTrust
+
+    @property
+    def words(self) -> TrustWords:
+        """What is said of it."""
+        return TRUSTS[self.trust]
+
+    @property
+    def why(self) -> str:
+        """The sentence, with the name of its hook."""
+        return self.words.sentence.format(hook=self.hook)
+
+
+def vm_exits(health: ProbeHealth) -> CounterState:
+    """The counter of VM exits."""
+    return CounterState(label="VM exits", hook="kvm_exit", trust=health.exits_trust)
+
+
+def counter_states(health: ProbeHealth) -> Iterator[CounterState]:
+    """All counters that can be blind."""
+    yield vm_exits(health)
+    yield CounterState(
+        label="userspace exits", hook="kvm_userspace_exit", trust=health.userspace_exits_trust
+    )
+
+
+def is_attached(report: NodeReport, question: Question) -> bool:
+    """Whether a hook that answers a question is attached."""
+    return any(it.attached for it in report.health.hooks if it.hook.question is question)
+
+
+# The watch of VMIs
+
+
+class WatchState(StrEnum):
+    """Where VMI names come from, and how current they are."""
+
+    STANDALONE = "standalone"
+    """libvirt's domain names; no cluster is used."""
+    CURRENT = "current"
+    LAST_KNOWN = "last known"
+    """The API server is lost; its last answer is in use."""
+    UNKNOWN = "unknown"
+    """The API server has never answered."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The emphasis it gets."""
+        match self:
+            case WatchState.STANDALONE | WatchState.CURRENT:
+                return Outcome.GOOD
+            case WatchState.LAST_KNOWN:
+                return Outcome.DEGRADED
+            case WatchState.UNKNOWN:
+                return Outcome.BAD
+
+
+def watch_state(watch: WatchStatus | None) -> WatchState:
+    """The state of a watch; None: there is none, because the agent is standalone."""
+    if watch is None:
+        return WatchState.STANDALONE
+    if watch.is_current:
+        return WatchState.CURRENT
+    return WatchState.LAST_KNOWN if watch.synced else WatchState.UNKNOWN
+
+
+def watch_error(watch: WatchStatus) -> str:
+    """Why the names are not current, one line."""
+    return watch.error or NOT_ANSWERED

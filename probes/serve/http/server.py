@@ -1,0 +1,268 @@
+"""EDGE: the HTTP server: its listening sockets, and who gets a connection.
+
+Must not know what is served. What happens on one connection is in ``connection``, how a request
+gets its answer in ``routes``, bytes and TLS in ``wire``, its files in ``tls_files``.
+
+A connection costs a socket and a small task, not a thread. Whatever a peer holds it with has a
+deadline, and when connections run out, the one that has waited longest makes room for the new one:
+peers that idle, or that read or write slowly, do not keep a scrape out.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import select
+import socket
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from probes.serve.http.connection import Connection, Limits, Phase
+from probes.serve.http.listen import Listen, TlsFiles, TlsState
+from probes.serve.http.routes import Handler, Routes
+from probes.serve.http.tls_files import Certificates
+from probes.serve.http.transport import PlainTransport, TlsTransport
+
+BACKLOG = 1024
+"""Connections the kernel keeps until they are accepted; it caps this at net.core.somaxconn."""
+
+SEND_BUFFER_BYTES = 128 * 1024
+"""Per connection, in the kernel, which else grows it to megabytes for a reader that stalls."""
+
+ACCEPT_PAUSE_S = 0.1
+"""Pause when accept() fails for want of descriptors or memory."""
+
+_EVERY_ADDRESS = ("::", "0.0.0.0")  # noqa: S104 - asked for; "::" takes IPv4 too, if it exists
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class BindError(Exception):
+    """The address cannot be listened on. One line: what, which address, why, what to do."""
+
+
+class Server:
+    """One HTTP or HTTPS server. All of it runs on the event loop it is started on."""
+
+    def __init__(
+        self,
+        *,
+        listen: Listen,
+        tls: TlsFiles | None,
+        limits: Limits,
+        log: logging.Logger,
+    ) -> None:
+        self._listen = listen
+        self._tls = tls
+        self._limits = limits
+        self._log = log
+        self._certificates: Certificates | None = None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._served: dict[Connection, asyncio.Task[None]] = {}
+        self._refused: dict[Connection, asyncio.Task[None]] = {}
+        self._full = False
+
+    async def start(
+        self, routes: Mapping[str, Handler], *, open_to_all: Collection[str] = ()
+    ) -> None:
+        """Listen and serve.
+
+        open_to_all: paths for which no client certificate is needed where others need one.
+        Raises BindError when the address cannot be used, TlsFilesError when the files cannot.
+        """
+        if self._tls is not None:
+            self._certificates = Certificates(self._tls, log=self._log)
+        self._listeners = _bind(self._listen)
+        limits = self._limits.within(_descriptors_left())
+        if limits != self._limits:
+            self._log.warning(
+                "the limit of open files (RLIMIT_NOFILE) leaves room for %d connections at once "
+                "instead of %d; raise it if scrapes are refused",
+                limits.connections_max,
+                self._limits.connections_max,
+            )
+            self._limits = limits
+        served = Routes(
+            handlers=routes,
+            open_to_all=open_to_all,
+            deadline_s=limits.handler_deadline_s,
+            log=self._log,
+        )
+        self._acceptors = [
+            asyncio.create_task(self._accept(listener, served)) for listener in self._listeners
+        ]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """(host, port) of each listening socket; the real port where 0 was asked for."""
+        return [each.getsockname()[:2] for each in self._listeners]
+
+    @property
+    def tls_state(self) -> TlsState:
+        """How the TLS files in use are; of a server that has been started with some."""
+        assert self._certificates is not None  # noqa: S101 - started with TLS
+        return TlsState(
+            reload_failed=self._certificates.reload_failed,
+            expiry_unix_s=self._certificates.expiry_unix_s,
+        )
+
+    async def stop(self) -> None:
+        """Take no more connections, let requests in flight end within the grace, close all."""
+        for acceptor in self._acceptors:
+            acceptor.cancel()
+        await asyncio.gather(*self._acceptors, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        connections = self._served | self._refused
+        for connection, task in connections.items():
+            connection.last = True
+            if connection.phase is Phase.WAITING:
+                connection.finish()
+                task.cancel()
+        if connections:
+            _, late = await asyncio.wait(connections.values(), timeout=self._limits.stop_grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket, routes: Routes) -> None:
+        loop = asyncio.get_running_loop()
+        told = failed = False
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as err:
+                if err.errno == errno.ECONNABORTED:  # the peer gave up meanwhile
+                    continue
+                if not told:
+                    self._log.error("cannot accept connections: %s", os.strerror(err.errno or 0))
+                told = failed = True
+                # accept() fails for want of a descriptor also when there is nobody to accept.
+                if _pending(listener):
+                    self._evict(self._served)  # frees a descriptor
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            # One success may be owed to an eviction: only the second ends the outage.
+            told, failed = failed, False
+            self._admit(sock, routes)
+            # sock_accept does not wait while connections do: without this, a flood of them would
+            # evict a connection before its request was looked at.
+            await asyncio.sleep(0)
+
+    def _admit(self, sock: socket.socket, routes: Routes) -> None:
+        """Serve a new connection, instead of another if need be, or refuse it."""
+        full = len(self._served) >= self._limits.connections_max
+        if full and not self._full:
+            self._log.warning(
+                "%d connections: from now on the longest waiting one makes room for a new one",
+                len(self._served),
+            )
+        self._full = full
+        refused = full and not self._evict(self._served)
+        if (
+            refused
+            and len(self._refused) >= self._limits.refusals_max
+            and not self._evict(self._refused)
+        ):
+            sock.close()
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        credentials = self._certificates.current() if self._certificates else None
+        connection = Connection(
+            wire=TlsTransport(sock, credentials.context) if credentials else PlainTransport(sock),
+            routes=routes,
+            limits=self._limits,
+            certificates=self._certificates,
+            credentials=credentials,
+            refused=refused,
+            log=self._log,
+        )
+        task = asyncio.create_task(connection.serve())
+        (self._refused if refused else self._served)[connection] = task
+        task.add_done_callback(lambda ended: self._ended(connection, ended))
+
+    def _evict(self, among: dict[Connection, asyncio.Task[None]]) -> bool:
+        """End the connection that has waited longest for its peer; False when none waits.
+
+        Slow readers go first: if others did, slow readers could hold all places but one, and the
+        newcomers would only ever push out each other.
+        """
+        now_s = asyncio.get_running_loop().time()
+        grace_s = self._limits.write_grace_s
+        waiting = [
+            each
+            for each in among
+            if each.phase is Phase.WAITING
+            or (each.phase is Phase.WRITING and now_s - each.since_s >= grace_s)
+        ]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda each: (each.phase is Phase.WAITING, each.since_s))
+        longest.finish()
+        among.pop(longest).cancel()
+        return True
+
+    def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._served.pop(connection, None)
+        self._refused.pop(connection, None)
+        connection.close()  # here: a task cancelled before its first step runs none of its code
+        if not task.cancelled() and task.exception() is not None:  # a bug, on one connection only
+            self._log.error("connection failed", exc_info=task.exception())
+
+
+def _descriptors_left() -> int:
+    """How many descriptors this process may still open."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = sys.maxsize
+    return max(0, most - len([*Path("/proc/self/fd").iterdir()]))
+
+
+def _pending(listener: socket.socket) -> bool:
+    """Tell whether a connection waits to be accepted."""
+    poll = select.poll()  # select() cannot take descriptors from 1024 on
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _bind(listen: Listen) -> list[socket.socket]:
+    """Listen on each address of the host. Raises BindError when none of them can be used."""
+    sockets: list[socket.socket] = []
+    why = "no such address"
+    try:
+        for host in (listen.host,) if listen.host else _EVERY_ADDRESS:
+            found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM)
+            for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+                try:
+                    sockets.append(_listening(family, address))
+                except OSError as err:
+                    # "localhost" is often ::1 too, also where IPv6 is switched off.
+                    if err.errno not in _NO_SUCH_ADDRESS:
+                        raise
+                    why = err.strerror or why
+            if sockets:
+                return sockets
+    except OSError as err:  # socket.gaierror is one
+        for each in sockets:
+            each.close()
+        why = err.strerror or why
+        raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen") from err
+    raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen")
+
+
+def _listening(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # inherited
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,1 @@
+"""Which VM a process is: the VMIs of this node, and who runs them."""

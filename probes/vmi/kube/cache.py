@@ -1,0 +1,152 @@
+"""What the watch has learnt, between the thread that learns it and those that ask.
+
+Owns: the current VMIs of this node, how fresh they are and how the watch is doing, under one lock.
+Must not know: HTTP, the list-and-watch protocol, who asks. Losing the API server changes the state
+and the age, never the content.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from probes.vmi.model import (
+    EMPTY_INDEX,
+    MalformedVmi,
+    Vmi,
+    VmiIndex,
+    WatchStatus,
+    parse_vmi,
+    vmi_key,
+)
+
+
+class VmiCache:
+    """The VMIs of one node. Readers get immutable values; one thread writes."""
+
+    def __init__(self, on_log: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._on_log = on_log
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._vmis: dict[tuple[str, str], Vmi] = {}
+        self._index: VmiIndex | None = EMPTY_INDEX
+        self._last_skip: str | None = None
+        self._last_loss: str | None = None
+        self._broken = False
+        self._first_list = threading.Event()
+        self._status = WatchStatus(
+            up=False,
+            synced=False,
+            last_sync_unix_s=None,
+            restarts=0,
+            error=None,
+            malformed_total=0,
+        )
+
+    def status(self) -> WatchStatus:
+        """Tell how the watch is doing now."""
+        with self._lock:
+            return self._status
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait for the first complete list; False: it did not come in time."""
+        return self._first_list.wait(timeout_s)
+
+    def index(self) -> VmiIndex:
+        """Return the VMIs known now; the same object until something changes."""
+        with self._lock:
+            if self._index is None:
+                # Built on demand: a burst of events costs one index per scrape.
+                self._index = VmiIndex.of(self._vmis.values())
+            return self._index
+
+    def replace_all(self, vmis: Iterable[Vmi]) -> None:
+        """Take in a complete list: what is not in it is gone."""
+        fresh = {vmi.key: vmi for vmi in vmis}
+        with self._lock:
+            if fresh != self._vmis:
+                self._vmis = fresh
+                self._index = None
+            self._confirm()
+        self._first_list.set()
+
+    def parse(self, obj: object) -> Vmi | None:
+        """Find the VMI in a decoded object; None, counted and told once, when it holds none."""
+        try:
+            if not isinstance(obj, Mapping):
+                raise MalformedVmi(f"VMI: a {type(obj).__name__} stands where an object should")
+            return parse_vmi(obj)
+        except MalformedVmi as err:
+            self._skip(str(err))
+            return None
+
+    def put(self, obj: Mapping[str, object]) -> None:
+        """Take in an object that was added or changed.
+
+        Most changes are of fields that are not kept: they leave the index as it is. A malformed
+        object is skipped, as a new list would skip it: what was known of that VMI before is no
+        longer true, so it goes.
+        """
+        vmi = self.parse(obj)
+        if vmi is None:
+            self.drop(obj)
+            return
+        with self._lock:
+            if self._vmis.get(vmi.key) != vmi:
+                self._vmis[vmi.key] = vmi
+                self._index = None
+            self._confirm()
+
+    def drop(self, obj: Mapping[str, object]) -> bool:
+        """Forget an object that is gone, or that the node selector no longer matches.
+
+        False: it does not say which object that is.
+        """
+        try:
+            key = vmi_key(obj)
+        except MalformedVmi as err:
+            self._skip(str(err))
+            return False
+        with self._lock:
+            if self._vmis.pop(key, None) is not None:
+                self._index = None
+            self._confirm()
+        return True
+
+    def confirm(self) -> None:
+        """Note that the server said: nothing else has changed."""
+        with self._lock:
+            self._confirm()
+
+    def opened(self) -> None:
+        """Note that an open watch delivers, or that it has ended in order."""
+        with self._lock:
+            status = self._status
+            self._status = replace(
+                status, up=True, error=None, restarts=status.restarts + self._broken
+            )
+            self._broken = False
+            recovered, self._last_loss = self._last_loss is not None, None
+        if recovered:
+            self._on_log("VMI watch: up again")
+
+    def lost(self, line: str | None) -> None:
+        """Note that no watch is open; ``line`` says why, None when it was stopped on purpose."""
+        with self._lock:
+            self._broken = self._broken or self._status.up
+            self._status = replace(self._status, up=False, error=line)
+            news = line is not None and line != self._last_loss
+            self._last_loss = line
+        if line is not None and news:
+            self._on_log(f"VMI watch: {line}")
+
+    def _confirm(self) -> None:
+        self._status = replace(self._status, synced=True, last_sync_unix_s=self._clock())
+
+    def _skip(self, line: str) -> None:
+        with self._lock:
+            self._status = replace(self._status, malformed_total=self._status.malformed_total + 1)
+            news, self._last_skip = line != self._last_skip, line
+        if news:
+            self._on_log(f"VMI watch: skipped a malformed object: {line}")

@@ -1,0 +1,251 @@
+"""EDGE: the thread that keeps the VMIs of one node, by list and watch.
+
+Owns: when to list, when to watch, and what to do after each way it can end. Must not know: how the
+API server is reached (client.py), what its bytes mean (listwatch.py), how long to wait (timing.py),
+what is kept of a VMI (model.py, cache.py), nor processes, pods, verdicts.
+
+A watch goes on from where the last one ended only if that ended in order, or if the server refused
+to begin it. After anything else (a lost connection, half an event, an ERROR event, silence) the
+VMIs are listed again, so that deletions are known whenever the watch is up.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import urllib3
+
+from probes.vmi.kube.cache import VmiCache
+from probes.vmi.kube.client import ApiReader, interrupt
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.listwatch import (
+    NODE_LABEL,
+    RESOURCE,
+    ApiError,
+    EventType,
+    Verb,
+    WatchEvent,
+    decode_event,
+    failure_of_error_event,
+    lines_of,
+    walk_list,
+)
+from probes.vmi.kube.timing import Backoff, Failure, WatchTiming
+from probes.vmi.model import Vmi, VmiIndex, WatchStatus
+
+_CHUNK_BYTES = 1 << 16
+_STOP_WAIT_S = 0.5
+_BRIEF_WATCH_S = 1.0
+"""After a watch that ends in order and sooner, asking again at once could spin."""
+
+
+class VmiWatch:
+    """The VMIs that run on ``node``, kept up to date by one daemon thread.
+
+    ``index()`` and ``status()`` may be called from any thread and never wait for the network.
+    ``on_log`` gets one line per change of state, from the watch's own thread.
+    """
+
+    def __init__(
+        self,
+        config: InCluster | Kubeconfig,
+        node: str,
+        on_log: Callable[[str], None] = lambda _line: None,
+        *,
+        timing: WatchTiming | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._selector = f"{NODE_LABEL}={node}"
+        self._timing = timing or WatchTiming()
+        self._cache = VmiCache(on_log, clock)
+        self._random = random.SystemRandom().random
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vmi-watch", daemon=True)
+        self._lock = threading.Lock()
+        self._response: urllib3.BaseHTTPResponse | None = None
+        # Only the thread touches these.
+        self._backoff = Backoff(self._timing)
+        self._resource_version: str | None = None
+        self._whole_list = False
+        self._last_watch_s: int | None = None
+
+    def start(self) -> None:
+        """Begin to follow the API server; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; returns within 1 s even while the thread waits for the server."""
+        self._stopping.set()
+        with self._lock:
+            response = self._response
+        if response is not None:
+            interrupt(response)
+        if self._thread.ident is not None:
+            # A connection still being opened cannot be interrupted: the daemon thread then ends by
+            # its own time-out, and reads nothing any more.
+            self._thread.join(_STOP_WAIT_S)
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait for the first complete list; False: it did not come in time."""
+        return self._cache.wait_synced(timeout_s)
+
+    def index(self) -> VmiIndex:
+        """Return the VMIs known now; the same object until something changes."""
+        return self._cache.index()
+
+    def status(self) -> WatchStatus:
+        """Tell how the watch is doing now."""
+        return self._cache.status()
+
+    def _run(self) -> None:
+        why: str | None = "the watch ended by a defect of hvprobe: see the traceback in the log"
+        try:
+            self._follow()
+            why = None
+        finally:
+            self._cache.lost(why)
+
+    def _follow(self) -> None:
+        """List, watch, recover, until stopped."""
+        while not self._stopping.is_set():
+            try:
+                self._list_and_watch()
+            except ApiError as err:
+                if self._stopping.is_set():
+                    break
+                self._cache.lost(str(err))
+                self._last_watch_s = None
+                if err.failure is not Failure.REFUSED:
+                    self._resource_version = None
+                pause_s = self._backoff.pause_s(err.failure, err.retry_after_s, self._random())
+                self._stopping.wait(pause_s)
+
+    def _list_and_watch(self) -> None:
+        """Follow one watch to its orderly end, after a list if one is due.
+
+        Raises ApiError when the list fails, or the watch ends in any other way.
+        """
+        # Each time from the beginning: token, CA and address may have been replaced.
+        api = ApiReader(
+            self._config,
+            connect_timeout_s=self._timing.connect_timeout_s,
+            answer_deadline_s=self._backoff.answer_deadline_s,
+        )
+        try:
+            if self._resource_version is None:
+                self._list(api)
+            self._watch(api)
+        finally:
+            api.close()
+
+    def _list(self, api: ApiReader) -> None:
+        """Read all VMIs of the node, page by page, and put them in place of those known."""
+        vmis: list[Vmi] = []
+
+        def keep(obj: object) -> None:
+            vmi = self._cache.parse(obj)
+            if vmi is not None:
+                vmis.append(vmi)
+
+        params = {"labelSelector": self._selector}
+        if not self._whole_list:
+            params["limit"] = str(self._timing.page_limit)
+        while True:
+            try:
+                with self._opened(api, Verb.LIST, params) as response:
+                    page = walk_list(response.read(), keep)
+            except ApiError as err:
+                # Pages that expire faster than we turn them: then all at once, as client-go does.
+                self._whole_list = err.failure is Failure.EXPIRED
+                raise
+            if page.continue_token is None:
+                break
+            params["continue"] = page.continue_token
+        self._whole_list = False
+        self._resource_version = page.resource_version
+        self._cache.replace_all(vmis)
+
+    def _watch(self, api: ApiReader) -> None:
+        """Follow one watch to its orderly end. Raises ApiError when it ends in any other way."""
+        watch_s = self._timing.watch_s(self._last_watch_s, self._random())
+        params = {
+            "labelSelector": self._selector,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._resource_version or "",
+            "timeoutSeconds": str(watch_s),
+        }
+        silence_s = self._timing.silence_s(watch_s)
+        delivers = False
+        began_s = time.monotonic()
+        with self._opened(api, Verb.WATCH, params, silence_s) as response:
+            for line in lines_of(response.stream(_CHUNK_BYTES)):
+                self._apply(api, decode_event(line))
+                if not delivers:
+                    # Not before: the first line may be an ERROR that says 410.
+                    delivers = True
+                    self._recovered()
+        if self._stopping.is_set():
+            return
+        lasted_s = time.monotonic() - began_s
+        if not delivers and lasted_s < watch_s / 2:
+            raise ApiError(
+                f"API server {api.server} closed the watch of {RESOURCE} at once", Failure.BROKEN
+            )
+        self._last_watch_s = watch_s
+        self._recovered()
+        self._cache.confirm()
+        if lasted_s < min(_BRIEF_WATCH_S, watch_s / 2):
+            self._stopping.wait(self._timing.backoff_base_s)
+
+    def _recovered(self) -> None:
+        self._backoff.recovered()
+        self._cache.opened()
+
+    def _apply(self, api: ApiReader, event: WatchEvent) -> None:
+        match event.type:
+            case EventType.ERROR:
+                raise failure_of_error_event(api.server, event.object)
+            case EventType.ADDED | EventType.MODIFIED:
+                self._cache.put(event.object)
+            case EventType.DELETED:
+                if not self._cache.drop(event.object):
+                    line = f"API server {api.server} deleted an unnamed VMI: listing again"
+                    raise ApiError(line, Failure.EXPIRED)
+            case EventType.BOOKMARK:
+                self._cache.confirm()
+        self._resource_version = event.resource_version or self._resource_version
+
+    @contextmanager
+    def _opened(
+        self,
+        api: ApiReader,
+        verb: Verb,
+        params: Mapping[str, str],
+        silence_s: float | None = None,
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Hold a successful answer that stop() can interrupt; its troubles become ApiError."""
+        with api.reading(verb):
+            response = api.get(verb, params, silence_s=silence_s)
+            self._backoff.answered()
+            try:
+                with self._lock:
+                    self._response = response
+                if self._stopping.is_set():
+                    raise ApiError("stopped")
+                yield response
+            except ValueError as err:
+                if not self._stopping.is_set():
+                    raise
+                # What ssl says when its socket is shut under a read.
+                raise ApiError("stopped") from err
+            finally:
+                with self._lock:
+                    self._response = None
+                # Not back to the pool: a half-read answer would spoil the connection.
+                response.close()

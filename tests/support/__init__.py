@@ -1,0 +1,1 @@
+"""What tests share: worlds, doubles, builders of facts. The only place for it."""

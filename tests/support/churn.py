@@ -1,0 +1,247 @@
+"""A node whose VMs come, move and go at random, and what may be shown of it. For test_scale.
+
+The API server's word reaches the cache late, in order, and sometimes not at all until it is listed
+anew; processes start and end when they like. What a look must show follows from what the cache was
+told last and from the processes alive at that moment, and from nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import uuid
+from collections import deque
+from dataclasses import replace
+
+from ebpf.ledger import LedgerEntry
+from probes.host.process import HypervisorType, QemuCommandLine, VmmId, VmmProcess
+from probes.report.collector import NodeCollector
+from probes.report.model import NodeReport
+from probes.vmi.kube.cache import VmiCache
+from probes.vmi.model import parse_vmi
+from tests.support.doubles import Books, Node, Trials
+from tests.support.facts import entry, kernel, kvm_process, process, tcg_process
+from tests.support.vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, vmi
+
+HERE, THERE = "node-a", "node-b"
+Key = tuple[str, str]
+_NAMES: list[Key] = [(space, f"vm-{number}") for space in ("lab", "ops") for number in range(10)]
+_TGIDS = range(100, 160)
+"""Few, so that they are used again all the time."""
+
+
+class Churn:
+    """The cluster's truth, what of it was told, and the node's processes."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._truth: dict[Key, Vmi] = {}
+        self._told: dict[Key, Vmi] = {}
+        self._inbox: deque[tuple[Key, Vmi | None]] = deque()
+        self._guests: dict[str, tuple[VmmProcess, HypervisorType]] = {}
+        self._others: list[VmmProcess] = []
+        self._entries: dict[int, LedgerEntry] = {}
+        self._ticks = 10_000
+        self._lost = False
+        self.events = 0
+        self._node = Node()
+        self._books = Books()
+        self._cache = VmiCache(lambda _: None, lambda: float(self._ticks))
+        self._relist()
+        self._collector = NodeCollector(
+            node=HERE,
+            version="test",
+            ledger=self._books,
+            ledger_error=None,
+            processes=self._node,
+            virtualization=Trials(),
+            vmis=self._cache,
+        )
+
+    def step(self) -> None:
+        """One event, somewhere."""
+        self.events += 1
+        key = self._random.choice(_NAMES)
+        obj = self._truth.get(key)
+        if obj is None:
+            self._create(key)
+        else:
+            self._random.choice(self._EVENTS)(self, key, obj)
+        if self._random.random() < 0.02:
+            self._lose_or_find_the_api_server()
+        if not self._lost:
+            for _ in range(self._random.choice((0, 1, 1, 2, 5))):
+                self._deliver()
+
+    def look(self) -> NodeReport:
+        """What hvprobe says now."""
+        self._books.says = kernel(*self._entries.values())
+        return self._collector.look()
+
+    def expected(self) -> dict[Key, tuple[HypervisorType, VmmId | None]]:
+        """What it must say: each VM that runs here as last told, with its own live process."""
+        found: dict[Key, tuple[HypervisorType, VmmId | None]] = {}
+        for key, obj in self._told.items():
+            status = obj["status"]
+            if status["phase"] == "Running" and status["nodeName"] == HERE:
+                pod = next((uid for uid, at in status["activePods"].items() if at == HERE), "")
+                guest = self._guests.get(pod)
+                found[key] = (guest[1], guest[0].vmm) if guest else (HypervisorType.UNKNOWN, None)
+        return found
+
+    def _create(self, key: Key) -> None:
+        node = self._random.choice((HERE, HERE, HERE, THERE))
+        obj = vmi(key[1], namespace=key[0], node=node, phase="Scheduled")
+        obj["status"]["activePods"] = {str(uuid.UUID(int=self._random.getrandbits(128))): node}
+        self._write(key, obj)
+
+    def _run(self, key: Key, obj: Vmi) -> None:
+        running = copy.deepcopy(obj)
+        running["status"]["phase"] = "Running"
+        self._write(key, running)
+
+    def _finish(self, key: Key, obj: Vmi) -> None:
+        finished = copy.deepcopy(obj)
+        finished["status"]["phase"] = self._random.choice(("Succeeded", "Failed"))
+        self._write(key, finished)
+
+    def _migrate(self, key: Key, obj: Vmi) -> None:
+        status = obj["status"]
+        if len(status["activePods"]) > 1:
+            done = self._random.choice((migrated, migration_failed))(obj)
+            if self._random.random() < 0.5:
+                # The label by which VMIs are watched may follow status.nodeName late.
+                late = copy.deepcopy(done)
+                late["metadata"]["labels"] = obj["metadata"]["labels"]
+                self._write(key, late)
+            self._write(key, done)
+        elif status["phase"] == "Running":
+            target = THERE if status["nodeName"] == HERE else HERE
+            moving = migrating(obj, target)
+            new = str(uuid.UUID(int=self._random.getrandbits(128)))
+            moving["status"]["activePods"] = {**status["activePods"], new: target}
+            self._write(key, moving)
+
+    def _ask_deletion(self, key: Key, obj: Vmi) -> None:
+        self._write(key, deleting(obj))
+
+    def _delete(self, key: Key, _: Vmi) -> None:
+        """The object goes; a process of it lives on until `_reap`."""
+        self._write(key, None)
+
+    def _start_guest(self, key: Key, obj: Vmi) -> None:
+        """In a pod of this VM on this node, instead of one that is there."""
+        for uid, node in obj["status"]["activePods"].items():
+            if node == HERE:
+                self._end_guest_of(uid)
+                self._guests[uid] = self._guest(f"{key[0]}_{key[1]}", uid)
+
+    def _end_guest(self, _: Key, obj: Vmi) -> None:
+        for uid in obj["status"]["activePods"]:
+            self._end_guest_of(uid)
+
+    def _start_other(self, key: Key, obj: Vmi) -> None:
+        """Never a guest: libvirt's probe in the pod, or a QEMU of the VM's name in no VM's pod."""
+        vmm = self._new_vmm()
+        line = QemuCommandLine(guest_name=f"{key[0]}_{key[1]}")
+        uid = next(iter(obj["status"]["activePods"]))
+        other = replace(
+            self._random.choice(
+                (
+                    process(vmm, command_line=replace(line, machine="none")),
+                    tcg_process(vmm, guest_name=line.guest_name or ""),
+                )
+            )
+        )
+        if other.command_line.machine != "none":
+            uid = str(uuid.UUID(int=self._random.getrandbits(128)))
+        self._appear(replace(other, cgroup=_cgroup(uid)), runs=0)
+        self._others.append(self._node.processes[vmm.tgid])
+
+    def _reap(self, _: Key, __: Vmi) -> None:
+        """End the processes that belong to nobody any more."""
+        known = {uid for obj in self._truth.values() for uid in obj["status"]["activePods"]}
+        for uid in set(self._guests) - known:
+            self._end_guest_of(uid)
+        for other in self._others:
+            self._vanish(other)
+        self._others.clear()
+
+    _EVENTS = (
+        _run, _run, _run, _finish, _migrate, _migrate, _ask_deletion, _delete,
+        _start_guest, _start_guest, _start_guest, _end_guest, _start_other, _reap,
+    )  # fmt: skip
+
+    def _guest(self, name: str, uid: str) -> tuple[VmmProcess, HypervisorType]:
+        vmm = self._new_vmm()
+        kind = self._random.choice((HypervisorType.KVM, HypervisorType.TCG))
+        paused = self._random.random() < 0.2
+        made = (
+            kvm_process(vmm, guest_name=name)
+            if kind is HypervisorType.KVM
+            else tcg_process(vmm, guest_name=name, ticks=0 if paused else 40)
+        )
+        made = replace(made, cgroup=_cgroup(uid))
+        self._appear(made, runs=int(kind is HypervisorType.KVM and not paused))
+        return made, kind
+
+    def _new_vmm(self) -> VmmId:
+        self._ticks += 1
+        free = [tgid for tgid in _TGIDS if tgid not in self._node.processes]
+        if not free:
+            self._reap(*next(iter(self._truth.items())))
+            free = [tgid for tgid in _TGIDS if tgid not in self._node.processes]
+        return VmmId(tgid=self._random.choice(free), start_ticks=self._ticks)
+
+    def _appear(self, made: VmmProcess, *, runs: int) -> None:
+        tgid, began_ns = made.vmm.tgid, made.vmm.start_ticks * 10_000_000 + 500
+        self._node.processes[tgid] = made
+        self._entries[tgid] = entry(tgid, first_ns=began_ns, runs=runs)
+
+    def _vanish(self, made: VmmProcess) -> None:
+        del self._node.processes[made.vmm.tgid]
+        del self._entries[made.vmm.tgid]
+
+    def _end_guest_of(self, uid: str) -> None:
+        guest = self._guests.pop(uid, None)
+        if guest is not None:
+            self._vanish(guest[0])
+
+    def _write(self, key: Key, obj: Vmi | None) -> None:
+        if obj is None:
+            del self._truth[key]
+        else:
+            self._truth[key] = obj
+        self._inbox.append((key, obj))
+
+    def _deliver(self) -> None:
+        """Tell the next change, as a watch with the node's label selector does."""
+        if not self._inbox:
+            return
+        key, obj = self._inbox.popleft()
+        if obj is not None and _selected(obj):
+            self._told[key] = obj
+            self._cache.put(obj)
+        elif key in self._told:
+            self._cache.drop(self._told.pop(key))
+
+    def _lose_or_find_the_api_server(self) -> None:
+        self._lost = not self._lost
+        if self._lost:
+            self._cache.lost("connection refused")
+        else:
+            self._relist()
+
+    def _relist(self) -> None:
+        self._inbox.clear()
+        self._told = {key: obj for key, obj in self._truth.items() if _selected(obj)}
+        self._cache.replace_all([parse_vmi(obj) for obj in self._told.values()])
+        self._cache.opened()
+
+
+def _selected(obj: Vmi) -> bool:
+    return bool(obj["metadata"]["labels"].get("kubevirt.io/nodeName") == HERE)
+
+
+def _cgroup(uid: str) -> str:
+    return f"0::/kubepods/burstable/pod{uid}/{'c' * 64}\n"

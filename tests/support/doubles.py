@@ -1,0 +1,195 @@
+"""A node of plain values: a ledger, processes and an accelerator that do what a test tells them."""
+
+import os
+from collections import Counter
+from collections.abc import Collection
+
+from ebpf.errors import LedgerReadError
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.process import HypervisorType, Inspections, Scan, Unread, VmmId, VmmProcess
+from probes.report.collector import NodeCollector
+from probes.report.model import NodeReport, ProcessReport
+from probes.vmi.model import VmiIndex, WatchStatus
+from tests.support.facts import (
+    INTEL_HOST,
+    KVM_AVAILABLE,
+    STARTED_NS,
+    VMM,
+    entry,
+    kernel,
+    kvm_process,
+    tcg_process,
+)
+
+KVM, TCG, UNKNOWN = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.UNKNOWN
+BETA = VmmId(tgid=5000, start_ticks=7000)
+BETA_NS = 70_000_000_500
+"""Shortly after BETA's start, on the ledger's clock (see Node)."""
+PLAYED_TGID = 4_000_000
+"""Above any real one (PID_MAX_LIMIT is 4194304, the default far lower)."""
+
+
+class Books:
+    """A ledger that says what the test last wrote into it."""
+
+    def __init__(self, *entries: LedgerEntry) -> None:
+        self.says: KernelSnapshot | LedgerReadError = kernel(*entries)
+        self.lives: set[int] | None = set()
+        """What new_lives() gives once; None: lives are not followed."""
+        self.forgotten: list[tuple[int, int]] = []
+        self.bcc_version = "0.26.0"
+
+    def read(self) -> KernelSnapshot:
+        if isinstance(self.says, LedgerReadError):
+            raise self.says
+        return self.says
+
+    def new_lives(self) -> frozenset[int] | None:
+        if self.lives is None:
+            return None
+        lives, self.lives = frozenset(self.lives), set()
+        return lives
+
+    def forget(self, tgid: int, first_ns: int) -> None:
+        self.forgotten.append((tgid, first_ns))
+
+
+class Node:
+    """Processes as the test puts them; counts how often each is looked at and read."""
+
+    def __init__(self, *processes: VmmProcess) -> None:
+        self.machine = "x86_64"
+        self.kernel = "6.12.0-test"
+        self.processes = {it.vmm.tgid: it for it in processes}
+        self.zombies: set[int] = set()
+        """Tgids that /proc lists although the process has ended."""
+        self.blocked: set[int] = set()
+        """Tgids of which nothing can be read."""
+        self.unscanned: set[int] = set()
+        """Tgids for which there is no time even to look at them."""
+        self.hurried: set[int] = set()
+        """Tgids for which there is no time to read them completely."""
+        self.vanish_at_inspection: set[int] = set()
+        self.scans: Counter[int] = Counter()
+        self.fd_scans: Counter[int] = Counter()
+        self.inspections: Counter[int] = Counter()
+        self.order: list[int] = []
+        """Tgids of the last scan as they were asked for."""
+        self.readable = True
+
+    def start_monotonic_ns(self, vmm: VmmId) -> int:
+        return STARTED_NS if vmm.start_ticks == VMM.start_ticks else vmm.start_ticks * 10_000_000
+
+    def tgids(self) -> frozenset[int]:
+        return frozenset({os.getpid(), *self.processes, *self.zombies, *self.blocked})
+
+    def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
+        self.order = [*tgids]
+        self.scans.update(tgids)
+        self.fd_scans.update(tgids if every_fd else ())
+        alive = {tgid: self.processes[tgid] for tgid in tgids if tgid in self.processes}
+        unseen = {tgid: Unread.NO_TIME for tgid in tgids if tgid in self.unscanned}
+        unseen |= {tgid: Unread.BLOCKED for tgid in tgids if tgid in self.blocked}
+        alive = {tgid: it for tgid, it in alive.items() if tgid not in unseen}
+        found = {
+            tgid: it.vmm
+            for tgid, it in alive.items()
+            if it.named_like_qemu or (every_fd and (it.fds.kvm or it.fds.mshv))
+        }
+        return Scan(
+            found=found,
+            others={tgid: it.vmm for tgid, it in alive.items() if tgid not in found},
+            pending=unseen,
+        )
+
+    def identify(self, tgid: int) -> VmmId | None:
+        if tgid == os.getpid() and self.readable:
+            return VmmId(tgid=tgid, start_ticks=1)
+        found = self.processes.get(tgid)
+        return found.vmm if found else None
+
+    def inspect(self, vmms: Collection[VmmId]) -> Inspections:
+        self.inspections.update(vmm.tgid for vmm in vmms)
+        known = {it.vmm: it for it in self.processes.values()}
+        return Inspections(
+            processes={
+                vmm: known[vmm]
+                for vmm in vmms
+                if vmm in known and vmm.tgid not in self.vanish_at_inspection | self.hurried
+            },
+            pending={vmm: Unread.NO_TIME for vmm in vmms if vmm.tgid in self.hurried},
+        )
+
+
+class Trials:
+    """An accelerator that gives the answer set; counts the trials."""
+
+    def __init__(self) -> None:
+        self.answer = KVM_AVAILABLE
+        self.trials = 0
+
+    def try_kvm(self) -> Accelerator:
+        self.trials += 1
+        return self.answer
+
+    def virtualization(self) -> NodeVirtualization:
+        return INTEL_HOST
+
+
+class Told:
+    """An index of VMIs that the test exchanges."""
+
+    def __init__(self) -> None:
+        self.says = VmiIndex.of(())
+
+    def index(self) -> VmiIndex:
+        return self.says
+
+    def status(self) -> WatchStatus:
+        return WatchStatus(
+            up=True, synced=True, last_sync_unix_s=1.0, restarts=0, error=None, malformed_total=0
+        )
+
+
+class World:
+    """A collector and the edges it looks through."""
+
+    def __init__(self, *entries: LedgerEntry, processes: tuple[VmmProcess, ...]) -> None:
+        self.books = Books(*entries)
+        self.node = Node(*processes)
+        self.trials = Trials()
+        self.collector = self.observed(None)
+
+    def observed(self, vmis: Told | None) -> NodeCollector:
+        """A new collector of this node that remembers nothing."""
+        return NodeCollector(
+            node="node-1",
+            version="1.2.3",
+            ledger=self.books,
+            ledger_error=None,
+            processes=self.node,
+            virtualization=self.trials,
+            vmis=vmis,
+        )
+
+    def look(self) -> NodeReport:
+        return self.collector.look()
+
+    def one(self) -> ProcessReport:
+        (found,) = self.look().processes
+        return found
+
+
+def kvm_world() -> World:
+    """One QEMU that runs on KVM."""
+    return World(entry(runs=5, userspace_exits=5), processes=(kvm_process(),))
+
+
+def tcg_world() -> World:
+    """One QEMU that emulates, watched since it started."""
+    return World(processes=(tcg_process(),))
+
+
+def type_of(report: ProcessReport) -> tuple[HypervisorType, bool]:
+    return report.verdict.type, report.verdict.verified

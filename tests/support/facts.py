@@ -1,0 +1,286 @@
+"""Facts for the unit tests, made up or captured: what one test changes stands out in it.
+
+Each builder gives a plain, consistent value; a test names only what matters to it. Captured
+processes of tests/fixtures/proc are rebuilt as a /proc tree below a folder the test owns.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ebpf.hooks import HOOKS, Backend, HookStatus, Question
+from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.node import Accelerator, Cause, NodeVirtualization, Problem
+from probes.host.process import (
+    AcceleratorFds,
+    HypervisorType,
+    QemuCommandLine,
+    VmmId,
+    VmmProcess,
+    VmmThread,
+)
+from probes.judge.evidence import Evidence
+from probes.judge.reasons import Reason
+from probes.judge.tracked import State, TrackedProcess
+from probes.judge.verdict import Verdict
+from probes.report.model import CounterTrust, ProbeHealth
+
+CAPTURES = Path(__file__).resolve().parents[1] / "fixtures" / "proc"
+
+ATTACHED_NS = 50_000_000_000
+"""When the hooks of kernel() were attached; STARTED_NS is after it."""
+STARTED_NS = 60_000_000_000
+VMM = VmmId(tgid=4711, start_ticks=6000)
+KVM_FDS = AcceleratorFds(
+    kvm_devices=frozenset({3}), kvm_vms=frozenset({8}), kvm_vcpus=frozenset({9}), whole=True
+)
+"""Descriptors of a QEMU with one vCPU."""
+NO_FDS = AcceleratorFds(whole=True)
+ALL_QUESTIONS = frozenset(Question)
+
+
+def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
+    """Of a QEMU of which nothing is known but that its descriptor table is empty and whole."""
+    nothing = Evidence(
+        named_like_qemu=True,
+        capability_probe=False,
+        asked_for=(),
+        claimed=frozenset(),
+        unread=None,
+        fds_whole=True,
+        threads_seen=True,
+        kvm_fds=False,
+        kvm_vcpus=0,
+        kvm_vcpus_in_run=0,
+        kvm_runs_unheld=0,
+        kvm_run_worker=False,
+        mshv_fds=False,
+        mshv_vps=0,
+        mshv_vps_in_run=0,
+        stats_exits=None,
+        guest_ticks=0,
+        tcg_threads=0,
+        tcg_cpu_ticks=0,
+        ledger=None,
+        hooks_prove_running=True,
+        hooks_read_results=True,
+        hooks_since_start=True,
+        entries_since_start=True,
+        ledger_lost_events=False,
+    )
+    return replace(nothing, **changes)
+
+
+def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 - any field
+    """Of a process that came to the ledger's notice and of which nothing is counted."""
+    nothing = LedgerEntry(
+        tgid=tgid,
+        first_ns=STARTED_NS + 1_000_000,
+        leader_exit_ns=None,
+        vms_created=0,
+        vcpus_created=0,
+        runs=0,
+        userspace_exits=0,
+        completed_runs=0,
+        exits=0,
+    )
+    changes.setdefault("completed_runs", changes.get("userspace_exits", 0))
+    return nothing._replace(**changes)
+
+
+def hooks(
+    attached: frozenset[Question] = ALL_QUESTIONS, *, attached_ns: int = ATTACHED_NS
+) -> tuple[HookStatus, ...]:
+    """Every wanted hook, attached at its best point if its question is among those given."""
+    return tuple(
+        HookStatus(
+            hook=hook,
+            backend=hook.points[0].backend,
+            attached_ns=attached_ns,
+            attached_total=1,
+            reads_result=hook.question is Question.USERSPACE_EXITS,
+        )
+        if hook.question in attached
+        else HookStatus(hook=hook, backend=Backend.NONE, reason=f"{hook.name} is not here")
+        for hook in HOOKS
+    )
+
+
+def kernel(*entries: LedgerEntry, **changes: Any) -> KernelSnapshot:  # noqa: ANN401 - any field
+    """A ledger with these entries, all hooks attached."""
+    snapshot = KernelSnapshot(
+        taken_ns=90_000_000_000,
+        attached_ns=ATTACHED_NS,
+        entries={it.tgid: it for it in entries},
+        capacity=4096,
+        dropped_total=0,
+        hooks=hooks(attached_ns=changes.get("attached_ns", ATTACHED_NS)),
+    )
+    return replace(snapshot, **changes)
+
+
+def thread(comm: str, *, tid: int = VMM.tgid + 1, cpu_ticks: int = 0) -> VmmThread:
+    """A thread that sleeps in no ioctl(2)."""
+    return VmmThread(tid=tid, comm=comm, cpu_ticks=cpu_ticks)
+
+
+def in_ioctl(fd: int, request: int, *, comm: str = "CPU 0/KVM", tid: int = 4712) -> VmmThread:
+    """A thread that sleeps in ioctl(fd, request)."""
+    return VmmThread(tid=tid, comm=comm, cpu_ticks=0, ioctl_fd=fd, ioctl_request=request)
+
+
+def process(vmm: VmmId = VMM, **changes: Any) -> VmmProcess:  # noqa: ANN401 - any field
+    """A QEMU that holds no descriptor of an accelerator and has one nameless thread."""
+    plain = VmmProcess(
+        vmm=vmm,
+        comm="qemu-system-x86",
+        program="qemu-system-x86_64",
+        named_like_qemu=True,
+        command_line=QemuCommandLine(),
+        cgroup="0::/\n",
+        fds=NO_FDS,
+        threads=(thread("qemu-system-x86", tid=vmm.tgid),),
+        stats_exits=None,
+        guest_ticks=0,
+    )
+    return replace(plain, **changes)
+
+
+def tcg_process(vmm: VmmId = VMM, *, guest_name: str = "lab_beta", ticks: int = 40) -> VmmProcess:
+    """A QEMU that emulates one vCPU."""
+    return process(
+        vmm,
+        command_line=QemuCommandLine(guest_name=guest_name, accelerators=("tcg",)),
+        threads=(
+            thread("qemu-system-x86", tid=vmm.tgid),
+            thread("CPU 0/TCG", tid=vmm.tgid + 1, cpu_ticks=ticks),
+        ),
+    )
+
+
+def kvm_process(vmm: VmmId = VMM, *, guest_name: str = "default_alpha") -> VmmProcess:
+    """A QEMU that holds one KVM vCPU; whether it runs is for the ledger to say."""
+    return process(
+        vmm,
+        command_line=QemuCommandLine(guest_name=guest_name, accelerators=("kvm",)),
+        fds=KVM_FDS,
+        threads=(
+            thread("qemu-system-x86", tid=vmm.tgid),
+            thread("CPU 0/KVM", tid=vmm.tgid + 1),
+        ),
+    )
+
+
+RUNS_ON_KVM = Verdict(
+    type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,)
+)
+IS_A_PROBE = Verdict(
+    type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.CAPABILITY_PROBE,)
+)
+
+
+def tracked(vmm: VmmId = VMM, **changes: Any) -> TrackedProcess:  # noqa: ANN401 - any field
+    """A QEMU that was proven to run on KVM without a record in the ledger."""
+    plain = TrackedProcess(
+        vmm=vmm,
+        state=State.FOLLOWED,
+        comm="qemu-system-x86",
+        program="qemu-system-x86_64",
+        guest_name="default_alpha",
+        pod=None,
+        named_like_qemu=True,
+        vcpus=1,
+        started_unix_s=1.5,
+        verdict=RUNS_ON_KVM,
+        record_ns=None,
+    )
+    return replace(plain, **changes)
+
+
+KVM_AVAILABLE = Accelerator(type=HypervisorType.KVM, available=True)
+KVM_ABSENT = Accelerator(
+    type=HypervisorType.KVM,
+    available=False,
+    problem=Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/kvm: not here"),
+)
+KVM_UNTRIED = Accelerator(
+    type=HypervisorType.KVM,
+    available=None,
+    problem=Problem(cause=Cause.ACCESS_DENIED, detail="may not try"),
+)
+INTEL_HOST = NodeVirtualization(module="kvm_intel", nested=False)
+
+
+def health(**changes: Any) -> ProbeHealth:  # noqa: ANN401 - any field
+    """Everything attached, every counter seen to count."""
+    well = ProbeHealth(
+        hooks=hooks(),
+        exits_trust=CounterTrust.PROVEN,
+        userspace_exits_trust=CounterTrust.PROVEN,
+        ledger_entries=2,
+        ledger_capacity=4096,
+        ledger_dropped_total=0,
+        ledger_error=None,
+        bcc_version="0.26.0",
+        errors_total={},
+    )
+    return replace(well, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """One process of tests/fixtures/proc; its README.md tells the format."""
+
+    machine: str
+    tgid: int
+    exe: str | None
+    stat: str
+    cmdline: str
+    cgroup: str
+    fd: Mapping[str, str]
+    task: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def vmm(self) -> VmmId:
+        """Identity, by field 22 of its stat line."""
+        fields = self.stat.rpartition(")")[2].split()
+        return VmmId(tgid=self.tgid, start_ticks=int(fields[19]))
+
+
+def captured(name: str) -> Capture:
+    """A captured process by the name of its file."""
+    return Capture(**json.loads((CAPTURES / f"{name}.json").read_text()))
+
+
+def plant(proc: Path, capture: Capture) -> Path:
+    """Rebuild a captured process below a /proc of the test's own; its directory."""
+    root = proc / str(capture.tgid)
+    root.mkdir(parents=True)
+    for name in ("stat", "cmdline", "cgroup"):
+        (root / name).write_bytes(getattr(capture, name).encode())
+    (root / "comm").write_text(capture.stat.partition("(")[2].rpartition(")")[0] + "\n")
+    if capture.exe is not None:
+        (root / "exe").symlink_to(capture.exe)
+    _plant_fds(root, capture.fd)
+    for tid, files in capture.task.items():
+        task = root / "task" / tid
+        task.mkdir(parents=True)
+        for name in ("comm", "stat", "syscall"):
+            (task / name).write_bytes(files[name].encode())
+        _plant_fds(task, files.get("fd", capture.fd))
+    return root
+
+
+def _plant_fds(directory: Path, fds: Mapping[str, str]) -> None:
+    (directory / "fd").mkdir()
+    for number, target in fds.items():
+        (directory / "fd" / number).symlink_to(target)
+
+
+def plant_node(proc: Path) -> Path:
+    """What a /proc has besides processes."""
+    proc.mkdir(parents=True, exist_ok=True)
+    (proc / "stat").write_text("cpu  1 0 1 1 0 0 0 0 0 0\nbtime 1700000000\n")
+    return proc

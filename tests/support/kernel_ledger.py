@@ -1,0 +1,96 @@
+"""A ledger with little room, on a machine that may run other VMs: their slots are not counted on.
+
+Knows the insides of ebpf.tables. The room is made small by taking free slots away.
+"""
+
+import ctypes
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ebpf.bpf_syscall import map_element
+from ebpf.hooks import HOOKS, AttachPoint, Hook, Question
+from ebpf.ledger import RECORD_WORDS, LedgerEntry
+from ebpf.session import Session
+from ebpf.tables import Tables
+
+OTHERS_S = 0.5
+"""In this time other VMs of the machine that do anything at all get their records."""
+MAP_LOOKUP_AND_DELETE_ELEM = 21
+"""Command of bpf(2) that pops from a stack (``enum bpf_cmd``)."""
+COMMON, RESERVED = "free_slots", "reserved_slots"
+
+
+def tables(session: Session) -> Tables:
+    return session._tables
+
+
+def take_slots(session: Session, *, common: int, reserved: int) -> list[int]:
+    """Take free slots away until so many are left; those that are left."""
+    time.sleep(OTHERS_S)
+    kept: list[int] = []
+    for name, room in ((COMMON, common), (RESERVED, reserved)):
+        free = []
+        while (slot := _pop(session, name)) is not None:
+            free.append(slot)
+        for slot in reversed(free[:room]):
+            tables(session)._stack(slot).push(slot)
+        kept += free[:room]
+    return kept
+
+
+def free_slots(session: Session) -> list[int]:
+    """Take all free slots away."""
+    return [
+        slot
+        for name in (COMMON, RESERVED)
+        for slot in iter(lambda name=name: _pop(session, name), None)  # type: ignore[misc]
+    ]
+
+
+def slot_of(session: Session, tgid: int) -> int:
+    """The slot that the process's record is in."""
+    key = tgid.to_bytes(4, "little")
+    return int.from_bytes(tables(session)._slots.get(key) or b"", "little")
+
+
+def fill_with_rubbish(session: Session, tgid: int) -> int:
+    """Every number of a process's record becomes one that is not 0; its slot."""
+    slot = slot_of(session, tgid)
+    for word in range(2, RECORD_WORDS):
+        tables(session)._records.write(slot, word, 1)
+    activity = tables(session)._activity
+    for cpu in range(tables(session)._sizes.cpus):
+        start = cpu * activity._block_words + slot * activity._words
+        for word in range(start, start + activity._words):
+            activity._view[word] = 1
+    return slot
+
+
+def rubbish_left(session: Session, slot: int) -> int:
+    """The sum of all that a slot holds, without whose it was."""
+    records, activity = tables(session)._records, tables(session)._activity
+    block = activity.sums(slot + 1)[-activity._words :]
+    return sum(records.word(slot, word) for word in range(RECORD_WORDS) if word != 1) + sum(block)
+
+
+def only(question: Question, *points: AttachPoint) -> Sequence[Hook]:
+    """All hooks, that of a question with these attach points alone; without any: not at all."""
+    wanted = [replace(it, points=points) if it.question is question else it for it in HOOKS]
+    return [it for it in wanted if it.points]
+
+
+def entry_with(session: Session, tgid: int, returns: int) -> LedgerEntry | None:
+    """The process's record once so many returns of KVM_RUN are in it."""
+    entry = session.read().entries.get(tgid)
+    return entry if entry is not None and entry.userspace_exits >= returns else None
+
+
+def _pop(session: Session, name: str) -> int | None:
+    value = ctypes.c_uint32()
+    fd = session._programs.map_fd(name)
+    try:
+        map_element(MAP_LOOKUP_AND_DELETE_ELEM, fd, 0, ctypes.addressof(value))
+    except FileNotFoundError:
+        return None
+    return value.value

@@ -1,0 +1,68 @@
+"""The node as hvprobe sees it, in this process: real hooks, real /proc, the real collector."""
+
+from typing import Self
+
+from ebpf.hooks import Question
+from ebpf.session import Session
+from probes.host.accelerators import Accelerators
+from probes.host.process import HypervisorType
+from probes.host.reader import Host
+from probes.report.collector import NodeCollector
+from probes.report.model import NodeReport, ProcessReport
+from tests.support.kernel_world import wait_for
+
+
+class Node:
+    """A session and a collector, with what tests ask of them."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.collector = NodeCollector(
+            node="test",
+            version="test",
+            ledger=self.session,
+            ledger_error=None,
+            processes=Host(),
+            virtualization=Accelerators(),
+        )
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has(self, question: Question) -> bool:
+        """Whether this kernel let the hook of a question be attached."""
+        return any(it.attached for it in self.session.hooks if it.hook.question is question)
+
+    def report(self) -> NodeReport:
+        """Look now."""
+        return self.collector.look()
+
+    def process(self, tgid: int) -> ProcessReport | None:
+        """Look now, at one process; None: it is not shown."""
+        return next((it for it in self.report().processes if it.vmm.tgid == tgid), None)
+
+    def verdict(self, tgid: int, kind: HypervisorType) -> tuple[HypervisorType, bool] | None:
+        """Look now: type and verified of a process that really is of the given kind.
+
+        None: it is not shown yet. A wrong type is an error at once: until it is known, a process
+        may only be unknown.
+        """
+        process = self.process(tgid)
+        if process is None:
+            return None
+        verdict = process.verdict
+        assert verdict.type in (kind, HypervisorType.UNKNOWN), f"wrong verdict: {process}"
+        return verdict.type, verdict.verified
+
+    def wait_for_verdict(self, tgid: int, kind: HypervisorType, *, verified: bool) -> None:
+        """Look until the verdict is the expected one."""
+        wait_for(
+            lambda: self.verdict(tgid, kind) == (kind, verified),
+            f"{tgid} is {kind}, verified: {verified}",
+        )

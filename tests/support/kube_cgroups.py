@@ -1,0 +1,90 @@
+"""EDGE: cgroups that pods of a test's kubelet live in, of every hierarchy the machine has.
+
+A container outlives the runtime that started it, and the tests. So a process of its own, which this
+file run as a program is, waits for the end of the tests, be they killed, and then ends whatever is
+in the cgroups and removes them. Should that be killed, too, the next run finds a tree whose maker
+is gone by its name.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.kernel_world import wait_for
+from tests.support.pod_cgroups import left_behind, own_name
+
+_PREFIX = "hvprobe-kubelet-"
+
+
+def hierarchies() -> list[Path]:
+    """Where cgroups are mounted: v2, the controllers of v1, or both."""
+    lines = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    return [Path(fields[1]) for fields in lines if fields[2] in ("cgroup", "cgroup2")]
+
+
+class KubeCgroups:
+    """Two cgroups side by side in each hierarchy: one for the runtime, one for pods."""
+
+    def __init__(self) -> None:
+        self._mounts = hierarchies()
+        for left in {name for mount in self._mounts for name in left_behind(mount, _PREFIX)}:
+            remove(left)
+        self._name = own_name(_PREFIX)
+        self.pods = f"/{self._name}/pods"
+        """As kubelet's --cgroup-root wants it."""
+        # Its input ends when we do.
+        self._remover = subprocess.Popen(
+            [sys.executable, __file__, self._name],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+        for mount in self._mounts:
+            for part in ("pods", "runtime"):
+                (mount / self._name / part).mkdir(parents=True, exist_ok=True)
+
+    def put_runtime(self, tgid: int) -> None:
+        """Move the container runtime: what it starts stays in its cgroup."""
+        for mount in self._mounts:
+            # A new cpuset takes nobody before it has CPUs; one hierarchy is enough to find it by.
+            with contextlib.suppress(OSError):
+                (mount / self._name / "runtime/cgroup.procs").write_text(str(tgid))
+
+    def close(self) -> None:
+        """End every process in them and remove them."""
+        self._remover.communicate()
+        assert self._remover.returncode == 0
+
+
+def remove(name: str) -> None:
+    """End every process in the cgroups below this one, in all hierarchies, and remove them."""
+
+    def ended() -> bool:
+        members = _members(name)
+        for tgid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(tgid, signal.SIGKILL)
+        return not members
+
+    wait_for(ended, f"the processes in {name} have ended")
+    for mount in hierarchies():
+        for directory, _, _ in os.walk(mount / name, topdown=False):
+            Path(directory).rmdir()
+
+
+def _members(name: str) -> set[int]:
+    found: set[int] = set()
+    for mount in hierarchies():
+        for file in (mount / name).rglob("cgroup.procs"):
+            # Gone meanwhile; or a threaded cgroup of v2, whose parent lists its processes.
+            with contextlib.suppress(OSError):
+                found |= set(map(int, file.read_text().split()))
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    remove(sys.argv[1])

@@ -1,0 +1,157 @@
+"""What tests say to the cluster and hear of it: manifests as an operator writes them, metrics."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.deploy_render import examples, rendered_beside
+from tests.support.image_container import possible_capabilities
+from tests.support.kernel_agent import Labels, samples_of
+from tests.support.kernel_world import wait_for
+from tests.support.kube_cluster import NODE, Cluster
+from tests.support.kube_objects import AGENT_IMAGE, AGENT_TAG, VMS, running_vmi
+
+ALPHA, BETA = "alpha", "beta"
+NAMESPACE = "hvprobe"
+VM_NODE_LABEL = "kubevirt.io/schedulable"
+ROLLOUT_S = 120
+Json = dict[str, Any]
+
+
+def manifests(variant: str, directory: Path) -> str:
+    """The manual's example for clusters without prometheus-operator, with the image built here.
+
+    Without capabilities that this machine's root has not itself: no container can get them.
+    """
+    (example,) = (it for it in examples("docs/operators.md") if "components/capabilities" in it)
+    own = example.replace("components/capabilities", f"components/{variant}")
+    own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
+    own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
+    directory.mkdir(exist_ok=True)
+    objects = rendered_beside(directory, own)
+    context = objects.container["securityContext"]
+    if "capabilities" in context:
+        possible = {name.removeprefix("CAP_") for name in possible_capabilities()}
+        context["capabilities"]["add"] = sorted(possible & set(context["capabilities"]["add"]))
+    return yaml.safe_dump_all(objects.objects)
+
+
+def create(cluster: Cluster, *objects: Json) -> None:
+    for each in objects:
+        cluster.kubectl("create", "-f", "-", given=json.dumps(each))
+
+
+def install(cluster: Cluster, given: str) -> None:
+    """As the manual does; returns when the agent on the node is ready.
+
+    --validate=false: this kubectl is older than the field appArmorProfile.
+    """
+    cluster.kubectl("apply", "--validate=false", "-f", "-", given=given)
+    done = cluster.kubectl_try(
+        *("-n", NAMESPACE, "rollout", "status", "daemonset/hvprobe", f"--timeout={ROLLOUT_S}s")
+    )
+    if done.returncode != 0:
+        pods = cluster.kubectl("-n", NAMESPACE, "describe", "pod")
+        log = cluster.kubectl_try("-n", NAMESPACE, "logs", "daemonset/hvprobe").stdout
+        raise AssertionError(f"{done.stderr}{pods[-2000:]}{log}")
+
+
+@contextmanager
+def without_vmi(cluster: Cluster, vm: str) -> Iterator[Json]:
+    """Delete a VMI, of which the pod goes on; gives what it was. It is back after the block."""
+    gone = cluster.get("-n", VMS, "virtualmachineinstance", vm)
+    pod = cluster.get("-n", VMS, "pod", f"virt-launcher-{vm}")
+    cluster.kubectl("-n", VMS, "delete", "virtualmachineinstance", vm)
+    try:
+        yield gone
+    finally:
+        create(cluster, running_vmi(vm, pod["metadata"]["uid"]))
+
+
+@contextmanager
+def without_api_server(cluster: Cluster) -> Iterator[None]:
+    """Stop the API server; it is back after the block."""
+    cluster.stop_api_server()
+    try:
+        yield
+    finally:
+        cluster.start_api_server()
+
+
+@contextmanager
+def without_right(cluster: Cluster) -> Iterator[None]:
+    """Take from the agent its right to read VMIs; it has it again after the block."""
+    binding = cluster.get("clusterrolebinding", "hvprobe")
+    del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
+    cluster.kubectl("delete", "clusterrolebinding", "hvprobe")
+    try:
+        yield
+    finally:
+        create(cluster, binding)
+
+
+@contextmanager
+def node_restored(cluster: Cluster) -> Iterator[None]:
+    """Let the block label and taint the node; after it VMs can be there, and any pod."""
+    try:
+        yield
+    finally:
+        # Fails where there is no such taint.
+        cluster.kubectl_try("taint", "node", NODE, "dedicated-")
+        cluster.kubectl("label", "--overwrite", "node", NODE, f"{VM_NODE_LABEL}=true")
+
+
+def agent_pods(cluster: Cluster) -> list[Json]:
+    """Those of the agent's pods that are not about to go."""
+    pods = cluster.get("-n", NAMESPACE, "pod")["items"]
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def agent_pod(cluster: Cluster) -> Json:
+    """The agent's pod, when there is one."""
+    (pod,) = wait_for(lambda: agent_pods(cluster), "there is a pod of the agent")
+    return pod
+
+
+def pod_is_ready(cluster: Cluster, namespace: str, name: str) -> bool:
+    shown = cluster.get("-n", namespace, "pod", name)["status"]
+    return {"type": "Ready", "status": "True"} in [
+        {"type": it["type"], "status": it["status"]} for it in shown.get("conditions", ())
+    ]
+
+
+def until_ready(cluster: Cluster, namespace: str, name: str, deadline_s: float = 90) -> None:
+    """Wait for a pod; where it does not come, say what kubelet says of it."""
+    try:
+        wait_for(lambda: pod_is_ready(cluster, namespace, name), f"{name} is ready", deadline_s)
+    except AssertionError as late:
+        shown = cluster.kubectl("-n", namespace, "describe", "pod", name)
+        raise AssertionError(f"{late}: {shown[-2000:]}") from late
+
+
+def scrape(cluster: Cluster, path: str = "/metrics") -> str:
+    """What the agent answers on its pod's own address, by way of the API server."""
+    pod = agent_pod(cluster)["metadata"]["name"]
+    where = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9747/proxy{path}"
+    return cluster.kubectl("get", "--raw", where)
+
+
+def of_vm(name: str, **more: str) -> Labels:
+    """A VM's labels."""
+    return tuple(sorted({"namespace": VMS, "name": name, "node": NODE, **more}.items()))
+
+
+def shows_both(text: str) -> bool:
+    """Whether alpha is shown as kvm, beta as tcg, both verified, and nothing else."""
+    return samples_of(text, "kubevirt_vmi_hypervisor_info") == {
+        of_vm(ALPHA, hypervisor_type="kvm"): 1.0,
+        of_vm(BETA, hypervisor_type="tcg"): 1.0,
+    } and samples_of(text, "kubevirt_vmi_hypervisor_verified") == {
+        of_vm(ALPHA): 1.0,
+        of_vm(BETA): 1.0,
+    }

@@ -1,0 +1,96 @@
+"""Reports with fixed values for the live view's tests: a node in motion, second by second."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ebpf.hooks import Question
+from probes.host.process import HypervisorType
+from probes.judge.reasons import Reason
+from probes.judge.verdict import Verdict
+from probes.render.live.frames import Scene
+from probes.render.live.history import History
+from probes.report.model import CounterTrust, NodeReport, ProcessReport, ProcessState
+from tests.support.facts import hooks
+from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
+
+BEGAN_UNIX_S = 1700000000.0
+LIAR = Verdict(
+    type=HypervisorType.KVM,
+    verified=True,
+    reasons=(Reason.USERSPACE_EXITS_RECORDED, Reason.CONTRADICTS_COMMAND_LINE),
+)
+RUNNING = Verdict(
+    type=HypervisorType.KVM, verified=True, reasons=(Reason.VM_EXITS_RECORDED, Reason.GUEST_TIME)
+)
+
+
+def guest(tgid: int, verdict: Verdict, name: str | None = None, **changes: Any) -> ProcessReport:  # noqa: ANN401 - any field
+    """A QEMU; with a name it is that VM of namespace default."""
+    nothing = {"runs": None, "userspace_exits": None, "exits": None, "vcpus": 2}
+    return replace(process(tgid, verdict, name=name), **(nothing | changes))
+
+
+def report(seconds: float, *processes: ProcessReport, **changes: Any) -> NodeReport:  # noqa: ANN401 - any field
+    """What is seen so many seconds after the beginning."""
+    plain = rich_report()
+    return replace(
+        plain,
+        taken_unix_s=BEGAN_UNIX_S + seconds,
+        processes=processes,
+        vmis=(),
+        health=replace(plain.health, hooks=hooks(), exits_trust=CounterTrust.PROVEN),
+        **changes,
+    )
+
+
+def scene(*reports: NodeReport) -> Scene:
+    """The last of these reports, the others remembered."""
+    history = History()
+    for one in reports:
+        history.add(one)
+    return Scene(report=reports[-1], history=history)
+
+
+def busy_node() -> Sequence[NodeReport]:
+    """Forty seconds of a node that has a case of everything."""
+    return [_busy(second) for second in range(41)]
+
+
+def _busy(second: int) -> NodeReport:
+    exits = 1000 * second + 40 * second**2
+    processes = (
+        guest(812, PROBE, state=ProcessState.PROBE, comm="qemu-kvm", vcpus=None),
+        guest(4711, RUNNING, "alpha", runs=200 * second, userspace_exits=190 * second, exits=exits),
+        guest(4800, TCG, "beta", vcpus=4),
+        guest(4900, PAUSED, guest_name="lab paused", state=ProcessState.UNATTRIBUTED, runs=0),
+        guest(5000, LIAR, "liar", runs=7, userspace_exits=7, exits=9),
+        guest(
+            4194301,
+            RUNNING,
+            comm="kvm\x1b[2J\u202eevil\n",
+            guest_name="日本語の仮想マシン\u0301 and a long tail that no column holds",
+            runs=31 * second,
+            userspace_exits=0,
+            exits=123456 * second,
+            started_unix_s=BEGAN_UNIX_S - 90000,
+        ),
+    )
+    seen = report(second, *processes)
+    return replace(
+        seen,
+        health=replace(
+            seen.health,
+            ledger_dropped_total=3,
+            hooks=hooks(frozenset(Question) - {Question.CREATES_VM}),
+        ),
+        vmis=(
+            vmi("alpha", RUNNING),
+            vmi("beta", TCG, fallback=True, vmm=processes[2].vmm),
+            vmi("liar", LIAR, vmm=processes[4].vmm),
+            vmi("zeta", NONE, vmm=None),
+        ),
+    )
+
+
+__all__ = ["KVM", "LIAR", "RUNNING", "busy_node", "guest", "report", "scene"]

@@ -1,0 +1,112 @@
+"""One report that has a case of everything, for the renderers' tests."""
+
+from ebpf.hooks import Question
+from probes.host.node import Accelerator, Cause, Problem
+from probes.host.process import HypervisorType, VmmId
+from probes.judge.reasons import Reason
+from probes.judge.verdict import Verdict
+from probes.report.model import (
+    CounterTrust,
+    NodeReport,
+    ProcessReport,
+    ProcessState,
+    Source,
+    VmiReport,
+)
+from probes.vmi.attribution import VmName
+from tests.support.facts import INTEL_HOST, VMM, health, hooks
+
+KVM = Verdict(
+    type=HypervisorType.KVM,
+    verified=True,
+    reasons=(Reason.VM_EXITS_RECORDED, Reason.USERSPACE_EXITS_RECORDED),
+)
+PAUSED = Verdict(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
+TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
+MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
+NONE = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,))
+PROBE = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.CAPABILITY_PROBE,))
+
+
+def vmi(
+    name: str,
+    verdict: Verdict,
+    *,
+    vmm: VmmId | None = VMM,
+    fallback: bool | None = False,
+    exits: tuple[int | None, int | None] = (None, None),
+) -> VmiReport:
+    """A VM in namespace default; exits: to user space, all."""
+    return VmiReport(
+        vm=VmName(namespace="default", name=name),
+        verdict=verdict,
+        fallback=fallback,
+        vmm=vmm,
+        userspace_exits=exits[0],
+        exits=exits[1],
+    )
+
+
+def process(
+    tgid: int,
+    verdict: Verdict,
+    *,
+    state: ProcessState = ProcessState.ATTRIBUTED,
+    name: str | None = None,
+) -> ProcessReport:
+    """A QEMU; one with a name is that VM of namespace default."""
+    return ProcessReport(
+        vmm=VmmId(tgid=tgid, start_ticks=6000),
+        comm="qemu-system-x86",
+        guest_name=f"default_{name}" if name else None,
+        vm=VmName(namespace="default", name=name) if name else None,
+        state=state,
+        verdict=verdict,
+        vcpus=2 if name else None,
+        started_unix_s=1700000000.25,
+        runs=3 if verdict is KVM else None,
+        userspace_exits=2 if verdict is KVM else None,
+        exits=41 if verdict is KVM else None,
+    )
+
+
+def rich_report() -> NodeReport:
+    """Every type, known and unknown counters, attached and missing hooks, errors."""
+    return NodeReport(
+        version="0.1.0",
+        node="node-1",
+        kernel="6.12.0-test",
+        machine="x86_64",
+        taken_unix_s=1700000100.5,
+        accelerators=(
+            Accelerator(type=HypervisorType.KVM, available=True),
+            Accelerator(
+                type=HypervisorType.MSHV,
+                available=False,
+                problem=Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/mshv: not here"),
+            ),
+        ),
+        virtualization=INTEL_HOST,
+        health=health(
+            hooks=hooks(frozenset(Question) - {Question.RUNS_VCPU, Question.IS_FREED}),
+            exits_trust=CounterTrust.BLIND,
+            ledger_entries=3,
+            ledger_dropped_total=17,
+            errors_total={Source.EBPF: 1, Source.PROC: 0},
+        ),
+        proc_readable=True,
+        processes=(
+            process(90, PROBE, state=ProcessState.PROBE),
+            process(VMM.tgid, KVM, name="alpha"),
+            process(4800, TCG, name="beta"),
+            process(4900, PAUSED, state=ProcessState.UNATTRIBUTED),
+        ),
+        vmis=(
+            vmi("alpha", KVM, exits=(2, 41)),
+            vmi("beta", TCG, fallback=True),
+            vmi("delta", MSHV, exits=(0, None)),
+            vmi("epsilon", TCG, fallback=None),
+            vmi("gamma", PAUSED, exits=(0, 0)),
+            vmi("zeta", NONE, vmm=None),
+        ),
+    )

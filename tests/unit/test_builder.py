@@ -1,0 +1,293 @@
+"""What a counter's silence means, what counts as fallback, and that nothing false is shown."""
+
+from dataclasses import replace
+
+import pytest
+
+from ebpf.hooks import Question
+from ebpf.ledger import LedgerEntry
+from probes.host.node import Accelerator
+from probes.host.process import HypervisorType, VmmId
+from probes.judge.reasons import Reason
+from probes.judge.tracked import TrackedProcess, Tracking
+from probes.judge.verdict import Verdict
+from probes.report.builder import (
+    BLIND_AFTER,
+    HookHistory,
+    process_reports,
+    vmi_reports,
+)
+from probes.report.model import CounterTrust, ProcessReport, ProcessState
+from probes.vmi.attribution import Attribution, VmName
+from tests.support.facts import (
+    ATTACHED_NS,
+    IS_A_PROBE,
+    KVM_ABSENT,
+    KVM_AVAILABLE,
+    KVM_UNTRIED,
+    VMM,
+    entry,
+    hooks,
+    kernel,
+    tracked,
+)
+
+PROVEN, UNTRIED = CounterTrust.PROVEN, CounterTrust.UNTRIED
+BLIND, MISSING = CounterTrust.BLIND, CounterTrust.MISSING
+ALPHA = VmName(namespace="default", name="alpha")
+KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,))
+MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
+TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUTES,))
+UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
+PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
+COUNTED = entry(runs=3, userspace_exits=2, exits=40)
+RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
+"""Hooks that fired after they were attached once."""
+NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
+
+
+# trust in counters
+
+
+@pytest.mark.parametrize(
+    ("attached", "fired", "returns", "expected"),
+    [
+        (frozenset(Question), frozenset(), 0, (UNTRIED, UNTRIED)),
+        (frozenset(Question), frozenset(Question), 500, (PROVEN, PROVEN)),
+        (frozenset(), frozenset(Question), 500, (MISSING, MISSING)),
+        # kvm_pvm: KVM_RUN returns by the hundred and the tracepoint kvm_exit never fires.
+        (
+            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER,
+            (PROVEN, BLIND),
+        ),
+        (
+            frozenset(Question),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER - 1,
+            (PROVEN, UNTRIED),
+        ),
+        (
+            frozenset(Question),
+            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
+            BLIND_AFTER,
+            (PROVEN, PROVEN),
+        ),
+        (
+            frozenset({Question.USERSPACE_EXITS}),
+            frozenset({Question.USERSPACE_EXITS}),
+            BLIND_AFTER,
+            (PROVEN, MISSING),
+        ),
+    ],
+)
+def test_trust(
+    attached: frozenset[Question],
+    fired: frozenset[Question],
+    returns: int,
+    expected: tuple[CounterTrust, ...],
+) -> None:
+    """A counter is believed once its hook has fired.
+
+    Without one it is missing; silent while guests return to user space, it is blind.
+    """
+    earlier = HookHistory(fired=frozenset((question, 1) for question in fired))
+    unattached = kernel(entry(userspace_exits=returns), hooks=hooks(frozenset()))
+    found = earlier.after(unattached).trusts(kernel(hooks=hooks(attached)))
+    assert (found.userspace_exits, found.exits) == expected
+
+
+def test_blindness_is_found_on_all_guests_together() -> None:
+    """Many guests with few returns each tell as much as one with many."""
+    entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
+    assert HookHistory().after(kernel(*entries)).exits_missed
+    assert not HookHistory().after(kernel(*entries[1:])).exits_missed
+    refused = [record._replace(completed_runs=0) for record in entries]
+    assert not HookHistory().after(kernel(*refused)).exits_missed
+
+
+def test_blindness_is_not_forgotten_with_its_guests() -> None:
+    """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
+    blind = HookHistory(fired=frozenset({RETURNED}), exits_missed=True).after(kernel())
+    assert blind.trusts(kernel()).exits is BLIND
+    assert blind.after(kernel(entry(exits=1))).trusts(kernel()).exits is PROVEN
+
+
+@pytest.mark.parametrize(
+    ("entries", "fired"),
+    [
+        ((), set()),
+        ((entry(vms_created=1, vcpus_created=1, runs=1),), set()),
+        ((entry(1, userspace_exits=1), entry(2, exits=1)), {RETURNED, EXITED}),
+        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS - 1),), set()),
+        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS),), {RETURNED}),
+    ],
+)
+def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> None:
+    """A hook has fired when a process has a count of it that began after it was attached."""
+    assert HookHistory().after(kernel(*entries)).fired == fired
+
+
+def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
+    """The module that called it may be another one now."""
+    again = tuple(replace(it, attached_total=2) for it in hooks())
+    snapshot = kernel(entry(exits=1), hooks=again)
+    before = HookHistory(fired=frozenset({EXITED}))
+    assert before.trusts(snapshot).exits is UNTRIED
+    assert (Question.EXITS, 2) in before.after(snapshot).fired
+
+
+# processes
+
+
+def reports(
+    *processes: TrackedProcess, record: LedgerEntry | None = COUNTED
+) -> tuple[ProcessReport, ...]:
+    records = {VMM.tgid: record} if record else {}
+    tracking = Tracking(processes=processes, records=records, pending=0)
+    return process_reports(tracking, names={VMM: ALPHA})
+
+
+def one(process: TrackedProcess, record: LedgerEntry | None = COUNTED) -> ProcessReport:
+    (found,) = reports(process, record=record)
+    return found
+
+
+def test_process_is_passed_on() -> None:
+    """Everything known of a process that has a name."""
+    assert one(PROCESS) == ProcessReport(
+        vmm=VMM,
+        comm="qemu-system-x86",
+        guest_name="default_alpha",
+        vm=ALPHA,
+        state=ProcessState.ATTRIBUTED,
+        verdict=KVM,
+        vcpus=2,
+        started_unix_s=1.5,
+        runs=3,
+        userspace_exits=2,
+        exits=40,
+    )
+
+
+def test_a_zero_is_never_shown() -> None:
+    """A hook that has not counted this process may never see it, whatever it saw of others."""
+    found = one(PROCESS, entry(runs=7))
+    assert (found.runs, found.userspace_exits, found.exits) == (7, None, None)
+
+
+@pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
+def test_no_counters_without_acceleration(verdict: Verdict) -> None:
+    """An emulated VM has no VM exits to count, which is not the same as 0 of them."""
+    found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+
+
+@pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
+def test_a_record_without_acceleration_shows_no_counters(verdict: Verdict) -> None:
+    """A process that only asked for a VM has a record all the same."""
+    found = one(replace(PROCESS, verdict=verdict))
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+
+
+def test_no_record_no_counters() -> None:
+    """The tracker gives a process no record but its own."""
+    found = one(PROCESS, None)
+    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+
+
+def test_states() -> None:
+    """With a name, without one, and libvirt's capability probe; in the order given."""
+    unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
+    probe = replace(PROCESS, vmm=VmmId(tgid=90, start_ticks=1), verdict=IS_A_PROBE)
+    found = reports(probe, PROCESS, unnamed)
+    assert [(it.vmm.tgid, it.vm, it.state) for it in found] == [
+        (90, None, ProcessState.PROBE),
+        (VMM.tgid, ALPHA, ProcessState.ATTRIBUTED),
+        (5000, None, ProcessState.UNATTRIBUTED),
+    ]
+
+
+# VMIs
+
+
+@pytest.mark.parametrize(
+    ("verdict", "architecture", "accelerators", "fallback"),
+    [
+        (TCG, None, (KVM_AVAILABLE,), True),
+        (TCG, "x86_64", (KVM_AVAILABLE,), True),
+        (TCG, "x86_64", (KVM_ABSENT,), False),
+        (TCG, "x86_64", (KVM_UNTRIED,), None),
+        (TCG, "x86_64", (), None),
+        (TCG, "x86_64", (KVM_UNTRIED, KVM_AVAILABLE), True),
+        # Emulated because the guest is of another architecture: on purpose.
+        (TCG, "aarch64", (KVM_AVAILABLE,), False),
+        (TCG, "aarch64", (KVM_UNTRIED,), False),
+        (KVM, "x86_64", (KVM_AVAILABLE,), False),
+        (MSHV, "x86_64", (KVM_UNTRIED,), False),
+        (UNKNOWN, "x86_64", (KVM_AVAILABLE,), False),
+    ],
+)
+def test_fallback(
+    verdict: Verdict,
+    architecture: str | None,
+    accelerators: tuple[Accelerator, ...],
+    *,
+    fallback: bool | None,
+) -> None:
+    """Emulated although the node could accelerate it; not known where the node may not try."""
+    vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
+    processes = [one(replace(PROCESS, verdict=verdict))]
+    (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64", pending=0)
+    assert found.fallback is fallback
+
+
+def test_vmi_is_passed_on() -> None:
+    """A VM has its process's verdict and counters."""
+    process = one(PROCESS)
+    (found,) = vmi_reports(
+        [NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
+    )
+    assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
+    assert (found.userspace_exits, found.exits) == (2, 40)
+
+
+@pytest.mark.parametrize("vmm", [None, VmmId(tgid=1, start_ticks=1)])
+def test_vmi_without_a_process(vmm: VmmId | None) -> None:
+    """A VM whose process was not found, or went meanwhile, is unknown, and that is the reason."""
+    vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None)
+    (found,) = vmi_reports(
+        [vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
+    )
+    assert found.verdict == Verdict(
+        type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
+    )
+    assert (found.vmm, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.fallback is False
+
+
+@pytest.mark.parametrize(
+    ("missing", "pending", "reason"),
+    [
+        (None, 1, Reason.NOT_READ_YET),
+        (Reason.NO_PROCESS, 3, Reason.NOT_READ_YET),
+        (Reason.NO_PROCESS, 0, Reason.NO_PROCESS),
+        (Reason.NO_POD, 1, Reason.NO_POD),
+    ],
+)
+def test_a_vmi_whose_process_may_be_one_that_is_not_read_yet(
+    missing: Reason | None, pending: int, reason: Reason
+) -> None:
+    """While processes are unread it is not known that there is none for it."""
+    vm = Attribution(vm=ALPHA, vmm=None, architecture=None, missing=missing)
+    (found,) = vmi_reports([vm], [], accelerators=(), machine="x86_64", pending=pending)
+    assert found.verdict.reasons == (reason,)
+
+
+def test_vmis_stay_in_order() -> None:
+    """The order is made with the names, once."""
+    names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
+    vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
+    found = vmi_reports(vms, [], accelerators=(), machine="x86_64", pending=0)
+    assert [it.vm for it in found] == names

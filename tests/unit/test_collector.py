@@ -1,0 +1,364 @@
+"""One look after another at a node of plain values: what is remembered, and what is asked again."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ebpf.errors import LedgerReadError
+from ebpf.uapi import KVM_RUN
+from probes.host.process import HypervisorType, QemuCommandLine, VmmId, VmmProcess
+from probes.host.reader import Host
+from probes.judge.reasons import Reason
+from probes.report import collector as collector_module
+from probes.report.collector import NodeCollector
+from probes.report.model import CounterTrust, ProcessState, Source
+from tests.support.doubles import (
+    BETA,
+    BETA_NS,
+    KVM,
+    TCG,
+    UNKNOWN,
+    Node,
+    Trials,
+    World,
+    kvm_world,
+    type_of,
+)
+from tests.support.facts import (
+    ATTACHED_NS,
+    INTEL_HOST,
+    KVM_ABSENT,
+    KVM_AVAILABLE,
+    KVM_FDS,
+    STARTED_NS,
+    VMM,
+    captured,
+    entry,
+    hooks,
+    in_ioctl,
+    kernel,
+    kvm_process,
+    plant,
+    process,
+    tcg_process,
+)
+
+# one look
+
+
+def test_report_of_a_node() -> None:
+    """Node, health and VMs of one look."""
+    beta = replace(tcg_process(BETA), guest_ticks=0)
+    world = World(
+        entry(runs=5, exits=9),
+        processes=(kvm_process(), beta),
+    )
+    report = world.look()
+    assert (report.version, report.node) == ("1.2.3", "node-1")
+    assert (report.kernel, report.machine) == ("6.12.0-test", "x86_64")
+    assert report.virtualization == INTEL_HOST
+    assert report.accelerators == (KVM_AVAILABLE,)
+    assert report.proc_readable
+    assert [(it.vm.namespace, it.vm.name, it.verdict.type) for it in report.vmis] == [
+        ("default", "alpha", KVM),
+        ("lab", "beta", TCG),
+    ]
+    assert [it.verdict.verified for it in report.vmis] == [True, True]
+    health = report.health
+    assert (health.ledger_entries, health.ledger_capacity) == (1, 4096)
+    assert (health.ledger_error, health.bcc_version) == (None, "0.26.0")
+    assert (health.exits_trust, health.userspace_exits_trust) == (
+        CounterTrust.PROVEN,
+        CounterTrust.UNTRIED,
+    )
+    assert all(it.attached for it in health.hooks)
+
+
+def test_others_are_not_vmms() -> None:
+    """What is no QEMU and uses no accelerator is no VMM, even with a ledger entry.
+
+    One that uses KVM under another name is one, without a VM's name.
+    """
+    other = replace(process(), named_like_qemu=False, program="sh", comm="sh")
+    user = replace(
+        process(BETA),
+        named_like_qemu=False,
+        program="firecracker",
+        fds=KVM_FDS,
+    )
+    world = World(
+        entry(), entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1), processes=(other, user)
+    )
+    report = world.look()
+    assert [(it.vmm.tgid, it.state) for it in report.processes] == [
+        (5000, ProcessState.UNATTRIBUTED)
+    ]
+    assert report.vmis == ()
+
+
+def test_itself_is_never_a_vmm() -> None:
+    """Trying the accelerator makes the collector a user of KVM: it does not report itself."""
+    me = process(VmmId(tgid=os.getpid(), start_ticks=1), fds=KVM_FDS)
+    world = World(entry(os.getpid(), vms_created=1), processes=(me,))
+    assert world.look().processes == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "vcpus"),
+    [
+        (kvm_process(), 1),
+        (replace(kvm_process(), fds=replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))), 2),
+        (tcg_process(), 1),
+        (process(), None),
+    ],
+)
+def test_number_of_vcpus(facts: VmmProcess, vcpus: int | None) -> None:
+    """By descriptors or TCG threads; with neither it is not known."""
+    assert World(entry(), processes=(facts,)).one().vcpus == vcpus
+
+
+def test_process_that_runs_a_guest_is_no_probe() -> None:
+    """Rule 6: a command line may say ``-machine none``; the kernel, that saw it run, wins.
+
+    The process is shown as what it is, under its name.
+    """
+    says = QemuCommandLine(guest_name="default_alpha", machine="none")
+    world = World(
+        entry(runs=5, userspace_exits=5), processes=(replace(kvm_process(), command_line=says),)
+    )
+    report = world.look()
+    assert [it.state for it in report.processes] == [ProcessState.ATTRIBUTED]
+    assert [(it.vm.name, it.verdict.type) for it in report.vmis] == [("alpha", KVM)]
+
+
+def test_capability_probe_is_no_vm() -> None:
+    """libvirt's probe asks KVM for a VM and runs none: it is counted apart."""
+    says = QemuCommandLine(machine="none", accelerators=("kvm", "tcg"))
+    fds = replace(KVM_FDS, kvm_vcpus=frozenset())
+    world = World(entry(vms_created=1), processes=(process(fds=fds, command_line=says),))
+    found = world.one()
+    assert (found.state, found.verdict.reasons) == (
+        ProcessState.PROBE,
+        (Reason.CAPABILITY_PROBE,),
+    )
+
+
+# what ran before
+
+
+def test_late_starters_are_found_without_any_bpf() -> None:
+    """Without a ledger each refresh finds what runs by now, and says why it can only infer."""
+    node = Node()
+    collector = NodeCollector(
+        node="node-1",
+        version="1.2.3",
+        ledger=None,
+        ledger_error="no BPF: run as root",
+        ledger_refused=True,
+        processes=node,
+        virtualization=Trials(),
+    )
+    assert collector.look().processes == ()
+    node.processes[VMM.tgid] = tcg_process()
+    report = collector.look()
+    (found,) = report.processes
+    assert type_of(found) == (TCG, False)
+    assert found.verdict.reasons == (Reason.TCG_COMPUTES, Reason.HOOKS_MISSING)
+    health = report.health
+    assert (health.ledger_error, health.bcc_version) == ("no BPF: run as root", None)
+    assert {(it.reason, it.refused) for it in health.hooks} == {("no BPF: run as root", True)}
+    assert health.exits_trust is CounterTrust.MISSING
+    assert not health.errors_total.get(Source.EBPF)
+
+
+def test_gone_between_identity_and_inspection() -> None:
+    """A process that goes while it is read is not there."""
+    world = kvm_world()
+    world.node.vanish_at_inspection = {VMM.tgid}
+    assert world.look().processes == ()
+
+
+def test_gone_between_ledger_and_proc() -> None:
+    """An entry whose process is gone makes no report and no error."""
+    world = World(entry(runs=5, userspace_exits=5), processes=())
+    report = world.look()
+    assert report.processes == ()
+    assert not any(report.health.errors_total.values())
+
+
+# failures
+
+
+def test_unreadable_ledger_still_makes_a_report() -> None:
+    """A read that fails is counted and told, and hooks show as not attached.
+
+    Counters are absent meanwhile.
+    """
+    world = World(
+        entry(runs=5, userspace_exits=5),
+        processes=(kvm_process(), tcg_process(BETA)),
+    )
+    world.look()
+    world.books.says = LedgerReadError("cannot read the ledger: gone")
+    report = world.look()
+    health = report.health
+    assert health.errors_total[Source.EBPF] == 1
+    assert health.ledger_error == "cannot read the ledger: gone"
+    assert {(it.backend.value, it.reason) for it in health.hooks} == {
+        ("none", "cannot read the ledger: gone")
+    }
+    assert [(it.userspace_exits, it.exits) for it in report.vmis] == [(None, None)] * 2
+    world.look()
+    assert world.look().health.errors_total[Source.EBPF] == 3
+
+
+def test_counters_return_after_an_unreadable_ledger() -> None:
+    """One failed read leaves a gap and nothing else."""
+    world = kvm_world()
+    world.look()
+    world.books.says = LedgerReadError("cannot read the ledger: gone")
+    assert world.one().runs is None
+    world.books.says = kernel(entry(runs=12, userspace_exits=12))
+    report = world.look()
+    assert [it.runs for it in report.processes] == [12]
+    assert report.health.errors_total[Source.EBPF] == 1
+    assert all(it.attached for it in report.health.hooks)
+
+
+def test_dropped_events_are_never_uncounted() -> None:
+    """A counter that went back would be read as a restart and counted twice."""
+    world = kvm_world()
+    world.books.says = kernel(entry(runs=5, userspace_exits=5), dropped_total=7)
+    assert world.look().health.ledger_dropped_total == 7
+    world.books.says = LedgerReadError("cannot read the ledger: gone")
+    assert world.look().health.ledger_dropped_total == 7
+
+
+def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
+    """A VM that is missing in a ledger that dropped events has an unknown number of exits."""
+    full = kernel(
+        entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1, exits=1), dropped_total=1
+    )
+    unseen = replace(kvm_process(), threads=(in_ioctl(9, KVM_RUN),))
+    world = World(processes=(unseen, kvm_process(BETA, guest_name="lab_beta")))
+    world.books.says = full
+    alpha, beta = world.look().vmis
+    assert (alpha.verdict.type, alpha.verdict.verified) == (KVM, True)
+    assert (beta.userspace_exits, beta.exits) == (1, 1)
+    assert (alpha.userspace_exits, alpha.exits) == (None, None)
+
+
+def test_late_entry_vouches_for_nothing_before_it() -> None:
+    """Hooks attached after its start: descriptors stand in, and the report says so."""
+    world = World(entry(), processes=(tcg_process(),))
+    world.books.says = kernel(entry(), attached_ns=STARTED_NS + 1)
+    found = world.one()
+    assert found.verdict.reasons == (Reason.TCG_COMPUTES, Reason.HOOKS_LATE)
+    assert STARTED_NS > ATTACHED_NS
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
+def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> None:
+    """A /proc that is not there is told in the report, not by a traceback.
+
+    An empty folder (a mount that was forgotten) is none either.
+    """
+    if empty:
+        (tmp_path / "proc").mkdir()
+    found = NodeCollector(
+        node="node-1",
+        version="1.2.3",
+        ledger=None,
+        ledger_error="no BPF",
+        processes=Host(proc_root=tmp_path / "proc"),
+        virtualization=Trials(),
+    ).look()
+    assert not found.proc_readable
+    assert found.health.errors_total[Source.PROC] == 1
+    assert found.processes == ()
+
+
+# trust, once learned
+
+
+def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
+    """It outlives the process that showed it, and not the module."""
+    world = World(entry(userspace_exits=1, exits=1), processes=(kvm_process(),))
+    assert world.look().health.exits_trust is CounterTrust.PROVEN
+    quiet = entry(5000, first_ns=BETA_NS, userspace_exits=1)
+    world.books.says = kernel(quiet)
+    assert world.look().health.exits_trust is CounterTrust.PROVEN
+    again = tuple(replace(it, attached_total=2, attached_ns=BETA_NS - 1) for it in hooks())
+    world.books.says = kernel(quiet, hooks=again)
+    health = world.look().health
+    assert health.exits_trust is CounterTrust.UNTRIED
+    assert health.userspace_exits_trust is CounterTrust.PROVEN
+
+
+# the accelerator's trial
+
+
+def test_trial_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is asked to make an empty VM once an interval, however often it is looked at."""
+    world = World(processes=())
+    for _ in range(4):
+        assert world.look().accelerators == (KVM_AVAILABLE,)
+    assert world.trials.trials == 1
+    monkeypatch.setattr(collector_module, "TRIAL_INTERVAL_S", 0.0)
+    world.trials.answer = KVM_ABSENT
+    assert world.look().accelerators == (KVM_ABSENT,)
+    assert world.trials.trials == 2
+
+
+def test_no_trial_where_a_vm_runs() -> None:
+    """A VM that is seen to run on KVM proves more than a trial could."""
+    world = kvm_world()
+    world.trials.answer = KVM_ABSENT
+    assert world.look().accelerators == (KVM_AVAILABLE,)
+    assert world.trials.trials == 0
+
+
+def test_trial_where_vms_only_might_run() -> None:
+    """A VM that was never seen to run proves nothing of the node."""
+    world = World(entry(vcpus_created=1), processes=(kvm_process(),))
+    world.trials.answer = KVM_ABSENT
+    assert world.look().accelerators == (KVM_ABSENT,)
+    assert world.trials.trials == 1
+
+
+# captured processes
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("kvm_inside_run", (KVM, True)),
+        ("kvm_two_vcpus", (KVM, True)),
+        ("kvm_paused", (KVM, False)),
+        ("capability_probe", (UNKNOWN, False)),
+        ("tcg_multi", (TCG, False)),
+        ("tcg_single", (TCG, False)),
+        ("tcg_unnamed_threads", (TCG, False)),
+        ("zombie_leader", (KVM, False)),
+    ],
+)
+def test_captured_processes_without_bpf(
+    proc: Path, name: str, found: tuple[HypervisorType, bool]
+) -> None:
+    """Real processes, judged by what /proc alone tells of them."""
+    capture = captured(name)
+    plant(proc, capture)
+    host = Host(proc_root=proc)
+    host.machine = capture.machine
+    collector = NodeCollector(
+        node="node-1",
+        version="1.2.3",
+        ledger=None,
+        ledger_error="no BPF",
+        processes=host,
+        virtualization=Trials(),
+    )
+    report = collector.look()
+    assert [(it.vmm, type_of(it)) for it in report.processes] == [(capture.vmm, found)]

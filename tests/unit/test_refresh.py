@@ -1,0 +1,506 @@
+"""Looks that are shared, that fail, and that do not end; and what the site says of each."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
+from prometheus_client.parser import text_string_to_metric_families as families_of
+
+from probes.render.exposition import Format
+from probes.report.model import NodeReport
+from probes.serve import endpoints, refresh
+from probes.serve.endpoints import LAST_KNOWN_S, Endpoints
+from probes.serve.http.listen import TlsState
+from probes.serve.http.routes import Handler, Request, Response, prefers_openmetrics
+from probes.serve.refresh import RefreshCache
+from probes.vmi.kube.cache import WatchStatus
+from tests.support.rich_report import rich_report
+
+WAIT_S = 20.0
+
+
+@dataclass
+class Node:
+    """A node whose looks give, raise or block as the test says; counts them."""
+
+    outcome: NodeReport | Exception = field(default_factory=rich_report)
+    looked: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    under_way: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def look(self) -> NodeReport:
+        self.looked += 1
+        self.under_way.set()
+        assert self.gate.wait(WAIT_S)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@dataclass
+class Clock:
+    """A clock that only the test moves."""
+
+    now_s: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(refresh, "time", found)
+    return found
+
+
+def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's steps, in time."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(WAIT_S):
+            await steps()
+
+    asyncio.run(limited())
+
+
+def shared(node: Node) -> RefreshCache:
+    return RefreshCache(node.look)
+
+
+def site_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> Endpoints:
+    return Endpoints(shared(node), tls=tls)
+
+
+async def ask(site_: Endpoints, path: str, *, accept: str | None = None) -> Response:
+    handler: Handler = site_.routes[path]
+    return await handler(Request(path=path, accept=accept))
+
+
+async def samples(site_: Endpoints) -> dict[str, float]:
+    """Value by name and labels of what /metrics says now."""
+    text = (await ask(site_, "/metrics")).body.decode()
+    return {
+        sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+        for family in families_of(text)
+        for sample in family.samples
+    }
+
+
+def per_vm(found: dict[str, float]) -> set[str]:
+    return {name for name in found if name.startswith("kubevirt_vmi_")}
+
+
+def test_askers_share_a_look(clock: Clock) -> None:
+    """Ten at the same time, and one within the second after, cost one look; later ones another."""
+    node = Node()
+
+    async def steps() -> None:
+        look = shared(node)
+        node.gate.clear()
+        asked = asyncio.gather(*(look.seen() for _ in range(10)))
+        assert await asyncio.to_thread(node.under_way.wait, WAIT_S)
+        node.gate.set()
+        seen = await asked
+        assert {id(each.report) for each in seen} == {id(node.outcome)}
+        clock.now_s += refresh.SHARED_FOR_S * 0.9
+        await look.seen()
+        assert node.looked == 1
+        clock.now_s += refresh.SHARED_FOR_S
+        node.outcome = rich_report()
+        newest = await look.seen()
+        assert node.looked == 2
+        assert newest.report is node.outcome
+        assert newest.previous is seen[0].report
+
+    run(steps)
+
+
+def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A look that raises is told and logged once with its traceback; the report before it stays."""
+    node = Node()
+    good = node.outcome
+
+    async def steps() -> None:
+        look = shared(node)
+        assert (await look.seen()).failing_s == 0
+        for failures in range(3):
+            clock.now_s += 10
+            node.outcome = ZeroDivisionError("a defect")
+            seen = await look.seen()
+            assert seen.report is good
+            assert seen.failure == "a look at the node failed: ZeroDivisionError('a defect')"
+            assert seen.failing_s == failures * 10
+        clock.now_s += 10
+        node.outcome = rich_report()
+        seen = await look.seen()
+        assert (seen.failure, seen.failing_s) == (None, 0)
+
+    with caplog.at_level(logging.INFO):
+        run(steps)
+    told = [
+        (it.levelname, bool(it.exc_info)) for it in caplog.records if it.name == refresh.__name__
+    ]
+    assert told == [("ERROR", True), ("INFO", False)]
+
+
+def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first asker waits the deadline, later ones not at all; no second look is begun."""
+    monkeypatch.setattr(refresh, "DEADLINE_S", 0.05)
+    monkeypatch.setattr(refresh, "SHARED_FOR_S", 0.0)
+    node = Node()
+
+    async def steps() -> None:
+        look = shared(node)
+        good = (await look.seen()).report
+        node.gate.clear()
+        node.outcome = replace(rich_report(), node="after")
+        for _ in range(5):
+            seen = await look.seen()
+            assert seen.failure == "a look at the node has not ended within 0.05 s"
+            assert seen.report is good
+        assert node.looked == 2
+        node.gate.set()
+        while (seen := await look.seen()).failure is not None:
+            await asyncio.sleep(0.001)
+        assert seen.report is node.outcome
+
+    run(steps)
+
+
+def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping waits the grace and no longer; what the look finds afterwards goes nowhere."""
+    monkeypatch.setattr(refresh, "DEADLINE_S", 0.01)
+    monkeypatch.setattr(refresh, "STOP_GRACE_S", 0.01)
+    node = Node()
+    node.gate.clear()
+
+    async def steps() -> None:
+        look = shared(node)
+        assert (await look.seen()).report is None
+        await look.stop()
+
+    run(steps)
+    assert node.looked == 1
+    (thread,) = [each for each in threading.enumerate() if each.name == "look"]
+    assert thread.daemon
+    node.gate.set()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_metrics_while_looks_fail(clock: Clock) -> None:
+    """VMs are the last known for a minute, then absent; health and the failure are told always."""
+    node = Node()
+
+    async def steps() -> None:
+        served = site_of(node)
+        well = await samples(served)
+        assert well["hvprobe_refresh_failed"] == 0
+        assert well["hvprobe_refresh_failures_total error"] == 0
+        node.outcome = KeyError("a defect")
+        clock.now_s += 10
+        for failures in (1, 2):
+            bad = await samples(served)
+            assert bad["hvprobe_refresh_failed"] == 1
+            assert bad["hvprobe_refresh_failures_total error"] == failures
+            assert per_vm(bad) == per_vm(well) != set()
+            clock.now_s += LAST_KNOWN_S - 1
+        old = await samples(served)
+        assert old["hvprobe_refresh_failures_total error"] == 3
+        assert [name for name in old if name.startswith(("kubevirt_", "hvprobe_processes"))] == []
+        assert {it for it in well if it.startswith("hvprobe_hook_attached")} <= set(old)
+        node.outcome = rich_report()
+        clock.now_s += 2
+        again = await samples(served)
+        assert again["hvprobe_refresh_failed"] == 0
+        assert per_vm(again) == per_vm(well)
+
+    run(steps)
+
+
+def test_rare_scrapes_lose_no_vm_by_one_failure(clock: Clock) -> None:
+    """With an hour between two scrapes the first failed look drops no VM; a minute later it does.
+
+    A look that succeeds in between begins the minute again.
+    """
+    node = Node()
+    good = node.outcome
+
+    async def steps() -> None:
+        served = site_of(node)
+        well = await samples(served)
+        for _ in range(2):
+            node.outcome = KeyError("a defect")
+            clock.now_s += 3600
+            assert per_vm(await samples(served)) == per_vm(well) != set()
+            node.outcome = good
+            clock.now_s += 3600
+            assert per_vm(await samples(served)) == per_vm(well)
+        node.outcome = KeyError("a defect")
+        clock.now_s += 3600
+        assert per_vm(await samples(served)) == per_vm(well)
+        clock.now_s += LAST_KNOWN_S
+        assert per_vm(await samples(served)) == set()
+
+    run(steps)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/"])
+def test_askers_share_what_was_rendered(clock: Clock, path: str) -> None:
+    """Ten who were told the same get one answer, and the next look another."""
+    node = Node()
+
+    async def steps() -> None:
+        served = site_of(node)
+        answers = await asyncio.gather(*(ask(served, path) for _ in range(10)))
+        clock.now_s += refresh.SHARED_FOR_S * 0.9
+        answers.append(await ask(served, path))
+        assert {id(each) for each in answers} == {id(answers[0])}
+        clock.now_s += refresh.SHARED_FOR_S
+        node.outcome = replace(rich_report(), node="another")
+        newest = await ask(served, path)
+        assert b"another" in newest.body
+        assert b"another" not in answers[0].body
+
+    run(steps)
+
+
+def test_formats_are_not_mixed_up() -> None:
+    """Who asks for one form does not get what was rendered for another, in whatever order."""
+    node = Node()
+    strict = "application/openmetrics-text"
+
+    async def steps() -> None:
+        served = site_of(node)
+        for _ in range(2):
+            plain = await ask(served, "/metrics")
+            assert plain.content_type == Format.TEXT.value
+            assert b"# EOF" not in plain.body
+            other = await ask(served, "/metrics", accept=strict)
+            assert other.content_type == Format.OPENMETRICS.value
+            assert other.body.endswith(b"# EOF\n")
+            assert (await ask(served, "/")).body.startswith(b"<!doctype html>")
+        assert node.looked == 1
+
+    run(steps)
+
+
+def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was rendered before a look failed is not told after it, nor while the look hangs on."""
+    monkeypatch.setattr(refresh, "DEADLINE_S", 0.0)
+    node = Node()
+    failed = False
+
+    async def steps() -> None:
+        nonlocal failed
+        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        node.gate.clear()
+        late = await samples(served)
+        assert late["hvprobe_refresh_failed"] == 1
+        assert late["hvprobe_refresh_failures_total deadline"] == 1
+        failed = True
+        assert await samples(served) == late  # shared
+        clock.now_s += refresh.SHARED_FOR_S
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
+        node.gate.set()
+        while (found := await samples(served))["hvprobe_refresh_failed"]:
+            await asyncio.sleep(0.001)
+        assert per_vm(found)
+        assert found["hvprobe_refresh_duration_seconds_count"] == 1
+
+    run(steps)
+
+
+def test_metrics_before_any_look_succeeded(clock: Clock) -> None:
+    """The agent's own series and the failure, nothing else, and never an error."""
+    node = Node(outcome=OSError("no /proc"))
+
+    async def steps() -> None:
+        served = site_of(node)
+        found = await samples(served)
+        assert found["hvprobe_refresh_failed"] == 1
+        assert found["process_open_fds"] > 0
+        assert not [it for it in found if it.startswith(("kubevirt_", "hvprobe_build_info"))]
+
+    run(steps)
+
+
+def test_readiness_and_liveness(clock: Clock) -> None:
+    """Ready is who can look; alive is who can answer, whatever the look does."""
+    node = Node(outcome=OSError("no /proc"))
+
+    async def steps() -> None:
+        served = site_of(node)
+        answer = await ask(served, "/readyz")
+        assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
+        assert answer.body == b"not ready: a look at the node failed: OSError('no /proc')\n"
+        assert (await ask(served, "/healthz")).status is HTTPStatus.OK
+        node.outcome = rich_report()
+        clock.now_s += 2
+        assert (await ask(served, "/readyz")).body == b"ready\n"
+
+    run(steps)
+
+
+def test_no_created_series_in_either_format() -> None:
+    """Counters and histograms have no ``_created``; OpenMetrics parses and ends as it must."""
+    node = Node()
+
+    async def steps() -> None:
+        served = site_of(node)
+        plain = await ask(served, "/metrics")
+        assert plain.content_type == Format.TEXT.value
+        strict = await ask(served, "/metrics", accept="application/openmetrics-text")
+        assert strict.content_type == Format.OPENMETRICS.value
+        for answer in (plain, strict):
+            assert b"_created" not in answer.body
+        names = {family.name for family in openmetrics_of(strict.body.decode())}
+        assert {"hvprobe_refresh_duration_seconds", "hvprobe_refresh_failures"} <= names
+        assert strict.body.endswith(b"# EOF\n")
+
+    run(steps)
+
+
+def test_tls_reloading_is_told_with_tls_only(clock: Clock) -> None:
+    """1 while the files cannot be used; no series without TLS."""
+    node = Node()
+    failed = False
+
+    async def steps() -> None:
+        nonlocal failed
+        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
+        failed = True
+        clock.now_s += refresh.SHARED_FOR_S
+        assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
+        expiry = "hvprobe_tls_certificate_expiry_timestamp_seconds"
+        assert (await samples(served))[expiry] == 4e9
+        assert not [it for it in await samples(site_of(node)) if it.startswith("hvprobe_tls")]
+
+    run(steps)
+
+
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        (None, False),
+        ("", False),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("application/openmetrics-text", True),
+        (" Application/OpenMetrics-Text ; Version=1.0.0", True),
+        (PROMETHEUS_2, True),
+        (PROMETHEUS_3, True),
+        ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", False),
+        ("application/openmetrics-text;q=0.1,text/plain;q=0.9", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;version=abc", False),
+        ("application/openmetrics-text;q=high", False),
+        (";;;,,;=;q=,version", False),
+    ],
+)
+def test_format_by_accept(accept: str | None, openmetrics: bool) -> None:
+    """OpenMetrics for who likes it at least as much; a header that makes no sense is no error."""
+    assert prefers_openmetrics(accept) is openmetrics
+
+
+def test_page_is_served_with_its_policy() -> None:
+    """HTML under a strict policy, kept by no cache."""
+    node = Node()
+
+    async def steps() -> None:
+        answer = await ask(site_of(node), "/")
+        headers = dict(answer.headers)
+        assert answer.content_type == "text/html; charset=utf-8"
+        assert headers["Content-Security-Policy"] == endpoints.CONTENT_SECURITY_POLICY
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+
+    run(steps)
+
+
+def test_page_has_rates_of_two_looks(clock: Clock) -> None:
+    """The look before the newest is what rates are taken from."""
+    node = Node()
+
+    async def steps() -> None:
+        served = site_of(node)
+        assert b"reload the page" in (await ask(served, "/")).body
+        clock.now_s += 30
+        node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
+        assert b"Rates are over 30 s." in (await ask(served, "/")).body
+
+    run(steps)
+
+
+WATCHING = WatchStatus(
+    up=True, synced=True, last_sync_unix_s=1700000099.5, restarts=3, error=None, malformed_total=2
+)
+
+
+def watched(status: WatchStatus) -> NodeReport:
+    plain = rich_report()
+    return replace(plain, health=replace(plain.health, vmi_watch=status))
+
+
+def test_the_watch_of_vmis_is_told(clock: Clock) -> None:
+    """Every figure of it in cluster mode; no series before there is a figure, none standalone."""
+    node = Node(outcome=watched(WATCHING))
+
+    async def steps() -> None:
+        served = site_of(node)
+        names = "up last_sync_timestamp_seconds restarts_total malformed_total".split()
+        found = await samples(served)
+        assert [found[f"hvprobe_vmi_watch_{name}"] for name in names] == [1, 1700000099.5, 3, 2]
+        node.outcome = watched(replace(WATCHING, up=False, last_sync_unix_s=None))
+        clock.now_s += 2
+        lost = await samples(served)
+        assert lost["hvprobe_vmi_watch_up"] == 0
+        assert "hvprobe_vmi_watch_last_sync_timestamp_seconds" not in lost
+        node.outcome = rich_report()
+        clock.now_s += 2
+        assert not [it for it in await samples(served) if it.startswith("hvprobe_vmi_watch")]
+
+    run(steps)
+
+
+def test_not_ready_before_the_first_list(clock: Clock) -> None:
+    """In cluster mode readiness waits for the VMIs; a watch that breaks later does not unready."""
+    node = Node(outcome=watched(replace(WATCHING, up=False, synced=False, error="forbidden")))
+
+    async def steps() -> None:
+        served = site_of(node)
+        assert (await ask(served, "/readyz")).body == b"not ready: no VMI names: forbidden\n"
+        assert b"forbidden" in (await ask(served, "/")).body
+        clock.now_s += 2
+        node.outcome = watched(replace(WATCHING, up=False, synced=False))
+        assert (await ask(served, "/readyz")).status is HTTPStatus.SERVICE_UNAVAILABLE
+        clock.now_s += 2
+        node.outcome = watched(replace(WATCHING, up=False, error="connection lost"))
+        assert (await ask(served, "/readyz")).body == b"ready\n"
+
+    run(steps)

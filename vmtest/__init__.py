@@ -1,0 +1,1 @@
+"""Boots other kernels in QEMU and runs tests/kernel in them: `make test-kernels`."""

@@ -1,0 +1,86 @@
+"""EDGE: kernel images and their modules, taken from Debian packages and cached.
+
+Owns which release a line of the table means today and which modules go with it. Must not know how
+the kernel is booted.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from vmtest.apt import (
+    AptTree,
+    BuildError,
+    apt_tree,
+    download_only,
+    forget,
+    package_names,
+    unpack,
+)
+from vmtest.cache import made_once, say
+from vmtest.initramfs import BOOT_MODULES, Module, ModuleTree
+from vmtest.kernels import GuestKernel
+
+_RECIPE = "3"
+"""Raise it when the way a kernel is unpacked changes."""
+
+
+def build_kernel(kernel: GuestKernel) -> Path:
+    """A directory with vmlinuz, release, and modules/: what the bench loads and what it needs."""
+
+    def make(directory: Path) -> None:
+        unpacked = directory / "unpacked"
+        unpacked.mkdir()
+        with apt_tree(kernel.kernel_suite, kernel.architecture) as tree:
+            release = _newest_release(tree, kernel)
+            say(f"kernel {kernel.name}: downloading {release}")
+            archives = download_only(tree, _kernel_packages(tree, release))
+            unpack(archives, unpacked)
+            forget(archives)
+        below_usr = unpacked / "usr/lib/modules" / release
+        tree_directory = below_usr if below_usr.is_dir() else unpacked / "lib/modules" / release
+        image = unpacked / "boot" / f"vmlinuz-{release}"
+        shutil.copy(image if image.exists() else tree_directory / "vmlinuz", directory / "vmlinuz")
+        _pick_modules(tree_directory, kernel, directory / "modules")
+        (directory / "release").write_text(release)
+        shutil.rmtree(unpacked)
+
+    return made_once(f"kernel-{kernel.name}", [_RECIPE, repr(kernel)], make)
+
+
+def _newest_release(tree: AptTree, kernel: GuestKernel) -> str:
+    prefix = "linux-image-"
+    offered = [name.removeprefix(prefix) for name in package_names(tree, prefix)]
+    matching = [release for release in offered if re.fullmatch(kernel.release, release)]
+    if not matching:
+        raise BuildError(
+            f"kernel {kernel.name}: {tree.suite.value} offers no release that matches "
+            f"{kernel.release}: correct the table in kernels.py"
+        )
+    return max(matching, key=lambda release: [int(n) for n in re.findall(r"\d+", release)])
+
+
+def _kernel_packages(tree: AptTree, release: str) -> list[str]:
+    """Since 7.x Debian splits a kernel into image (empty), binary, modules and base packages."""
+    parts = ("image", "binary", "modules", "base")
+    offered = set(package_names(tree, "linux-"))
+    return [f"linux-{part}-{release}" for part in parts if f"linux-{part}-{release}" in offered]
+
+
+def _pick_modules(source: Path, kernel: GuestKernel, target: Path) -> None:
+    found = ModuleTree(source)
+    boot = found.in_load_order(BOOT_MODULES)
+    _write_modules(boot, target)
+    _write_modules(found.in_load_order(kernel.kvm_modules), target)
+    (target / "boot-order").write_text("".join(f"tree/{module.path}\n" for module in boot))
+    (target / "kvm").write_text("".join(f"{name}\n" for name in kernel.kvm_modules))
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        shutil.copy(source / name, target / "tree" / name)
+
+
+def _write_modules(modules: Iterable[Module], target: Path) -> None:
+    for module in modules:
+        path = target / "tree" / module.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(module.content)

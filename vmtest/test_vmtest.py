@@ -1,0 +1,166 @@
+"""The bench itself: it tells a command's result, a guest's death and a deadline apart."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.required import require
+from vmtest.build import BUILD_S, BuiltGuest, build
+from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
+from vmtest.initramfs import cpio, depends
+from vmtest.kernels import UnknownKernelError, kernel_named, selected
+from vmtest.results import results_of
+from vmtest.vm import boot, unavailable
+
+BOOT_S = 300
+"""For a boot on a busy machine; it takes some 10 s on an idle one."""
+
+BUILDER = """
+import sys
+from vmtest import cache
+def make(directory):
+    (directory / "made").write_text("begun")
+    print("begun", flush=True)
+    sys.stdin.read()
+    (directory / "made").write_text("whole")
+cache.made_once("thing", ["recipe"], make)
+"""
+
+
+@pytest.fixture(scope="module")
+def guest() -> BuiltGuest:
+    kernel = kernel_named("6.1")
+    require("guests", unavailable(kernel.architecture))
+    return build(kernel)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    return cache_directory()
+
+
+def builder() -> subprocess.Popen[str]:
+    """A second run of the bench that has begun to make `thing`, and ends when its stdin does."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(BUILD_S + BOOT_S)
+def test_the_command_runs_in_the_repository_and_its_exit_code_comes_back(
+    guest: BuiltGuest, tmp_path: Path
+) -> None:
+    """Environment, working directory and exit status pass the guest's border; the repo is safe."""
+    command = 'test -f vmtest/run.py && ! touch new 2>/dev/null && exit "$WANTED"'
+    done = boot(guest, command, tmp_path, deadline_s=BOOT_S, environment={"WANTED": "7"})
+    assert done.exit_code == 7, done.console_tail()
+    assert guest.release in done.console_tail()
+
+
+@pytest.mark.timeout(BUILD_S + BOOT_S)
+def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
+    guest: BuiltGuest, tmp_path: Path
+) -> None:
+    """A kernel panic ends QEMU long before the deadline, and the console tells of it."""
+    done = boot(guest, "echo c > /proc/sysrq-trigger", tmp_path, deadline_s=BOOT_S)
+    assert done.exit_code is None
+    assert done.duration_s < BOOT_S
+    assert "Kernel panic" in done.console.read_text(errors="replace")
+
+
+@pytest.mark.timeout(BUILD_S + BOOT_S)
+def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path: Path) -> None:
+    """Without signs of life the machine is ended and booted anew, so often and no oftener.
+
+    Here their maker is stopped; an emulated processor that hangs stops them likewise.
+    """
+    silence = "pkill -STOP -x sleep; exec tail -f /dev/null"
+    done = boot(guest, silence, tmp_path, deadline_s=BOOT_S, silent_s=8, boots_max=2)
+    assert (done.exit_code, done.boots) == (None, 2)
+    assert "no sign of life for 8 s" in done.console_tail()
+    assert "no sign of life for 8 s" in (tmp_path / "hung-1-console.log").read_text()
+
+
+def test_a_guest_that_hangs_is_ended_at_its_deadline(guest: BuiltGuest, tmp_path: Path) -> None:
+    """The result has no exit code and the console says why it ends here."""
+    done = boot(guest, "exec tail -f /dev/null", tmp_path, deadline_s=1)
+    assert done.exit_code is None
+    assert "deadline of 1 s met" in done.console_tail()
+
+
+def test_a_killed_build_leaves_nothing_that_counts_as_built(empty_cache: Path) -> None:
+    """What a killed build began is made anew."""
+    killed = builder()
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "begun\n"
+    killed.kill()
+    killed.communicate()
+    made = made_once("thing", ["recipe"], lambda path: (path / "again").mkdir())
+    assert [path.name for path in made.iterdir()] == ["again"]
+
+
+def test_two_runs_at_once_build_once(empty_cache: Path) -> None:
+    """The second waits for the first and takes what it made."""
+    first = builder()
+    assert first.stdout is not None
+    assert first.stdout.readline() == "begun\n"
+    second = builder()
+    assert first.stdin is not None
+    first.stdin.close()
+    assert first.wait(timeout=60) == 0
+    said, _ = second.communicate(timeout=60)
+    assert (second.returncode, said) == (0, "")
+    first.stdout.close()
+    (made,) = empty_cache.glob("thing-*")
+    assert (made / "made").read_text() == "whole"
+
+
+def test_the_initramfs_is_an_archive_that_cpio_reads(tmp_path: Path) -> None:
+    """Paths, parents, modes and contents survive."""
+    archive = cpio({"init": (0o100755, b"#!"), "modules/tree/a.ko": (0o100644, b"abcde")})
+    subprocess.run(
+        ["busybox", "cpio", "-i"], input=archive, cwd=tmp_path, check=True, capture_output=True
+    )
+    assert (tmp_path / "modules/tree/a.ko").read_bytes() == b"abcde"
+    assert (tmp_path / "init").stat().st_mode & 0o777 == 0o755
+
+
+def test_module_dependencies_are_read_from_the_module() -> None:
+    """Names of the kernel's .modinfo, with underscores; none where there are none."""
+    assert depends(b"\x7fELF\0softdepends=no\0depends=kvm,irq-bypass\0name=kvm_amd\0") == [
+        "kvm",
+        "irq_bypass",
+    ]
+    assert depends(b"\0depends=\0") == []
+
+
+def test_kernels_are_selected_by_name() -> None:
+    """All by default; an unknown name is told together with the known ones."""
+    assert [kernel.name for kernel in selected({"HVPROBE_KERNELS": "6.12, 5.10"})] == [
+        "6.12",
+        "5.10",
+    ]
+    assert selected({}) == selected({"HVPROBE_KERNELS": "all"})
+    with pytest.raises(UnknownKernelError, match=r"'4\.4'.*6\.1"):
+        selected({"HVPROBE_KERNELS": "4.4"})
+
+
+def test_results_of_overlapping_and_killed_runs(tmp_path: Path) -> None:
+    """Each run has a directory of its own; the last to end stays, an abandoned one is removed."""
+    (tmp_path / ".6.1-abandoned").mkdir()
+    with results_of("6.1", tmp_path) as first:
+        (first / "made-by").write_text("first")
+        with results_of("6.1", tmp_path) as second:
+            assert second != first
+            (second / "made-by").write_text("second")
+            assert first.is_dir()
+        assert (tmp_path / "6.1" / "made-by").read_text() == "second"
+    assert (tmp_path / "6.1" / "made-by").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["6.1"]

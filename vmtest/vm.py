@@ -1,0 +1,205 @@
+"""EDGE: boots a kernel of the bench in QEMU, runs one command inside and brings its result back.
+
+Owns the QEMU command line and the life of the QEMU process: it ends with its command, at the
+deadline, or with whoever started it. QEMU emulates everything (TCG), nested virtualization
+included, so the machine needs neither /dev/kvm nor privilege. Must not know what the command does.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmtest.build import BuiltGuest, initramfs
+from vmtest.kernels import Architecture
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONSOLE = "console.log"
+ALIVE = "alive"
+"""File in the results share that a guest which runs writes every other second."""
+SILENT_S = 120.0
+"""Without a sign of life for so long, a machine hangs."""
+BOOTS = 3
+"""How often a guest is booted whose machine hangs.
+
+QEMU's emulation of nested SVM was seen to livelock: one of its vCPU threads goes round in cpu_exec
+for ever and executes nothing, so that not even the guest's timers run. No test fails by that and
+none can pass. Whatever a test does to a guest whose clock still ticks is that test's result.
+
+With a host thread for each of the guest's CPUs it was also seen to corrupt the guest's memory (a
+5.10 kernel found the end of a stack overwritten). So one thread emulates both CPUs in turn, and
+test_kernels.py boots a guest for each CPU of this machine instead.
+"""
+EXIT_CODE = "exit-code"
+COMMAND = "command.sh"
+MEMORY_MIB = 3072
+"""Of a guest."""
+
+QEMU = {
+    Architecture.AMD64: "qemu-system-x86_64",
+    Architecture.ARM64: "qemu-system-aarch64",
+}
+_MACHINE = {
+    # What costs much to emulate and proves nothing here is left out: 5-level page tables,
+    # and pointer authentication by its architected algorithm (36 s a boot instead of 11 s).
+    Architecture.AMD64: ("-machine", "q35", "-cpu", "max,la57=off"),
+    Architecture.ARM64: (
+        "-machine",
+        "virt,virtualization=on,gic-version=3",
+        "-cpu",
+        "max,pauth-impdef=on",
+    ),
+}
+_TTY = {Architecture.AMD64: "ttyS0", Architecture.ARM64: "ttyAMA0"}
+_KERNEL_ARGUMENTS = (
+    # A panic ends QEMU (-no-reboot) at once; the watchdogs are not made for an emulated CPU.
+    "panic=-1 loglevel=5 nowatchdog audit=0 "
+    # Emulating the mitigations of a processor that is emulated costs time for nothing.
+    "mitigations=off"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestResult:
+    """What came of one boot."""
+
+    exit_code: int | None
+    """Exit status of the command; None when the guest died or met its deadline."""
+    console: Path
+    duration_s: float
+    boots: int = 1
+    """How often it was booted: above 1, the emulated machine hung before."""
+
+    def console_tail(self, lines: int = 60) -> str:
+        """The end of the console, for a failure's message."""
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def boot(
+    guest: BuiltGuest,
+    command: str,
+    results: Path,
+    *,
+    deadline_s: float,
+    environment: Mapping[str, str] | None = None,
+    kernel_arguments: str = "",
+    silent_s: float = SILENT_S,
+    boots_max: int = BOOTS,
+) -> GuestResult:
+    """Boot, run the shell command in /repo (read-only), and wait for the guest's end.
+
+    `results` is an existing directory, /results inside. The console holds the command's output.
+    """
+    exports = [f"export {k}={shlex.quote(v)}\n" for k, v in (environment or {}).items()]
+    (results / COMMAND).write_text("".join(exports) + command + "\n")
+    begun_s = time.monotonic()
+    archive = results / "initramfs"
+    archive.write_bytes(initramfs(guest))
+    line = qemu_command(guest, archive, results, kernel_arguments=kernel_arguments)
+    boots = 1
+    while _hung(line, results, deadline_s, silent_s) and boots < boots_max:
+        (results / CONSOLE).rename(results / f"hung-{boots}-{CONSOLE}")
+        boots += 1
+    archive.unlink()
+    return GuestResult(
+        exit_code=_exit_code(results / EXIT_CODE),
+        console=results / CONSOLE,
+        duration_s=time.monotonic() - begun_s,
+        boots=boots,
+    )
+
+
+def qemu_command(
+    guest: BuiltGuest, archive: Path, results: Path, *, kernel_arguments: str = ""
+) -> list[str]:
+    """The command line of the machine that this guest runs in."""
+    architecture = guest.kernel.architecture
+    arguments = f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {kernel_arguments}".strip()
+    command = [
+        # QEMU dies with us, also when we are killed.
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *(QEMU[architecture], *_MACHINE[architecture]),
+        *("-accel", "tcg,thread=single", "-smp", "2", "-m", f"{MEMORY_MIB}M"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-serial", f"file:{results / CONSOLE}"),
+        *("-kernel", str(guest.image), "-initrd", str(archive), "-append", arguments),
+    ]
+    shares = {
+        "root": guest.root,
+        "repo": REPOSITORY,
+        "packages": guest.packages,
+        "results": results,
+    }
+    for tag, path in shares.items():
+        access = "" if tag == "results" else ",readonly=on"
+        command += [
+            *("-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"),
+            *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+        ]
+    return command
+
+
+def unavailable(architecture: Architecture) -> str | None:
+    """Why this machine cannot boot such a guest, with the remedy; None when it can."""
+    if platform.machine() != "x86_64":
+        return f"the bench is built on x86_64 machines, this is {platform.machine()}"
+    x86 = architecture is Architecture.AMD64
+    needed = {
+        QEMU[architecture]: "qemu-system-x86" if x86 else "qemu-system-arm",
+        "setpriv": "util-linux",
+        "apt-get": "apt",
+        "dpkg-deb": "dpkg",
+    }
+    for program, package in needed.items():
+        if shutil.which(program) is None:
+            return f"{program} is missing: install the package {package}"
+    return None
+
+
+def _hung(command: list[str], results: Path, deadline_s: float, silent_s: float) -> bool:
+    """Run the machine to its end, its deadline or its silence; whether it was silence."""
+    begun_s = time.monotonic()
+    (results / ALIVE).unlink(missing_ok=True)
+    with (
+        (results / "qemu.log").open("wb") as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(os.environ)
+        ) as qemu,
+    ):
+        try:
+            while time.monotonic() - begun_s < deadline_s:
+                try:
+                    qemu.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    if _silent_s(results / ALIVE) < silent_s:
+                        continue
+                    _note(results, f"no sign of life for {silent_s:.0f} s: the machine hangs")
+                    return True
+                return False
+            _note(results, f"deadline of {deadline_s:.0f} s met, guest ended")
+            return False
+        finally:
+            qemu.kill()
+
+
+def _silent_s(alive: Path) -> float:
+    """Since the last sign of life; 0 before the first, for a boot has only its deadline."""
+    try:
+        return time.time() - alive.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _note(results: Path, line: str) -> None:
+    with (results / CONSOLE).open("a") as console:
+        console.write(f"\nvmtest: {line}\n")
+
+
+def _exit_code(path: Path) -> int | None:
+    return int(path.read_text()) if path.exists() else None
