@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent under measurement: a process started as a service would be, and what it uses.
 
 Owns starting it, asking it as Prometheus does, and the kernel's figures of its processes. Must not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BPF programs by their number: taken from whoever loaded them, attached, timed by the kernel.
 
 Owns what the measurements ask of bpf(2). Must not know whose programs these are. A program taken

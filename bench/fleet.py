@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node full of VMs: real KVM processes in pods' cgroups, their VMIs in an API server.
 
 Owns N processes of tests/support/kvmload.c, each with one VM of one vCPU, each in the cgroup of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not get worse, as ratios that a short run gives on any machine.
 
 Owns the ratios and what each may be worse by. Must not know the stored ones. A ratio's two sides

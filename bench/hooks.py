@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs whose cost is compared, loaded by whoever loads them in earnest.
 
 Owns getting hold of them: of a real agent, of the distribution's tool, and of reference.bpf.c. Must

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures what docs/operators.md says the image costs, and prints it as that table's rows.
 
     make image-cost

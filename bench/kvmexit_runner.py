@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the distribution's kvmexit-bpfcc where it would refuse to start. Arguments: TOOL HEADERS.
 
 The tool is read from where the distribution has put it and changed in nothing. Around it, three

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that hvprobe is compared with, started as they are.
 
 Owns how each is started, when it has begun, and why it cannot be where it cannot. Must not know

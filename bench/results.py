@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The results of a run as one JSON file, and as lines for a reader.
 
 Shape of the file: {"machine": {name: text}, "seconds": how long the run took, "rows": [...],

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many VMMs that start at the same moment, under an agent that runs."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a guest loses by the hooks: CPU time an exit, with a hook and without one.
 
 A guest that does nothing but exit is the worst case. Its process's CPU time an exit is taken with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one VM exit costs in the hook, over an empty program of the same kind.
 
 Measured in three ways, for what a program costs depends on what the processor still knows of it:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long /metrics takes, for one scraper and for ten at the same moment."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the steady agent holds, beside what others hold before they know a VM."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU time of the agent for a scrape, at several sizes, and how it grows."""
 
 from collections.abc import Iterator

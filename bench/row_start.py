@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the start of the process to the first scrape that shows every VM of a full node."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a measurement gives, and which there are. Pure but for finding the files.
 
 A new row is one file bench/row_<name>.py with two names in it: ORDER, a number that says

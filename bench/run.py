@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures every row on this machine: `make bench`.
 
   python -m bench.run                      all rows; writes the stored results and their page

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A steady agent over a fleet, scraped in a fixed rhythm; what rows of one fleet share.
 
 Owns which fleet is up, so that rows that want the same one need not start it again, and how much

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No ratio got worse than what is stored by more than its tolerance.
 
 Not part of `make test`: it wants a machine that does nothing else. `make bench-guard` runs it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs measured in turns, so that machine, frequency and neighbours are the same for all. Pure.
 
 A sample of each every round; what is told of one is its difference from another of the same round.

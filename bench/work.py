@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixed piece of pure Python work: the unit in which a scrape's CPU time is guarded.
 
 It does what a scrape does, with nothing of hvprobe's: makes objects, looks them up, sorts, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest that does nothing but exit, made to do so so many times."""
 
 import tempfile

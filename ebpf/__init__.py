@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel says of the processes that run virtual machines. Knows no pods and no VMIs."""

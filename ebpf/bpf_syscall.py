@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the system calls bpf(2), perf_event_open(2) and membarrier(2), as far as they are needed.
 
 Owns their arguments (include/uapi/linux/bpf.h, perf_event.h, membarrier.h). Must not know any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the clock of the kernel's records, read from any time namespace.
 
 bpf_ktime_get_ns() gives the host's CLOCK_MONOTONIC. In a time namespace a process reads that clock

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of the ebpf room. Each message is one line: what failed, on what, why, what to do."""
 
 from enum import StrEnum

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the wanted hooks of this node, attached one by one and followed through module life.
 
 Owns which hook is attached how, and when that has to change. Must not know what the programs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hooks hvprobe wants, in order of preference, and what each one proves. Pure data.
 
 A hook is one question to the kernel. It can be answered by several attach points; session.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's records as Python values. Pure: decodes what tables.py reads.
 
 Owns the ctypes mirror of ledger.h and the immutable types made from it. Must not know how the

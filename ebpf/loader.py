@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the only importer of bcc. A short-lived process that compiles, loads, hands over and ends.
 
 The compiler (LLVM) takes more memory than all the rest of hvprobe and is needed once. So it runs

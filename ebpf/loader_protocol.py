@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes between hvprobe and its loader: one request, one answer with descriptors. EDGE.
 
 Owns the form of both messages on a SOCK_SEQPACKET socket. Must not know what is loaded.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: BPF maps as Python sees them: hashes, arrays and marks in memory, and stacks.
 
 Owns reading and writing them by descriptor. Must not know what they hold: keys and values are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what this process is permitted to do, and why the kernel refuses BPF or a hook, by name.
 
 Owns the capabilities that hvprobe uses, and what else answers EPERM in their stead: a seccomp

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: loaded BPF programs: attached and detached by their descriptors, and their maps.
 
 Owns what a program is attached to now, and how failures to load or attach are told. A process of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the ledger of this node: its programs loaded and attached, its tables read.
 
 Owns the order in which all of it is opened, and what a failure means. Must not know what a VMM, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the ledger's tables: read from memory, and the reader's side of removing a record.
 
 Owns their names and sizes, and what ledger.bpf.c and the reader must both keep to. Must not know

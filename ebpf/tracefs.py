@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what tracefs says of this kernel's tracepoints: their numbers and their records' fields.
 
 Owns where tracefs is mounted and the form of its files (kernel/trace/trace_events.c, f_show). Must

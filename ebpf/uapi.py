@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of the kernel's user interface that Python and the BPF text both use. Pure.
 
 A test compares them with the ``#define`` of the same name in the BPF text.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/mutants.md, made of the stored results."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants of a Python module: one small change of its syntax tree each.
 
 A mutant is put into the text where its node stands, so all other lines stay as they are. What no

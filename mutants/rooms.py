@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pure rooms that are mutated, and for each the tests that have to notice."""
 
 from collections.abc import Mapping

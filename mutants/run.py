@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs mutants and writes what came of them: ``make mutants ARGS="[NAME...] [--sample N]"``.
 
 Results of what is not run this time stay as they are.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants made by hand: defects that no test noticed once, and where each has to be noticed now."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One mutant on trial: its text in a copy of the tree, its tests in a child of this process.
 
 The child is forked with the libraries of the tests loaded, in a process group of its own, which is

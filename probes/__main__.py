@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program: ``hvprobe``, and ``python -m probes`` for a tree that is not installed.
 
 Owns what the command may import: its own two packages from the folder this file is in, everything

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds the container image with nothing but buildah: no engine, no registry of images needed.
 #
 #   scripts/build-image.sh [TAG]          default: localhost/hvprobe:latest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two guests to look at: one accelerated by KVM, one emulated, named as KubeVirt names them.
 
 Run by ``make demo``. Starts the guests, prints what to type to see them, and ends them on Ctrl-C,

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Installs what is missing, and only that: distribution packages, .venv, the project itself.
 #
 #   scripts/install.sh [--root] GROUP...

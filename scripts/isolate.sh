@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Makes an installed command start its interpreter isolated (python -I): it then imports what is
 # installed, and nothing from PYTHONPATH or the user's own packages.
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes requirements.lock: what the image takes from the Python index, pinned with hashes.
 
     python scripts/lock.py            # the versions the index has now

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reduces this machine's pip configuration to what says how to reach a package index.
 
     python scripts/pip_config.py                   # print it as a pip.conf

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a software bill of materials (CycloneDX 1.6, JSON) of an image's root file system.
 
     python scripts/sbom.py ROOT > sbom.json

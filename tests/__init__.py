@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests, one folder for each kind of world that they need."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: Debian packages of any suite and architecture, fetched without installing anything.
 
 Owns private apt trees (package lists, an empty dpkg status, downloaded archives) in the cache, and

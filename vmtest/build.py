@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: all that one boot needs, from the cache or built now.
 
 Owns the composition: kernel, modules, root file system, Python packages, initramfs.

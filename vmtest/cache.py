@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the bench's cache of things that are made once.
 
 Owns where they lie and that they are whole. Each artefact is a directory named by a digest of its

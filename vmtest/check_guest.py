@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs inside a bench guest: proves that the bench gives what the project's tests stand on.
 
 Makes a KVM guest in this very process, drives it through a prime number of exits to user space,

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=dash
 # First program of a bench guest: from the initramfs to the root file system.
 # Kernel arguments of its own: none. It expects the 9p shares root, repo, packages and results.

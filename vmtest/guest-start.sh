@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Process 1 of a bench guest, in its root file system: mounts what the project looks at, loads KVM,
 # runs the results share's command.sh in the repository and leaves its exit status in exit-code.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

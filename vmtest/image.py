@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: kernel images and their modules, taken from Debian packages and cached.
 
 Owns which release a line of the table means today and which modules go with it. Must not know how

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel modules in load order, and the initramfs that carries them.
 
 Owns the resolution of module names to files and the newc archive format. Pure but for reading

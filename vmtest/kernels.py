@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels that the bench boots: one line each.
 
 Owns which distribution kernel is paired with which root file system, and the names that the rest

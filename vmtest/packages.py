@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the project's Python packages as a directory for guests, copied from this environment.
 
 Owns which packages a guest gets: exactly the versions that the tests run with here, so nothing is

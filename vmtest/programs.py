@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the C programs of the kernel tests, compiled here for a guest's architecture.
 
 Guests have no compiler: compiling under emulation takes longer than the tests. Owns only the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: where a guest's run leaves what it made.
 
 Owns the results' place. A run works in a directory of its own and takes the kernel's name at its

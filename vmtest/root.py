@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: root file systems of the bench, unpacked from Debian packages and cached.
 
 Owns what user space of a guest consists of. No step needs root privilege, and no package script

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs one command in one kernel of the bench, for debugging by hand.
 
     python -m vmtest.run --kernel 6.1 --command 'python3 -m vmtest.check_guest'

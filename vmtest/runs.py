@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guests that run beside each other, one for each CPU of this machine as far as memory goes.
 
 Owns the order and who waits. Must not know what a run is. Threads are daemons: a test run that is

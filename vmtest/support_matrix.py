@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/kernels.md from the results of a run: scenario by kernel, and the exact counts.
 
 Reads what vmtest left in build/test-kernels (JUnit report and facts of each guest) and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel tests on other kernels: each boots in QEMU and runs tests/kernel inside.
 
 As many guests run at once as there is room for.

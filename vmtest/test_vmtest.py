@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bench itself: it tells a command's result, a guest's death and a deadline apart."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: boots a kernel of the bench in QEMU, runs one command inside and brings its result back.
 
 Owns the QEMU command line and the life of the QEMU process: it ends with its command, at the

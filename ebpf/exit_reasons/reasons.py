@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VM exits by reason: what the numbers mean. Pure.
 
 Owns the layout of tracepoint kvm:kvm_exit as tracefs describes it, and the names of reasons. Must

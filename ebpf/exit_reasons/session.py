@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: VM exits by reason of chosen processes, counted while somebody looks.
 
 Owns one program on tracepoint kvm:kvm_exit, apart from the ledger's. Must not know why a process

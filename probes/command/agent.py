@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The composition root: puts edges, collector, renderers and server together.
 
 Owns lifetimes: attach first, detach last. Must not judge, name or render anything itself.

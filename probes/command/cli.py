@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
 
 Exit codes: 0 fine, 1 failed at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line's parser → completion scripts for bash and zsh. Pure.
 
 Owns the scripts' form. What can be completed is read from the parser itself: a metavar ``a|b`` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: stdout as a person or a program reads it: colours, and which characters it can show.
 
 Must not know what is printed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: ends for what may never end.
 
 A read of /proc can block in the kernel for as long as a tenant likes, and a thread that sleeps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: prints the doctor's checks in the form that the reader of stdout can use.
 
 Must not know what is checked, nor how a form is laid out (doctor_view.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line's grammar: commands, flags, their variables and help. Pure.
 
 Every flag has a variable ``HVPROBE_<FLAG>``; a flag wins over its variable. Must not know what a

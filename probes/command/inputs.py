@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: whether the files and folders that a user names are there and what they are meant to be.
 
 Asked once, before anything is compiled, attached or retried: a wrong path is a wrong usage, not a

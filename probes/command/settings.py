@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command line's words and variables → settings of one command: what a value may be. Pure.
 
 Must not open, resolve or start anything: whether a file or a folder is there says inputs.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the refresh loop of the live view, on a screen or line by line.
 
 Owns when is looked and when is drawn. Must not know how a scene is made (it is given a function)

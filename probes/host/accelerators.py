@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what the accelerators of this node can do, and which modules provide them.
 
 Owns the trial of an accelerator (/dev/kvm). Must not know any process or VMI. A trial opens the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pod a process belongs to, told by the text of /proc/PID/cgroup. Pure.
 
 Owns: every way kubelet, the CRI runtimes, systemd and kind spell a pod's cgroup. Must not know:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what the kernel and this process's privileges permit, for ``hvprobe doctor``.
 
 Owns the finding out. Must not try anything that changes the node, nor judge what it means.

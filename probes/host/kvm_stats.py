@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The binary statistics of a KVM vCPU (KVM_GET_STATS_FD). Pure: bytes in, numbers out.
 
 Layout: include/uapi/linux/kvm.h, struct kvm_stats_header and struct kvm_stats_desc; the data are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of the node itself. Pure types."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of one process that may be a virtual machine monitor (VMM). Pure types.
 
 Owns the identity of a process along the whole path and the facts /proc gives of it. Must not know

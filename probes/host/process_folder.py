@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the folder of one process below /proc, held open.
 
 Owns reading its files, links and folders within bounds. Must not parse what it reads. A process is

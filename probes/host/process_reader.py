@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: everything /proc says of one process, read step by step.
 
 Owns the order of the steps and what is kept of each; so what was read before one that never returns

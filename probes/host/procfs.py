@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parsers of /proc text. Pure: text in, values out; process_reader.py does the reading.
 
 Everything a process can choose (its name, command line, thread names) is treated as hostile: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the processes of this node.
 
 Owns which processes are read, in which order and for how long. Must not judge. psutil lists them;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the descriptor tables of a process's threads.
 
 Owns finding the tables that differ, and reading their links within bounds. Must not judge. Threads

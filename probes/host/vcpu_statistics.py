@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: KVM's own statistics of a process's vCPUs, through its descriptors.
 
 Owns copying such a descriptor and reading it. Must not judge. pidfd_getfd(2) gives the copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: reads of /proc that may never return, each costing only its own process.
 
 Owns the threads that read, and who of them is stuck. Must not know what is read.

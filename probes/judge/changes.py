@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens to a tracked process, and what has to be done with it next. Pure.
 
 Owns the rules by which a process passes from state to state. Must not read anything, and must not

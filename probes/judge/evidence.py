@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts of a process and its ledger entry → evidence. Pure.
 
 Owns the question "what may be concluded from what": which vCPU threads really are inside KVM_RUN,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The edges that judging needs, as protocols. Pure types.
 
 The edges themselves are ebpf.session and probes.host.reader; tests put others in

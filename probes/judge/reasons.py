@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of reasons: why a verdict is what it is, and how urgent that is. Pure data.
 
 Each reason is one row: a stable code, a phrase that fits the narrowest column, a sentence, the

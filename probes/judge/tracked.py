@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One VMM process from /proc to the report: its states, and the steps that lead through them.
 
 Pure types. Owns what is remembered of a process. Must not know how it was read, nor which step

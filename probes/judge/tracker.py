@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VMM processes of a node, judged: whom to read, whom not to read again. Reads through ports.
 
 Owns what is remembered of processes between two refreshes, and carries out the steps that changes

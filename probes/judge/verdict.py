@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of judgement: evidence → verdict. Pure; the rules and nothing else.
 
 What the kernel was seen to do decides. What a process says about itself (thread names, command

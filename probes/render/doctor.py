@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this node can prove, from a report. Pure; doctor_view.py shows it.
 
 Owns the checks of a node and their remedies. Must not find anything out itself.

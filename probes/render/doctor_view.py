@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doctor's checks → text for a person, lines for a program, JSON. Pure renderer.
 
 Owns marks and layout. Must not know what is checked, nor find anything out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metric families → Prometheus's text formats. Pure.
 
 Owns how a family is written: escaping, order of labels, numbers, and where the two formats differ.

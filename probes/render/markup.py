@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML as a type of its own, so that the type checker sees which text is escaped. Pure.
 
 Owns escaping: text becomes Markup only by the functions of this module, or as a literal in the

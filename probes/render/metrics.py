@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NodeReport, and how the agent itself is doing → metric families. Pure renderer.
 
 Owns the metrics' names, labels and help texts (the product's public face). Must not judge: a value

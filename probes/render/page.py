@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NodeReport → the page at ``/``. Pure renderer.
 
 Owns the page's markup and Content-Security-Policy. Must not judge, and must not trust any text:

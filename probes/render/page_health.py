@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page's section about hvprobe itself: accelerators, counters, sources and hooks. Pure.
 
 Owns what is said of them; words and emphasis come from vocabulary.py. Must not judge.

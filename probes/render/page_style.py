@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The style of the page at ``/``. Pure data; its hash is in the Content-Security-Policy.
 
 Tables become cards on a narrow screen. Whatever a colour says, words say as well.

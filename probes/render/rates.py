@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two totals of a counter → a rate. Pure.
 
 Owns when there is a rate at all. Must not know what is counted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign text → text that a terminal shows as counted cells. Pure.
 
 Owns what may reach a terminal of a name that somebody else chose (a process's comm, a domain name,

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one report of this node, from which every output is made."""

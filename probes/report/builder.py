@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that one refresh of a node found out → NodeReport. Pure.
 
 Owns what a counter's silence means and what counts as a fallback. Must not read anything, and

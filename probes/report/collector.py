@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One refresh of a node after another: reads the edges, remembers what is final, reports.
 
 Owns what has to be remembered between two refreshes, and the order in which the edges are read.

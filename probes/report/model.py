@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one report behind every output: what this node runs, and how sure hvprobe is.
 
 Owns the immutable NodeReport and its JSON form. Must not know how anything was found out, nor how

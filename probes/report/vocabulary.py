@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vocabulary of all outputs: severity, trust in a counter, state of the VMI watch. Pure.
 
 Owns the words, the emphasis and the order that page, live view, doctor and readiness share; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what the agent serves, by path.
 
 Owns the answers and the readiness. Must not know how a look is taken, nor sockets and TLS.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: looks at the node for all who ask: shared, and not waited for longer than a scrape lasts.
 
 Owns what is known at the moment somebody asks, and what is said when a look fails or does not end.

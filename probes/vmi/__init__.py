@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which VM a process is: the VMIs of this node, and who runs them."""

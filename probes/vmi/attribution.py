@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which process is which VM? Pure.
 
 Owns the naming rules: by libvirt's domain name without a cluster, by pod with one. Must not judge

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text of others in our own errors and log lines. Pure.
 
 What a terminal, a page or a metric's label may hold is another question, and each of these answers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What hvprobe keeps of a VirtualMachineInstance, and the index of those on this node. Pure.
 
 Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, the immutable

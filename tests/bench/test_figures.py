@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bench itself: what it makes of figures, and that what is stored is what is shown."""
 
 import json

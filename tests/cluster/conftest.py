@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The API server, the watches and the cgroups that tests/cluster share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The test API server itself: as strict as the real one, and good enough for the real client."""
 
 from __future__ import annotations

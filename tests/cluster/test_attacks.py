@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a tenant does inside its pod to have something else told of its VM, or of others' VMs.
 
 Each row is a pod of processes without uid and capabilities, with what is reported of its VMI by an

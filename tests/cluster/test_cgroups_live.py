@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real processes in real cgroups of every shape, read the way hvprobe reads them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of the kubernetes package the watch brings into the process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent as a cluster has it: an API server, pods' cgroups, real guests, scraped over HTTP."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many VMs at once, and many events one after another: each shown as it is, at every look."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VMI watch against a strict API server over TLS: what it learns while all goes well."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VMI watch when things go wrong: what it says, what it keeps, how it recovers."""
 
 from __future__ import annotations

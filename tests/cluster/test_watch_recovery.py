@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After a failure the VMI watch is back soon, and says so only when it knows of deletions."""
 
 from __future__ import annotations

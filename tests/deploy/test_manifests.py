@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kustomize makes of deploy/: exactly this, for each overlay, and it fits together."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rendered manifests against the schemas of their readers, and against a security linter."""
 
 import copy

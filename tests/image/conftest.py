@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image built from this checkout, and what running it needs."""
 
 import json

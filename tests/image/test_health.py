@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image's own health check, run as an engine runs it: in the container, by its exit code."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image on other kernels, with real kprobes, as a share of a guest of vmtest."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image run by a real OCI runtime on this machine's kernel, as each DaemonSet asks for it.
 
 Beside it run a KVM and a TCG guest of user 107, as virt-launcher starts them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image on a node of a cluster that is full of VMs: what it takes, and that it is let live.
 
 1000 KVM processes in the cgroups of virt-launcher pods and an API server that has their VMIs, asked

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image on a node where every VM is emulated, and the agent may not try /dev/kvm."""
 
 import os

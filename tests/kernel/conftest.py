@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of real hooks need, and the node as hvprobe sees it."""
 
 import os

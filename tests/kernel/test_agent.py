@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent as its users have it: a process, asked over HTTP, ended by a signal."""
 
 import json

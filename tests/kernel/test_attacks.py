@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a tenant does to be taken for what it is not, and what is said of it and of its neighbour.
 
 Each row is a process without uid and capabilities, as a container's is. A row says what must be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a tenant does to its own process so that nothing is told of the others.
 
 Each row is set up by a process without uid and capabilities. A row says what is told of it; a VM

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Known workloads of prime counts: what the ledger says is what was made, to the last one."""
 
 from collections.abc import Callable

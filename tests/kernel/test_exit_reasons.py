@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VM exits by reason, counted by the kernel for chosen processes: exact numbers of known exits."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real processes that the kernel follows for hvprobe: /proc is left alone, nothing is missed."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that make their /proc files huge, many or endless, read as the agent reads them.
 
 Each attack runs beside a bystander, of which everything must be read each time. All reading is done

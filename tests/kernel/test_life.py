@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that come, go, come back, and pretend: each is judged as what it is."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers at which a life begins: each fork and each exec is in one answer."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process that compiles: it leaves nothing behind, whoever dies when, and tells its errors."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KVM's modules come and go under the agent. Only where they are modules and nobody needs them."""
 
 import os

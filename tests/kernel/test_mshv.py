@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Microsoft hypervisor's program, as far as it can be tried where there is no such hypervisor.
 
 It is attached to KVM's vCPU ioctl instead, and the number it counts is asked of a KVM vCPU, which

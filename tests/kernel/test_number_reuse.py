@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A number that passes at once to a process that executes nothing: each life has its own counts."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Returns of KVM_RUN, in each form of the hook: those that prove a run, and those that do not."""
 
 from pathlib import Path

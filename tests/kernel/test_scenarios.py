@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every scenario of the table, with the hooks attached before it and after it."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The counters' slots: nothing is lost or doubled when one changes hands, nor when a CPU goes."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In a time namespace the clock is another one: times of records are compared with the host's."""
 
 import json

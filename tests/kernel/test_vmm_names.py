@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real QEMU guests under other names, found by a scan and known by an inspection alike."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster that tests of this folder share, and the VMs in it."""
 
 from collections.abc import Iterator

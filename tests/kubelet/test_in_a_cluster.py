@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The DaemonSet in a real cluster: admitted, scheduled, run by kubelet and containerd, and asked.
 
 Kubernetes 1.20 with containerd 1.6, the newest that Debian has the source of. Its VMs are QEMU

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of the live view need: a terminal, and a machine with real guests."""
 
 from pathlib import Path

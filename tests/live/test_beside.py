@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``hvprobe live`` line by line: beside an agent, as JSON, without root; and how soon."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``hvprobe live`` in a real terminal, with real guests, by its keys."""
 
 import os

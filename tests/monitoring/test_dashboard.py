@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dashboard as Grafana needs it: what a person would otherwise notice only after importing."""
 
 import itertools

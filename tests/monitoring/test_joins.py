@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every documented and every dashboard query in a real Prometheus, and the alerts live."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules by promtool, KubeVirt's conventions for them, and that each rule's tests can fail."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mutants can be made: each text is there once, each test exists. None is run here."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: served by the real server, laid out, asked for its errors."""
 
 import http.client

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an end-to-end test needs of this machine: real guests and a real Prometheus."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Prometheus scrapes a real agent, behind TLS, that watches real guests.
 
 Beside it, in the same Prometheus, are KubeVirt's components with their own label sets.

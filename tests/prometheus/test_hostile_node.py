@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real agent on a node that does not make it easy: names that are hostile, reads that hang."""
 
 import html

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Idle and slow clients, many of them, and what is left for a scrape."""
 
 import errno

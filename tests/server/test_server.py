@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTP as real clients speak it, well and badly."""
 
 import asyncio

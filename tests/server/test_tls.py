@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS with real certificates: who gets in, and certificates that are replaced meanwhile."""
 
 import http.client

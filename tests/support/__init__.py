@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests share: worlds, doubles, builders of facts. The only place for it."""

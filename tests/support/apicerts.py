@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A certificate authority of the test's own, and server certificates signed by it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Kubernetes API server for tests: one resource, the real list-and-watch protocol, over TLS.
 
 It serves `ApiStore` the way kube-apiserver serves a custom resource: bearer tokens and RBAC verbs,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the test API server stores: VMI objects, resourceVersions, and the window watches replay.
 
 Semantics of k8s.io/apiserver: every write takes the next resourceVersion of one counter; a list is

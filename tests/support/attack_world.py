@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node under attack: the agent as it is scraped, the collector with its reasons, a bystander VM.
 
 The bystander is started after the agent and after the attack. It must keep its verdict and its

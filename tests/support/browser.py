@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A headless Chromium, driven by chromedriver over plain WebDriver HTTP.
 
 Owns both processes: they end with the test, also when it is killed (chromedriver by

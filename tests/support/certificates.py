@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real certificates, made by the openssl command."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every spelling of a pod's cgroup, and the pod it names."""
 
 from __future__ import annotations

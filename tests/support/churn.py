@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node whose VMs come, move and go at random, and what may be shown of it. For test_scale.
 
 The API server's word reaches the cache late, in order, and sometimes not at all until it is listed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of a cluster: real guests in real pod cgroups, real agents, and what they say."""
 
 from __future__ import annotations

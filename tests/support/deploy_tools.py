@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: tools that Debian 12 has not or has too old, taken from registries without installing them.
 
 Owns where they lie (the cache of vmtest). Must not know what they are used for.

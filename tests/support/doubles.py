@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of plain values: a ledger, processes and an accelerator that do what a test tells them."""
 
 import os

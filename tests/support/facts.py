@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts for the unit tests, made up or captured: what one test changes stands out in it.
 
 Each builder gives a plain, consistent value; a test names only what matters to it. Captured

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs inside a guest of vmtest: the image's root, shared as /packages, on that kernel.
 
     python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES...

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the image, built by scripts/build-image.sh, and its root file system.
 
 Owns building once a session and the mounted copy. Must not know how it is run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: a container of the image, run by runc, a real OCI runtime, from a rendered DaemonSet.
 
 Owns runc's state and the agent's life in it. A run that was killed leaves its container behind; the

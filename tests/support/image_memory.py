@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what a container's cgroup says of its memory, in either version of cgroups."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pod of a rendered DaemonSet as an OCI runtime would get it: pure, from manifest to config.json.
 
 Owns what a container runtime makes of a container's securityContext, mounts and resources (CRI:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU as virt-launcher runs it: of user 107, which hvprobe is not."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real agent as a process of its own, asked over HTTP, and what it leaves in the kernel."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU under other names: what a launcher of VMs, or a tenant, may have made of its program."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that make their /proc files huge, many or endless: tests/support/hostile.c."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A ledger with little room, on a machine that may run other VMs: their slots are not counted on.
 
 Knows the insides of ebpf.tables. The room is made small by taking free slots away.

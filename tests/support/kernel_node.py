@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node as hvprobe sees it, in this process: real hooks, real /proc, the real collector."""
 
 from typing import Self

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that get the number of another one, and other users of BPF maps beside them.
 
 Each owner of a number is forked and executes nothing: only its fork shows that it is another one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of scenarios: what is started, and what hvprobe must say of it. Drives all kernels.
 
 Each row says what must be reported when the hooks were attached before the process (early) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real processes for tests: QEMU guests, tiny KVM programs, impostors. Starts and ends them.
 
 Every process dies with the test that started it, however that ends: the kernel kills it when its

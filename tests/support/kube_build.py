@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: Kubernetes' own programs, compiled from Debian's source package.
 
 Owns fetching source and compiler without installing them, and the compiled programs in the cache.

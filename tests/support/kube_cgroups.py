@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: cgroups that pods of a test's kubelet live in, of every hierarchy the machine has.
 
 A container outlives the runtime that started it, and the tests. So a process of its own, which this

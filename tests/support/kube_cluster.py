@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: a Kubernetes cluster of one node on this machine, of real programs all through.
 
 Owns etcd, kube-apiserver, controller manager, scheduler, containerd and kubelet, in network and

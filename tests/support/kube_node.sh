@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Becomes the node of a test's cluster: run in network and mount namespaces of its own, which last as
 # long as it does. $1: a directory for what the node would keep in /var. Prints "ready".
 set -eu

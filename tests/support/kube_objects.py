@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What KubeVirt has in a cluster, as far as hvprobe sees it: its resource, VMs' pods, their VMIs.
 
 Owns images and objects. A launcher's pod runs QEMU itself where KubeVirt's run libvirt around it;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests say to the cluster and hear of it: manifests as an operator writes them, metrics."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KVM's binary statistics, as the kernel writes them."""
 
 import struct

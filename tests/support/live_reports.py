@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports with fixed values for the live view's tests: a node in motion, second by second."""
 
 from collections.abc import Sequence

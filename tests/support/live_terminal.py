@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real terminal for tests: tmux, with a server and a socket of its own that end with the test."""
 
 import contextlib

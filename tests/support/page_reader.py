@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a page as a browser does, for tests of what it shows."""
 
 from html.parser import HTMLParser

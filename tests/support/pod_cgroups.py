@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real cgroups of the shapes kubelet makes, in a tree of the test's own.
 
 Each tree has a folder named after the process that made it, so that what a killed run left behind

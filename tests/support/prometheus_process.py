@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Prometheus server on loopback, for as long as a ``with`` block lasts.
 
 Owns the process: its data folder, its port (chosen by the kernel, read from the server's log) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every query the project documents or draws, and a way to run them all against a Prometheus.
 
 Owns finding the queries (dashboard.json, queries.md) and asking a Prometheus server for them. Must

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kinds of tests need of the machine: skipped where it is not there, failed where promised.
 
 ``HVPROBE_REQUIRE`` names, separated by commas, the kinds that were promised.

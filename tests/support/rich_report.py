@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One report that has a case of everything, for the renderers' tests."""
 
 from ebpf.hooks import Question

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PrometheusRule as Prometheus itself reads it: taken out of the custom resource, slow or fast.
 
 Owns the way from deploy/monitoring/prometheusrule.yaml to a plain rules file. Must not know what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small cluster as Prometheus sees it over HTTP: hvprobe's agents, KubeVirt's components.
 
 Owns the label sets. hvprobe's are those of the metrics contract; KubeVirt's are those of its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real agent behind TLS with client certificates, and Prometheus's configuration to scrape it.
 
 Must not know rules, queries or guests.

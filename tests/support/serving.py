@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real server on an event loop of its own thread, and raw peers to talk to it."""
 
 import asyncio

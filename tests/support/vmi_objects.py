@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VirtualMachineInstances in the form KubeVirt v1 makes them, most of which hvprobe must ignore."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node as Prometheus sees it: asks for alerts and values, and waits for them.
 
 Must not know how the agent is started, nor which guests there are.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several unit tests need to be set up."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node's accelerator can do, tried on device files and read from sysfs trees."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent stays for weeks: what it does not need is not in it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which process is which VM, by libvirt's domain name."""
 
 from dataclasses import replace

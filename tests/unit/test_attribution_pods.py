@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which process is which VM, by the pods that the API server says are a VMI's."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What scripts/build-image.sh hands into the build, on a machine whose configuration is hostile."""
 
 import configparser

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a counter's silence means, what counts as fallback, and that nothing false is shown."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a certificate is valid, read from its text."""
 
 import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the text of /proc/PID/cgroup to the pod: every spelling, and no exception for any text."""
 
 from __future__ import annotations

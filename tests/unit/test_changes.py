@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of a process: when it is looked at, read and judged, and when its verdict stands."""
 
 from dataclasses import replace

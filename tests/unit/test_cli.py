@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command hvprobe: exit codes, what goes to stdout and what to stderr."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clock of the kernel's records, as seen from time namespaces."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One look after another at a node of plain values: what is remembered, and what is asked again."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who gets how much room in a line of the live table, whatever is wanted."""
 
 from collections.abc import Mapping

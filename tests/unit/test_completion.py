@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completion scripts, judged by the shells they are for."""
 
 import os

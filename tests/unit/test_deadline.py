@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks that never end: the command ends, in time and with one line, and at once by a signal."""
 
 import contextlib

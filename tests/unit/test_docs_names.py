@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The modules that docstrings, ARCHITECTURE and CONTRIBUTING name are there."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node can prove: one line per check, and the exit code."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doctor's checks as a person, a pipe and a program get them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts and ledger → evidence: what really is inside KVM_RUN, what the ledger can vouch for."""
 
 from dataclasses import replace

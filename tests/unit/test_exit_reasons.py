@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exit reasons: where the kernel keeps them, and what their numbers are called."""
 
 import mmap

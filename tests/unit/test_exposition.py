@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Families → text: byte for byte what prometheus_client writes, whatever stands in the labels."""
 
 from collections.abc import Iterator, Sequence

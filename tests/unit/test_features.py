@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel permits, from captured sysfs trees and this very process."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which hook is attached how, on captured sysfs trees and with recorded calls for programs."""
 
 import shutil

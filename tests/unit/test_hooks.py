@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of hooks is complete, unambiguous, and agrees with the BPF text it names."""
 
 import re

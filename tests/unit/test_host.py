@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """/proc as a tree of files: captured processes, real ones, and those that go while being read."""
 
 import contextlib

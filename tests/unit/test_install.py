@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/install.sh on machines of all kinds, which are folders of programs that record calls."""
 
 import shutil

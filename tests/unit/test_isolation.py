@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is imported: our two packages and what is installed, nothing of the environment."""
 
 import os

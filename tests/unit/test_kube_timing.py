@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long the watch of the API server waits, as numbers."""
 
 from __future__ import annotations

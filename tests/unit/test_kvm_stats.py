@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KVM's binary statistics: the layout of include/uapi/linux/kvm.h, and anything else."""
 
 from hypothesis import given

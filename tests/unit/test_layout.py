@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where modules lie: what tests share is in one place, and no test lends from another."""
 
 import ast

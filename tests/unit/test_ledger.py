@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's record and its mirror in Python are the same, byte for byte."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's BPF text, run as an ordinary program: its order of steps, and its rare failures.
 
 The scenarios are in ledger_code.c.

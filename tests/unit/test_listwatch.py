@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list-and-watch protocol as values: pages, events, lines, refusals, waiting."""
 
 from __future__ import annotations

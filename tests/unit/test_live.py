@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live view's frames: a golden one, and what holds for any report, size and name."""
 
 import json

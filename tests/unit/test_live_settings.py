@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of ``live``, ``doctor`` and ``completion``, and their variables."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays in memory: the same code on ordinary memory files, where the test writes as a kernel."""
 
 import mmap

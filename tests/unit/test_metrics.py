@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NodeReport → /metrics: the text that users' dashboards and alerts rely on."""
 
 import os

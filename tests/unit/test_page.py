@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NodeReport → the page at ``/``: what it says, and that no text in it can act."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this process may do, and why BPF is refused: what is missing is named, and nothing else."""
 
 from pathlib import Path

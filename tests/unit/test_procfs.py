@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """/proc text → values: what the kernel writes is read right, what a process chose does no harm."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a program cannot be attached: cause and remedy, from captured trees."""
 
 import errno

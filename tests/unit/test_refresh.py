@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks that are shared, that fail, and that do not end; and what the site says of each."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NodeReport → JSON: every key that ``hvprobe snapshot`` promises."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The published JSON Schema: what it takes, what it refuses, and that it describes everything."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Series come and go with their VMs: nothing of a VM that is gone is left, here or in /metrics."""
 
 import asyncio

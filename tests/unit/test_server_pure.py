@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where to listen, and whether to compress: what the server decides without a socket."""
 
 import pytest

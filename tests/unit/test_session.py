@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger is opened as one: what was opened before a failure is released."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags and variables → Settings: which wins, and that a wrong one is told in one line."""
 
 import socket

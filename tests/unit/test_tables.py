@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reader's side of the ledger, on memory files and ordinary dicts in the place of maps.
 
 What ledger.bpf.c does with the same tables is tried in test_ledger_code.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign text → counted cells: nothing that reaches a terminal may disturb it."""
 
 import unicodedata

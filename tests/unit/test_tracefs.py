@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tracefs says of a tracepoint, from descriptions of several kernels."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which processes are read again, and which records are removed: every reading is counted."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of the kernel's user interface stand once in Python, and agree with the BPF text."""
 
 import re

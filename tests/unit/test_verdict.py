@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of judgement (DESIGN.md), one row each, and what must hold of any evidence."""
 
 from dataclasses import replace

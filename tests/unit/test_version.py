@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The version stands in pyproject.toml alone; every copy that a person reads agrees with it."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys: what a terminal sends → keys → what the person sees next."""
 
 from functools import reduce

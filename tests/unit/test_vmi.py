@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the JSON of a VirtualMachineInstance to a Vmi, and the index of many."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the watch has learnt: a new index only where something kept has changed."""
 
 import copy

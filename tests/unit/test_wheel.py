@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import configparser
 import shutil
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One vocabulary: reasons, severity, trust and watch state, and that all outputs agree."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of the live view: rows → cells of fitting width. Pure.
 
 Owns the columns: what each shows, and how much room it gets. Must not know header, keys, or where

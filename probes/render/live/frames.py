@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports → what a person sees of them: frames for a terminal, plain tables, JSON. Pure renderer.
 
 Owns the header, the notes about what is unavailable, and the lines of exit reasons. Must not know

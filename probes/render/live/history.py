@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last minute of each process's counters: totals of reports → rates. Pure.
 
 Owns which reports are compared. Must not know how rates are shown.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user can ask of the live view. Pure, and light: the command line's grammar imports it.
 
 Owns the options, what a selection keeps of a report, and what ``--reasons`` costs.

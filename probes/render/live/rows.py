@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One line per process: a report → rows, searched and ordered. Pure.
 
 Owns the ways to search and sort; severity and names come from vocabulary.py. Must not know columns,

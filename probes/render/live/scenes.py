@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports and exit reasons, one after the other → scenes of the live view.
 
 Owns the history of what was shown, and which processes' exits are counted by reason. Must not know

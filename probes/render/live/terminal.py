@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the terminal: keys, screen, size, signals.
 
 Owns the state of the terminal and gives it back on every way out. Must not know what is shown, nor

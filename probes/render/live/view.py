@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the person at the live view has chosen: keys → order, filter, pause, place. Pure.
 
 Owns the meaning of keys. Must not know the terminal they come from, nor what is drawn.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure. When a certificate is valid, as its PEM text says (RFC 5280, 4.1).
 
 The ssl module shows that of a peer's certificate only, and the agent needs it of its own. Must not

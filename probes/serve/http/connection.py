@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: one client's HTTP/1.1 connection: what may be asked, what is refused, how long it may take.
 
 Must not know what is served (see ``routes``), nor how many connections there are (see ``server``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure. Where to listen and with which TLS files, as a user writes it and as the server takes it.
 
 Must not know sockets nor what the files contain.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: what is served: from a request to an answer, by route, compressed if wanted.
 
 Must not know sockets, TLS or how messages are written (see ``connection``), nor what a handler

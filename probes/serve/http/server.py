@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the HTTP server: its listening sockets, and who gets a connection.
 
 Must not know what is served. What happens on one connection is in ``connection``, how a request

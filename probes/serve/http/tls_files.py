@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the certificate files of TLS: loaded, looked at again, and which of their states is used.
 
 Must not know sockets, nor what is served.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: bytes to and from one client's socket, plain or under TLS.
 
 Must not know HTTP, nor what is served. Deadlines are the caller's: every coroutine here may wait

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the watch has learnt, between the thread that learns it and those that ask.
 
 Owns: the current VMIs of this node, how fresh they are and how the watch is doing, under one lock.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the Kubernetes API server: one answer to one question, through the official client.
 
 Owns: credentials, TLS, proxies and connections, all four by the ``kubernetes`` package, which no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the credentials for the API server come from.
 
 Owns: what marks a pod that has a service account. Must not know how the server is reached; light,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list-and-watch protocol of the Kubernetes API, as far as one resource needs it. Pure.
 
 Owns: decoding list pages and watch events without building more than one object at a time, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a watch of the API server waits: for answers, for signs of life, between tries. Pure.
 
 Owns: the kinds of failure that differ in how long to wait after them, the pauses that follow them,

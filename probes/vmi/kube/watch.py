@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EDGE: the thread that keeps the VMIs of one node, by list and watch.
 
 Owns: when to list, when to watch, and what to do after each way it can end. Must not know: how the
