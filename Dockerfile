@@ -2,7 +2,7 @@
 #
 #   docker build -t hvprobe .          or, where there is only buildah: make image
 #
-# Two optional secrets are for networks that do not reach the public registries directly; neither
+# Two optional secrets are for networks that do not reach the public registries directly. Neither
 # stays in the image:  pip-config  a pip.conf;  ca  certificates to trust, PEM.
 ARG BASE=debian:trixie-slim
 
@@ -26,13 +26,13 @@ RUN --mount=type=secret,id=pip-config,required=false \
     python3 -m venv --system-site-packages /opt/hvprobe \
     && /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-compile \
         --only-binary :all: --require-hashes --requirement /source/requirements.lock \
-    # 64 MB: a second client, for asyncio, which nothing imports. What is left is compiled, for
-    # nobody can write it down at run time.
+    # 64 MB: a second client, for asyncio, which nothing imports. The rest is compiled now, because
+    # the agent cannot write byte code at run time.
     && rm -rf /opt/hvprobe/lib/python3*/site-packages/kubernetes/aio \
     && /opt/hvprobe/bin/python -m compileall -q /opt/hvprobe/lib
 COPY . /source/
-# After the rest, so that a change of hvprobe does not fetch it all again. No isolation: setuptools
-# is the distribution's, nothing comes from the index. In the end pip goes, too.
+# After the rest, so that a change of hvprobe does not fetch everything again. No build isolation:
+# setuptools is the distribution's, and nothing comes from the index. At the end pip removes itself.
 RUN /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-index \
         --no-build-isolation /source \
     && /source/scripts/isolate.sh /opt/hvprobe/bin/hvprobe -IB \
@@ -40,8 +40,8 @@ RUN /opt/hvprobe/bin/python -m pip install --quiet --no-cache-dir --no-deps --no
     && /opt/hvprobe/bin/python -m pip uninstall --quiet --yes pip \
     && rm -rf /opt/hvprobe/bin/activate* /opt/hvprobe/bin/Activate*
 
-# Out goes what only installs, what is read by people only, and every setuid bit. dpkg's own books
-# and the copyright files stay and stay true: scanners and lawyers read them.
+# Removes what only installs, what only people read, and every setuid bit. dpkg's database and the
+# copyright files stay, and stay true: scanners and lawyers read them.
 FROM system AS lean
 RUN dpkg --purge --force-depends --force-remove-essential --force-remove-protected \
         apt debian-archive-keyring libapt-pkg7.0 sqv \
@@ -66,12 +66,12 @@ LABEL org.opencontainers.image.title="hvprobe" \
 ENV PATH=/opt/hvprobe/bin:/usr/sbin:/usr/bin \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1
-# Root, and it has to be: a capability given to a container reaches a process of another user only
-# through a program file that carries it, and tracefs lets none but root in.
+# Root is required: a process that is not root gets a container's capabilities only through a program
+# file that carries them, and tracefs admits only root.
 USER 0:0
 EXPOSE 9747
-# For engines that look at it; Kubernetes asks /healthz and /readyz itself. With another --listen or
-# with TLS give --health-cmd.
+# For engines that use it; Kubernetes requests /healthz and /readyz itself. With another --listen or
+# with TLS, pass --health-cmd.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD ["python3", "-Ic", \
     "import urllib.request as r; r.urlopen('http://127.0.0.1:9747/healthz', timeout=4)"]
 ENTRYPOINT ["hvprobe"]

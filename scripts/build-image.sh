@@ -22,7 +22,7 @@ suite=trixie
 native=$(dpkg --print-architecture 2>/dev/null || true)
 arch=${ARCH:-$native}
 cache=${HVPROBE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvprobe}/image
-base_days=7 # a base is made anew after so many, for Debian's updates; layers go, too
+base_days=7 # after that many days the base and its layers are made again, for Debian's updates
 
 say() { printf 'image: %s\n' "$*" >&2; }
 # One line: what failed, why, what to do.
@@ -48,8 +48,8 @@ check_machine() {
 	done
 }
 
-# The kernel has to be told who runs another machine's programs (binfmt_misc), F: also in a root that
-# has no such interpreter. What the machine has registered itself is used, what we register goes again.
+# Registers the interpreter of another machine's programs with the kernel (binfmt_misc). Flag F makes it
+# work in a root without that interpreter. A registration that the machine has is used; ours is removed.
 registered=
 run_foreign() {
 	local misc=/proc/sys/fs/binfmt_misc machine magic

@@ -185,7 +185,7 @@ def interrupt(signum: int, _frame: FrameType | None) -> None:
 
 
 def demo() -> None:
-    """Run the guests until somebody asks for the end."""
+    """Run the guests until the user ends the demo."""
     qemu = shutil.which(QEMU)
     if qemu is None:
         raise DemoError(f"{QEMU} is not installed: make demo installs it, as root")

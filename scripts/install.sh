@@ -34,7 +34,7 @@ why() {
 	printf '%s' "${line:-no reason given}" | sed -E 's/^ *(E|W|ERROR): *//'
 }
 
-# pip tells an unreachable index as a package it cannot find; the connection's error is the cause.
+# pip reports an unreachable index as a package that it cannot find; the connection's error is the cause.
 why_pip() {
 	local connection
 	connection=$(grep -oE '\[Errno -?[0-9]+\] [^]()'"'"']+|SSLError|ProxyError|[A-Za-z]*Timeout[A-Za-z]*' "$log" | head -n 1 || true)
