@@ -4,13 +4,13 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-# In the order they run; those of vmtest, which boot machines, last.
+# In the order in which they run. vmtest is last because it boots machines.
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
 	unit server page monitoring cluster kernel prometheus live bench mutants) vmtest)
 C_FILES := $(sort $(wildcard ebpf/*.[ch] ebpf/*/*.c tests/*/*.c bench/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh vmtest/*.sh))
 WORKFLOW_FILES := $(sort $(wildcard .github/workflows/*.yml .github/dependabot.yml))
-# Runs a linter of .venv, or skips it where its package has no wheel for this machine.
+# Runs a linter of .venv, or skips it if its package has no wheel for this machine.
 LINT_WITH = if [ ! -x .venv/bin/$(1) ]; then \
 	echo "lint: skipped $(1): its package has no wheel for $$(uname -m)"; else .venv/bin/$(1) $(2); fi
 
@@ -51,13 +51,14 @@ install-dev: ## install what tests and linters need as well
 install-python: ## install what lint and unit tests need: .venv alone, without root
 	@scripts/install.sh python
 
-lint: install-python ## check style, types, layers, C, shell and workflows
-	@echo "lint: ruff, mypy, import-linter, clang-format, shellcheck, zizmor"
+lint: install-python ## check style, types, layers, words, C, shell and workflows
+	@echo "lint: ruff, mypy, import-linter, prose, clang-format, shellcheck, zizmor"
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --quiet --check . || \
 		{ echo "lint: files are not formatted (see above or run: make format)" >&2; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
 	@report=$$(.venv/bin/lint-imports --no-cache 2>&1) || { echo "$$report" >&2; exit 1; }
+	@$(PYTHON) scripts/prose.py
 	@.venv/bin/clang-format --dry-run --Werror $(C_FILES)
 	@$(call LINT_WITH,shellcheck,$(SHELL_FILES))
 	@$(call LINT_WITH,zizmor,--offline --no-progress --quiet $(WORKFLOW_FILES))
