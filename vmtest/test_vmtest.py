@@ -18,6 +18,9 @@ from vmtest.vm import boot, unavailable
 BOOT_S = 300
 """For a boot on a busy machine; it takes some 10 s on an idle one."""
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+NEW = "written-by-a-guest"
+"""A file that a guest writes in its repository, and that is its own."""
 BUILDER = """
 import sys
 from vmtest import cache
@@ -59,9 +62,10 @@ def test_the_command_runs_in_the_repository_and_its_exit_code_comes_back(
     guest: BuiltGuest, tmp_path: Path
 ) -> None:
     """Environment, working directory and exit status pass the guest's border; the repo is safe."""
-    command = 'test -f vmtest/run.py && ! touch new 2>/dev/null && exit "$WANTED"'
+    command = f'test -f vmtest/run.py && touch {NEW} && exit "$WANTED"'
     done = boot(guest, command, tmp_path, deadline_s=BOOT_S, environment={"WANTED": "7"})
     assert done.exit_code == 7, done.console_tail()
+    assert not (REPOSITORY / NEW).exists()
     assert guest.release in done.console_tail()
 
 

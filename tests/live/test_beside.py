@@ -113,6 +113,7 @@ def test_live_snapshot_and_metrics_agree(counted: KvmLoad) -> None:
         counted.step(5000)
         wait_for(lambda: total(agent) == 5003, "the agent has counted")
         before = total(agent)
+        wait_for(lambda: frames.process(counted.tgid), "the running view has begun")
         counted.step(7001)
         live = json.loads(hvprobe("live", "--once", "--json", "--node", "n").stdout)
         snapshot = json.loads(hvprobe("snapshot", "--node", "n").stdout)
