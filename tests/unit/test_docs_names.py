@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path
-    for folder in ("ebpf", "probes", "tests", "bench", "vmtest", "mutants")
+    for folder in ("ebpf", "probes", "scripts", "tests", "bench", "vmtest", "mutants")
     for path in (ROOT / folder).rglob("*.py")
 )
 MODULE = re.compile(r"(?<![\w./{},*<-])[\w/]+\.py\b")
