@@ -34,7 +34,12 @@ def fork(number):
 def run(times):
     \"\"\"KVM_RUN that returns at once with EINTR.\"\"\"
     kvm = os.open("/dev/kvm", os.O_RDWR)
-    vcpu = fcntl.ioctl(fcntl.ioctl(kvm, 0xAE01, 0), 0xAE41, 0)
+    vm = fcntl.ioctl(kvm, 0xAE01, 0)
+    vcpu = fcntl.ioctl(vm, 0xAE41, 0)
+    if platform.machine() == "aarch64":  # which does not run a vCPU that has no target
+        target = bytearray(32)
+        fcntl.ioctl(vm, 0x8020AEAF, target)  # KVM_ARM_PREFERRED_TARGET
+        fcntl.ioctl(vcpu, 0x4020AEAE, target)  # KVM_ARM_VCPU_INIT
     state = mmap.mmap(vcpu, fcntl.ioctl(kvm, 0xAE04, 0))
     state[1] = 1  # immediate_exit
     for _ in range(times):
