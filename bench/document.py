@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes docs/benchmarks.md from bench/results.json. Nothing in it is by hand.
 
-`make bench` calls it; run alone, it writes the page anew from the results that are stored.
+`make bench` calls it; run alone, it writes the page again from the stored results.
 """
 
 import json

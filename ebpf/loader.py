@@ -94,7 +94,7 @@ def _failure(err: BaseException) -> Failure:
 
 
 def _forget_said() -> None:
-    """Stderr is a file of the parent's: begin it anew."""
+    """Truncate stderr, which is a file of the parent process."""
     sys.stderr.flush()
     os.lseek(2, 0, os.SEEK_SET)
     os.ftruncate(2, 0)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts defects into a copy of the tree and tells which tests notice: `make mutants`."""
+"""Puts defects into a copy of the tree and shows which tests notice: ``make mutants``."""

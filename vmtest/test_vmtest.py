@@ -82,7 +82,7 @@ def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
 
 @pytest.mark.timeout(BUILD_S + BOOT_S)
 def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path: Path) -> None:
-    """Without signs of life the machine is ended and booted anew, so often and no oftener.
+    """Without signs of life the machine is ended and booted again, up to the given number of times.
 
     Here their maker is stopped; an emulated processor that hangs stops them likewise.
     """
@@ -101,7 +101,7 @@ def test_a_guest_that_hangs_is_ended_at_its_deadline(guest: BuiltGuest, tmp_path
 
 
 def test_a_killed_build_leaves_nothing_that_counts_as_built(empty_cache: Path) -> None:
-    """What a killed build began is made anew."""
+    """The next build makes again what a killed build began."""
     killed = builder()
     assert killed.stdout is not None
     assert killed.stdout.readline() == "begun\n"

@@ -152,10 +152,10 @@ class NotPermittedError(Exception):
 
 
 def run_live(settings: LiveSettings) -> None:
-    """Show the live view until told to end.
+    """Show the live view until a signal or a key ends it.
 
     Raises NotPermittedError, LookTimeoutError, and BpfUnavailableError where exit reasons are
-    wanted and cannot be had; without them it goes on with what /proc shows.
+    requested and unavailable; without BPF the view shows what /proc says.
     """
     from ebpf.exit_reasons.session import ReasonsSession  # noqa: PLC0415 - of live only
     from probes.command.show import show  # noqa: PLC0415 - the agent saves rich

@@ -35,7 +35,7 @@ ONCE_WINDOW_S = 0.5
 def show(
     look: Callable[[], Scene], options: LiveOptions, *, begin: Callable[[], None] = lambda: None
 ) -> None:
-    """Show scenes until told to end: on the whole screen if there is one, else one by one.
+    """Show scenes until a signal or a key ends it: full screen on a terminal, else one by one.
 
     begin: called once, right before the first frame. Raises BrokenPipeError when nobody reads
     any more, and LookTimeoutError when a look does not end.

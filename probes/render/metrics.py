@@ -214,8 +214,8 @@ def refresh_families(
     )
     yield _gauge(
         "hvprobe_refresh_failed",
-        "1: the last refresh failed or has not ended; what is told of VMs is the last known "
-        "for a minute after the first failure, then absent. See the agent's log; restart it if "
+        "1: the last refresh failed or has not ended. VM series keep their last known values for "
+        "one minute after the first failure, then disappear. See the agent's log; restart it if "
         "this stays.",
         _alone(failed),
     )

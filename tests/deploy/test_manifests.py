@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_renders_the_golden_output(overlay: str) -> None:
-    """Each overlay renders as committed (tests/support/deploy_render.py writes the files anew)."""
+    """Each overlay renders as committed (tests/support/deploy_render.py writes the files again)."""
     assert rendered(overlay).text == (GOLDEN / f"{overlay}.yaml").read_text()
 
 

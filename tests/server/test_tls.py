@@ -303,7 +303,7 @@ def test_half_written_files(
 def test_client_ca_is_replaced(
     authority: Authority, stranger: Authority, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    """Clients of a removed CA are out at once: anew, on a kept connection, by a resumed session."""
+    """A removed CA's clients are refused at once: new, kept, and with a resumed session."""
     secret = MountedSecret(tmp_path / "mount")
     pair = authority.issue("server")
     old = authority.client_context(authority.issue("old"))

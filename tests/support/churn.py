@@ -2,7 +2,7 @@
 """A node whose VMs come, move and go at random, and what may be shown of it. For test_scale.
 
 The API server's word reaches the cache late, in order, and sometimes not at all until it is listed
-anew; processes start and end when they like. What a look must show follows from what the cache was
+again; processes start and end at any time. What a refresh must show follows from what the cache was
 told last and from the processes alive at that moment, and from nothing else.
 """
 

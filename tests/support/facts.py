@@ -13,7 +13,7 @@ from typing import Any
 
 from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
-from probes.host.node import Accelerator, Cause, NodeVirtualization, Problem
+from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.host.process import (
     AcceleratorFds,
     HypervisorType,
@@ -211,6 +211,16 @@ KVM_UNTRIED = Accelerator(
     available=None,
     problem=Problem(cause=Cause.ACCESS_DENIED, detail="may not try"),
 )
+CAPABLE = KernelFeatures(
+    kprobes=True,
+    btf=True,
+    tracefs=True,
+    kvm_device=True,
+    lockdown="none",
+    capabilities_missing=(),
+    initial_pid_namespace=True,
+)
+"""A kernel and privileges that permit everything."""
 INTEL_HOST = NodeVirtualization(module="kvm_intel", nested=False)
 
 

@@ -245,7 +245,7 @@ static bool is_wanted_exit(const struct kvm_run *run)
 
 /*
  * Each program begins with a nop: after an MMIO exit KVM adds 4 to the program counter at the next
- * KVM_RUN, also when it was set anew meanwhile.
+ * KVM_RUN, even if it was set again in between.
  */
 static const uint32_t programs[PROGRAMS][16] = {
 	[USERSPACE_LOOP] =

@@ -30,7 +30,7 @@ def mount_tracefs() -> None:
 
 
 def missing_for_guests(*programs: str) -> str | None:
-    """Why hooks and real guests cannot be had on this machine; None: they can."""
+    """Why hooks and real guests are unavailable on this machine; None: they are available."""
     if os.geteuid() != 0:
         return "this needs root, to load BPF programs"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):

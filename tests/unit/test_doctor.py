@@ -13,7 +13,7 @@ from probes.render import doctor_view
 from probes.render.doctor import Ability, Check, ability, checks
 from probes.report.model import CounterTrust, NodeReport, ProcessReport, VmiReport
 from probes.vmi.model import WatchStatus
-from tests.support.facts import health, hooks
+from tests.support.facts import CAPABLE, health, hooks
 from tests.support.live_reports import LIAR, guest
 from tests.support.rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
@@ -25,15 +25,6 @@ NO_BPF = health(
 )
 
 
-CAPABLE = KernelFeatures(
-    kprobes=True,
-    btf=True,
-    tracefs=True,
-    kvm_device=True,
-    lockdown="none",
-    capabilities_missing=(),
-    initial_pid_namespace=True,
-)
 BARE = KernelFeatures(
     kprobes=False,
     btf=False,

@@ -28,7 +28,7 @@ def live(*arguments: str, **environment: str) -> LiveOptions:
 
 
 def test_defaults() -> None:
-    """A view of everything, once a second, until told to end."""
+    """A view of everything, once a second, until the user ends it."""
     assert live() == LiveOptions(
         interval_s=1.0, once=False, json=False, reasons=False, selection=Selection()
     )

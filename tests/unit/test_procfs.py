@@ -233,7 +233,7 @@ def test_accelerators_descriptors_are_known_by_their_target(target: str, field: 
 def test_unlinked_device_is_still_the_device() -> None:
     """A descriptor survives its /dev entry: the table of its holder is not free of accelerators.
 
-    udev or a container runtime may make the entry anew.
+    udev or a container runtime may make the entry again.
     """
     found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], whole=True)
     assert (found.kvm_devices, found.mshv_devices) == (frozenset({3}), frozenset({4}))

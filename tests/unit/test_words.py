@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from probes.host.node import KernelFeatures
 from probes.judge.reasons import Outcome, Reason, Severity
 from probes.judge.verdict import Verdict
 from probes.render.doctor import checks
@@ -29,20 +28,11 @@ from probes.report.vocabulary import (
     watch_state,
 )
 from probes.vmi.model import WatchStatus
-from tests.support.facts import health
+from tests.support.facts import CAPABLE, health
 from tests.support.live_reports import LIAR, guest, report, scene
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, vmi
 
-CAPABLE = KernelFeatures(
-    kprobes=True,
-    btf=True,
-    tracefs=True,
-    kvm_device=True,
-    lockdown="none",
-    capabilities_missing=(),
-    initial_pid_namespace=True,
-)
 NO_WATCH = WatchStatus(
     up=False, synced=False, last_sync_unix_s=None, restarts=0, error=None, malformed_total=0
 )
