@@ -300,6 +300,14 @@ def test_back_from_a_migration(returned: Verdict) -> None:
     assert named([left], both) == {"default/alpha": OLDER}
 
 
+def test_a_younger_pod_whose_guest_is_unknown_takes_no_vm_over() -> None:
+    """While nothing is known of the younger process, the one that is judged remains the VM."""
+    left = in_pod(SECOND_POD, replace(QEMU, vmm=OLDER))
+    unknown = replace(QEMU, vmm=YOUNGER, verdict=NOTHING)
+    both = replace(VMI, active_pods=tuple(sorted([(POD, NODE), (SECOND_POD, NODE)])))
+    assert named([left, unknown], both) == {"default/alpha": OLDER}
+
+
 def test_a_restart_under_the_same_name() -> None:
     """The new VMI has a new pod: the old process, if it still ends, is nobody."""
     restarted = replace(VMI, active_pods=((SECOND_POD, NODE),))

@@ -521,6 +521,15 @@ def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
     assert world.one().verdict.reasons == (Reason.READ_BLOCKED,)
 
 
+def test_a_known_process_that_ends_while_it_is_read_is_gone() -> None:
+    """The scan still finds it and the reading does not: the same report no longer shows it."""
+    world = kvm_world()
+    assert world.one().verdict.verified
+    world.books.lives = {VMM.tgid}
+    world.node.vanish_at_inspection.add(VMM.tgid)
+    assert world.look().processes == ()
+
+
 def test_no_time_keeps_what_was_known() -> None:
     """A process that was not read this time is shown as it was, and a new one is counted."""
     world = World(processes=(kvm_process(),))
