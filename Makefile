@@ -82,7 +82,7 @@ kernel-matrix: export HVPROBE_KERNELS = all
 kernel-matrix: export HVPROBE_REQUIRE = kernel,guests
 kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/kernels.md from it
 	@mkdir -p build/test-kernels/host
-	@$(PYTEST) tests/kernel --junitxml=build/test-kernels/host/junit.xml -o junit_family=xunit2
+	@$(PYTEST) tests/kernel --junitxml=build/test-kernels/host/junit.xml
 	@$(PYTEST) vmtest
 	@$(PYTHON) -m vmtest.support_matrix
 

@@ -104,7 +104,7 @@ class BenchAgent:
                 if self.get("/readyz").status == 200:
                     return self
             except (ConnectionError, TimeoutError):
-                self._connection = None
+                self._disconnect()
             assert self._process.poll() is None, "the agent ended"
             assert time.monotonic() < end_s, f"the agent is not ready after {DEADLINE_S:g} s"
             time.sleep(0.005)
@@ -114,6 +114,11 @@ class BenchAgent:
         if self._connection is None:
             self._connection = Connection(self.port)
         return self._connection.get(path)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     def cpu_s(self) -> float:
         """CPU time of its processes: those that run, and for the agent all its threads ever."""
@@ -133,6 +138,7 @@ class BenchAgent:
         finally:
             self._process.kill()
             self._process.wait()
+            self._disconnect()
 
 
 class Connection:
@@ -153,6 +159,9 @@ class Connection:
                 raise ConnectionError("the agent closed the connection")
             answer.add(read)
         return answer.answer(time.perf_counter() - begun_s)
+
+    def close(self) -> None:
+        self.socket.close()
 
     def send(self, path: str) -> None:
         self.socket.sendall(

@@ -16,9 +16,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.agent import Connection
 from bench.fleet import NODE, Fleet, State
 from bench.steady import BETWEEN_SCRAPES_S
 from probes.vmi.kube.credentials import InCluster
@@ -82,11 +84,13 @@ def agent_of(
     if limit_mib:
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
         container["resources"]["limits"]["memory"] = f"{limit_mib}Mi"
-    account = fleet and InCluster(
-        token_file=fleet.api.token_file,
-        ca_file=fleet.api.authority.ca_file,
-        environ=fleet.api.environ,
-    )
+    account = None
+    if fleet is not None:
+        account = InCluster(
+            token_file=fleet.api.token_file,
+            ca_file=fleet.api.authority.ca_file,
+            environ=fleet.api.environ,
+        )
     begun_s = time.monotonic()
     with running(image, manifest, seccomp, service_account=account, node=NODE, cold=cold) as agent:
         yield agent, time.monotonic() - begun_s
@@ -122,10 +126,16 @@ def beside_two_guests(image: Image) -> None:
         print_steady(agent, "two VMs", lambda: agent.get("/metrics"))
 
 
+def all_are_verified(connection: Connection) -> bool:
+    return connection.get("/metrics").verified_kvm() == VMS
+
+
 def in_a_fleet(image: Image, fleet: Fleet) -> None:
-    with agent_of(image, fleet) as (agent, _):
-        asked = agent.connect()
-        wait_for(lambda: asked.get("/metrics").verified_kvm() == VMS, "all are verified")
+    with (
+        agent_of(image, fleet) as (agent, _),
+        contextlib.closing(agent.connect()) as asked,
+    ):
+        wait_for(partial(all_are_verified, asked), "all are verified")
         print_steady(agent, f"{VMS} VMs", lambda: asked.get("/metrics"))
 
 
@@ -134,9 +144,9 @@ def started_cold(image: Image, fleet: Fleet) -> None:
     for limit in LIMITS_MIB:
         with agent_of(image, fleet, limit_mib=limit, cold=True) as (agent, start_s):
             started = cgroup_mib(agent)
-            asked = agent.connect()
-            wait_for(lambda: asked.get("/metrics").verified_kvm() == VMS, "all are verified")  # noqa: B023
-            looked = cgroup_mib(agent)
+            with contextlib.closing(agent.connect()) as asked:
+                wait_for(partial(all_are_verified, asked), "all are verified")
+                looked = cgroup_mib(agent)
             begun_s = time.monotonic()
             doctor = agent.execute("hvprobe", "doctor").returncode
             took_s = time.monotonic() - begun_s

@@ -120,7 +120,7 @@ class Steady:
             seconds += _ask_all(connections)
             self._free_at_s = time.monotonic() + BETWEEN_SCRAPES_S
         for each in connections:
-            each.socket.close()
+            each.close()
         return seconds
 
     def _wait_for_a_look(self) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of the processes that run virtual machines. Knows no pods and no VMIs."""
+"""Observes through BPF which processes run virtual machines. It knows no pods and no VMIs."""

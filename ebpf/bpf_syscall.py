@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the system calls bpf(2), perf_event_open(2) and membarrier(2), as far as they are needed.
+"""EDGE: makes the system calls bpf(2), perf_event_open(2) and membarrier(2).
 
-Owns their arguments (include/uapi/linux/bpf.h, perf_event.h, membarrier.h). Must not know any
-program or table.
-They are called directly because a library that could also compile would stay in memory for them.
+Owns their arguments, as far as hvprobe uses them (include/uapi/linux/bpf.h, perf_event.h,
+membarrier.h). Must not know any program or table.
+
+hvprobe makes these calls itself because a library that could also compile would stay in memory.
 Every failure is an OSError with the kernel's errno.
 """
 
@@ -21,9 +22,9 @@ _NUMBERS: Mapping[str, tuple[int, int, int]] = {
     "x86_64": (321, 298, 324),
     "aarch64": (280, 241, 283),
 }
-"""System call numbers of bpf, perf_event_open and membarrier by machine (uname -m).
+"""System call numbers of bpf, perf_event_open and membarrier by machine (``uname -m``).
 
-These are the machines on which hvprobe uses BPF: include/uapi/linux/ptrace.h has their registers.
+hvprobe uses BPF on these machines only: include/uapi/linux/ptrace.h defines their registers.
 """
 
 _SYSCALL = ctypes.CDLL(None, use_errno=True).syscall
@@ -31,7 +32,7 @@ _SYSCALL.restype = ctypes.c_long
 
 
 class Command(IntEnum):
-    """``enum bpf_cmd``."""
+    """Mirrors the commands of ``enum bpf_cmd`` that hvprobe uses."""
 
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
@@ -41,7 +42,7 @@ class Command(IntEnum):
 
 
 class Update(IntEnum):
-    """Flags of MAP_UPDATE_ELEM."""
+    """Mirrors the flags of MAP_UPDATE_ELEM."""
 
     ANY = 0
     NOEXIST = 1
@@ -49,7 +50,8 @@ class Update(IntEnum):
 
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_S = 0.1
-"""Stands in for membarrier(2) where the kernel refuses it: far more than a program's run takes."""
+"""Wait that replaces membarrier(2) where the kernel refuses it. No BPF program runs nearly as
+long."""
 _PERF_ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
 _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE = 0x2400
@@ -60,21 +62,21 @@ _PERF_TYPE_TRACEPOINT = 2
 def bpf(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
     """Make the system call and return its result; the kernel may write into the attributes.
 
-    command: of ``enum bpf_cmd``; those that hvprobe uses are in Command.
+    command is one of ``enum bpf_cmd``; Command lists those that hvprobe uses.
     """
     return _call(0, int(command), ctypes.byref(attributes), ctypes.sizeof(attributes))
 
 
 def map_element(command: int, fd: int, key: int, value: int, flags: int = 0) -> int:
-    """One of the calls on one element of a map; key and value are addresses."""
+    """Make a call on one element of a map; key and value are memory addresses."""
     return bpf(command, _packed("=IIQQQ", fd, 0, key, value, flags))
 
 
 def wait_for_running_programs() -> None:
-    """Wait until each BPF program that runs now, on any CPU, has ended.
+    """Wait until every BPF program that is running now, on any CPU, has ended.
 
-    They run in RCU read-side sections, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu()
-    (kernel/sched/membarrier.c). Kernels with nohz_full refuse it.
+    BPF programs run in RCU read-side sections, and MEMBARRIER_CMD_GLOBAL is synchronize_rcu()
+    (kernel/sched/membarrier.c). Kernels with nohz_full refuse that command.
     """
     try:
         _call(2, _MEMBARRIER_CMD_GLOBAL, 0, 0)
@@ -83,28 +85,35 @@ def wait_for_running_programs() -> None:
 
 
 def open_raw_tracepoint(name: str, program_fd: int) -> int:
-    """Attach; the descriptor holds the attachment, its closing ends it."""
+    """Attach a program to a raw tracepoint; closing the returned descriptor detaches it."""
     text = ctypes.create_string_buffer(name.encode())
     attributes = _packed("=QIIQ", ctypes.addressof(text), program_fd, 0, 0)
     return bpf(Command.RAW_TRACEPOINT_OPEN, attributes)
 
 
 def open_tracepoint(event_id: int, program_fd: int, *, cpu: int) -> int:
-    """Attach to the tracepoint of that number in tracefs; the descriptor holds it, as above."""
+    """Attach a program to the tracepoint with this tracefs id.
+
+    Closing the descriptor detaches the program.
+    """
     return _open_event(_PERF_TYPE_TRACEPOINT, event_id, 0, program_fd, cpu)
 
 
 def open_kprobe(event_type: int, function: str, program_fd: int, *, cpu: int) -> int:
-    """Attach to a kernel function's entry; event_type is the kprobe event source's number."""
+    """Attach a program to the entry of a kernel function.
+
+    event_type is the type number of the kprobe event source. Closing the descriptor detaches the
+    program.
+    """
     text = ctypes.create_string_buffer(function.encode())
     return _open_event(event_type, 0, ctypes.addressof(text), program_fd, cpu)
 
 
 def _open_event(event_type: int, config: int, config1: int, program_fd: int, cpu: int) -> int:
-    """A perf event of all processes with a program.
+    """Open a perf event for all processes and give it a program.
 
-    The program belongs to the event's kind, not to the CPU the event is opened on: it runs on all
-    (kernel/trace/trace_event_perf.c), also when that CPU goes offline.
+    The program belongs to the event's kind, not to the CPU on which the event is opened: it runs on
+    all CPUs (kernel/trace/trace_event_perf.c), even after that CPU has gone offline.
     """
     # type, size, config, sample_period, sample_type, read_format, flags, wakeup, bp_type, config1
     fields = (event_type, _PERF_ATTR_SIZE, config, 1, 0, 0, 0, 1, 0, config1)
@@ -120,7 +129,7 @@ def _open_event(event_type: int, config: int, config1: int, program_fd: int, cpu
 
 
 def _packed(layout: str, *fields: int) -> ctypes.Array[ctypes.c_char]:
-    """Attributes in memory that the kernel may write to; without a terminating zero."""
+    """Pack attributes into memory that the kernel may write to, without a terminating zero."""
     packed = struct.pack(layout, *fields)
     return ctypes.create_string_buffer(packed, len(packed))
 
@@ -132,7 +141,9 @@ def _call(which: int, *arguments: object) -> int:
             errno.ENOSYS,
             f"hvprobe has no BPF on {platform.machine()}, only on {' and '.join(_NUMBERS)}",
         )
-    words = [ctypes.c_long(it) if isinstance(it, int) else it for it in arguments]
+    words = [
+        ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments
+    ]
     result = int(_SYSCALL(ctypes.c_long(numbers[which]), *words))
     if result < 0:
         code = ctypes.get_errno()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the clock of the kernel's records, read from any time namespace.
+"""EDGE: reads the clock of the kernel's records from within any time namespace.
 
-bpf_ktime_get_ns() gives the host's CLOCK_MONOTONIC. In a time namespace a process reads that clock
-with an offset (time_namespaces(7)), and times of records would seem to be of another life. What is
-compared with a record's time comes from here. Must not know what it is compared with.
+bpf_ktime_get_ns() returns the host's CLOCK_MONOTONIC. A process in a time namespace reads that
+clock with an offset (time_namespaces(7)), so its times cannot be compared with the kernel's
+records. This module removes the offset. It must not know what its times are compared with.
 """
 
 import functools
@@ -17,18 +17,24 @@ _S_NS = 1_000_000_000
 
 
 def monotonic_ns() -> int:
-    """CLOCK_MONOTONIC as the kernel's BPF programs read it."""
+    """Return CLOCK_MONOTONIC as the kernel's BPF programs read it."""
     return time.monotonic_ns() - offset_ns()
 
 
 @functools.cache
 def offset_ns() -> int:
-    """What this process's CLOCK_MONOTONIC is ahead of the host's; a process keeps it for life."""
+    """Return how far this process's CLOCK_MONOTONIC is ahead of the host's.
+
+    The offset of a process never changes, so it is read once.
+    """
     return offset_of_process(Path("/proc/self"))
 
 
 def offset_of_process(process: Path) -> int:
-    """The same, from a process's directory in /proc; 0 where the kernel has no time namespaces."""
+    """Return the offset of a process, given its directory in /proc.
+
+    It is 0 where the kernel has no time namespaces.
+    """
     try:
         inode = (process / "ns/time").stat().st_ino
         offsets = (process / "timens_offsets").read_text()
@@ -40,6 +46,9 @@ def offset_of_process(process: Path) -> int:
 
 
 def monotonic_offset(offsets: str) -> int:
-    """Pure: from the text of timens_offsets; its lines are clock, seconds and nanoseconds."""
+    """Parse the text of ``timens_offsets`` and return the offset of CLOCK_MONOTONIC. Pure.
+
+    Each line of the file holds a clock, seconds and nanoseconds.
+    """
     found = re.search(r"^(?:monotonic|1)\s+(-?\d+)\s+(\d+)$", offsets, re.MULTILINE)
     return int(found[1]) * _S_NS + int(found[2]) if found else 0

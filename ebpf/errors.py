@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of the ebpf room. Each message is one line: what failed, on what, why, what to do."""
+"""Defines the errors of the ebpf room.
+
+Each message is one line that says what failed, on what, why, and what to do.
+"""
 
 from enum import StrEnum
 
 
 class EbpfError(Exception):
-    """Base of everything this room raises on purpose."""
+    """Base class of every error that this room raises on purpose."""
 
 
 class BpfUnavailableError(EbpfError):
-    """No BPF program can be used at all: not compiled, not permitted, or no BPF on this kernel."""
+    """No BPF program can be used on this node.
+
+    The programs do not compile, are not permitted, or the kernel has no BPF.
+    """
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
-        """Say whether the kernel refused it for want of a permission."""
+        """refused says whether the kernel denied a permission."""
         super().__init__(message)
         self.refused = refused
 
@@ -23,15 +29,15 @@ class AttachCause(StrEnum):
     NO_KPROBES = "no_kprobes"
     """The kernel is built without kprobes."""
     NO_TRACEFS = "no_tracefs"
-    """Tracepoints have numbers only where tracefs is mounted."""
+    """tracefs, which gives tracepoints their numbers, is not mounted."""
     NOT_THERE = "not_there"
     """The kernel has no such function or tracepoint now; its module may be unloaded."""
     NOT_PERMITTED = "not_permitted"
-    """The kernel refuses it to this process."""
+    """The kernel does not permit this process to attach it."""
     FIELDS_MOVED = "fields_moved"
-    """Fields of the tracepoint's record are not where the program was compiled to read them."""
+    """The fields of the tracepoint's record have moved since the program was compiled."""
     FAILED = "failed"
-    """Another error of the kernel or of its verifier."""
+    """The kernel or its verifier reported another error."""
 
 
 class AttachError(EbpfError):
@@ -40,7 +46,10 @@ class AttachError(EbpfError):
     def __init__(
         self, target: str, cause: AttachCause, detail: str, *, remedy: str | None = None
     ) -> None:
-        """target: backend and attach point. remedy: what to do, where detail does not say it."""
+        """target is the backend and attach point.
+
+        remedy says what to do, unless detail already does.
+        """
         super().__init__(f"{target}: {detail}" + (f"; {remedy}" if remedy else ""))
         self.cause = cause
         self.detail = detail
@@ -48,7 +57,7 @@ class AttachError(EbpfError):
 
     @property
     def refused(self) -> bool:
-        """Whether the kernel refused it for want of a permission (EPERM or EACCES)."""
+        """Whether the kernel denied a permission (EPERM or EACCES)."""
         return self.cause is AttachCause.NOT_PERMITTED
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the wanted hooks of this node, attached one by one and followed through module life.
+"""EDGE: attaches the wanted hooks of this node and follows the modules they belong to.
 
-Owns which hook is attached how, and when that has to change. Must not know what the programs
-write, nor where.
+Owns how each hook is attached, and when that has to change. Must not know what the programs write,
+nor where.
 """
 
 import contextlib
@@ -26,24 +26,27 @@ from ebpf.programs import Programs
 from ebpf.tracefs import FIELD_BYTES, Tracefs
 
 _COMMON_FIELDS_BYTES = 8
-"""What each tracepoint's record begins with. Fields are taken to follow it if it is not known."""
+"""Size of the common fields at the start of each tracepoint record.
+
+Where tracefs gives no description, a program's fields are assumed to follow them directly.
+"""
 
 FieldPlaces = Mapping[AttachPoint, tuple[int, ...]]
-"""Where the fields stand in the record that programs of an attach point read, in bytes."""
+"""Offsets in bytes of the fields that the programs of an attach point read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DriverState:
-    """What sysfs says of a driver: compared between two refreshes."""
+    """What sysfs says about a driver; two refreshes compare it."""
 
     device: bool
-    """Whether its device is registered, for which KVM's vendor module has to be there, too."""
+    """Whether the driver's device is registered. KVM's also needs its vendor module."""
     module_inode: int | None
-    """Of the module's directory in sysfs, which is another after a reload; None: not loaded."""
+    """Inode of the module's directory in sysfs, which a reload changes; None: it is not loaded."""
 
 
 def field_places(tracefs: Tracefs, hooks: Collection[Hook]) -> FieldPlaces:
-    """Where the fields that programs read stand now, or may stand once they are there."""
+    """Return where the fields that programs read are now, or probably will be once they exist."""
     return {
         point: tracefs.offsets(point.target, point.fields)
         or tuple(_COMMON_FIELDS_BYTES + FIELD_BYTES * n for n in range(len(point.fields)))
@@ -54,7 +57,7 @@ def field_places(tracefs: Tracefs, hooks: Collection[Hook]) -> FieldPlaces:
 
 
 def field_flags(places: FieldPlaces) -> list[str]:
-    """The places of fields, for the compiler of programs that read them."""
+    """Return compiler flags that give the programs the offsets of their fields."""
     return [
         f"-D{field_flag(point, field)}={offset}"
         for point, offsets in places.items()
@@ -63,7 +66,7 @@ def field_flags(places: FieldPlaces) -> list[str]:
 
 
 class HookSet:
-    """The hooks that are wanted on this node, and how each of them is attached now."""
+    """The hooks that are wanted on this node, with the state of each."""
 
     def __init__(
         self,
@@ -73,10 +76,11 @@ class HookSet:
         places: FieldPlaces,
         sys_root: Path,
     ) -> None:
-        """Attach everything that can be attached.
+        """Attach every hook that can be attached.
 
-        programs: those of all these hooks, which stay the caller's. places: where the fields stood
-        when they were compiled. An optional hook is wanted if its driver's device exists now.
+        programs holds the programs of all these hooks and stays the caller's. places are the field
+        offsets for which they were compiled. An optional hook is wanted if its driver's device
+        exists now.
         """
         self._sys_root = sys_root
         self._programs = programs
@@ -84,11 +88,13 @@ class HookSet:
         self._tracefs = Tracefs(sys_root)
         wanted = [hook for hook in hooks if not hook.optional or self._state(hook.driver).device]
         self._drivers = {hook.driver: self._state(hook.driver) for hook in wanted}
-        self._statuses = {it.hook.name: it for it in unattached("not tried yet", wanted)}
+        self._statuses = {
+            status.hook.name: status for status in unattached("not tried yet", wanted)
+        }
         self._points: dict[str, AttachPoint] = {}
         self._beside: set[Question] = set()
         self.attached_ns = monotonic_ns()
-        """Host CLOCK_MONOTONIC (clock.py) from which on every attached hook was counting."""
+        """Host CLOCK_MONOTONIC (clock.py) since when every attached hook has been counting."""
         for driver, state in self._drivers.items():
             if driver is None or state.device:
                 self._attach_all(driver)
@@ -97,38 +103,39 @@ class HookSet:
 
     @property
     def statuses(self) -> tuple[HookStatus, ...]:
-        """State of each wanted hook, in the order in which they were given."""
+        """The state of each wanted hook, in the order given to the constructor."""
         return tuple(self._statuses.values())
 
     @property
     def any_attached(self) -> bool:
-        """Whether there is any hook that counts."""
+        """Whether at least one hook is attached."""
         return bool(self._points)
 
     @property
     def forks_are_counted(self) -> bool:
-        """Whether a second program counts forks, so that a skipped one shows."""
+        """Whether a second program counts forks, which reveals forks that the first one missed."""
         return Question.FORKS in self._beside
 
     @property
     def lives_are_followed(self) -> bool:
-        """Whether fork, exec and exit are seen without exception by classic tracepoints.
+        """Whether classic tracepoints observe fork, exec and exit without exception.
 
-        Other forms are skipped where a thread was preempted in them, see hooks.py.
+        The kernel skips other forms while a thread is preempted in them, see hooks.py.
         """
-        backends = {it.hook.question: it.backend for it in self._statuses.values()}
+        backends = {status.hook.question: status.backend for status in self._statuses.values()}
         return all(
             backends.get(question) is Backend.TRACEPOINT
             for question in (Question.FORKS, Question.EXECUTES, Question.ENDS)
         )
 
     def follow_drivers(self) -> None:
-        """Compare each driver with its state at the last call, and attach or detach its hooks.
+        """Attach or detach the hooks of every driver whose state has changed since the last call.
 
-        A tracepoint of a module keeps it loaded, and a kprobe in one goes dead when it is unloaded
-        without an error anywhere. So when the device has gone (the vendor module was removed)
-        everything is detached, which lets the administrator unload the rest as well; and when the
-        device is there again, or the module is another one, everything is attached again.
+        A tracepoint keeps its module loaded, while a kprobe goes dead without any error when its
+        module is unloaded. Therefore, when the device disappears because the vendor module was
+        removed, all hooks of the driver are detached, so that the administrator can unload the
+        other module as well. When the device returns, or the module has been reloaded, they are
+        attached again.
         """
         for driver, before in self._drivers.items():
             now = self._state(driver)
@@ -148,13 +155,13 @@ class HookSet:
         return [status for status in self._statuses.values() if status.hook.driver == driver]
 
     def _attach_all(self, driver: Driver | None) -> None:
-        """Try each hook's attach points in order; the first that holds is it."""
+        """Attach each hook of a driver at the first of its attach points that works."""
         for status in self._of(driver):
             self._statuses[status.hook.name] = self._attached(status)
         self.attached_ns = monotonic_ns()
 
     def _attached(self, status: HookStatus) -> HookStatus:
-        """Attach one hook where that is possible; its status afterwards."""
+        """Attach one hook if possible and return its new status."""
         failures: list[AttachError] = []
         for point in status.hook.points:
             try:
@@ -171,7 +178,7 @@ class HookSet:
         )
 
     def _attach(self, point: AttachPoint, hook: Hook) -> None:
-        """Attach a hook's program at one point. Raises AttachError."""
+        """Attach a hook's program at one point. Raises AttachError when that fails."""
         offsets = self._tracefs.offsets(point.target, point.fields) if point.fields else None
         if point.fields and offsets != self._places[point]:
             self._programs.check_reachable(point)
@@ -185,7 +192,7 @@ class HookSet:
         self._programs.attach(point, point.program or hook.program)
 
     def _attach_beside(self, hook: Hook, held: AttachPoint) -> None:
-        """Attach what a hook has beside the point that holds, where that is possible."""
+        """Attach the hook's additional program if possible; a failure is ignored."""
         point = hook.beside
         if point is None or point == held:
             return
@@ -205,7 +212,7 @@ class HookSet:
 
 
 def _driver_state(sys_root: Path, driver: Driver | None) -> _DriverState:
-    """The state of a driver now. The kernel proper (None) is always there."""
+    """Return the state of a driver now. The kernel proper (None) is always present."""
     if driver is None:
         return _DriverState(device=True, module_inode=None)
     inode = None

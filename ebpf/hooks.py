@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks hvprobe wants, in order of preference, and what each one proves. Pure data.
+"""Lists the hooks that hvprobe wants, in order of preference, and what each one proves. Pure data.
 
-A hook is one question to the kernel. It can be answered by several attach points; session.py
-tries them in order and reports which one it got. Nothing here depends on a kernel version.
+A hook is one question to the kernel. Several attach points may answer it; hook_set.py tries them in
+order and reports which one it got. Nothing here depends on a kernel version.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Backend(StrEnum):
 
 
 class Question(StrEnum):
-    """What a hook tells about a process."""
+    """What a hook reports about a process."""
 
     CREATES_VM = "creates_vm"
     CREATES_VCPU = "creates_vcpu"
@@ -36,12 +36,15 @@ class Question(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver:
-    """What has to be loaded before a hook can be attached, and may be unloaded under it."""
+    """A driver that must be loaded before its hooks can be attached.
+
+    It may be unloaded while they are attached.
+    """
 
     module: str
-    """The module that has the function or tracepoint (/sys/module)."""
+    """The module that contains the function or tracepoint (/sys/module)."""
     device: str
-    """The device it registers when it can be used (/sys/class/misc)."""
+    """The device that it registers once it can be used (/sys/class/misc)."""
 
 
 KVM = Driver(module="kvm", device="kvm")
@@ -56,32 +59,32 @@ class AttachPoint:
     target: str
     """Function name (kprobe), tracepoint name (raw), ``category:event`` (tracepoint)."""
     program: str | None = None
-    """Function in the BPF text, where this point needs another than the hook's."""
+    """Function in the BPF text, if this point needs a different one from the hook's."""
     fields: tuple[str, ...] = ()
     """Fields of the tracepoint's record that the program reads, each 4 bytes (see field_flag)."""
     reads_result: bool = False
-    """Whether the program tells a KVM_RUN that ran the vCPU from one that failed."""
+    """Whether the program can tell a successful KVM_RUN from a failed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
-    """A wanted hook: the program that answers the question and where it may be attached."""
+    """A wanted hook: its program, and the points where the program may be attached."""
 
     name: str
-    """The kernel's own name of the function or tracepoint (label ``hook``)."""
+    """The kernel's name of the function or tracepoint (label ``hook``)."""
     question: Question
     program: str
     """Function in the BPF text."""
     points: tuple[AttachPoint, ...]
-    """In order of preference."""
+    """Attach points in order of preference."""
     beside: AttachPoint | None = None
-    """Attached as well where that is possible: it is not skipped when the first point's form is."""
+    """A further point, attached if possible, that fires where the first point's form is skipped."""
     proves: str
-    """What is known when it fires, in one clause."""
+    """What a hit proves, in one clause."""
     driver: Driver | None = None
-    """Whose hook it is; None: the kernel proper, which is always there."""
+    """The driver it belongs to; None: the kernel proper, which is always present."""
     optional: bool = False
-    """Wanted only where its driver's device exists when hvprobe starts."""
+    """Whether the hook is wanted only if its driver's device exists when hvprobe starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +94,26 @@ class HookStatus:
     hook: Hook
     backend: Backend
     reason: str | None = None
-    """Why it is not attached, one line; None when it is."""
+    """Why it is not attached, in one line; None: it is attached."""
     attached_total: int = 0
-    """How often it was attached: above 1, its driver came back."""
+    """How often it was attached; more than 1 means that its driver was reloaded."""
     inactive: bool = False
-    """Not attached because its driver is not loaded: no process can do what it would see."""
+    """Whether it is detached because its driver is not loaded, so that there is nothing to
+    observe."""
     attached_ns: int | None = None
-    """Host CLOCK_MONOTONIC (clock.py) when it was attached last; None: it is not attached."""
+    """Host CLOCK_MONOTONIC (clock.py) when it was last attached; None: it is not attached."""
     reads_result: bool = False
-    """Whether the attach point in use tells a KVM_RUN that ran the vCPU from one that failed."""
+    """Whether the attach point in use can tell a successful KVM_RUN from a failed one."""
     refused: bool = False
-    """Whether the kernel refused to attach it for want of a permission."""
+    """Whether it is detached because the kernel denied a permission."""
 
     @property
     def attached(self) -> bool:
-        """Whether the hook counts at all."""
+        """Whether the hook is attached at any point."""
         return self.backend is not Backend.NONE
 
     def attached_at(self, point: AttachPoint, now_ns: int) -> "HookStatus":
-        """The status once the program is attached at a point."""
+        """Return the status after the program has been attached at a point."""
         return replace(
             self,
             backend=point.backend,
@@ -122,11 +126,11 @@ class HookStatus:
         )
 
     def failed(self, reason: str, *, refused: bool = False) -> "HookStatus":
-        """The status when the program can be attached at no point."""
+        """Return the status after every attach point has failed."""
         return replace(self._detached(reason, inactive=False), refused=refused)
 
     def driver_gone(self, driver: Driver) -> "HookStatus":
-        """The status while no process can use the hook's driver."""
+        """Return the status while the hook's driver is unavailable."""
         reason = f"/dev/{driver.device} is absent, so there is nothing to observe"
         return self._detached(reason, inactive=True)
 
@@ -147,7 +151,7 @@ def _kprobe(function: str) -> tuple[AttachPoint, ...]:
 
 
 def _tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
-    """The cheapest form first: for tracepoints that fire where nothing can be preempted."""
+    """Prefer the cheaper form, for tracepoints that fire where no thread can be preempted."""
     return (
         AttachPoint(backend=Backend.RAW_TRACEPOINT, target=event),
         AttachPoint(backend=Backend.TRACEPOINT, target=f"{category}:{event}"),
@@ -159,20 +163,20 @@ def _raw(event: str, program: str | None = None) -> AttachPoint:
 
 
 def _preemptible_tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
-    """The exact form first: for tracepoints that fire where a thread may be preempted.
+    """Prefer the exact form, for tracepoints that fire where a thread may be preempted.
 
     Since Linux a46023d5616e ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with
     SRCU-fast") and f7d327654b88 ("bpf: Have __bpf_trace_run() use rcu_read_lock_dont_migrate()")
     (v7.0) a thread can be preempted inside a raw tracepoint's program. Until that program ends, the
     kernel skips it for every other thread on that CPU (recursion_misses in its fdinfo): on 7.2, 4
-    of 100 returns of 8 vCPUs on 2 CPUs went uncounted. The classic form runs with preemption off.
-    It is skipped where another process was preempted in a call on a BPF map.
+    of 100 returns of 8 vCPUs on 2 CPUs were not counted. The classic form runs with preemption off.
+    The kernel skips it only while another process is preempted in a call on a BPF map.
     """
     return _tracepoint(category, event)[::-1]
 
 
 def _described(category: str, event: str, *fields: str) -> tuple[AttachPoint, ...]:
-    """The only form whose fields tracefs describes: for programs that cannot do without them."""
+    """Use only the form whose fields tracefs describes, for programs that need those fields."""
     target = f"{category}:{event}"
     return (AttachPoint(backend=Backend.TRACEPOINT, target=target, fields=fields),)
 
@@ -206,7 +210,7 @@ HOOKS: tuple[Hook, ...] = (
         name="kvm_userspace_exit",
         question=Question.USERSPACE_EXITS,
         program="on_kvm_userspace_exit",
-        # The classic form comes first for the reason that _preemptible_tracepoint gives.
+        # The classic form comes first for the reason given in _preemptible_tracepoint.
         points=(
             AttachPoint(
                 backend=Backend.TRACEPOINT,
@@ -286,11 +290,11 @@ PROGRAM_FILES: tuple[str, ...] = (
     "vm_exits.bpf.c",
     "processes.bpf.c",
 )
-"""Package files that make up the BPF text, in order: the tables come first."""
+"""Package files that make up the BPF text, in order. The tables come first."""
 
 
 def loadable(hooks: Sequence[Hook]) -> list[tuple[str, Backend]]:
-    """Each function of the BPF text with each kind of program it may be attached as."""
+    """Return each function of the BPF text with each kind of program it may be attached as."""
     return [
         (point.program or hook.program, point.backend)
         for hook in hooks
@@ -300,16 +304,16 @@ def loadable(hooks: Sequence[Hook]) -> list[tuple[str, Backend]]:
 
 
 def field_flag(point: AttachPoint, field: str) -> str:
-    """Name of the macro that gives the program a field's place in the record."""
+    """Return the name of the macro that gives a program the offset of a field in the record."""
     return f"{point.target.partition(':')[2]}_{field}".upper()
 
 
 def unattached(
     reason: str, hooks: Sequence[Hook] = ALWAYS_WANTED, *, refused: bool = False
 ) -> tuple[HookStatus, ...]:
-    """Each of these hooks, not attached for the same one-line reason.
+    """Return a status for each hook that is not attached, all for the same one-line reason.
 
-    refused: whether that is because the kernel denied a permission.
+    refused says whether the kernel denied a permission.
     """
     return tuple(
         HookStatus(hook=hook, backend=Backend.NONE, reason=reason, refused=refused)

@@ -2,10 +2,10 @@
 /*
  * Which process asks KVM for a VM, for a vCPU, and to run one?
  *
- * The functions probed are the unlocked_ioctl operations of the three kinds of
- * KVM file (virt/kvm/kvm_main.c): their addresses are taken, so they are never
- * inlined, and the ioctl number is always the second argument. Being entered
- * with the right number is what is counted; whether the call succeeds is not.
+ * The probed functions are the unlocked_ioctl operations of the three kinds of
+ * KVM file (virt/kvm/kvm_main.c). Their addresses are taken, so the compiler
+ * never inlines them, and the ioctl number is always the second argument. The
+ * programs count calls with the right number, whether or not the call succeeds.
  */
 #include <uapi/linux/ptrace.h>
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The tables of the ledger and the only code that makes and removes records.
- * Comes first in the text that BCC compiles, with these -D flags:
+ * The tables of the ledger, and the only code that makes and removes records.
+ * This file comes first in the text that BCC compiles, with these -D flags:
  *
- *   LEDGER_CAPACITY  processes there is room for
- *   LEDGER_COMMON    slots, the lowest, that any process can have; the others
- *                    are kept for processes that use a vCPU
- *   LEDGER_CPUS      above the greatest number a CPU can have on this node
- *   RECENT_PLACES    processes whose slots are found at once, see below
+ *   LEDGER_CAPACITY  processes that the ledger has room for
+ *   LEDGER_COMMON    the number of slots, the lowest ones, that any process can
+ *                    have; the others are reserved for processes that use a vCPU
+ *   LEDGER_CPUS      one more than the greatest number of a CPU on this node
+ *   RECENT_PLACES    processes whose slots are found without a lookup, see below
  *   LIFE_PAGES       times LEDGER_LIFE_BYTES: above the greatest process number
  */
 #include "ledger.h"
@@ -19,10 +19,11 @@
 #define BPF_F_MMAPABLE (1U << 10)
 
 /*
- * Records and counters are arrays that the reader maps into its memory: while
- * a process is in a system call on a map, the kernel runs no kprobe and no
+ * Records and counters are arrays that the reader maps into its memory. While a
+ * process is in a system call on a map, the kernel runs no kprobe and no
  * tracepoint program on its CPU (bpf_disable_instrumentation), not even when
- * it is preempted there. A reader that made such calls would lose events.
+ * the process is preempted there. A reader that made such calls would lose
+ * events.
  */
 BPF_F_TABLE("array", u32, struct ledger_process, records, LEDGER_CAPACITY, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct ledger_activity, activity, LEDGER_CAPACITY *LEDGER_CPUS,
@@ -32,38 +33,38 @@ BPF_F_TABLE("array", u32, u64, totals, LEDGER_TOTALS, BPF_F_MMAPABLE);
 /* The slot of each process, by tgid. */
 BPF_F_TABLE("hash", u32, u32, slots, LEDGER_CAPACITY, 0);
 
-/* Slots that no process has, filled by the process that loads the programs. */
+/* Free slots. The process that loads the programs fills these stacks. */
 BPF_STACK(free_slots, u32, LEDGER_CAPACITY);
 BPF_STACK(reserved_slots, u32, LEDGER_CAPACITY);
 
 /*
- * Removals at work, by tgid, with the time at which each began: of two that
- * come to one record at once, one removes it. As many as can run at once: one
- * on each CPU, and the reader's.
+ * Removals in progress, by tgid, with the time at which each began. If two
+ * removals reach one record at the same time, only one removes it. There is
+ * room for as many as can run at once: one on each CPU, and the reader's.
  */
 BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
 
 /*
- * Which slot a process has, for the programs that run at every exit: cheaper
- * than a look-up in the hash. Direct-mapped by tgid, the slot in the upper half
- * and the tgid in the lower, read and written as one word. Two processes that
- * meet in a place drive each other out, which costs the look-up and no count:
- * the counters stay where they are.
+ * The slot of a process, for the programs that run at every exit, because this
+ * is cheaper than a lookup in the hash. It is direct-mapped by tgid, with the
+ * slot in the upper half and the tgid in the lower, read and written as one
+ * word. Two processes that share a place evict each other, which costs a lookup
+ * but no count: the counters stay where they are.
  */
 BPF_F_TABLE("array", u32, u64, recent, RECENT_PLACES, BPF_F_MMAPABLE);
 
 /*
- * Numbers at which a process or thread began its life or a process ended, and 1 for each page of
- * them that was written to. The reader clears the page's mark first and then
- * the bytes that it takes; here the byte comes first.
+ * Numbers at which a process or thread began its life or a process ended, and 1
+ * for each page of them that was written to. The reader clears the page's mark
+ * first and then the bytes that it takes; the programs set the byte first.
  */
 BPF_F_TABLE("array", u32, struct ledger_lives, lives, LIFE_PAGES, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, life_pages, LIFE_PAGES, BPF_F_MMAPABLE);
 
-/* What an event shows of its process: whether it may have a reserved slot. */
+/* What an event shows about its process: only a vCPU entitles it to a reserved slot. */
 enum shows { SHOWS_VM, SHOWS_VCPU };
 
-/* Which records a removal is for. */
+/* Which records a removal applies to. */
 enum removal { REMOVE_ANY, REMOVE_ENDED };
 
 static __always_inline void count_total(u32 which)
@@ -98,7 +99,7 @@ static __always_inline struct ledger_process *known_process(u32 tgid)
 	return slot ? records.lookup(slot) : NULL;
 }
 
-/* 0, or there is none. pop() gives an int in some releases of BCC and a pointer in others. */
+/* Returns 0 on success. pop() returns an int in some releases of BCC and a pointer in others. */
 static __always_inline int take_slot(u32 *slot, enum shows shows)
 {
 	if (!free_slots.pop(slot))
@@ -116,7 +117,7 @@ static __always_inline void give_slot_back(u32 slot)
 		reserved_slots.push(&slot, 0);
 }
 
-/* The slot of a process, with a record made when it has none; NULL when there is no room. */
+/* Returns the slot of a process and makes a record if it has none; NULL: the ledger is full. */
 static __always_inline u32 *slot_of(u32 tgid, enum shows shows)
 {
 	u32 *known = slots.lookup(&tgid), slot = 0;
@@ -131,7 +132,7 @@ static __always_inline u32 *slot_of(u32 tgid, enum shows shows)
 	record = records.lookup(&slot);
 	if (record)
 		record->tgid = tgid;
-	/* Of two threads that come here at once the second gives its slot back. */
+	/* If two threads get here at once, the second gives its slot back. */
 	if (slots.insert(&tgid, &slot))
 		give_slot_back(slot);
 	else if (record)
@@ -150,8 +151,9 @@ static __always_inline struct ledger_process *process_of(u32 tgid, enum shows sh
 }
 
 /*
- * This CPU's counters of a process that uses a vCPU. A process has counters only with a record.
- * Callers add without an atomic operation: they run with preemption disabled.
+ * Returns this CPU's counters of a process that uses a vCPU. A process has
+ * counters only with a record. Callers add without an atomic operation, because
+ * they run with preemption disabled.
  */
 static __always_inline struct ledger_activity *activity_of(u32 tgid)
 {
@@ -175,9 +177,10 @@ static __always_inline struct ledger_activity *activity_of(u32 tgid)
 }
 
 /*
- * The order matters. The record's end is seen before its counters are cleared,
- * so a reader that finds the record after it has read the counters has read its
- * own; and everything is cleared before another process can have the slot.
+ * The order matters. The record ends before its counters are cleared, so a
+ * reader that still finds the record after it has read the counters has read
+ * the record's own. Everything is cleared before another process can get the
+ * slot.
  */
 static __always_inline void recycle(u32 tgid, u32 slot, struct ledger_process *record)
 {
@@ -201,10 +204,11 @@ static __always_inline void recycle(u32 tgid, u32 slot, struct ledger_process *r
 }
 
 /*
- * Remove the record of a process. With the claim nothing else removes it, so
- * the slot that is looked up is the slot that the deletion frees. When another
- * removal has the claim, the record goes with that one; an event of the new
- * life that comes before may go with it, which is counted as a loss.
+ * Removes the record of a process. The holder of the claim is the only one that
+ * removes it, so the slot it looks up is the slot that the deletion frees. If
+ * another removal holds the claim, that one removes the record; it may also
+ * remove an event of the new life that comes earlier, which is counted as a
+ * loss.
  */
 static __always_inline void forget(u32 tgid, enum removal which)
 {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's records as Python values. Pure: decodes what tables.py reads.
+"""Decodes the ledger's records, which tables.py reads, into Python values. Pure.
 
-Owns the ctypes mirror of ledger.h and the immutable types made from it. Must not know how the
-table is reached, nor anything of pods, VMIs or metrics.
+Owns the ctypes mirror of ledger.h and the immutable types made from it. Must not know how the table
+is reached, nor anything about pods, VMIs or metrics.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from ebpf.hooks import HookStatus
 
 WORD_BYTES = 8
-"""Of each field of a process's record and of its counters."""
+"""Size of each field of a process's record and of each of its counters."""
 
 
 class ProcessRecord(ctypes.Structure):
-    """Mirror of ``struct ledger_process``."""
+    """Mirrors ``struct ledger_process``."""
 
     _fields_ = (
         ("first_ns", ctypes.c_uint64),
@@ -30,7 +30,7 @@ class ProcessRecord(ctypes.Structure):
 
 
 class ActivityRecord(ctypes.Structure):
-    """Mirror of ``struct ledger_activity``, one a slot and CPU."""
+    """Mirrors ``struct ledger_activity``, which exists once per slot and CPU."""
 
     _fields_ = (
         ("runs", ctypes.c_uint64),
@@ -42,13 +42,13 @@ class ActivityRecord(ctypes.Structure):
 
 
 class LivesRecord(ctypes.Structure):
-    """Mirror of ``struct ledger_lives``: one byte for each process and thread number of a page."""
+    """Mirrors ``struct ledger_lives``: a page with one byte for each process and thread number."""
 
     _fields_ = (("began", ctypes.c_uint8 * 4096),)
 
 
 def word_of(record: type[ctypes.Structure], field: str) -> int:
-    """The place of a field among the 64-bit words of a record."""
+    """Return the index of a field among the 64-bit words of a record."""
     return int(getattr(record, field).offset) // WORD_BYTES
 
 
@@ -62,11 +62,11 @@ _LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
 _VMS_CREATED = word_of(ProcessRecord, "vms_created")
 _VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
 _COUNTERS = tuple(name for name, *_ in ActivityRecord._fields_)
-"""In the order of their words; a LedgerEntry names them likewise."""
+"""Counters in the order of their words; LedgerEntry uses the same names."""
 
 
 class Total(IntEnum):
-    """Mirror of ``enum ledger_total``: index of each total that belongs to no process."""
+    """Mirrors ``enum ledger_total``: the index of each total that belongs to no process."""
 
     DROPPED = 0
     FORKS = 1
@@ -74,19 +74,19 @@ class Total(IntEnum):
 
 
 class LedgerEntry(NamedTuple):
-    """What the kernel recorded of one process since its first event of an accelerator.
+    """What the kernel has recorded about one process since its first accelerator event.
 
-    Counters of a hook that is not attached stay 0: whether 0 means anything is for the reader to
-    tell from the hooks' status. It is a tuple, unlike all other values, because each refresh makes
+    Counters of a hook that is not attached stay 0, so the reader needs the hooks' status to know
+    whether a 0 means anything. This is a tuple, unlike all other values, because each refresh makes
     one for every record, and a frozen dataclass takes more than twice as long to make.
     """
 
     tgid: int
     """Thread group id in the initial PID namespace."""
     first_ns: int
-    """When the process first came to the ledger's notice: host CLOCK_MONOTONIC (clock.py)."""
+    """When the ledger first saw the process: host CLOCK_MONOTONIC (clock.py)."""
     leader_exit_ns: int | None
-    """Likewise, when its main thread ended; None: it has not."""
+    """When its main thread ended: host CLOCK_MONOTONIC (clock.py); None: it has not ended."""
     vms_created: int = 0
     """KVM_CREATE_VM calls."""
     vcpus_created: int = 0
@@ -96,7 +96,7 @@ class LedgerEntry(NamedTuple):
     userspace_exits: int = 0
     """Returns of KVM_RUN to the VMM."""
     completed_runs: int = 0
-    """Those returns that prove a run: the call did not fail, and KVM could go on with the guest."""
+    """Returns that prove a run: the call did not fail, and KVM could continue with the guest."""
     exits: int = 0
     """VM exits."""
     mshv_runs: int = 0
@@ -104,40 +104,42 @@ class LedgerEntry(NamedTuple):
 
     @property
     def ran_kvm(self) -> bool:
-        """Whether any hook saw this process run a vCPU of KVM."""
+        """Whether any hook observed this process running a vCPU of KVM."""
         return bool(self.runs or self.userspace_exits or self.exits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSnapshot:
-    """The ledger at one moment, with what is known of the hooks that fill it."""
+    """The ledger at one moment, with the status of the hooks that fill it."""
 
     taken_ns: int
     """Host CLOCK_MONOTONIC (clock.py) at the time of reading."""
     attached_ns: int | None
-    """Likewise, from which on every attached hook was counting; None: none ever was."""
+    """Host CLOCK_MONOTONIC since when every attached hook has been counting; None: none ever
+    was."""
     entries: Mapping[int, LedgerEntry]
-    """By tgid."""
+    """Records by tgid."""
     capacity: int
     """Processes that the table has room for."""
     dropped_total: int
-    """Events that found no room."""
+    """Events that were dropped because the ledger was full."""
     hooks: tuple[HookStatus, ...]
-    """One a wanted hook, in the order of hooks.HOOKS."""
+    """One status per wanted hook, in the order of hooks.HOOKS."""
     error: str | None = None
-    """Why there is no ledger at all, one line; None: there is."""
+    """Why there is no ledger, in one line; None: there is one."""
 
 
 def entries_from(
     before: Sequence[int], activity: Sequence[int], after: Sequence[int]
 ) -> tuple[dict[int, LedgerEntry], bool]:
-    """Join records with the counters of their slots: entries by tgid, and whether they are all.
+    """Join records with the counters of their slots.
 
-    before and after: the words of all records, slot by slot in the order of ProcessRecord, as they
-    stood before and after the counters were read. activity: the counters, slot by slot in the order
-    of ActivityRecord, all CPUs added up, of as many slots as before. A record that is not the same
-    process's in both may have got another's counters: it is left out, and a new one is not complete
-    yet. That of a slot which before does not reach is new.
+    Returns entries by tgid, and whether they are complete. before and after hold the words of all
+    records, slot by slot in the order of ProcessRecord, as read before and after the counters.
+    activity holds the counters of the slots in before, slot by slot in the order of ActivityRecord,
+    summed over all CPUs. A record that does not belong to the same process in both may have been
+    joined with another process's counters, so it is left out. The same holds for a record in a slot
+    beyond the end of before, because it is new.
     """
     entries: dict[int, LedgerEntry] = {}
     complete = True

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the only importer of bcc. A short-lived process that compiles, loads, hands over and ends.
+"""EDGE: the only importer of bcc: a short-lived process that compiles and loads the programs.
 
-The compiler (LLVM) takes more memory than all the rest of hvprobe and is needed once. So it runs
-here: this process gets one request by its socket, answers with one message that carries the
-descriptors of all maps and programs (SCM_RIGHTS), and ends. From then on they live with whoever
-received them, and end with it.
+The compiler (LLVM) takes more memory than the rest of hvprobe and is needed only once, so it runs
+in this process. The process reads one request from its socket, answers with one message that
+carries the descriptors of all maps and programs (SCM_RIGHTS), and ends. The maps and programs then
+live as long as the process that received the descriptors.
 
-Owns the library's manners: it reports nearly every failure as a bare ``Exception`` (or ends the
-process), the compiler's and verifier's words go to file descriptor 2, and headers of the running
-kernel are wanted that need not be there. Must not know which programs there are, nor what for.
+Owns BCC's quirks: it reports nearly every failure as a bare ``Exception`` (or ends the process),
+the compiler and the verifier write to file descriptor 2, and it asks for headers of the running
+kernel that may not be installed. Must not know which programs there are, nor what they are for.
 """
 
 import ctypes
@@ -28,8 +28,8 @@ _KINDS = {"kprobe": "KPROBE", "raw_tracepoint": "RAW_TRACEPOINT", "tracepoint": 
 
 
 def main(socket_fd: int, parent: int) -> None:
-    """Answer the one request; ends this process."""
-    # Whoever asked has ended: nobody wants the answer. Not a race: the check comes after.
+    """Answer one request and end this process."""
+    # Once the parent has ended, the answer has no reader. This is no race: the check comes after.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
@@ -40,12 +40,12 @@ def main(socket_fd: int, parent: int) -> None:
         except (Exception, SystemExit) as err:
             loaded = Loaded(error=_failure(err))
         loaded.send(peer)
-    # Without the library's own farewell: what is loaded is no longer ours to remove.
+    # Skip the library's exit handlers: they would remove what the parent now owns.
     os._exit(0)
 
 
 def load(request: Request) -> Loaded:
-    """Compile the text and load each program as each kind wanted."""
+    """Compile the text and load each program as each kind of program requested."""
     bcc = load_bcc()
     source = resources.files("ebpf")
     os.environ["BCC_KERNEL_SOURCE"] = str(source)
@@ -57,9 +57,9 @@ def load(request: Request) -> Loaded:
     for name in request.maps:
         loaded.maps[name] = int(bpf.get_table(name.encode()).map_fd)
     for program, kind in request.programs:
-        # The library keeps one program a function: it must not know of the one before.
+        # The library keeps one program per function, so it has to forget the previous one.
         bpf.funcs.pop(program.encode(), None)
-        _forget_said()
+        _empty_stderr()
         try:
             function = bpf.load_func(program.encode(), getattr(bcc.BPF, _KINDS[kind]))
         except (Exception, SystemExit) as err:
@@ -70,7 +70,7 @@ def load(request: Request) -> Loaded:
 
 
 def load_bcc() -> Any:  # noqa: ANN401 - bcc has no types
-    """The distribution's bcc. The package of that name on the Python index is another thing."""
+    """Import the distribution's bcc. The Python index has an unrelated package of that name."""
     try:
         bcc = importlib.import_module("bcc")
     except ImportError as err:
@@ -93,15 +93,15 @@ def _failure(err: BaseException) -> Failure:
     return Failure(detail=detail, code=code)
 
 
-def _forget_said() -> None:
-    """Truncate stderr, which is a file of the parent process."""
+def _empty_stderr() -> None:
+    """Empty stderr, which is a file of the parent process."""
     sys.stderr.flush()
     os.lseek(2, 0, os.SEEK_SET)
     os.ftruncate(2, 0)
 
 
 def _one_line(text: str) -> str:
-    """The line of a tool's output that says most: its first error, else its first line."""
+    """Return the most informative line of a tool's output: its first error, else its first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() and "modprobe" not in line]
     return (errors or lines or [""])[0][:300]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: BPF maps as Python sees them: hashes, arrays and marks in memory, and stacks.
+"""EDGE: gives Python access to BPF maps: hashes, arrays and marks in memory, and stacks.
 
-Owns reading and writing them by descriptor. Must not know what they hold: keys and values are
-bytes. A map lives as long as its descriptor, or a program that uses it. A call on a hash or a stack
-silences kprobes and tracepoint programs on its CPU for as long as it lasts (ledger.bpf.c).
+Owns reading and writing maps by descriptor. Must not know what they hold: keys and values are
+bytes. A map lives as long as its descriptor, or a program that uses it. While a call on a hash or a
+stack runs, the kernel runs no kprobe and no tracepoint program on that CPU (ledger.bpf.c).
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from ebpf.bpf_syscall import Command, Update, bpf, map_element
 
 
 class BatchAttributes(ctypes.Structure):
-    """``union bpf_attr`` of MAP_LOOKUP_BATCH."""
+    """Mirrors ``union bpf_attr`` of MAP_LOOKUP_BATCH."""
 
     _fields_ = (
         ("in_batch", ctypes.c_uint64),
@@ -30,20 +30,21 @@ class BatchAttributes(ctypes.Structure):
 
 
 class HashMap:
-    """A hash. Of a per-CPU one the value holds those of all possible CPUs, one after another."""
+    """A hash. The value of a per-CPU hash holds the values of all possible CPUs in order."""
 
     def __init__(self, fd: int, *, key_bytes: int, value_bytes: int, capacity: int) -> None:
-        """Take a descriptor, which stays the caller's. Sizes are of one key and one value."""
+        """Use a descriptor, which stays the caller's. Sizes are those of one key and one value."""
         self._fd = fd
         self._key_bytes = key_bytes
         self._value_bytes = value_bytes
         self._capacity = capacity
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All pairs. One that comes or goes meanwhile may or may not be among them; OSError.
+        """Return all pairs. Raises OSError when the kernel refuses.
 
-        Bucket after bucket: what stays in the map is met once. Since Linux 057996380a42 ("bpf: Add
-        batch ops to all htab bpf map") (v5.6).
+        A pair that is added or removed during the call may or may not be included. The kernel reads
+        bucket by bucket, so each pair that stays in the map is returned once. Since Linux
+        057996380a42 ("bpf: Add batch ops to all htab bpf map") (v5.6).
         """
         room = self._capacity
         keys = ctypes.create_string_buffer(room * self._key_bytes)
@@ -61,7 +62,7 @@ class HashMap:
             attributes.count = room
             try:
                 bpf(Command.MAP_LOOKUP_BATCH, attributes)
-            except FileNotFoundError:  # this was the last
+            except FileNotFoundError:  # the last batch
                 ended = True
             attributes.in_batch = attributes.out_batch
             count = attributes.count
@@ -73,11 +74,11 @@ class HashMap:
         return found
 
     def __iter__(self) -> Iterator[bytes]:
-        """The keys of items(), read when the iteration begins: pairs may be deleted during it."""
+        """Iterate over the keys, which are read in advance, so the caller may delete pairs."""
         return iter([key for key, _ in self.items()])
 
     def get(self, key: bytes) -> bytes | None:
-        """The value; None: there is no such key."""
+        """Return the value of a key; None: the map does not have the key."""
         value = ctypes.create_string_buffer(self._value_bytes)
         try:
             map_element(Command.MAP_LOOKUP_ELEM, self._fd, _address(key), ctypes.addressof(value))
@@ -86,7 +87,7 @@ class HashMap:
         return value.raw
 
     def set(self, key: bytes, value: bytes, how: Update = Update.ANY) -> bool:
-        """Write; False: with NOEXIST, there is such a key."""
+        """Write a pair. Returns False if the key exists and NOEXIST was given."""
         try:
             map_element(Command.MAP_UPDATE_ELEM, self._fd, _address(key), _address(value), int(how))
         except FileExistsError:
@@ -94,7 +95,7 @@ class HashMap:
         return True
 
     def delete(self, key: bytes) -> bool:
-        """Remove; False: there was no such key."""
+        """Remove a key. Returns False if the map does not have it."""
         try:
             map_element(Command.MAP_DELETE_ELEM, self._fd, _address(key), 0)
         except FileNotFoundError:
@@ -103,13 +104,16 @@ class HashMap:
 
 
 class MappedArray:
-    """An array of records of 64-bit words, mapped into memory: reading it is no system call.
+    """An array of records of 64-bit words, mapped into memory, so reading it makes no system call.
 
-    It is made of equal blocks (one a CPU). The map has to be made with BPF_F_MMAPABLE.
+    It consists of equal blocks (one per CPU). The map must be created with BPF_F_MMAPABLE.
     """
 
     def __init__(self, fd: int, *, words: int, block_records: int, blocks: int) -> None:
-        """Take a descriptor, which may be closed afterwards; OSError. words: of a record."""
+        """Map the array of a descriptor, which may be closed afterwards.
+
+        words is the size of a record. Raises OSError when the kernel refuses the mapping.
+        """
         self._words = words
         self._block_words = self._words * block_records
         self._blocks = blocks
@@ -117,22 +121,22 @@ class MappedArray:
         self._view = memoryview(self._memory).cast("Q")
 
     def words(self, records: int) -> list[int]:
-        """The first block's first records, word by word."""
+        """Return the first records of the first block, word by word."""
         return self._view[: records * self._words].tolist()
 
     def column(self) -> list[int]:
-        """The first word of each record of the first block."""
+        """Return the first word of each record of the first block."""
         return self._view[: self._block_words : self._words].tolist()
 
     def used(self) -> int:
-        """Records of the first block up to the last one whose first word is not 0."""
+        """Count the records of the first block up to the last one whose first word is not 0."""
         column = self._view[: self._block_words : self._words].tobytes().rstrip(b"\0")
         return -(-len(column) // self._view.itemsize)
 
     def sums(self, records: int) -> list[int]:
-        """The blocks added up, counter by counter, for each block's first records: one flat list.
+        """Sum the first records of all blocks, counter by counter, into one flat list.
 
-        Each counter is read once and whole; nothing stops the others' counting meanwhile.
+        Each counter is read atomically, but counting continues during the call.
         """
         total: list[int] = [0] * (records * self._words)
         for block in range(self._blocks):
@@ -141,7 +145,7 @@ class MappedArray:
         return total
 
     def word(self, record: int, word: int) -> int:
-        """One word of a record of the first block."""
+        """Return one word of a record of the first block."""
         return self._view[record * self._words + word]
 
     def write(self, record: int, word: int, value: int) -> None:
@@ -162,26 +166,29 @@ class MappedArray:
 
 
 class MappedMarks:
-    """Bytes that BPF programs set to 1, in pages, mapped into memory and taken from there.
+    """Reads and clears bytes, arranged in pages and mapped into memory, that BPF programs set to 1.
 
     A second array has a word for each page, which a program sets to 1 after it has set a byte. Both
-    maps have to be made with BPF_F_MMAPABLE.
+    maps must be created with BPF_F_MMAPABLE.
     """
 
     def __init__(self, bytes_fd: int, pages_fd: int, *, page_bytes: int, pages: int) -> None:
-        """Take descriptors, which may be closed afterwards; OSError."""
+        """Map both arrays, whose descriptors may be closed afterwards.
+
+        Raises OSError when the kernel refuses a mapping.
+        """
         self._page_bytes = page_bytes
         self._marks = _mapped(bytes_fd, page_bytes * pages)
         self._bytes = memoryview(self._marks)
         self._words = MappedArray(pages_fd, words=1, block_records=pages, blocks=1)
         self._before: frozenset[int] = frozenset()
         self.numbers = page_bytes * pages
-        """Above the greatest number that can be marked."""
+        """One more than the greatest number that can be marked."""
 
     def take(self) -> frozenset[int]:
-        """The numbers of the bytes that are set, and set them to 0.
+        """Return the numbers of the bytes that are set, and clear them.
 
-        A byte that is set while this runs is in this answer or in the next one. A page's word is
+        A byte that is set during this call is in this result or in the next one. A page's word is
         cleared before its bytes are read. Neither side orders its writes for the other's CPU, so
         the bytes are read at the next call as well: by then every write has arrived.
         """
@@ -211,11 +218,11 @@ class Stack:
     """A stack of 32-bit numbers (BPF_MAP_TYPE_STACK)."""
 
     def __init__(self, fd: int) -> None:
-        """Take a descriptor, which stays the caller's."""
+        """Use a descriptor, which stays the caller's."""
         self._fd = fd
 
     def push(self, number: int) -> None:
-        """Put on top; OSError (E2BIG): it is full."""
+        """Push a number. Raises OSError (E2BIG) when the stack is full."""
         value = ctypes.c_uint32(number)
         map_element(Command.MAP_UPDATE_ELEM, self._fd, 0, ctypes.addressof(value))
 
@@ -230,7 +237,7 @@ def _mapped(fd: int, size: int) -> mmap.mmap:
 
 
 def _address(data: bytes) -> int:
-    """Of bytes that the caller keeps alive meanwhile."""
+    """Return the address of bytes that the caller keeps alive while the address is in use."""
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 

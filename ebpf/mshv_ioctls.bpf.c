@@ -3,8 +3,9 @@
  * Which process runs a virtual processor of the Microsoft hypervisor?
  *
  * mshv_vp_ioctl is the unlocked_ioctl operation of a virtual processor's file
- * (drivers/hv/mshv_root_main.c). Numbers repeat across the driver's kinds of
- * file: the function and the whole number tell.
+ * (drivers/hv/mshv_root_main.c). The driver reuses ioctl numbers for its
+ * different kinds of file, so only the function and the complete number
+ * together identify the call.
  */
 #include <uapi/linux/ptrace.h>
 

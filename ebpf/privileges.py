@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: what this process is permitted to do, and why the kernel refuses BPF or a hook, by name.
+"""EDGE: finds out what this process is permitted to do, and why the kernel refuses BPF or a hook.
 
-Owns the capabilities that hvprobe uses, and what else answers EPERM in their stead: a seccomp
-filter, kernel.perf_event_paranoid, lockdown, a security module. Reads /proc/self, /proc/sys and
-securityfs. Must not know BCC, nor which programs there are.
+Owns the capabilities that hvprobe uses, and the other causes of EPERM: a seccomp filter,
+kernel.perf_event_paranoid, lockdown, a security module. Reads /proc/self, /proc/sys and securityfs.
+Must not know BCC, nor which programs there are.
 
 Sources: include/uapi/linux/capability.h; include/linux/proc_ns.h; security/lockdown/lockdown.c;
 Documentation/admin-guide/sysctl/kernel.rst (perf_event_paranoid; values above 2 are Debian's and
@@ -47,45 +47,50 @@ _INCLUDED_IN = {
     Capability.CAP_PERFMON: Capability.CAP_SYS_ADMIN,
     Capability.CAP_BPF: Capability.CAP_SYS_ADMIN,
 }
-"""A greater capability that includes one of those."""
-_HIGHEST_FOR_PERFMON = 2
-"""Of kernel.perf_event_paranoid: above it Debian's and Ubuntu's kernels want CAP_SYS_ADMIN."""
+"""For some of these, a greater capability that includes them."""
+_MAX_PARANOID_FOR_PERFMON = 2
+"""The highest kernel.perf_event_paranoid at which CAP_PERFMON is enough.
+
+Above it Debian's and Ubuntu's kernels require CAP_SYS_ADMIN.
+"""
 _FILTER = "2"
-"""Of the line Seccomp: in /proc/self/status: a filter is in force (SECCOMP_MODE_FILTER)."""
+"""Value of ``Seccomp:`` in /proc/self/status while a filter is in force (SECCOMP_MODE_FILTER)."""
 
 
 class Privileges:
     """What this process is permitted to do."""
 
     def __init__(self, *, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> None:
-        """proc_root: a /proc whose ``self`` is this process."""
+        """proc_root is a /proc whose ``self`` is this process."""
         self._status = proc_root / "self/status"
         self._paranoid = proc_root / "sys/kernel/perf_event_paranoid"
         self._lockdown = sys_root / "kernel/security/lockdown"
 
     def missing(self) -> tuple[str, ...]:
-        """The capabilities by name that hvprobe uses and this process has not."""
-        return tuple(it.name for it in missing_capabilities(_read(self._status), NEEDED))
+        """Name the capabilities that hvprobe uses and this process lacks."""
+        return tuple(
+            capability.name for capability in missing_capabilities(_read(self._status), NEEDED)
+        )
 
     def lockdown(self) -> str | None:
-        """The mode: none, integrity or confidentiality; None: it cannot be read."""
+        """Return the lockdown mode: none, integrity or confidentiality; None: it cannot be read."""
         return lockdown_mode(_read(self._lockdown))
 
     def why_no_bpf(self) -> str:
-        """One clause after bpf() was refused: what is missing and what to do."""
+        """Explain in one clause why the kernel refused bpf(), and what to do."""
         return bpf_refusal(_read(self._status))
 
     def why_no_perf_event(self) -> str:
-        """The same after perf_event_open() was refused, or an ioctl that attaches to its event."""
+        """Explain in one clause why perf_event_open() or an ioctl on its event was refused."""
         return perf_event_refusal(
             _read(self._status), paranoid=_read(self._paranoid), lockdown=_read(self._lockdown)
         )
 
 
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:
-    """Whether the tgids that BPF gives are the ones this process sees; False where /proc is silent.
+    """Whether BPF and this process number processes alike; False where /proc does not say.
 
-    proc_root: a /proc whose ``self`` is this process.
+    proc_root is a /proc whose ``self`` is this process.
     """
     with contextlib.suppress(OSError):
         return (proc_root / "self/ns/pid").stat().st_ino == INIT_PID_NAMESPACE_INODE
@@ -93,61 +98,70 @@ def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:
 
 
 def missing_capabilities(status: str, wanted: Collection[Capability]) -> list[Capability]:
-    """Those that a process has not, from the text of its ``status``. Pure.
+    """Return the wanted capabilities that a process lacks, given the text of its ``status``. Pure.
 
-    A text without a line CapEff means that it has none.
+    A text without a CapEff line means that the process has none.
     """
     found = re.search(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)
     effective = int(found[1], 16) if found else 0
-    return [it for it in wanted if not effective & (1 << it | 1 << _INCLUDED_IN.get(it, it))]
+    return [
+        capability
+        for capability in wanted
+        if not effective & (1 << capability | 1 << _INCLUDED_IN.get(capability, capability))
+    ]
 
 
 def lockdown_mode(text: str) -> str | None:
-    """The mode in brackets: ``none [integrity] confidentiality``. Pure."""
+    """Return the mode in brackets: ``none [integrity] confidentiality``. Pure."""
     found = re.search(r"\[(\w+)\]", text)
     return found[1] if found else None
 
 
 def bpf_refusal(status: str) -> str:
-    """Pure: from the text of /proc/self/status."""
+    """Explain why bpf() was refused, given the text of /proc/self/status. Pure."""
     missing = missing_capabilities(status, _NEEDED_FOR_BPF)
     if missing:
-        return _give(missing)
+        return _missing_clause(missing)
     if not missing_capabilities(status, [Capability.CAP_SYS_RESOURCE]):
-        return _others(status, "bpf")
+        return _denied_by(status, "bpf")
     return (
         "CAP_SYS_RESOURCE is missing, which Linux before 5.11 needs to hold BPF tables: "
-        f"add it; otherwise {_others(status, 'bpf')}"
+        f"add it; otherwise {_denied_by(status, 'bpf')}"
     )
 
 
 def perf_event_refusal(status: str, *, paranoid: str, lockdown: str) -> str:
-    """Pure: from the texts of those files; paranoid is kernel.perf_event_paranoid's."""
+    """Explain why perf_event_open() was refused, given the texts of three files. Pure.
+
+    status is /proc/self/status, paranoid is kernel.perf_event_paranoid, lockdown is securityfs's.
+    """
     missing = missing_capabilities(status, _NEEDED_FOR_BPF)
     if missing:
-        return _give(missing)
+        return _missing_clause(missing)
     level = int(paranoid) if re.fullmatch(r"-?\d+\n?", paranoid) else 0
-    if level > _HIGHEST_FOR_PERFMON and missing_capabilities(status, [Capability.CAP_SYS_ADMIN]):
+    if level > _MAX_PARANOID_FOR_PERFMON and missing_capabilities(
+        status, [Capability.CAP_SYS_ADMIN]
+    ):
         return (
             f"CAP_SYS_ADMIN is missing, which kernel.perf_event_paranoid={level} asks for: "
-            f"set that to {_HIGHEST_FOR_PERFMON} on the node, or run privileged"
+            f"set that to {_MAX_PARANOID_FOR_PERFMON} on the node, or run privileged"
         )
     if lockdown_mode(lockdown) == "confidentiality":
         return "lockdown=confidentiality forbids it: nothing but a boot without it helps"
     hidden = "" if lockdown else ", or lockdown=confidentiality, which cannot be seen from here"
-    return _others(status, "perf_event_open") + hidden
+    return _denied_by(status, "perf_event_open") + hidden
 
 
-def _give(missing: Collection[Capability]) -> str:
+def _missing_clause(missing: Collection[Capability]) -> str:
     verb = "is" if len(missing) == 1 else "are"
     return (
-        f"{' and '.join(it.name for it in missing)} {verb} missing: "
+        f"{' and '.join(capability.name for capability in missing)} {verb} missing: "
         "run as root, in a container add what is named or run privileged"
     )
 
 
-def _others(status: str, call: str) -> str:
-    """Who else refuses a call."""
+def _denied_by(status: str, call: str) -> str:
+    """Name what else may deny a call: the seccomp filter in force, or a security module."""
     if _filtered(status):
         return (
             f"the seccomp filter in force denies {call}: "
@@ -165,7 +179,10 @@ def _filtered(status: str) -> bool:
 
 
 def _read(file: Path) -> str:
-    """Empty where it cannot be read: securityfs is often not mounted in a container."""
+    """Return the text of a file, or an empty text if it is unreadable.
+
+    Containers often have no securityfs.
+    """
     with contextlib.suppress(OSError):
         return file.read_text()
     return ""

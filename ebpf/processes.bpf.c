@@ -2,23 +2,23 @@
 /*
  * When does a process begin a life, and when does it end?
  *
- * A record begins at the first event of an accelerator and makes sense for one
- * life of one process. A life begins at fork, before the child runs, and at
- * exec; what the number's record said of the life before is removed there. The
- * record of a process that is gone is removed when the kernel frees it:
- * sched_process_free of the thread group leader, which is released last of all
- * its threads (kernel/exit.c, release_task). The main thread's exit alone is
- * only marked, for vCPU threads may still be on their way out of KVM_RUN. Its
- * number is marked with it, so that a process that has ended and is not yet
- * collected by its parent is looked at again.
+ * A record begins at the first accelerator event and describes one life of one
+ * process. A life begins at fork, before the child runs, and at exec; the
+ * record of the number's previous life is removed there. The record of a
+ * process that has ended is removed when the kernel frees the process: at
+ * sched_process_free of the thread group leader, which is released after all
+ * its threads (kernel/exit.c, release_task). The exit of the main thread alone
+ * is only noted, because vCPU threads may still be on their way out of KVM_RUN.
+ * That exit also marks the number, so that the agent checks a process that has
+ * ended but whose parent has not collected it yet.
  *
  * The programs of exec and exit may run twice for one event, in either form.
  *
- * Where a number stands in a tracepoint's record differs between kernels: the
+ * The offset of a number in a tracepoint's record differs between kernels. The
  * offsets are -D flags, read from tracefs ("format").
  */
 
-/* Threads begin here as well: their numbers and those of processes are one set. */
+/* Threads begin here too: they share one range of numbers with processes. */
 int on_sched_process_fork(void *ctx)
 {
 	u32 number = *(u32 *)(ctx + SCHED_PROCESS_FORK_CHILD_PID);
@@ -31,8 +31,9 @@ int on_sched_process_fork(void *ctx)
 
 /*
  * The kernel skips the program above while another process is in a call on a
- * map on its CPU; this one it does not skip then. It cannot tell the child's
- * number without a structure of the kernel, but the reader learns of the loss.
+ * map on its CPU, but not this one. This program cannot read the child's number
+ * without a kernel structure, but its count shows the reader that a fork was
+ * missed.
  */
 int on_sched_process_fork_seen(void *ctx)
 {
@@ -41,8 +42,8 @@ int on_sched_process_fork_seen(void *ctx)
 }
 
 /*
- * Whatever the process was before, its memory is new now, and KVM refuses the
- * old VM's file descriptors to a new address space (-EIO): a new life begins.
+ * After exec the process has new memory, and KVM refuses the old VM's file
+ * descriptors to a new address space (-EIO), so a new life begins.
  */
 int on_sched_process_exec(void *ctx)
 {
@@ -69,8 +70,8 @@ int on_sched_process_exit(void *ctx)
 }
 
 /*
- * Runs some time after the process is gone. Its number may belong to a new
- * process by then, whose record carries no mark and is left alone.
+ * Runs some time after the process has ended. By then its number may belong to
+ * a new process, whose record has no end and therefore stays.
  */
 int on_sched_process_free(void *ctx)
 {

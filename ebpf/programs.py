@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: loaded BPF programs: attached and detached by their descriptors, and their maps.
+"""EDGE: attaches and detaches loaded BPF programs by their descriptors, and owns their maps.
 
-Owns what a program is attached to now, and how failures to load or attach are told. A process of
-its own compiles (loader.py); this one never imports the compiler. Must not know which programs
-there are, nor what for.
+Owns what each program is attached to, and how failures to load or attach are reported. A separate
+process compiles (loader.py); this one never imports the compiler. Must not know which programs
+there are, nor what they are for.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from ebpf.privileges import Privileges
 from ebpf.tracefs import Tracefs
 
 LOADING_S = 300.0
-"""How long compiling and loading may take: far more than it does, on an emulated CPU, too."""
+"""How long compiling and loading may take. It is far more than they need, even on an emulated
+CPU."""
 _MAIN = """
 import sys
 from importlib.machinery import PathFinder
@@ -36,13 +37,14 @@ sys.meta_path.insert(0, Tree)
 from ebpf.loader import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
-"""The loader is this very package, wherever it is; everything else it imports, bcc too, is what the
-interpreter has installed: nothing of the environment, of the working directory or of sys.path."""
+"""The loader imports package ``ebpf`` from where this file is. Everything else, including bcc,
+comes from the interpreter's installation and nothing from the environment, the working directory or
+sys.path."""
 _KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
 
 
 class Programs:
-    """One compiled BPF text: its programs, attached where asked for, and its maps."""
+    """One compiled BPF text: its programs, attached where the caller asks, and its maps."""
 
     def __init__(
         self,
@@ -56,8 +58,8 @@ class Programs:
     ) -> None:
         """Compile package files, joined in the given order, with compiler flags.
 
-        loadable: each function with each kind of program it may be attached as. Raises
-        BpfUnavailableError when no program can be used on this node at all.
+        loadable lists each function with each kind of program it may be attached as. Raises
+        BpfUnavailableError when no program can be used on this node.
         """
         self._sys_root = sys_root
         self._proc_root = proc_root
@@ -74,11 +76,11 @@ class Programs:
         """Version of the library that compiled."""
 
     def map_fd(self, name: str) -> int:
-        """Descriptor of a map by its name in the text; it stays ours."""
+        """Return the descriptor of a map by its name in the text; it stays owned by this object."""
         return self._loaded.maps[name]
 
     def attach(self, point: AttachPoint, program: str) -> None:
-        """Attach a program at one point. Raises AttachError."""
+        """Attach a program at one point. Raises AttachError when that fails."""
         key = program, point.backend.value
         fd = self._loaded.programs.get(key)
         if fd is None:
@@ -94,7 +96,7 @@ class Programs:
             raise self._attach_error(point, err.errno or 0, "", refused) from err
 
     def check_reachable(self, point: AttachPoint) -> None:
-        """Look a tracepoint up in tracefs. Raises AttachError when it is not named there now."""
+        """Look up a tracepoint in tracefs. Raises AttachError when tracefs does not list it now."""
         try:
             self._tracefs.event_id(point.target)
         except OSError as err:
@@ -102,7 +104,10 @@ class Programs:
             raise self._attach_error(point, err.errno or 0, "", refused) from err
 
     def detach(self, point: AttachPoint) -> None:
-        """Detach what is attached at a point. A kprobe whose function has gone is let go, too."""
+        """Detach the program attached at a point.
+
+        This also works for a kprobe whose function has been unloaded.
+        """
         fd = self._held.pop(point, None)
         if fd is not None:
             os.close(fd)
@@ -125,7 +130,7 @@ class Programs:
                 return open_tracepoint(event, program_fd, cpu=self._online_cpu())
 
     def _online_cpu(self) -> int:
-        """The first CPU that is on line. It need not be CPU 0."""
+        """Return the first CPU that is online, which need not be CPU 0."""
         with contextlib.suppress(OSError, ValueError):
             online = (self._sys_root / "devices/system/cpu/online").read_text()
             return int(online.replace(",", "-").split("-")[0])
@@ -134,7 +139,10 @@ class Programs:
     def _attach_error(
         self, point: AttachPoint, code: int, detail: str, refused: Callable[[], str]
     ) -> AttachError:
-        """refused: says what is missing, should the kernel have said EPERM."""
+        """Make the error for a failed attachment.
+
+        refused is called to explain EPERM: it says what is missing.
+        """
         cause, remedy = AttachCause.FAILED, None
         if point.backend is Backend.KPROBE and not (self._sys_root / _KPROBE_TYPE).exists():
             cause, detail = AttachCause.NO_KPROBES, "this kernel has no kprobes (CONFIG_KPROBES)"
@@ -156,7 +164,7 @@ class Programs:
         return AttachError(f"{point.backend} {point.target}", cause, detail, remedy=remedy)
 
     def _kernel_has_function(self, name: str) -> bool:
-        """Whether kallsyms names it (the names are readable without root)."""
+        """Whether kallsyms lists a function. Its names are readable without root."""
         with contextlib.suppress(OSError), (self._proc_root / "kallsyms").open() as symbols:
             return any(line.split()[2] == name for line in symbols)
         return False
@@ -169,7 +177,10 @@ class Programs:
 
 
 def possible_cpus(sys_root: Path) -> list[int]:
-    """Numbers of all CPUs that this node can ever have, in order; sysfs lists them as ``0-3,8``."""
+    """Return the numbers of all CPUs that this node can have, in order.
+
+    sysfs lists them in the form ``0-3,8``.
+    """
     text = (sys_root / "devices/system/cpu/possible").read_text()
     numbers: list[int] = []
     for part in text.strip().split(","):
@@ -179,7 +190,7 @@ def possible_cpus(sys_root: Path) -> list[int]:
 
 
 def _load(request: Request) -> Loaded:
-    """Have the loader do it. Raises BpfUnavailableError when it gives no answer."""
+    """Have the loader process a request. Raises BpfUnavailableError when it gives no answer."""
     isolated = ("-I", "-B") if sys.dont_write_bytecode else ("-I",)
     tree = str(Path(__file__).parents[1])
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -192,7 +203,8 @@ def _load(request: Request) -> Loaded:
                     *(str(its.fileno()), str(os.getpid()), tree),
                 ],
                 pass_fds=(its.fileno(),),
-                # Ours may be deleted, or anybody's: the compiler asks where it is.
+                # This process's directory may be deleted or writable by others, and the compiler
+                # reads it.
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=words,
@@ -203,7 +215,7 @@ def _load(request: Request) -> Loaded:
                 ours.settimeout(LOADING_S)
                 request.send(ours)
                 return Loaded.received(ours)
-            except (EOFError, ConnectionError) as err:  # it ended, or is about to
+            except (EOFError, ConnectionError) as err:  # the loader has ended or is about to
                 raise BpfUnavailableError(_why_ended(loader.wait(), words)) from err
             except (OSError, ValueError) as err:
                 loader.kill()

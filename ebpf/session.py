@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the ledger of this node: its programs loaded and attached, its tables read.
+"""EDGE: loads and attaches the programs of this node's ledger, and reads its tables.
 
-Owns the order in which all of it is opened, and what a failure means. Must not know what a VMM, a
-pod or a VMI is: it gives the kernel's records and the state of each hook, and nothing else.
+Owns the order in which everything is opened, and what a failure means. Must not know what a VMM, a
+pod or a VMI is: it returns the kernel's records and the state of each hook, nothing else.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from ebpf.tracefs import Tracefs
 
 
 class Session:
-    """The ledger of this node; one a process. Use as a context manager or call close()."""
+    """The ledger of this node, one per process. Use it as a context manager or call close()."""
 
     def __init__(
         self,
@@ -42,16 +42,16 @@ class Session:
         proc_root: Path = Path("/proc"),
         hooks: Sequence[Hook] = HOOKS,
     ) -> None:
-        """Compile and attach everything that can be attached.
+        """Compile the programs and attach every hook that can be attached.
 
-        capacity: see default_capacity(). proc_root: a /proc whose ``self`` is this process. Raises
-        BpfUnavailableError when there can be no ledger, and leaves nothing loaded then.
+        capacity: see default_capacity(). proc_root is a /proc whose ``self`` is this process.
+        Raises BpfUnavailableError when there can be no ledger; nothing stays loaded then.
         """
         self._pid_max_file = proc_root / "sys/kernel/pid_max"
         self._sizes = _sizes_of_node(
             capacity, recent_places, sys_root=sys_root, pid_max_file=self._pid_max_file
         )
-        # The text reads the fields of every hook, also of one that is not among the given ones.
+        # The text reads the fields of every hook, including hooks that the caller did not pass.
         places = field_places(Tracefs(sys_root), [*HOOKS, *hooks])
         with contextlib.ExitStack() as opened:
             self._programs = Programs(
@@ -88,18 +88,18 @@ class Session:
 
     @property
     def hooks(self) -> tuple[HookStatus, ...]:
-        """State of each wanted hook, in the order of hooks.HOOKS."""
+        """The state of each wanted hook, in the order of hooks.HOOKS."""
         return self._hook_set.statuses
 
     @property
     def bcc_version(self) -> str:
-        """Version of the bcc library in use."""
+        """The version of the bcc library in use."""
         return self._programs.bcc_version
 
     def read(self) -> KernelSnapshot:
-        """Read the ledger now. Raises LedgerReadError.
+        """Read the ledger now. Raises LedgerReadError when the kernel refuses.
 
-        Hooks follow their driver here: detached when it leaves, attached again when it is back.
+        This also attaches or detaches hooks whose driver has been loaded or unloaded.
         """
         self._hook_set.follow_drivers()
         try:
@@ -118,10 +118,11 @@ class Session:
         )
 
     def new_lives(self) -> frozenset[int] | None:
-        """Numbers at which a life began or ended (fork, exec, exit) since the last call.
+        """Return the numbers at which a life began or ended (fork, exec, exit) since the last call.
 
-        Those of threads are among them. To be called before the ledger is read and before /proc is
-        listed. None: lives cannot be followed now without exception. Raises LedgerReadError.
+        Numbers of threads are included. Call this before reading the ledger and before listing
+        /proc. None means that some lives may have been missed. Raises LedgerReadError when the
+        kernel refuses.
         """
         try:
             lives = self._tables.lives.take()
@@ -133,9 +134,9 @@ class Session:
         return lives if self._hook_set.lives_are_followed else None
 
     def forget(self, tgid: int, first_ns: int) -> None:
-        """Remove the record of tgid that began at first_ns, if it still is the one.
+        """Remove the record of tgid that began at first_ns, if it still exists.
 
-        Its slot is free from the next read() on. Raises LedgerReadError.
+        Its slot is free after the next read(). Raises LedgerReadError when the kernel refuses.
         """
         try:
             self._tables.forget(tgid, first_ns)
@@ -147,9 +148,9 @@ class Session:
         self._opened.close()
 
     def _forks_skipped(self) -> bool:
-        """Whether the kernel skipped the program of a fork since the last call.
+        """Whether the kernel has skipped a program for a fork since the last call.
 
-        Where that can be seen at all. A fork that is at work is no loss: it is waited for.
+        False where that cannot be observed. A fork in progress is not a loss, so this waits for it.
         """
         if not self._hook_set.forks_are_counted:
             return False

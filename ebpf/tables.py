@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the ledger's tables: read from memory, and the reader's side of removing a record.
+"""EDGE: reads the ledger's tables from memory, and removes records on the reader's side.
 
-Owns their names and sizes, and what ledger.bpf.c and the reader must both keep to. Must not know
-which hook writes them, nor when a record has to go.
+Owns the names and sizes of the tables, and the protocol that the reader shares with ledger.bpf.c.
+Must not know which hook writes them, nor when a record has to be removed.
 """
 
 import os
@@ -37,18 +37,18 @@ TABLES = (
     "life_pages",
 )
 RECENT_PLACES = 4096
-"""Processes whose counters are found without a look-up in a hash, see ledger.bpf.c."""
+"""Processes whose counters are found without a lookup in a hash, see ledger.bpf.c."""
 PID_MAX_LIMIT = 4 * 1024 * 1024
-"""What kernel.pid_max can be at most (include/linux/threads.h)."""
+"""The highest possible kernel.pid_max (include/linux/threads.h)."""
 
 _SLOTS_A_GIB = 64
 _MIN_CAPACITY, _MAX_CAPACITY = 4096, 65536
 _MAX_COUNTER_BYTES = 32 << 20
 
 MAX_READS = 3
-"""How often the records are read at most when processes come or go while they are read."""
+"""How often the records are read at most while processes start and end."""
 CLAIM_NS = 10_000_000_000
-"""A removal takes microseconds. A claim this old is of one whose end went wrong."""
+"""Age at which a claim is stale. A removal takes microseconds, so an older one has failed."""
 _FIRST_NS = word_of(ProcessRecord, "first_ns")
 
 
@@ -57,20 +57,20 @@ class Sizes:
     """How large the tables are."""
 
     capacity: int
-    """Processes there is room for."""
+    """Number of processes that the ledger has room for."""
     cpus: int
-    """Above the greatest number that a CPU can have."""
+    """One more than the greatest number that a CPU can have."""
     recent_places: int
     life_pages: int
 
     @property
     def common(self) -> int:
-        """Slots that any process can have. The other half is kept for processes that use a vCPU."""
+        """Slots that any process can have; the others are kept for processes that use a vCPU."""
         return (self.capacity + 1) // 2
 
     @property
     def flags(self) -> list[str]:
-        """For the compiler of ledger.bpf.c."""
+        """Compiler flags for ledger.bpf.c."""
         return [
             f"-DLEDGER_CAPACITY={self.capacity}",
             f"-DLEDGER_COMMON={self.common}",
@@ -81,11 +81,11 @@ class Sizes:
 
 
 def default_capacity(*, memory_bytes: int, cpus: int) -> int:
-    """Processes that the ledger has room for on a machine: far more than it can have VMs.
+    """Return the default capacity of the ledger, far more processes than the machine can have VMs.
 
-    64 for each GiB of memory, from 4096 to 65536. One costs 40 bytes for each CPU that the machine
-    can have and about 130 once; 4096 are always there, more only while the counters stay within
-    32 MiB.
+    That is 64 for each GiB of memory, from 4096 to 65536. Each process costs 40 bytes for each CPU
+    that the machine can have, and about 130 bytes once. There are always 4096, and more only while
+    the counters stay within 32 MiB.
     """
     affordable = _MAX_COUNTER_BYTES // (8 * ACTIVITY_WORDS * cpus)
     wanted = min(_SLOTS_A_GIB * memory_bytes >> 30, _MAX_CAPACITY, affordable)
@@ -93,12 +93,12 @@ def default_capacity(*, memory_bytes: int, cpus: int) -> int:
 
 
 def memory_bytes() -> int:
-    """Of this machine."""
+    """Return the memory size of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def life_pages(pid_max: int) -> int:
-    """Pages of marks for all numbers that a process can have."""
+    """Return how many pages of marks cover all process numbers."""
     return min(pid_max, PID_MAX_LIMIT) // LIFE_BYTES + 1
 
 
@@ -106,7 +106,10 @@ class Tables:
     """The tables of one ledger."""
 
     def __init__(self, map_fd: Callable[[str], int], sizes: Sizes) -> None:
-        """Take the maps by their names (see TABLES), which stay the caller's; OSError."""
+        """Use the maps by their names (see TABLES); they stay the caller's.
+
+        Raises OSError when the kernel refuses.
+        """
         self._sizes = sizes
         room = sizes.capacity
         self._slots = HashMap(map_fd("slots"), key_bytes=4, value_bytes=4, capacity=room)
@@ -123,30 +126,30 @@ class Tables:
             page_bytes=LIFE_BYTES,
             pages=sizes.life_pages,
         )
-        """Numbers at which a process or a thread began a life."""
+        """Numbers at which a process or a thread has begun a life."""
         self._common, self._reserved = Stack(map_fd("free_slots")), Stack(map_fd("reserved_slots"))
         self._removed: list[tuple[int, int]] = []
-        # Low numbers on top: then the counters in use are close to each other.
+        # Low numbers are pushed last, so that the counters in use are close to each other.
         for slot in reversed(range(room)):
             self._stack(slot).push(slot)
 
     def dropped_total(self) -> int:
-        """Events that found no room."""
+        """Return how many events were dropped because the ledger was full."""
         return self._totals.word(Total.DROPPED, 0)
 
     def unmarked_forks(self) -> int:
-        """Forks that the kernel skipped the marking program for; those at work may be among them.
+        """Return how many forks were not marked, possibly including forks in progress.
 
-        Counts from when both programs of the hook were attached, give or take a constant.
+        The count starts when both programs of the hook are attached, with a constant offset.
         """
         return self._totals.word(Total.FORKS, 0) - self._totals.word(Total.FORKS_MARKED, 0)
 
     def entries(self) -> dict[int, LedgerEntry]:
-        """All records with their counters, from memory: no call that would silence a hook.
+        """Read all records with their counters from memory, which silences no hook.
 
-        A record that was there before and after its counters were read had its slot all the time.
-        Those that came or went in between are read once more, also one in a slot above all that
-        were in use before; one that is still not complete after that is not there yet.
+        A record that exists before and after its counters are read had its slot all the time. If
+        records appeared or disappeared during the read, everything is read again, up to MAX_READS
+        times. A record that is still incomplete then is left out.
         """
         entries: dict[int, LedgerEntry] = {}
         for _ in range(MAX_READS):
@@ -159,10 +162,11 @@ class Tables:
         return entries
 
     def forget(self, tgid: int, first_ns: int) -> None:
-        """Remove the record of tgid that began at first_ns, if it still is the one; OSError.
+        """Remove the record of tgid that began at first_ns, if it still exists.
 
-        In the order of forget() in ledger.bpf.c, and for the same reasons. The process may live and
-        be counted by a program that has found the slot before: recycle() gives the slot back.
+        This follows the order of forget() in ledger.bpf.c, for the same reasons. The process may be
+        alive and a program that has already found the slot may still count in it, so recycle()
+        frees the slot later. Raises OSError when the kernel refuses.
         """
         key = _bytes(tgid, 4)
         if self._slot(key, first_ns) is None or not self._claim(key):
@@ -177,10 +181,10 @@ class Tables:
             self._claims.delete(key)
 
     def recycle(self) -> None:
-        """Give the slots of removed records back; OSError.
+        """Free the slots of removed records. Raises OSError when the kernel refuses.
 
-        A program that ran when a record was removed may still count in its slot, or write the slot
-        to ``recent``, where a program that begins later finds it. So each is waited for in turn.
+        A program that was running when a record was removed may still count in its slot, or write
+        the slot to ``recent``, where a later program finds it. So this waits for programs twice.
         """
         if not self._removed:
             return
@@ -202,7 +206,7 @@ class Tables:
             table.close()
 
     def _slot(self, key: bytes, first_ns: int) -> int | None:
-        """The slot of the record that began at first_ns; None: there is no such record."""
+        """Return the slot of the record that began at first_ns; None: there is no such record."""
         found = self._slots.get(key)
         if found is None:
             return None
@@ -210,7 +214,7 @@ class Tables:
         return slot if self._records.word(slot, _FIRST_NS) == first_ns else None
 
     def _claim(self, key: bytes) -> bool:
-        """Whether the removal is the caller's now. If not, another one is at work."""
+        """Claim the removal of a record. Returns False if another removal is in progress."""
         now_ns = monotonic_ns()
         if self._claims.set(key, _bytes(now_ns, 8), Update.NOEXIST):
             return True

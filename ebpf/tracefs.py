@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: what tracefs says of this kernel's tracepoints: their numbers and their records' fields.
+"""EDGE: reads from tracefs the numbers of tracepoints and the fields of their records.
 
 Owns where tracefs is mounted and the form of its files (kernel/trace/trace_events.c, f_show). Must
 not know which tracepoints are wanted, nor what their fields mean.
@@ -15,33 +15,33 @@ from pathlib import Path
 
 _MOUNTS = ("kernel/tracing", "kernel/debug/tracing")
 FIELD_BYTES = 4
-"""Of each field that a program of hvprobe reads."""
+"""Size of each field that a program of hvprobe reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What the file ``format`` of a tracepoint says."""
+    """The contents of a tracepoint's file ``format``."""
 
     file: Path
     offsets: Mapping[str, int]
-    """Place in the record of each field of FIELD_BYTES, in bytes."""
+    """Offset in the record, in bytes, of each field whose size is FIELD_BYTES."""
 
 
 class Tracefs:
     """The tracefs of one node."""
 
     def __init__(self, sys_root: Path) -> None:
-        """Look below a node's /sys."""
+        """sys_root is the node's /sys."""
         self._roots = [sys_root / mount for mount in _MOUNTS]
         self._events = [root / "events" for root in self._roots]
 
     @property
     def mounted(self) -> bool:
-        """Whether there is one that can be read."""
+        """Whether a readable tracefs is mounted."""
         return self.has("events")
 
     def has(self, name: str) -> bool:
-        """Whether its top directory shows a file or directory of this name."""
+        """Whether the top directory of tracefs has a file or directory of this name."""
         for root in self._roots:
             with contextlib.suppress(OSError):
                 if (root / name).exists():
@@ -49,16 +49,19 @@ class Tracefs:
         return False
 
     def event_id(self, target: str) -> int:
-        """The number of tracepoint ``category:event``. Raises FileNotFoundError without it."""
+        """Return the number of tracepoint ``category:event``.
+
+        Raises FileNotFoundError when tracefs does not list it.
+        """
         for events in self._events:
             with contextlib.suppress(FileNotFoundError):
                 return int((events / target.replace(":", "/") / "id").read_text())
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def offsets(self, target: str, fields: Sequence[str]) -> tuple[int, ...] | None:
-        """Where each field stands in the record of a tracepoint, in bytes.
+        """Return the offset of each field in the record of a tracepoint, in bytes.
 
-        None: the description cannot be read, or it has no such field of 4 bytes.
+        None: the description is unreadable, or a field of 4 bytes is missing in it.
         """
         description = self.description(target)
         if description is None or any(field not in description.offsets for field in fields):
@@ -66,7 +69,7 @@ class Tracefs:
         return tuple(description.offsets[field] for field in fields)
 
     def description(self, target: str) -> Description | None:
-        """The description of tracepoint ``category:event``; None: it cannot be read."""
+        """Return the description of tracepoint ``category:event``; None: it is unreadable."""
         for events in self._events:
             with contextlib.suppress(OSError):
                 file = events / target.replace(":", "/") / "format"
@@ -75,7 +78,7 @@ class Tracefs:
 
 
 def offsets_from(description: str) -> dict[str, int]:
-    """The place of each field of FIELD_BYTES, from the text of ``format``. Pure."""
+    """Parse the text of ``format`` and return the offset of each field of FIELD_BYTES. Pure."""
     return {
         name: int(offset)
         for name, offset, size in re.findall(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the kernel's user interface that Python and the BPF text both use. Pure.
+"""Defines numbers of the kernel's user interface that Python and the BPF text share. Pure.
 
 A test compares them with the ``#define`` of the same name in the BPF text.
 """

@@ -2,13 +2,14 @@
 /*
  * How often does a process's guest leave the CPU, and how often does KVM_RUN
  * return to the process? Both tracepoints fire in the vCPU's own thread, so the
- * current process is the one. No structure of the kernel is used.
+ * current process is the right one. No kernel structure is used.
  *
- * Each return is counted. One proves that the vCPU ran if KVM_RUN did not fail
- * and KVM could go on with the guest: the tracepoint's arguments tell
- * (TP_PROTO(__u32 reason, int errno), include/trace/events/kvm.h). The classic
- * form reads them from the record at offsets that tracefs gives, the raw form
- * from the arguments; one form reads neither, for where that is impossible.
+ * Each return is counted. A return proves that the vCPU ran if KVM_RUN did not
+ * fail and KVM could continue with the guest, which the tracepoint's arguments
+ * show (TP_PROTO(__u32 reason, int errno), include/trace/events/kvm.h). The
+ * classic form reads them from the record at offsets that tracefs gives, the
+ * raw form from the arguments; a third form reads neither, for kernels where
+ * that is impossible.
  *
  * Cost of an exit in on_kvm_exit, over an empty program: 29.5 ns at a guest's
  * real exits, 12 ns run in a loop (docs/benchmarks.md).

@@ -18,29 +18,30 @@ Results = dict[str, dict[str, Any]]
 _HEAD = """\
 # Mutants
 
-A mutant is hvprobe with one defect put in on purpose. One that no test notices shows where a test
-is missing. `make mutants` runs them; it is not part of `make test`, nor of continuous integration.
+A mutant is hvprobe with one deliberate defect. A mutant that no test notices shows where a test is
+missing. `make mutants` runs them. It is not part of `make test` or of continuous integration.
 
 ```
 make mutants                                   # everything: some 1100 mutants, an hour
-make mutants ARGS="verdict evidence"           # two rooms
-make mutants ARGS="tracker --sample 40"        # part of a room, the same part in every run
+make mutants ARGS="verdict evidence"           # two modules
+make mutants ARGS="tracker --sample 40"        # a part of a module, the same part in every run
 make mutants ARGS=table                        # those made by hand
 ```
 
-Each run changes a copy of the tree and starts a room's tests in a process of its own, which is
-ended after 120 s (`--limit-s`). The results are in `mutants/results.json`, and this page is
-made of them: do not edit it.
+Each run changes a copy of the tree and runs the module's tests in a separate process, which is
+ended after 120 s (`--limit-s`). The results are in `mutants/results.json`. This page is generated
+from them: do not edit it.
 """
 
 _ROOMS_HEAD = """
-## Rooms
+## Modules
 
-The modules that only reckon, mutated one place at a time: comparisons, conditions, numbers, words,
-returned values, statements left out. The words of enumerations are left alone: they are for
-outputs, which other tests compare with stored ones. *Noticed* are mutants that a test failed for,
-that could not be imported, or that did not end. Some that survive are no defects, for they do the
-same in another way: a cache left out, a boundary that nothing can reach.
+Modules that only compute are mutated one place at a time: comparisons, conditions, numbers, words,
+returned values, and statements that are left out. The words of enumerations are not mutated,
+because they are for outputs, which other tests compare with stored ones. A mutant counts as
+*noticed* if a test fails, if it cannot be imported, or if it does not end. Some that survive are
+not defects, because they do the same in another way: a cache that is left out, a boundary that
+nothing can reach.
 
 | module | mutants | run | noticed | score | at commit |
 |---|---:|---:|---:|---:|---|
@@ -49,8 +50,8 @@ same in another way: a cache left out, a boundary that nothing can reach.
 _TABLE_HEAD = """
 ## Made by hand
 
-Defects that no test noticed once, or that would be easy to make in the BPF text. Each is run
-against the one test that has to fail; the BPF text is tried as an ordinary program
+Defects that once went unnoticed, or that are easy to make in the BPF text. Each is run against the
+one test that must fail. The BPF text is compiled and run as an ordinary program
 (`tests/unit/ledger_code.c`).
 
 | file | what breaks | test | outcome |
@@ -88,7 +89,7 @@ def _table(result: Mapping[str, Any]) -> str:
     ]
     gone = "".join(f"- {it}\n" for it in NOT_THERE)
     commit = f"\nMeasured at {result['commit']}.\n" if result else ""
-    why = "\nOf these defects there is no mutant, because the code they were in is gone:\n\n"
+    why = "\nThese defects have no mutant, because the code that had them is gone:\n\n"
     return _TABLE_HEAD + "".join(lines) + commit + why + gone
 
 
@@ -102,7 +103,7 @@ def _survivors(results: Results) -> str:
         lines += [
             f"- {it['line']}: {_code(it['before'])} → {_code(it['after'])}\n" for it in survivors
         ]
-    return "\n## Open\n\nMutants of rooms that no test noticed.\n" + "".join(lines)
+    return "\n## Open\n\nMutants of modules that no test noticed.\n" + "".join(lines)
 
 
 def _code(text: str) -> str:

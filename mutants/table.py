@@ -267,9 +267,9 @@ IN_THE_JUDGEMENT = (
 IN_THE_WATCH = (
     HandMade(
         file="probes/vmi/kube/timing.py",
-        text='"""Note that a watch delivers: all that went wrong before is over."""\n'
+        text='"""Record that a watch delivers, which ends all earlier failures."""\n'
         "        self._failures = 0\n",
-        replacement='"""Note that a watch delivers: all that went wrong before is over."""\n',
+        replacement='"""Record that a watch delivers, which ends all earlier failures."""\n',
         test="tests/unit/test_kube_timing.py::test_pauses",
         breaks="failures before a good watch make the pauses after it longer",
     ),
@@ -283,7 +283,7 @@ IN_THE_WATCH = (
     ),
     HandMade(
         file="probes/vmi/kube/watch.py",
-        text="        self._whole_list = False\n        self._resource_version",
+        text="        self._list_unpaged = False\n        self._resource_version",
         replacement="        self._resource_version",
         test="tests/cluster/test_watch_faults.py::test_pages_that_expire_are_read_in_one",
         breaks="after pages that expired every list is read in one piece for ever",

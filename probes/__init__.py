@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From kernel facts to a named VMI, and out: metrics, live view, JSON, page."""
+"""Turns kernel facts into named VMIs and serves them as metrics, live view, JSON and page."""

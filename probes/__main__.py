@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program: ``hvprobe``, and ``python -m probes`` for a tree that is not installed.
+"""Starts the program: ``hvprobe``, or ``python -m probes`` for a tree that is not installed.
 
-Owns what the command may import: its own two packages from the folder this file is in, everything
-else from where the interpreter is installed. Neither PYTHONPATH nor the working directory counts,
-which may be anybody's. Hence this file itself imports nothing that is not loaded already.
+Owns what the command may import: its own two packages from the folder that contains this file,
+everything else from the interpreter's installation. Neither PYTHONPATH nor the working directory
+counts, because others may control them. Therefore this file imports only what is already loaded.
 
-An interpreter that was started otherwise is replaced by an isolated one (``python -I``). What
-PYTHONPATH can do before the first line of this file, it has done by then: so the installed
-``hvprobe`` starts its interpreter with ``-I`` (scripts/isolate.sh), and a developer's tree is run
+An interpreter that was started in any other way is replaced by an isolated one (``python -I``). By
+then PYTHONPATH has already had its effect before the first line of this file. So the installed
+``hvprobe`` starts its interpreter with ``-I`` (scripts/isolate.sh), while a developer's tree is run
 by ``PYTHONPATH=TREE python -m probes``.
 """
 
@@ -29,7 +29,7 @@ sys.exit(main())
 
 
 def main() -> int:
-    """Run the command in an isolated interpreter; the exit code."""
+    """Run the command in an isolated interpreter. Returns the exit code."""
     if not sys.flags.isolated and sys.executable:
         tree = os.path.dirname(os.path.dirname(__file__))
         flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]

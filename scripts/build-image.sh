@@ -1,19 +1,20 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the container image with nothing but buildah: no engine, no registry of images needed.
+# Builds the container image with buildah alone. It needs no engine and no registry of images.
 #
 #   scripts/build-image.sh [TAG]          default: localhost/hvprobe:latest
 #
-# ARCH=amd64|arm64  for such machines (default: this one's). The programs of another one are run by
-#                   qemu-user-static, which takes several times as long
-# BASE=image        build on this base image instead of one made here from Debian's packages
-# HVPROBE_CACHE     where base and layers are kept (default: ~/.cache/hvprobe)
+# ARCH=amd64|arm64  the image's architecture (default: this machine's). Programs of another one run
+#                   under qemu-user-static, which takes several times as long
+# BASE=image        the base image; by default one is made here from Debian's packages
+# HVPROBE_CACHE     the directory for base and layers (default: ~/.cache/hvprobe)
 #
-# build/image/sbom.cdx.json is written too: what is in the image, as CycloneDX; sbom-ARCH.cdx.json
-# for another machine's.
-# How this machine reaches the registries (apt's mirror, pip's index, certificates) is handed to the
-# build as arguments and secrets, and is in no file of the repository and of the image. Nothing that
-# names a file or directory of this machine is handed over, because the build does not see it.
+# The script also writes the image's bill of materials in CycloneDX form, build/image/sbom.cdx.json,
+# or sbom-ARCH.cdx.json for another architecture.
+#
+# The build gets this machine's access to registries (apt's mirror, pip's index, certificates) as
+# arguments and secrets, and no file of the repository or the image contains it. Options that name
+# a file or directory of this machine are left out, because the build does not see that file.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -25,14 +26,14 @@ cache=${HVPROBE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvprobe}/image
 base_days=7 # after that many days the base and its layers are made again, for Debian's updates
 
 say() { printf 'image: %s\n' "$*" >&2; }
-# One line: what failed, why, what to do.
+# Prints one line (what failed, why, what to do) and ends the script.
 die() {
 	printf 'image: error: %s\n' "$*" >&2
 	exit 1
 }
 
-# The first error of apt or pip in a build's log, else buildah's last one. buildah's own line repeats
-# the complete RUN step, so that is left out.
+# Prints the first error of apt or pip in a build's log, otherwise buildah's last one. buildah's own
+# line repeats the complete RUN step, so that part is left out.
 why() {
 	local line
 	line=$(grep -E -m 1 '^ *(E|ERROR): ' "$1" || grep -iE '^error' "$1" | tail -n 1 || true)
@@ -72,7 +73,7 @@ clean_up() {
 	if [ -n "$registered" ]; then printf -- -1 >"$registered"; fi
 }
 
-# Storage of our own. buildah takes overlayfs where it can, else copies (STORAGE_DRIVER=vfs forces it).
+# Uses separate storage. buildah prefers overlayfs and otherwise copies (STORAGE_DRIVER=vfs forces it).
 store() { buildah --root "$cache/storage" --runroot "$cache/run" "$@"; }
 
 mirror() {
@@ -84,7 +85,7 @@ mirror() {
 	fi
 }
 
-# The base image's reference; made when there is none, or only an old one.
+# Prints the base image's reference, and makes the image if there is none or only an old one.
 base() {
 	local reference=localhost/hvprobe-base:$suite-$arch stamp=$cache/base-$suite-$arch.made work=$cache/base.unfinished
 	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg address container
@@ -94,7 +95,7 @@ base() {
 	fi
 	[ -r "$keyring" ] || keyring=${keyring%.gpg}.pgp
 	address=$(mirror) || die "no Debian mirror among this machine's apt sources: set HVPROBE_DEBIAN_MIRROR"
-	# apt of the base keeps this address, and runs where this machine's directories are absent.
+	# The base's apt keeps this address, and runs where this machine's directories do not exist.
 	[[ $address =~ ^https?:// ]] || die "the image cannot be built from $address: set HVPROBE_DEBIAN_MIRROR to an address that begins with http"
 	say "making the base image: debootstrap $suite for $arch"
 	rm -rf "$work"
@@ -108,8 +109,8 @@ base() {
 	touch "$stamp"
 }
 
-# Storage would grow by half a gigabyte a build: the image that the tag meant before goes, unless it has
-# another name, and layers of builds before the last bases.
+# Storage would grow by half a gigabyte per build. So this removes the image that had the tag before,
+# unless it has another name, and the layers of builds on earlier bases.
 forget() {
 	local before=$1 after made id
 	after=$(store images --quiet --no-trunc "$tag")
@@ -119,14 +120,14 @@ forget() {
 	done
 }
 
-# scripts/pip_config.py by the interpreter whose pip installs hvprobe.
+# Runs scripts/pip_config.py with the interpreter whose pip installs hvprobe.
 pip_config() {
 	local interpreter=$root/.venv/bin/python
 	[ -x "$interpreter" ] || interpreter=python3
 	"$interpreter" "$root/scripts/pip_config.py" "$@"
 }
 
-# The file of certificates to trust. It is mounted into the build; its path is not handed over.
+# Prints the file of certificates to trust. The build mounts it and does not learn its path.
 certificates() {
 	local file
 	for file in "$(pip_config --certificates)" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt; do
@@ -138,12 +139,12 @@ certificates() {
 	printf '/dev/null'
 }
 
-# A test sources this file for its functions.
+# A test sources this file to use its functions.
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 check_machine
 mkdir -p "$cache"
-# One build at a time: they share storage.
+# Only one build runs at a time, because builds share storage.
 exec 9>"$cache/lock"
 flock 9
 secrets=$(mktemp -d "${TMPDIR:-/tmp}/hvprobe-image.XXXXXX")
@@ -161,7 +162,7 @@ store build --quiet --arch "$arch" --layers --format docker --file "$root/Docker
 	--build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
 	--secret "id=pip-config,src=$secrets/pip.conf" --secret "id=ca,src=$(certificates)" \
 	"$root" >"$log" 2>&1 </dev/null || die "$(why "$log"): whole output in $log"
-# The bill of materials, from what really is in the image.
+# Writes the bill of materials from the actual contents of the image.
 mkdir -p "$root/build/image"
 container=$(store from --arch "$arch" --pull-never "$tag")
 bill=$root/build/image/sbom.cdx.json

@@ -66,8 +66,8 @@ def kvm_refusal() -> str | None:
         return f"the demo's guests are x86 and this machine is {platform.machine()}"
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return f"/dev/kvm does not open: {error.strerror}"
+    except OSError as err:
+        return f"/dev/kvm does not open: {err.strerror}"
     return None
 
 
@@ -221,8 +221,8 @@ def main() -> int:
         demo()
     except KeyboardInterrupt:
         return 0
-    except DemoError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
+    except DemoError as err:
+        print(f"demo: error: {err}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

@@ -1,33 +1,33 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what is missing, and only that: distribution packages, .venv, the project itself.
+# Installs only what is missing: distribution packages, .venv, the project itself.
 #
 #   scripts/install.sh [--root] GROUP...
 #
 # GROUP is run, demo, test, image or bench, see packages.txt; test also installs the dependency group
 # "dev" of pyproject.toml. GROUP may be python instead: hvprobe and the group "dev", and no
 # distribution package. That is enough for lint and unit tests, on any Linux and for any user.
-# --root: the caller needs root for what comes next, so say it before anything is installed.
+# --root: the caller's next step needs root, so the script says so before it installs anything.
 #
-# Nothing is installed twice: dpkg is asked for the packages, a stamp in .venv for the Python
-# side. The stamp is written last, so an interrupted installation is done again.
+# Nothing is installed twice: dpkg knows the packages, and a stamp in .venv records the Python side.
+# The stamp is written last, so an interrupted installation is repeated.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
-# Its bcc is built for this interpreter and no other.
+# The distribution's bcc is built for this interpreter only.
 distribution_python=/usr/bin/python3
 apt_options=(-o DPkg::Lock::Timeout=300 --yes --quiet --no-install-recommends)
 log=
 
 say() { printf 'install: %s\n' "$*"; }
-# One line: what failed, why, what to do.
+# Prints one line (what failed, why, what to do) and ends the script.
 die() {
 	printf 'install: error: %s\n' "$*" >&2
 	exit 1
 }
 
-# The first line of the log that says why, without the tool's own prefix.
+# Prints the first line of the log that names the cause, without the tool's own prefix.
 why() {
 	local line
 	line=$(grep -E -m 1 "$1" "$log" || true)
@@ -63,14 +63,14 @@ check_machine() {
 	check_python
 }
 
-# The distribution's python decides, because its bcc belongs to it.
+# Whether bcc works depends on the distribution's python, because bcc belongs to it.
 check_python() {
 	[ -x "$distribution_python" ] || return 0
 	"$distribution_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 		die "$distribution_python is $("$distribution_python" -c 'import platform; print(platform.python_version())') on $(distribution), hvprobe needs 3.11 or later and the distribution's bcc needs the distribution's python: use Debian 12, 13 or Ubuntu 24.04 or later"
 }
 
-# Names of the packages of the groups asked for that are not installed, one a line.
+# Prints the packages of the requested groups that are not installed, one per line.
 missing_packages() {
 	local architecture wanted
 	architecture=$(dpkg --print-architecture 2>/dev/null)
@@ -82,14 +82,14 @@ missing_packages() {
 			group = substr(group, 1, RSTART - 1)
 		}
 		index(groups, " " group " ") && !seen[$2]++ { print $2 }' "$root/scripts/packages.txt")
-	# dpkg-query fails for names it never heard of and still prints the others.
+	# dpkg-query fails for unknown names, but still prints the others.
 	dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${wanted[@]}" 2>/dev/null |
 		awk -v wanted="${wanted[*]}" '
 			$1 == "installed" { have[$2] = 1 }
 			END { n = split(wanted, name, " "); for (i = 1; i <= n; i++) if (!have[name[i]]) print name[i] }'
 }
 
-# Those of the packages given that the package lists do not offer.
+# Prints those of the given packages that the package lists do not offer.
 not_offered() {
 	local package candidate
 	for package in "$@"; do
@@ -98,7 +98,7 @@ not_offered() {
 	done
 }
 
-# apt-get waits for dpkg's lock by itself, but not for the lock of the package lists.
+# apt-get itself waits for dpkg's lock, but not for the lock of the package lists.
 update_lists() {
 	local deadline=$((SECONDS + 300))
 	say "fetching the package lists"
@@ -135,7 +135,7 @@ install_packages() {
 		die "packages ${absent% } are missing from the archive of $(distribution): enable the archive's main component (Ubuntu: universe too) in apt's sources"
 	say "installing packages: ${missing[*]}"
 	if ! apt_install "${missing[@]}"; then
-		# Lists may be older than the archive: fetch them once and try again.
+		# The package lists may be older than the archive, so fetch them once and try again.
 		if [ "$updated" = no ]; then update_lists; fi
 		if [ "$updated" = yes ] || ! apt_install "${missing[@]}"; then
 			keep_log
@@ -145,7 +145,7 @@ install_packages() {
 	disable_service prometheus "${missing[@]}"
 }
 
-# The test's Prometheus is its own; the package's must not run from the next boot on.
+# Tests start their own Prometheus. The package's service must not start at the next boot.
 disable_service() {
 	local service=$1 package
 	shift
@@ -155,11 +155,11 @@ disable_service() {
 	done
 }
 
-# A stamp in .venv says what is installed there:
+# A stamp in .venv records what is installed there:
 #   run     hvprobe, with a bcc that works
 #   dev     hvprobe and the dependency group dev, with a bcc that works
 #   python  hvprobe and the dependency group dev
-# It holds this sum of everything that .venv was made from.
+# It contains this checksum of everything from which .venv was made.
 fingerprint() {
 	{
 		printf '%s\n' "$1" "$venv" "$("$venv/bin/python" -V 2>/dev/null)"
@@ -179,20 +179,20 @@ write_stamp() {
 
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# An environment is kept when it belongs to this folder and its python and pip work.
+# An environment is kept if it belongs to this folder and its python and pip work.
 venv_is_sound() {
 	[ -r "$venv/pyvenv.cfg" ] && grep -qF "$venv" "$venv/bin/activate" 2>/dev/null &&
 		is_recent "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1
 }
 
-# Only the distribution's python, with the system's packages visible, finds the distribution's bcc.
+# Only the distribution's python finds the distribution's bcc, and only if it sees system packages.
 venv_sees_bcc() {
 	grep -qx 'include-system-site-packages = true' "$venv/pyvenv.cfg" 2>/dev/null &&
 		[ "$venv/bin/python" -ef "$distribution_python" ]
 }
 
-# The interpreter of a new .venv that needs no bcc. The distribution's comes first, because the .venv
-# made from it serves `make run` too.
+# Prints the interpreter for a new .venv that needs no bcc. The distribution's is preferred, because
+# a .venv made from it also serves `make run`.
 any_python() {
 	local candidate
 	for candidate in "$distribution_python" python3 python python3.14 python3.13 python3.12 python3.11; do
@@ -215,7 +215,7 @@ make_venv() {
 	}
 }
 
-# The dependency group "dev", one requirement a line. Not pip's --group, which Debian 12's pip lacks.
+# Prints the dependency group "dev", one requirement per line, because Debian 12's pip has no --group.
 dev_requirements() {
 	"$venv/bin/python" -c 'import sys, tomllib
 with open(sys.argv[1], "rb") as file:
@@ -242,7 +242,7 @@ install_project() {
 	write_stamps "$kind"
 }
 
-# For python a missing bcc is no error. Where bcc works, .venv is up to date for `make run` as well.
+# The group python needs no bcc. If bcc works anyway, .venv is also up to date for `make run`.
 write_stamps() {
 	local kind=$1
 	if [ "$kind" != python ]; then
@@ -266,7 +266,7 @@ check_bcc() {
 
 keep_log() { trap - EXIT; }
 
-# A test sources this file for its functions.
+# A test sources this file to use its functions.
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 usage="usage: scripts/install.sh [--root] run|demo|test|image|bench ... (or: python)"
@@ -291,7 +291,7 @@ done
 [ -n "$kind" ] || die "no group given: $usage"
 
 check_machine
-# One installation at a time: a lock on the folder itself leaves no file behind.
+# Only one installation runs at a time. The lock is on the folder, so it leaves no file behind.
 exec 9<"$root"
 if ! flock --nonblock 9; then
 	say "waiting for another installation into this folder"

@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Makes an installed command start its interpreter isolated (python -I): it then imports what is
-# installed, and nothing from PYTHONPATH or the user's own packages.
+# Makes an installed command start its interpreter isolated (python -I). The command then imports
+# only what is installed, and nothing from PYTHONPATH or the user's own packages.
 #
-#   scripts/isolate.sh FILE [FLAGS]      FILE as pip wrote it; FLAGS: -I, or -IB to write no bytecode
+#   scripts/isolate.sh FILE [FLAGS]      FILE is as pip wrote it; FLAGS: -I, or -IB to write no bytecode
 #
-# pip has no way to ask for it. It writes one line for the kernel, or, when the interpreter's path has
-# blanks or is too long for that, a second line for the shell.
+# pip has no option for this. It writes one line for the kernel or, if the interpreter's path contains
+# blanks or is too long, a second line for the shell.
 set -eu
 
 file=$1

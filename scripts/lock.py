@@ -71,11 +71,11 @@ def requirements() -> list[Requirement]:
 
 def unanswered(wanted: Iterable[Requirement], lock: str) -> Iterable[str]:
     """What is wanted and not in the lock in a version that will do."""
-    pinned = {}
+    pinned: dict[str, Version] = {}
     for line in lock.splitlines():
-        name, equals, version = line.removesuffix(" \\").partition("==")
+        name, equals, text = line.removesuffix(" \\").partition("==")
         if equals:
-            pinned[canonicalize_name(name)] = Version(version)
+            pinned[canonicalize_name(name)] = Version(text)
     for requirement in wanted:
         version = pinned.get(canonicalize_name(requirement.name))
         if version is None or version not in requirement.specifier:

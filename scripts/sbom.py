@@ -52,7 +52,7 @@ def python_component(found: Distribution) -> Json:
     """One distribution; its licence as its metadata words it."""
     purl = f"pkg:pypi/{re.sub(r'[-_.]+', '-', found.name).lower()}@{quote(found.version)}"
     component = component_of(found.name, found.version, purl)
-    expression = found.metadata.get("License-Expression")
+    expression, *_ = found.metadata.get_all("License-Expression") or [None]
     if expression:
         component["licenses"] = [{"expression": expression}]
     return component

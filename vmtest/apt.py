@@ -172,7 +172,7 @@ def download_only(tree: AptTree, packages: Iterable[str]) -> list[Path]:
 def download_source(suite: Suite, name: str, into: Path) -> Path:
     """Fetch a source package and give its original archive, without Debian's patches."""
     with apt_tree(suite, Architecture.AMD64, kind="deb-src") as tree:
-        fetch = ["apt-get", "-c", tree.config, "source", "--download-only", name]
+        fetch: list[str | Path] = ["apt-get", "-c", tree.config, "source", "--download-only", name]
         run(["env", "-C", into, *fetch], what=f"the source of {name}")
     (archive,) = into.glob(f"{name}_*.orig.tar.*")
     return archive

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM exits by reason: a tool of its own, loaded only for `live --reasons`."""
+"""Counts VM exits by reason: a separate tool, loaded only for ``live --reasons``."""

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Why do the guests of chosen processes leave the CPU? For debugging: loaded
- * only while somebody looks, and silent for every process that was not chosen.
+ * Why do the guests of chosen processes leave the CPU? This program is for
+ * debugging: it is loaded only while a live view asks for reasons, and it
+ * counts nothing for processes that were not chosen.
  *
- * The answer stands in the record of the tracepoint kvm:kvm_exit. Where each
- * field stands differs between kernels: the offsets are -D flags, read from
+ * The answer is in the record of the tracepoint kvm:kvm_exit. The offset of
+ * each field differs between kernels, so the offsets are -D flags, read from
  * the kernel's own description of the record (tracefs "format").
  *
- *   REASON_OFFSET  x86: exit_reason; arm64: ret, the cause of leaving
- *   ISA_OFFSET     x86: isa, which tells VMX from SVM; elsewhere not given
- *   DETAIL_OFFSET  arm64: esr_ec, the class of the trap; elsewhere not given
+ *   REASON_OFFSET  x86: exit_reason; arm64: ret, the cause of the exit
+ *   ISA_OFFSET     x86: isa, VMX or SVM; undefined elsewhere
+ *   DETAIL_OFFSET  arm64: esr_ec, the class of the trap; undefined elsewhere
  */
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))

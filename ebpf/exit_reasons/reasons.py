@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM exits by reason: what the numbers mean. Pure.
+"""Decodes the numbers of VM exit reasons. Pure.
 
 Owns the layout of tracepoint kvm:kvm_exit as tracefs describes it, and the names of reasons. Must
-not know how they are counted. Names are the kernel's constants without their prefix: EXIT_REASON_
+not know how exits are counted. Names are the kernel's constants without their prefix: EXIT_REASON_
 (arch/x86/include/uapi/asm/vmx.h), SVM_EXIT_ (uapi/asm/svm.h), ESR_ELx_EC_ and ARM_EXCEPTION_
 (arch/arm64/include/asm/esr.h and kvm_asm.h).
 """
@@ -14,13 +14,13 @@ from enum import StrEnum
 VMX_FAILED_ENTRY = 0x80000000
 """Flag of a VMX reason: the guest was not entered at all (VMX_EXIT_REASONS_FAILED_VMENTRY)."""
 VMX_BASIC = 0xFFFF
-"""The part of a VMX reason that is its number; above it are flags."""
+"""The part of a VMX reason that holds its number; the bits above it are flags."""
 ARM_TRAP = 2
-"""ARM_EXCEPTION_TRAP: only then does the exception class mean anything."""
+"""ARM_EXCEPTION_TRAP: the exception class is meaningful for this cause only."""
 
 
 class Isa(StrEnum):
-    """Whose numbers the reasons are."""
+    """The instruction set whose numbering the reasons follow."""
 
     VMX = "vmx"
     SVM = "svm"
@@ -42,7 +42,7 @@ class ReasonLayout:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """For the compiler of exit_reasons.bpf.c."""
+        """Compiler flags for exit_reasons.bpf.c."""
         named = (("REASON", self.reason), ("ISA", self.isa), ("DETAIL", self.detail))
         return tuple(f"-D{name}_OFFSET={at}" for name, at in named if at is not None)
 
@@ -56,11 +56,11 @@ class ReasonCount:
     """The kernel's number: x86 exit reason without flags; arm64: exception class, or see name."""
     name: str
     total: int
-    """Since the process was chosen."""
+    """Exits since the process was chosen."""
 
 
 def layout_from(at: Mapping[str, int]) -> ReasonLayout | None:
-    """Where the fields stand, from the offsets that tracefs gives; None: not a known layout."""
+    """Return where the fields are, given the offsets from tracefs; None: the layout is unknown."""
     if "exit_reason" in at and "isa" in at:
         return ReasonLayout(reason=at["exit_reason"], isa=at["isa"], detail=None)
     if "ret" in at and "esr_ec" in at:
@@ -71,7 +71,7 @@ def layout_from(at: Mapping[str, int]) -> ReasonLayout | None:
 def reason_count(
     layout: ReasonLayout, *, isa: int, reason: int, detail: int, total: int
 ) -> ReasonCount:
-    """A record of the kernel's table, named."""
+    """Make a named count from a record of the kernel's table."""
     if layout.detail is not None:
         trapped = reason == ARM_TRAP
         return ReasonCount(
@@ -95,7 +95,7 @@ def _named(names: Mapping[int, str], code: int) -> str:
 
 
 def _numbered(words: str, *, first: int = 0) -> dict[int, str]:
-    """Names in the order of their numbers; ``-`` stands where a number has none."""
+    """Number the words in order; ``-`` marks a number without a name."""
     return {first + i: word for i, word in enumerate(words.split()) if word != "-"}
 
 
@@ -159,7 +159,7 @@ ARM64_CAUSES: Mapping[int, str] = {
     3: "IL",
     0xBADCA11: "HYP_GONE",
 }
-"""Why the CPU came back to the host (ARM_EXCEPTION_…); TRAP is told apart by its class."""
+"""Why the CPU returned to the host (ARM_EXCEPTION_…). A TRAP has its class in ARM64_CLASSES."""
 ARM64_CLASSES: Mapping[int, str] = _numbered(
     """
     UNKNOWN WFx - CP15_32 CP15_64 CP14_MR CP14_LS FP_ASIMD CP10_ID PAC OTHER - CP14_64 BTI ILL - -

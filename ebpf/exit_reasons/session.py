@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: VM exits by reason of chosen processes, counted while somebody looks.
+"""EDGE: counts the VM exits of chosen processes by reason, while a live view shows them.
 
-Owns one program on tracepoint kvm:kvm_exit, apart from the ledger's. Must not know why a process
+Owns one program on tracepoint kvm:kvm_exit, separate from the ledger's. Must not know why a process
 was chosen. The tracepoint keeps KVM's module loaded until close().
 """
 
@@ -21,21 +21,21 @@ from ebpf.tracefs import Tracefs
 
 CHOSEN_CAPACITY = 4096
 REASONS_CAPACITY = 16384
-"""Pairs of process and reason. A guest makes some ten different ones."""
+"""Pairs of process and reason. A guest has about ten different reasons."""
 _POINT = AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_exit")
-"""The classic form: what its record looks like is described by the kernel itself."""
+"""The classic form, because the kernel describes the layout of its record in tracefs."""
 _PROGRAM = "on_kvm_exit_reason"
 _KEY = struct.Struct("=4I")
 """Mirror of ``struct reason_key``: tgid, isa, reason, detail."""
 
 
 class ReasonsSession:
-    """The counting program, attached. Close it to detach."""
+    """Keeps the counting program attached until close()."""
 
     def __init__(self, *, sys_root: Path = Path("/sys")) -> None:
-        """Compile for this kernel's layout and attach.
+        """Compile the program for this kernel's layout and attach it.
 
-        Raises BpfUnavailableError, and leaves nothing loaded then.
+        Raises BpfUnavailableError when that fails; nothing stays loaded then.
         """
         self._layout = _layout(sys_root)
         flags = (
@@ -76,7 +76,10 @@ class ReasonsSession:
             self._opened = opened.pop_all()
 
     def choose(self, tgids: Collection[int]) -> None:
-        """Count these processes from now on, and no other; those that stay keep their counts."""
+        """Count these processes from now on and no others.
+
+        Processes that were chosen before keep their counts.
+        """
         wanted = frozenset(sorted(tgids)[:CHOSEN_CAPACITY])
         for tgid in wanted - self._watched:
             self._chosen.set(_tgid_key(tgid), _tgid_key(1))
@@ -88,7 +91,7 @@ class ReasonsSession:
         self._watched = wanted
 
     def read(self) -> Mapping[int, tuple[ReasonCount, ...]]:
-        """Counts by tgid, the most frequent first."""
+        """Return the counts by tgid, the most frequent reason first."""
         found: dict[int, list[ReasonCount]] = defaultdict(list)
         for key, value in self._reasons.items():
             tgid, isa, reason, detail = _KEY.unpack(key)
@@ -97,17 +100,17 @@ class ReasonsSession:
                 reason_count(self._layout, isa=isa, reason=reason, detail=detail, total=total)
             )
         return {
-            tgid: tuple(sorted(counts, key=lambda it: (-it.total, it.name)))
+            tgid: tuple(sorted(counts, key=lambda count: (-count.total, count.name)))
             for tgid, counts in found.items()
         }
 
     @property
     def lost_total(self) -> int:
-        """Exits that found no room in the table."""
+        """Exits that were not counted because the table was full."""
         return self._lost.sums(1)[0]
 
     def close(self) -> None:
-        """Detach. May be called again."""
+        """Detach the program. May be called again."""
         self._opened.close()
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: their flags, their parts and their lifetimes."""
+"""Defines the commands: their flags, their parts and their lifetimes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The composition root: puts edges, collector, renderers and server together.
+"""Composes edges, collector, renderers and server: the composition root.
 
 Owns lifetimes: attach first, detach last. Must not judge, name or render anything itself.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ebpf.errors import BpfUnavailableError
 from ebpf.privileges import in_initial_pid_namespace
 from ebpf.session import Session
-from probes.command.deadline import LOOK_DEADLINE_S, STOP_DEADLINE_S, end_after, within
+from probes.command.deadline import REFRESH_DEADLINE_S, STOP_DEADLINE_S, end_after, within
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
 from probes.host.features import find_features
@@ -37,18 +37,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_LIST_WAIT_S = 5.0
-"""How long commands that look once wait for the first list of VMIs."""
+"""How long commands that refresh only once wait for the first list of VMIs."""
 
 
 @contextlib.contextmanager
 def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
-    """A collector of this node, its probes attached as far as they can be; detached at the end."""
+    """Make a collector of this node with its probes attached.
+
+    Probes that cannot be attached are left out. All are detached at the end.
+    """
     session: Session | None = None
-    # First: the API server answers while the BPF programs are compiled.
+    # This comes first, because the API server answers while the BPF programs are compiled.
     watch = _open_watch(settings)
     try:
         session, error = _open_session(settings)
-        if watch is not None and settings.looks_once:
+        if watch is not None and settings.refreshes_once:
             _wait_for_names(watch)
         yield NodeCollector(
             node=settings.node,
@@ -68,7 +71,7 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
 
 
 def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
-    """Begin to follow the cluster's API server; None: standalone, there is no cluster."""
+    """Start to follow the cluster's API server; None: standalone, there is no cluster."""
     if settings.standalone:
         return None
     account = InCluster()
@@ -111,11 +114,11 @@ def _open_session(
 def run_agent(settings: AgentSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Raises BindError or TlsFilesError when it cannot begin to serve.
+    Raises BindError when it cannot listen, TlsFilesError when the TLS files cannot be used.
     """
     with observing(settings) as collector:
-        # What is here now, mostly modules, stays until the end: no pass of the cycle collector
-        # needs to look at it again, which would hold up a scrape for as long as it takes itself.
+        # The objects that exist now, mostly modules, stay until the end. The cycle collector need
+        # not examine them, which would delay a scrape by as long as it takes itself.
         gc.collect()
         gc.freeze()
         asyncio.run(_serve(settings, collector))
@@ -126,10 +129,10 @@ async def _serve(settings: AgentSettings, collector: NodeCollector) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    look = RefreshCache(collector.look)
+    cache = RefreshCache(collector.refresh)
     server = Server(listen=settings.listen, tls=settings.tls, limits=Limits(), log=log)
-    site = Endpoints(look, tls=(lambda: server.tls_state) if settings.tls else None)
-    await server.start(site.routes, open_to_all=OPEN_TO_ALL)
+    endpoints = Endpoints(cache, tls=(lambda: server.tls_state) if settings.tls else None)
+    await server.start(endpoints.routes, open_to_all=OPEN_TO_ALL)
     scheme = "https" if settings.tls else "http"
     for host, port in server.addresses:
         shown = f"[{host}]" if ":" in host else host
@@ -138,28 +141,32 @@ async def _serve(settings: AgentSettings, collector: NodeCollector) -> None:
     log.info("stopping")
     end_after(STOP_DEADLINE_S, log)
     await server.stop()
-    await look.stop()
+    await cache.stop()
 
 
 def snapshot(settings: SnapshotSettings) -> str:
-    """One report as JSON text. Raises LookTimeoutError when it does not come in time."""
+    """Return one report as JSON text. Raises RefreshTimeoutError when it takes too long."""
     with observing(settings) as collector:
-        return json.dumps(to_json(_one_look(collector)), indent=2)
+        return json.dumps(to_json(_refresh_once(collector)), indent=2)
 
 
 class NotPermittedError(Exception):
-    """This process may not see what it would have to show: one line with the remedy."""
+    """This process lacks privileges that the command needs.
+
+    The message is one line with the remedy.
+    """
 
 
 def run_live(settings: LiveSettings) -> None:
-    """Show the live view until a signal or a key ends it.
+    """Show the live view until the user or a signal ends it.
 
-    Raises NotPermittedError, LookTimeoutError, and BpfUnavailableError where exit reasons are
-    requested and unavailable; without BPF the view shows what /proc says.
+    Raises NotPermittedError when privileges are missing, RefreshTimeoutError when a refresh takes
+    too long, and BpfUnavailableError when exit reasons are requested but unavailable. Without exit
+    reasons it needs no BPF and shows what /proc shows.
     """
     from ebpf.exit_reasons.session import ReasonsSession  # noqa: PLC0415 - of live only
     from probes.command.show import show  # noqa: PLC0415 - the agent saves rich
-    from probes.render.live.scenes import scenes  # noqa: PLC0415 - the agent saves rich
+    from probes.render.live.frame_data import frame_source  # noqa: PLC0415 - the agent saves rich
     from probes.render.live.terminal import progress  # noqa: PLC0415 - the agent saves rich
 
     missing = features(settings).capabilities_missing
@@ -176,19 +183,19 @@ def run_live(settings: LiveSettings) -> None:
             reasons = ReasonsSession(sys_root=settings.sys_root)
             stack.callback(reasons.close)
         options = settings.live
-        show(scenes(collector.look, options.selection, reasons), options, begin=done)
+        show(frame_source(collector.refresh, options.selection, reasons), options, begin=done)
 
 
 def features(settings: NodeSettings) -> KernelFeatures:
-    """What the kernel and this process's privileges permit."""
+    """Return what the kernel and this process's privileges permit."""
     return find_features(proc_root=settings.proc_root, sys_root=settings.sys_root)
 
 
 def report_once(settings: NodeSettings) -> NodeReport:
-    """One report. Raises LookTimeoutError when it does not come in time."""
+    """Return one report. Raises RefreshTimeoutError when it takes too long."""
     with observing(settings) as collector:
-        return _one_look(collector)
+        return _refresh_once(collector)
 
 
-def _one_look(collector: NodeCollector) -> NodeReport:
-    return within(collector.look, deadline_s=LOOK_DEADLINE_S)
+def _refresh_once(collector: NodeCollector) -> NodeReport:
+    return within(collector.refresh, deadline_s=REFRESH_DEADLINE_S)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
+"""Runs the command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
 
-Exit codes: 0 fine, 1 failed at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py).
-Data goes to stdout, everything else to stderr.
+Exit codes: 0 success, 1 failure at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py).
+Data go to stdout, everything else to stderr.
 """
 
 import json
@@ -27,11 +27,11 @@ from probes.command.settings import (
 )
 
 EXIT_INTERRUPTED = 130
-"""What shells give a program that Ctrl-C ended."""
+"""The exit code that shells give a program that Ctrl-C ended."""
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each log record as one JSON object on a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -46,7 +46,7 @@ class _JsonLines(logging.Formatter):
 
 
 def version() -> str:
-    """Version of the installed distribution."""
+    """Return the version of the installed distribution."""
     try:
         return metadata.version("hvprobe")
     except metadata.PackageNotFoundError:
@@ -54,10 +54,10 @@ def version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
-    """Run one command; the exit code.
+    """Run one command. Returns the exit code.
 
-    apart: let commands that look once do so in a process of its own (deadline.py), so that the
-    program ends although its look does not.
+    apart runs commands that refresh only once in a process of their own (deadline.py), so that the
+    program ends even if a refresh does not.
     """
     try:
         settings = parse(
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
         print(completion.script(parser, settings.shell), end="", flush=True)
         return 0
     _start_logging(settings)
-    if apart and settings.looks_once:
+    if apart and settings.refreshes_once:
         return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
     return _finish(settings)
 
@@ -79,18 +79,18 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
 def _finish(settings: NodeSettings) -> int:
     try:
         return _run(settings)
-    except deadline.LookTimeoutError as err:
+    except deadline.RefreshTimeoutError as err:
         return _fail(str(err), 1)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone; what Python would still flush goes nowhere.
+        # The reader of stdout has gone. Output that Python still has to flush is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _run(settings: NodeSettings) -> int:
-    # Here: what the commands import is of no use to a wrong command line or to --version.
+    # Imported here, because a wrong command line or --version needs none of it.
     from ebpf.errors import BpfUnavailableError
     from probes.command import agent
     from probes.serve.http.server import BindError

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's parser → completion scripts for bash and zsh. Pure.
+"""Turns the command line's parser into completion scripts for bash and zsh. Pure.
 
-Owns the scripts' form. What can be completed is read from the parser itself: a metavar ``a|b`` is
-a choice, FILE and DIR are paths. Must not know any command by name.
+Owns the form of the scripts. What can be completed is read from the parser itself: a metavar
+``a|b`` is a choice, FILE and DIR are paths. Must not know any command by name.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from enum import StrEnum
 
 
 class Shell(StrEnum):
-    """Shells there are scripts for."""
+    """The shells for which scripts exist."""
 
     BASH = "bash"
     ZSH = "zsh"
 
 
 def script(parser: argparse.ArgumentParser, shell: Shell) -> str:
-    """What the shell has to evaluate once: ``eval "$(hvprobe completion bash)"``."""
+    """Return the script that the shell evaluates once: ``eval "$(hvprobe completion bash)"``."""
     body = "\n".join(_cases(parser))
     frame = _BASH if shell is Shell.BASH else _ZSH
     name = parser.prog.replace("-", "_")
@@ -27,7 +27,7 @@ def script(parser: argparse.ArgumentParser, shell: Shell) -> str:
 
 
 def _cases(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Shell code: from $command and $previous to $words, or to $paths."""
+    """Yield shell code that sets $words or $paths from $command and $previous."""
     commands = _commands(parser)
     yield '    case "$command" in'
     yield f'    "") words={shlex.quote(" ".join([*_flags(parser), *commands]))} ;;'
@@ -63,7 +63,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _choices(command: argparse.ArgumentParser) -> list[str]:
-    """Words that a command takes besides flags."""
+    """Return the words that a command accepts besides flags."""
     return [
         str(choice)
         for action in command._actions  # noqa: SLF001 - argparse has no other way to ask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: stdout as a person or a program reads it: colours, and which characters it can show.
+"""EDGE: finds out which colours and characters stdout can show.
 
 Must not know what is printed.
 """
@@ -13,14 +13,14 @@ from probes.render.terminal_text import utf8_locale
 
 
 class _PipeConsole(Console):
-    """Leaves a reader that went away to the caller: rich would end the process with 1."""
+    """Leaves a broken pipe to the caller; rich would end the process with exit code 1."""
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
 
 
 def console_for(environment: Mapping[str, str]) -> Console:
-    """A console for stdout; without colours where NO_COLOR is set or it is no terminal."""
+    """Make a console for stdout, without colours if NO_COLOR is set or stdout is no terminal."""
     terminal = sys.stdout.isatty()
     return _PipeConsole(
         file=sys.stdout,
@@ -34,5 +34,5 @@ def console_for(environment: Mapping[str, str]) -> Console:
 
 
 def ascii_only(console: Console, environment: Mapping[str, str]) -> bool:
-    """Whether more than ASCII would not be shown as it is meant."""
+    """Whether stdout cannot show more than ASCII correctly."""
     return not (utf8_locale(environment) and console.encoding.lower().startswith("utf"))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: ends for what may never end.
+"""EDGE: limits how long functions, commands and processes may take.
 
-A read of /proc can block in the kernel for as long as a tenant likes, and a thread that sleeps
-uninterruptibly there is not even ended by SIGKILL.
+A read of /proc can block in the kernel for as long as a tenant likes, and not even SIGKILL ends a
+thread that sleeps there uninterruptibly.
 
-Three means. ``within`` has a function run by a thread and stops waiting for it: for a command that
-has more to do. ``apart`` has a command run by a process of its own: a thread that no signal ends
-keeps its process, so the one that the user waits for must be another. ``end_after`` limits how long
-a process takes to stop. Must not know what is run.
+There are three means. ``within`` runs a function in a thread and stops waiting for it, for a
+command that has more to do. ``apart`` runs a command in a process of its own, because a thread that
+no signal ends keeps its process alive, so the user must wait for another one. ``end_after`` limits
+how long a process takes to stop. Must not know what is run.
 """
 
 import contextlib
@@ -22,34 +22,39 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-LOOK_DEADLINE_S = 10.0
-"""How long a command waits for one look. A look at a thousand VMs takes a fiftieth of a second."""
+REFRESH_DEADLINE_S = 10.0
+"""How long a command waits for one refresh. A refresh of a thousand VMs takes a fiftieth of a
+second."""
 COMMAND_DEADLINE_S = 240.0
-"""How long a command that looks once may take: its parts have deadlines that add up to less."""
+"""How long a command that refreshes only once may take. Its parts have deadlines that add up to
+less."""
 STOP_DEADLINE_S = 8.0
 """How long stopping the agent may take. Kubernetes kills it after 10 s (deploy/base)."""
 _STOP_POLL_S = 0.05
 _END_WAIT_S = 1.0
-"""How long the end of a process is waited for that has done all it had to do."""
+"""How long to wait for the end of a process that has finished its work."""
 _PR_SET_PDEATHSIG = 1
 
 _T = TypeVar("_T")
 
 
-class LookTimeoutError(Exception):
-    """A look has not ended in time: one line, what and why."""
+class RefreshTimeoutError(Exception):
+    """A refresh has not ended in time.
+
+    The message is one line: what and why.
+    """
 
 
 class StoppedError(Exception):
-    """The wait was over because the command is to end."""
+    """The wait ended because the command is to end."""
 
 
 def within(
     work: Callable[[], _T], *, deadline_s: float, stopped: Callable[[], bool] = lambda: False
 ) -> _T:
-    """What work() returns or raises; it runs in a thread that is left behind when it hangs.
+    """Return or raise what work() does; it runs in a thread that is left behind if it hangs.
 
-    Raises LookTimeoutError at the deadline, StoppedError soon after stopped() says so.
+    Raises RefreshTimeoutError at the deadline, and StoppedError soon after stopped() returns True.
     """
     done = threading.Event()
     results: list[_T] = []
@@ -62,14 +67,14 @@ def within(
             errors.append(err)
         done.set()
 
-    # A daemon: the interpreter does not wait for it at its end.
-    threading.Thread(target=run, name="look", daemon=True).start()
+    # A daemon thread, for which the interpreter does not wait at its end.
+    threading.Thread(target=run, name="refresh", daemon=True).start()
     end_s = time.monotonic() + deadline_s
     while not done.wait(_STOP_POLL_S):
         if stopped():
             raise StoppedError
         if time.monotonic() >= end_s:
-            raise LookTimeoutError(
+            raise RefreshTimeoutError(
                 f"a look at the node has not ended within {deadline_s:g} s: a file in /proc blocks "
                 "its reader, or the node is overloaded; try again, and see the agent's log"
             )
@@ -79,7 +84,7 @@ def within(
 
 
 def end_after(seconds: float, log: logging.Logger) -> None:
-    """Give this process so long to end by itself; then it ends at once, exit code 1."""
+    """End this process with exit code 1 unless it ends by itself in time."""
 
     def end() -> None:
         time.sleep(seconds)
@@ -90,28 +95,30 @@ def end_after(seconds: float, log: logging.Logger) -> None:
 
 
 def apart(work: Callable[[], int], *, deadline_s: float) -> int:
-    """Run a command in a process of its own; its exit code, or 1 with a line when it never ends.
+    """Run a command in a process of its own.
 
-    Both end together: the command's process when this one does, for whatever reason, and signals
-    end this one at once, as they end any program that does not handle them.
+    Returns its exit code, or 1 with a line if it never ends. Both processes end together: the
+    command's process ends when this one does, for any reason, and signals end this one at once, as
+    they end any program that does not handle them.
     """
     _flush()
-    answer, told = os.pipe()
+    answer, exit_code_fd = os.pipe()
     parent = os.getpid()
     child = os.fork()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if child == 0:
         os.close(answer)
-        _run_and_tell(work, told, parent)
-    os.close(told)
+        _run_and_answer(work, exit_code_fd, parent)
+    os.close(exit_code_fd)
     ended = os.pidfd_open(child)
     ready, _, _ = select.select([answer], [], [], deadline_s)
     said = os.read(answer, 1) if ready else b""
     if not ready:
         os.kill(child, signal.SIGKILL)
         return _fail(f"no answer within {deadline_s:g} s; the process that looks is left behind")
-    # Where it told its exit code, a thread that cannot end may keep it: then it is left behind.
+    # Once it has sent its exit code, a thread that cannot end may keep it alive; it is then left
+    # behind.
     if not select.select([ended], [], [], _END_WAIT_S if said else None)[0]:
         return said[0]
     _, status = os.waitpid(child, 0)
@@ -123,29 +130,30 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
     return code
 
 
-def _run_and_tell(work: Callable[[], int], told: int, parent: int) -> NoReturn:
+def _run_and_answer(work: Callable[[], int], exit_code_fd: int, parent: int) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent has already ended
         os._exit(1)
     code = 1
     try:
         code = work()
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else 1
-    except BaseException:  # noqa: BLE001 - told as Python tells it, whatever it is
+    except BaseException:  # noqa: BLE001 - any exception is reported as Python would report it
         sys.excepthook(*sys.exc_info())
     _flush()
-    # A thread that cannot end would keep them open, and a reader of ours waiting for their end.
-    for standard in {0, 1, 2} - {told}:
+    # A thread that cannot end would keep them open, and with them a reader that waits for their
+    # end.
+    for standard in {0, 1, 2} - {exit_code_fd}:
         with contextlib.suppress(OSError):
             os.close(standard)
     with contextlib.suppress(OSError):
-        os.write(told, bytes([code]))
+        os.write(exit_code_fd, bytes([code]))
     os._exit(code)
 
 
 def _flush() -> None:
-    """What is written goes out; a stream may be None or its descriptor gone (closed by callers)."""
+    """Flush the output. A stream may be None or its descriptor closed by the caller."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

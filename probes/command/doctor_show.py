@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: prints the doctor's checks in the form that the reader of stdout can use.
+"""EDGE: prints the doctor's checks in the form that suits stdout.
 
 Must not know what is checked, nor how a form is laid out (doctor_view.py).
 """
@@ -15,7 +15,7 @@ from probes.render.doctor import Ability, Check
 
 
 def print_checks(checks: Sequence[Check], ability: Ability, *, as_json: bool) -> None:
-    """The doctor's findings: for a person where stdout is a terminal, else one line a check."""
+    """Print the checks: for a person if stdout is a terminal, otherwise one line per check."""
     console = console_for(os.environ)
     if as_json:
         print(doctor_view.to_json(checks, ability), flush=True)  # noqa: T201 - data

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's grammar: commands, flags, their variables and help. Pure.
+"""Defines the command line's grammar: commands, flags, their variables and help. Pure.
 
-Every flag has a variable ``HVPROBE_<FLAG>``; a flag wins over its variable. Must not know what a
-value may be: settings.py says that.
+Every flag has a variable ``HVPROBE_<FLAG>``; a flag takes precedence over its variable. Must not
+know which values are valid: settings.py decides that.
 """
 
 import argparse
@@ -22,7 +22,7 @@ FALSE_WORDS = ("0", "false", "no", "off", "")
 
 
 class Command(StrEnum):
-    """What hvprobe is asked to do."""
+    """The commands of hvprobe."""
 
     AGENT = "agent"
     LIVE = "live"
@@ -32,11 +32,14 @@ class Command(StrEnum):
 
 
 class UsageError(Exception):
-    """A wrong flag or variable: one line, exit code 2."""
+    """A flag or variable is wrong.
+
+    The message is one line; the exit code is 2.
+    """
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a wrong usage is one line and an exception of ours."""
+    """Reports wrong usage as one line and as UsageError, unlike argparse."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
@@ -44,17 +47,20 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SwitchVariable:
-    """What a switch's variable holds: judged once the switch's command has been chosen.
+    """The value of a switch's variable, which is checked only when the switch's command is run.
 
-    The grammar is made of all commands at once; the variable of another command's switch must
-    break neither this command nor ``--help``.
+    The grammar covers all commands at once, and the variable of another command's switch must break
+    neither this command nor ``--help``.
     """
 
     name: str
     word: str
 
     def on(self) -> bool:
-        """Whether it is on. Raises UsageError when the word is neither true nor false."""
+        """Return whether the switch is on.
+
+        Raises UsageError when the word is neither true nor false.
+        """
         word = self.word.strip().lower()
         if word in TRUE_WORDS:
             return True
@@ -67,7 +73,7 @@ class _SwitchVariable:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The words of a command line, switches judged. Raises UsageError when one is wrong."""
+    """Parse a command line and its switches. Raises UsageError when one is wrong."""
     found = parser.parse_args(arguments)
     for name, value in [*vars(found).items()]:
         if isinstance(value, _SwitchVariable):
@@ -83,7 +89,7 @@ class _Flags:
         self._environment = environment
 
     def add(self, flag: str, *, metavar: str, default: str | None, text: str) -> None:
-        """A flag with a value."""
+        """Add a flag with a value."""
         variable = _variable(flag)
         shown = f"; default {default}" if default else ""
         self._parser.add_argument(
@@ -94,7 +100,7 @@ class _Flags:
         )
 
     def add_switch(self, flag: str, *, text: str) -> None:
-        """A flag that is on or off; its variable says so in words."""
+        """Add a flag that is on or off; its variable says so in words."""
         variable = _variable(flag)
         self._parser.add_argument(
             flag,
@@ -134,7 +140,7 @@ _SUMMARIES: Mapping[Command, str] = {
 
 
 def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="hvprobe",
         description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
@@ -154,7 +160,7 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
             allow_abbrev=False,
         )
         if command is Command.COMPLETION:
-            sub.add_argument("shell", choices=[it.value for it in Shell], help="whose script")
+            sub.add_argument("shell", choices=[shell.value for shell in Shell], help="whose script")
             continue
         flags = _Flags(sub, environment)
         _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")

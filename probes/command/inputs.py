@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: whether the files and folders that a user names are there and what they are meant to be.
+"""EDGE: checks that the files and folders that a user names exist and are what they should be.
 
-Asked once, before anything is compiled, attached or retried: a wrong path is a wrong usage, not a
-trouble that may pass. Must not know what is done with them.
+It runs once, before anything is compiled, attached or retried, because a wrong path is wrong usage,
+not a temporary failure. Must not know what is done with them.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from probes.vmi.foreign_text import one_line
 
 
 def check(settings: Settings) -> None:
-    """Raises UsageError, one line, for the first input that cannot be what it is meant to be."""
+    """Check all inputs. Raises UsageError when one cannot be what it should be."""
     if isinstance(settings, CompletionSettings):
         return
     _check_root(settings.proc_root, "stat", flag="--proc", what="/proc")
@@ -30,7 +30,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
-    """A root is known by an entry that each of its kind has and hardly another folder."""
+    """Check a root by an entry that is always in it and rarely in another folder."""
     try:
         (root / sign).stat()
     except OSError as err:
@@ -42,7 +42,7 @@ def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
 
 
 def _check_readable(file: Path) -> None:
-    """What is in a TLS file the server says, now and whenever it is renewed."""
+    """Check that a TLS file is readable. The server checks its content, also at each renewal."""
     try:
         with file.open("rb") as opened:
             opened.read(1)
@@ -54,11 +54,11 @@ def _check_readable(file: Path) -> None:
 
 
 def _check_kubeconfig(file: Path) -> None:
-    """A file that kubectl could read: YAML, with clusters and contexts."""
+    """Check that a file is what kubectl could read: YAML, with clusters and contexts."""
     try:
         mode = file.stat().st_mode
         if stat.S_ISFIFO(mode):
-            return  # a shell's <(…): what is read from it here would be missing later
+            return  # a shell's <(…): what is read here would be missing later
         if stat.S_ISDIR(mode):
             raise UsageError(f"kubeconfig {file} is a directory; give the file in it")
         text = file.read_text()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command line's words and variables → settings of one command: what a value may be. Pure.
+"""Turns a command line and variables into the settings of one command. Pure.
 
-Must not open, resolve or start anything: whether a file or a folder is there says inputs.py.
+Owns which values are valid. Must not open, resolve or start anything: inputs.py checks that files
+and folders exist.
 """
 
 import argparse
@@ -19,18 +20,18 @@ from probes.host.process import HypervisorType
 from probes.render.live.options import LiveOptions, Selection
 from probes.serve.http.listen import Listen, TlsFiles, parse_listen
 
-LEAST_INTERVAL_S = 0.1
-MOST_INTERVAL_S = 86400.0
-LEAST_LEDGER_CAPACITY = 256
-MOST_LEDGER_CAPACITY = 65536
+MIN_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 86400.0
+MIN_LEDGER_CAPACITY = 256
+MAX_LEDGER_CAPACITY = 65536
 TGID_MAX = 1 << 22
-"""Linux numbers no process higher (include/linux/threads.h, PID_MAX_LIMIT)."""
+"""The highest process number of Linux (include/linux/threads.h, PID_MAX_LIMIT)."""
 EXIT_USAGE = 2
 LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
 
 
 class LogFormat(StrEnum):
-    """Form of the log lines on stderr."""
+    """The form of log lines on stderr."""
 
     TEXT = "text"
     JSON = "json"
@@ -38,68 +39,68 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What a user can set of every command that reads the node."""
+    """What a user can set for every command that reads the node."""
 
     version: str
-    """Of hvprobe."""
+    """Version of hvprobe."""
     node: str
-    """Name of this node, the label ``node`` of every series."""
+    """Name of this node, which is the label ``node`` of every series."""
     standalone: bool | None
-    """True: no cluster; False: a cluster; None: a cluster when a service account is mounted."""
+    """True: no cluster; False: a cluster; None: a cluster if a service account is mounted."""
     kubeconfig: Path | None
     proc_root: Path
     sys_root: Path
     ledger_capacity: int | None
-    """Processes that fit into the kernel table; None: as the machine's size suggests."""
+    """Processes that the kernel table has room for; None: a default for the machine's size."""
     log_format: LogFormat
     log_level: str
 
     @property
-    def looks_once(self) -> bool:
-        """Whether the command reads the node once and ends: VM names that come later are lost."""
+    def refreshes_once(self) -> bool:
+        """Whether the command refreshes only once, so that VM names that arrive later are lost."""
         return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings(NodeSettings):
-    """Of ``hvprobe agent``."""
+    """Settings of ``hvprobe agent``."""
 
     listen: Listen
     tls: TlsFiles | None
 
     @property
-    def looks_once(self) -> bool:
-        """The agent serves until a signal ends it."""
+    def refreshes_once(self) -> bool:
+        """Whether the command refreshes only once: never, because the agent keeps serving."""
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSettings(NodeSettings):
-    """Of ``hvprobe live``."""
+    """Settings of ``hvprobe live``."""
 
     live: LiveOptions
 
     @property
-    def looks_once(self) -> bool:
-        """Only with ``--once``."""
+    def refreshes_once(self) -> bool:
+        """Whether the command refreshes only once: with ``--once``."""
         return self.live.once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotSettings(NodeSettings):
-    """Of ``hvprobe snapshot``."""
+    """Settings of ``hvprobe snapshot``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorSettings(NodeSettings):
-    """Of ``hvprobe doctor``."""
+    """Settings of ``hvprobe doctor``."""
 
     json: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionSettings:
-    """Of ``hvprobe completion``, which does not read the node."""
+    """Settings of ``hvprobe completion``, which does not read the node."""
 
     shell: Shell
 
@@ -122,7 +123,7 @@ class _Common(TypedDict):
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> Settings:
-    """Settings of a command line; ``--help`` and ``--version`` exit.
+    """Parse a command line into settings; ``--help`` and ``--version`` exit.
 
     Raises UsageError when a flag or a variable is wrong.
     """
@@ -185,10 +186,10 @@ def _interval_s(word: str) -> float:
         seconds = float(word)
     except ValueError:
         seconds = math.nan
-    if not LEAST_INTERVAL_S <= seconds <= MOST_INTERVAL_S:
+    if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise UsageError(
-            f"interval {word!r} is no number of seconds from {LEAST_INTERVAL_S:g} to "
-            f"{MOST_INTERVAL_S:g}; give one, such as --interval 2"
+            f"interval {word!r} is no number of seconds from {MIN_INTERVAL_S:g} to "
+            f"{MAX_INTERVAL_S:g}; give one, such as --interval 2"
         )
     return seconds
 
@@ -214,8 +215,8 @@ def _standalone(found: argparse.Namespace) -> bool | None:
 
 
 def _node(name: str) -> str:
-    # Bytes that are no UTF-8 come as surrogates, which no label value can hold; control characters
-    # and direction marks only ever deceive a reader.
+    # Bytes that are not UTF-8 arrive as surrogates, which no label value can hold. Control
+    # characters and direction marks only serve to deceive a reader.
     if not name.isprintable():
         raise UsageError(f"node name {name!a} has unprintable characters; give another by --node")
     return name
@@ -225,16 +226,16 @@ def _ledger_capacity(word: str | None) -> int | None:
     if word is None:
         return None
     number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
-    if not LEAST_LEDGER_CAPACITY <= number <= MOST_LEDGER_CAPACITY:
+    if not MIN_LEDGER_CAPACITY <= number <= MAX_LEDGER_CAPACITY:
         raise UsageError(
-            f"ledger capacity {word!r} is no number from {LEAST_LEDGER_CAPACITY} to "
-            f"{MOST_LEDGER_CAPACITY}; give one, or none for what suits the machine"
+            f"ledger capacity {word!r} is no number from {MIN_LEDGER_CAPACITY} to "
+            f"{MAX_LEDGER_CAPACITY}; give one, or none for what suits the machine"
         )
     return number
 
 
 def _log_format(word: str) -> LogFormat:
-    if word not in [it.value for it in LogFormat]:
+    if word not in [log_format.value for log_format in LogFormat]:
         raise UsageError(f"log format {word!r} is not known; give {' or '.join(LogFormat)}")
     return LogFormat(word)
 

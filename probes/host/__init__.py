@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc, /sys and /dev say of this node and its processes."""
+"""Reads what /proc, /sys and /dev say about this node and its processes."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: what the accelerators of this node can do, and which modules provide them.
+"""EDGE: finds out what the accelerators of this node can do, and which modules provide them.
 
 Owns the trial of an accelerator (/dev/kvm). Must not know any process or VMI. A trial opens the
-device and creates an empty VM, which is closed at once. On an idle node that enables virtualization
-for a moment, so the caller tries rarely, and never where running VMs already prove the same.
+device, creates an empty VM and closes it at once. On an idle node that enables virtualization for a
+moment, so the caller tries rarely, and never while running VMs already prove the same.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from probes.host.node import Accelerator, Cause, NodeVirtualization, Problem
 from probes.host.process import HypervisorType
 
 _VENDOR_MODULES: Mapping[str, str] = {"vmx": "kvm_intel", "svm": "kvm_amd"}
-"""Vendor module by the CPU flag of /proc/cpuinfo that it needs."""
+"""Vendor modules by the CPU flag in /proc/cpuinfo that each one needs."""
 _NOT_VENDORS = frozenset({"kvm", "kvm_guest"})
 _REMEDIES: Mapping[Cause, str | None] = {
     Cause.ACCESS_DENIED: "hvprobe cannot try it: give it access to the device",
@@ -29,7 +29,7 @@ _REMEDIES: Mapping[Cause, str | None] = {
 
 
 class Accelerators:
-    """The accelerators of the node whose /dev, /sys and /proc are given."""
+    """The accelerators of the node to which the given /dev, /sys and /proc belong."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Accelerators:
         self._proc = proc_root
 
     def try_kvm(self) -> Accelerator:
-        """Open /dev/kvm and create an empty VM."""
+        """Open /dev/kvm, create an empty VM and report whether that worked."""
         device = self._dev / "kvm"
         try:
             _create_empty_vm(device)
@@ -52,7 +52,7 @@ class Accelerators:
         return Accelerator(type=HypervisorType.KVM, available=True)
 
     def virtualization(self) -> NodeVirtualization:
-        """Vendor module and nesting, as sysfs and cpuinfo show them."""
+        """Return the vendor module and whether the node is nested, from sysfs and cpuinfo."""
         flags = self._cpu_flags()
         return NodeVirtualization(
             module=self._module(flags),
@@ -60,7 +60,7 @@ class Accelerators:
         )
 
     def _failed(self, device: Path, err: OSError) -> Accelerator:
-        """KVM after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
+        """Report KVM after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
         cause = self._cause(err)
         unknown = cause in (Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED)
         return Accelerator(
@@ -95,7 +95,7 @@ class Accelerators:
         return None
 
     def _cpu_flags(self) -> frozenset[str] | None:
-        """CPU flags on x86; None elsewhere, where /proc/cpuinfo has no such line."""
+        """Return the CPU flags on x86; None elsewhere, where /proc/cpuinfo has no such line."""
         with contextlib.suppress(OSError), (self._proc / "cpuinfo").open() as cpuinfo:
             for line in cpuinfo:
                 name, _, value = line.partition(":")

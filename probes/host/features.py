@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: what the kernel and this process's privileges permit, for ``hvprobe doctor``.
+"""EDGE: finds out what the kernel and this process's privileges permit, for ``hvprobe doctor``.
 
-Owns the finding out. Must not try anything that changes the node, nor judge what it means.
+Must not try anything that changes the node, nor judge what the findings mean.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from probes.host.node import KernelFeatures
 
 
 def find_features(*, proc_root: Path, sys_root: Path) -> KernelFeatures:
-    """Ask sysfs, and /proc of this process.
+    """Read sysfs, and /proc of this process.
 
-    Capabilities are those of this very process, whatever /proc the host's is.
+    The capabilities are always those of this process, even if proc_root is the host's /proc.
     """
     tracefs, privileges = Tracefs(sys_root), Privileges(sys_root=sys_root)
     return KernelFeatures(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The binary statistics of a KVM vCPU (KVM_GET_STATS_FD). Pure: bytes in, numbers out.
+"""Parses the binary statistics of a KVM vCPU (KVM_GET_STATS_FD). Pure: bytes in, numbers out.
 
 Layout: include/uapi/linux/kvm.h, struct kvm_stats_header and struct kvm_stats_desc; the data are
 unsigned 64-bit numbers. Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD. Since Linux cb082bfab59a
@@ -20,7 +20,7 @@ MAX_BYTES = 64 * 1024
 
 
 def statistic(raw: bytes, name: str) -> int | None:
-    """The value of a statistic by its name; None: not among them, or not such a file."""
+    """Return the value of a statistic by name; None: it is missing, or the data are malformed."""
     try:
         _, name_bytes, count, _, descriptors, data = _HEADER.unpack_from(raw)
         for index in range(count):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the node itself. Pure types."""
+"""Holds what is known about the node itself. Pure types."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ class Cause(StrEnum):
     ACCESS_DENIED = "access_denied"
     """The kernel does not let hvprobe open the device."""
     DEVICE_NOT_MOUNTED = "device_not_mounted"
-    """The node has the accelerator, and the device file is absent where hvprobe runs."""
+    """The node has the accelerator, but the device file is absent where hvprobe runs."""
     DEVICE_ABSENT = "device_absent"
     """Neither a device file nor a driver exists."""
     TRIAL_FAILED = "trial_failed"
@@ -22,7 +22,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong and what to do about it. Renderers show the parts, or all of it as text."""
+    """A problem and its remedy. Renderers show the parts, or everything as text."""
 
     cause: Cause
     detail: str
@@ -62,13 +62,13 @@ class KernelFeatures:
     """What the running kernel, and this process's privileges, let hvprobe do."""
 
     kprobes: bool
-    """Built with kprobes."""
+    """Whether the kernel is built with kprobes."""
     btf: bool
-    """Describes its own types (/sys/kernel/btf); hvprobe does not need it."""
+    """Whether the kernel describes its own types (/sys/kernel/btf). hvprobe does not need that."""
     tracefs: bool
-    """Its tracefs can be read here."""
+    """Whether tracefs can be read here."""
     kvm_device: bool
-    """A KVM vendor module, or KVM built in, has registered its device."""
+    """Whether a KVM vendor module, or built-in KVM, has registered its device."""
     lockdown: str | None
     """Lockdown mode: none, integrity, confidentiality; None: unknown."""
     capabilities_missing: tuple[str, ...]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one process that may be a virtual machine monitor (VMM). Pure types.
+"""Holds what is known about one process that may be a virtual machine monitor (VMM). Pure types.
 
-Owns the identity of a process along the whole path and the facts /proc gives of it. Must not know
-how they were read, what the ledger says, or which VMI the process belongs to.
+Owns the identity of a process from /proc to the outputs, and the facts that /proc gives about it.
+Must not know how they were read, what the ledger says, or which VMI the process belongs to.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class HypervisorType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class VmmId:
-    """A process, for good: PIDs are used again, a PID with its start time is not."""
+    """The permanent identity of a process: a PID is reused, a PID with its start time is not."""
 
     tgid: int
     """Thread group id, as /proc numbers it."""
@@ -35,19 +35,19 @@ class VmmId:
 
 
 class Unread(StrEnum):
-    """Why something of a process could not be read completely."""
+    """Why some part of a process could not be read completely."""
 
     BLOCKED = "blocked"
-    """A read of its /proc files does not return: a page of its memory, or an open file, hangs."""
+    """A read of its /proc files does not return: a page of its memory or an open file hangs."""
     TOO_MANY = "too many"
-    """It has more threads or descriptors than are read."""
+    """It has more threads or descriptors than hvprobe reads."""
     NO_TIME = "no time"
-    """The time of this refresh ran out before its turn."""
+    """The refresh ran out of time before it reached the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorFds:
-    """Accelerator descriptors of a process, by number: of all its threads' tables together."""
+    """Accelerator descriptors of a process, by number, from the tables of all its threads."""
 
     kvm_devices: frozenset[int] = frozenset()
     """/dev/kvm."""
@@ -63,8 +63,8 @@ class AcceleratorFds:
     """anon_inode:mshv_partition."""
     mshv_vps: frozenset[int] = frozenset()
     """anon_inode:mshv_vp."""
-    whole: bool
-    """Whether the fd table was read to its end: only then does an absence mean anything."""
+    complete: bool
+    """Whether the tables were read to the end. Only then does the absence of a descriptor count."""
 
     @property
     def kvm(self) -> bool:
@@ -79,31 +79,31 @@ class AcceleratorFds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmmThread:
-    """One thread of the process that matters: a vCPU by its own word, or one inside an ioctl."""
+    """A relevant thread of a process: one named like a vCPU, or one inside an ioctl."""
 
     tid: int
     comm: str
-    """The thread's name: its own word, a hint and no proof."""
+    """The thread's name, which the process chooses: a hint and no proof."""
     cpu_ticks: int
-    """User and system time consumed, clock ticks."""
+    """User and system time consumed, in clock ticks."""
     ioctl_fd: int | None = None
-    """Descriptor of the ioctl(2) it sleeps in; None: on a CPU, or in no ioctl."""
+    """Descriptor of the ioctl(2) in which it sleeps; None: it is on a CPU, or in no ioctl."""
     ioctl_request: int | None = None
     """Request number of that ioctl(2)."""
     running: bool = False
-    """Whether it was on a CPU, or about to be, so that its system call cannot be seen."""
+    """Whether it was on a CPU or about to be, so that its system call is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuCommandLine:
-    """What QEMU was asked for. Never proof of what it does."""
+    """What QEMU's command line asks for, which never proves what QEMU does."""
 
     guest_name: str | None = None
     """``-name guest=…``, commas undoubled."""
     accelerators: tuple[str, ...] = ()
     """Accelerators named, in order of preference; empty: QEMU's default (tcg)."""
     machine: str | None = None
-    """``-machine`` type; ``none`` is how libvirt asks QEMU for its capabilities."""
+    """``-machine`` type; with ``none`` libvirt asks QEMU for its capabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,54 +112,64 @@ class VmmProcess:
 
     vmm: VmmId
     comm: str
-    """Name of the main thread: the process's own word."""
+    """Name of the main thread, which the process chooses."""
     program: str | None
-    """Base name of the executable file; None where it cannot be read."""
+    """Base name of the executable file; None: it is unreadable."""
     named_like_qemu: bool
-    """Whether program or comm is that of a QEMU system emulator."""
+    """Whether it is named or started like a QEMU system emulator."""
     command_line: QemuCommandLine
     cgroup: str | None
-    """Text of /proc/TGID/cgroup; None where it cannot be read."""
+    """Text of /proc/TGID/cgroup; None: it is unreadable."""
     fds: AcceleratorFds
     threads: tuple[VmmThread, ...]
     stats_exits: int | None
-    """VM exits by KVM's own statistics, which newer QEMU holds open; None: unavailable."""
+    """VM exits in KVM's own statistics, which newer QEMU keeps open; None: unavailable."""
     guest_ticks: int
-    """Time its threads spent running guest code (field 43 of /proc/TGID/stat), clock ticks."""
+    """Time that its threads spent running guest code (field 43 of /proc/TGID/stat), in clock
+    ticks."""
     parent_tgid: int = 0
-    """Thread group id of its parent; 0: of none that /proc shows."""
-    threads_whole: bool = True
+    """Thread group id of its parent; 0: /proc shows no parent."""
+    threads_complete: bool = True
     """Whether every thread was read, its system call included."""
     unread: Unread | None = None
-    """Why not everything was read; None: everything was."""
+    """Why it was not read completely; None: it was."""
     main_thread_ended: bool = False
-    """Whether its main thread has ended while other threads live on."""
+    """Whether its main thread has ended while other threads are still alive."""
 
     @property
     def blocked(self) -> bool:
-        """Whether a read of it hangs, so that most of it is unknown."""
+        """Whether a read of it hangs, so that most facts are unknown."""
         return self.unread is Unread.BLOCKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What a first, short look at processes found."""
+    """The result of a first, quick scan of processes.
+
+    A process that is in none of the three mappings has ended.
+    """
 
     found: Mapping[int, VmmId] = field(default_factory=dict)
-    """By tgid: those that may be VMMs: named like one, started with the arguments of one, or (where
-    that was asked) holding an accelerator's descriptor."""
+    """Processes by tgid that may be VMMs.
+
+    They are named or started like one or, if the caller asked for descriptors, hold one of an
+    accelerator.
+    """
     others: Mapping[int, VmmId] = field(default_factory=dict)
-    """By tgid: those that are none, as far as this look tells."""
+    """Processes by tgid that are no VMMs, as far as a scan can tell."""
     pending: Mapping[int, Unread] = field(default_factory=dict)
-    """By tgid: those of which that is not known yet. Those that are in none of the three have
-    ended."""
+    """Processes by tgid that could not be classified yet, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspections:
-    """What /proc says of several processes."""
+    """What /proc says about several processes.
+
+    A process that is in neither mapping has ended.
+    """
 
     processes: Mapping[VmmId, VmmProcess] = field(default_factory=dict)
-    """Those that were read; of one that blocks its readers only what does not block."""
+    """Processes that were read. For one that blocks its readers, only the facts that do not
+    block."""
     pending: Mapping[VmmId, Unread] = field(default_factory=dict)
-    """Those of which nothing could be read in time. Those that are in neither have ended."""
+    """Processes of which nothing could be read in time, and why."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the folder of one process below /proc, held open.
+"""EDGE: holds the /proc directory of one process open and reads from it.
 
-Owns reading its files, links and folders within bounds. Must not parse what it reads. A process is
-read through one descriptor of its folder, which shows that process or nothing: the number's next
-owner has a folder of its own.
+Owns reading its files, links and directories within bounds. Must not parse what it reads. All reads
+of a process go through one descriptor of its directory, which shows that process or nothing: a
+reused PID gets a new directory.
 """
 
 import contextlib
@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 MAX_FILE_BYTES = 64 * 1024
-"""Of one file, ``cmdline`` included, no more is read: a process can make that of any size."""
+"""The most that is read of one file, because a process can make ``cmdline`` any size."""
 _CHUNK_BYTES = 4096
-"""More than a stat, comm or syscall file has: one read gets it whole."""
+"""More than the size of a stat, comm or syscall file, so one read gets all of it."""
 
 
 class ProcessFolder:
-    """Names are relative to the folder. Use as a context manager.
+    """The open directory of a process. Names are relative to it. Use it as a context manager.
 
-    What cannot be read, for whatever reason, is None: of a process that is gone, everything. Before
-    each step, which may never return, ``at`` is called with what is about to be read.
+    What cannot be read, for any reason, is None; that applies to everything once the process has
+    ended. Before each step, which may never return, ``at`` is called with the name of what is read
+    next.
     """
 
     def __init__(self, path: str, at: Callable[[str], None]) -> None:
@@ -41,7 +42,7 @@ class ProcessFolder:
             os.close(fd)
 
     def read(self, name: str) -> bytes | None:
-        """A file's first MAX_FILE_BYTES."""
+        """Return the first MAX_FILE_BYTES of a file; None: it cannot be read."""
         self.at(name)
         if self._fd is None:
             return None
@@ -58,7 +59,7 @@ class ProcessFolder:
             os.close(fd)
 
     def names(self, name: str) -> Iterator[str]:
-        """What is in a folder of it, one after another, however many there are; OSError."""
+        """Iterate over the entries of a subdirectory. Raises OSError when it cannot be read."""
         self.at(name)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder(name))
         try:
@@ -69,7 +70,7 @@ class ProcessFolder:
             os.close(fd)
 
     def target(self, name: str) -> str:
-        """Where a link leads; OSError."""
+        """Return the target of a link. Raises OSError when it cannot be read."""
         self.at(name)
         return os.readlink(name, dir_fd=self._folder(name))
 
@@ -80,7 +81,7 @@ class ProcessFolder:
 
 
 def _rest(fd: int, left: int) -> bytes:
-    """To its end, or so many bytes."""
+    """Read a file to its end, but at most ``left`` bytes."""
     chunks: list[bytes] = []
     while left > 0 and (chunk := os.read(fd, left)):
         chunks.append(chunk)

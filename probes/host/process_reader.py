@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: everything /proc says of one process, read step by step.
+"""EDGE: reads everything that /proc says about one process, step by step.
 
-Owns the order of the steps and what is kept of each; so what was read before one that never returns
-is there. Must not judge.
+Owns the order of the steps and what is kept of each, so that a step that never returns does not
+lose the results of earlier ones. Must not judge.
 """
 
 import contextlib
@@ -25,34 +25,34 @@ from probes.host.thread_tables import DescriptorTables, TableComparer
 from probes.host.vcpu_statistics import stats_exits
 
 MAX_THREADS = 4096
-"""Of a process no more threads are read."""
+"""The most threads that are read of a process."""
 _TRIES_WHILE_RUNNING = 3
-"""How often a thread's system call is asked for while it is on a processor."""
+"""How often a thread's system call is read again while the thread is on a processor."""
 
 _EMULATES = re.compile(r"(CPU \d+|ALL CPUs)/TCG")
-"""QEMU's name of a thread that emulates vCPUs."""
+"""QEMU's names for threads that emulate vCPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the reading of every process needs."""
+    """What reading any process requires."""
 
     name: str
-    """Architecture, as ``uname -m`` says it."""
+    """Architecture, in ``uname -m`` words."""
     tables: TableComparer
     numbers_are_ours: bool
-    """Whether system calls know processes by the numbers /proc shows."""
+    """Whether system calls use the same process numbers as this /proc."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ProcessDraft:
-    """What was read of a process so far."""
+    """What has been read of a process so far."""
 
     machine: Machine
     tgid: int
     stat: ProcStat | None = None
     ended: bool = False
-    """Whether it has ended while it was read, or another one has its number."""
+    """Whether it ended while it was read, or another process has its number."""
     comm: str = ""
     program: str | None = None
     arguments: Sequence[str] = ()
@@ -60,23 +60,23 @@ class ProcessDraft:
     tables: DescriptorTables = field(default_factory=DescriptorTables)
     threads: list[VmmThread] = field(default_factory=list)
     threads_cut: bool = False
-    """Whether it has threads besides those that were listed."""
-    threads_whole: bool = False
+    """Whether it has more threads than were listed."""
+    threads_complete: bool = False
     stats_exits: int | None = None
 
     @property
     def vmm(self) -> VmmId | None:
-        """Which process it is; None: none that lives."""
+        """The identity of the process; None: no process of this number is alive."""
         if self.stat is None or self.stat.ended:
             return None
         return VmmId(tgid=self.tgid, start_ticks=self.stat.start_ticks)
 
     def is_named(self) -> bool:
-        """Whether it is taken for a VMM, by what was read."""
+        """Whether it is named or started like a VMM, as far as it was read."""
         return looks_like_vmm(self.comm, self.program, self.arguments)
 
     def process(self, vmm: VmmId, unread: Unread | None) -> VmmProcess:
-        """What was read, of this process; unread: why it is not all."""
+        """Make the process from what was read. unread says why it is incomplete."""
         if unread is None and self.tables.cut:
             unread = Unread.TOO_MANY
         return VmmProcess(
@@ -91,7 +91,7 @@ class ProcessDraft:
             stats_exits=self.stats_exits,
             guest_ticks=0 if self.stat is None else self.stat.guest_ticks,
             parent_tgid=0 if self.stat is None else self.stat.parent_tgid,
-            threads_whole=self.threads_whole,
+            threads_complete=self.threads_complete,
             unread=unread,
             main_thread_ended=self.stat is not None and self.stat.state in "ZX",
         )
@@ -99,55 +99,61 @@ class ProcessDraft:
     # steps
 
     def read_identity(self, folder: ProcessFolder) -> None:
-        """Who it is and what it calls itself."""
+        """Read its identity and its name."""
         self.stat = read_stat(folder, "stat")
         if self.stat is not None:
             self.comm = self.stat.comm
 
     def read_names(self, folder: ProcessFolder) -> None:
-        """By what its VMI and its kind are known. Its arguments come last: they can block."""
+        """Read what identifies its VMI and its kind.
+
+        The arguments come last because they can block.
+        """
         cgroup = folder.read("cgroup")
         self.cgroup = None if cgroup is None else cgroup.decode(errors="replace")
         self.read_program(folder)
         self.read_arguments(folder)
 
     def read_program(self, folder: ProcessFolder) -> None:
-        """The base name of its executable file."""
+        """Read the base name of its executable file."""
         with contextlib.suppress(OSError):
             target = folder.target("exe")
             self.program = target.removesuffix(" (deleted)").rpartition("/")[2]
 
     def read_arguments(self, folder: ProcessFolder) -> None:
-        """How it was started, by its own word."""
+        """Read its arguments, which the process can change."""
         self.arguments = split_arguments(folder.read("cmdline") or b"")
 
     def read_harmless(self, folder: ProcessFolder) -> None:
-        """What can be read of a process that blocks its readers."""
+        """Read what can be read of a process that blocks its readers."""
         self.comm = (folder.read("comm") or b"").decode(errors="replace").removesuffix("\n")
         cgroup = folder.read("cgroup")
         self.cgroup = None if cgroup is None else cgroup.decode(errors="replace")
         self.ended = cgroup is None
 
     def read_descriptors(self, folder: ProcessFolder, tids: Sequence[int]) -> None:
-        """All tables of these threads. A main thread that has ended shows none."""
+        """Read all descriptor tables of these threads. A main thread that has ended has none."""
         main = [] if self.stat is not None and self.stat.state in "ZX" else [self.tgid]
         others = [tid for tid in tids if tid != self.tgid]
         self.tables.read(folder, self.tgid, self.machine.tables.distinct([*main, *others]))
         self.tables.cut = self.tables.cut or self.threads_cut
 
     def read_rest(self, folder: ProcessFolder) -> None:
-        """Descriptors, threads and statistics; at last whether it still is the same process."""
+        """Read descriptors, threads and statistics.
+
+        At the end it checks that it is still the same process.
+        """
         before = self.vmm
         tids = self.read_tids(folder)
         self.read_descriptors(folder, tids)
-        self.threads_whole = self._read_threads(folder, tids) and not self.threads_cut
+        self.threads_complete = self._read_threads(folder, tids) and not self.threads_cut
         if self.machine.numbers_are_ours:
             self.stats_exits = stats_exits(self.tgid, self.tables.fds.kvm_vcpu_stats, folder.at)
         self.read_identity(folder)
         self.ended = self.vmm != before
 
     def read_tids(self, folder: ProcessFolder) -> list[int]:
-        """Its threads, MAX_THREADS at most."""
+        """Return the numbers of its threads, at most MAX_THREADS."""
         tids: list[int] = []
         try:
             for name in folder.names("task"):
@@ -160,21 +166,21 @@ class ProcessDraft:
         return sorted(tids)
 
     def _read_threads(self, folder: ProcessFolder, tids: Sequence[int]) -> bool:
-        """Whether of each that lives the system call was read, too."""
-        whole = True
+        """Read the threads. Returns whether the system call of every live thread was read."""
+        complete = True
         for tid in tids:
             stat = read_stat(folder, f"task/{tid}/stat")
             if stat is None:
                 continue
             call = self._system_call(folder, tid, stat.comm)
             if call is None and folder.read(f"task/{tid}/stat") is None:
-                continue  # it has ended
+                continue  # the thread has ended
             fd = request = None
             try:
                 fd, request = parse_ioctl(call or "", machine=self.machine.name) or (None, None)
             except MalformedProcError:
                 call = None
-            whole = whole and bool(call)
+            complete = complete and bool(call)
             self.threads.append(
                 VmmThread(
                     tid=tid,
@@ -185,10 +191,14 @@ class ProcessDraft:
                     running=call is not None and call.strip() == "running",
                 )
             )
-        return whole
+        return complete
 
     def _system_call(self, folder: ProcessFolder, tid: int, comm: str) -> str | None:
-        """The text of its ``syscall`` file. One that emulates a vCPU is expected to run."""
+        """Return the text of a thread's ``syscall`` file.
+
+        A thread on a processor shows none, so it is read again, unless it emulates a vCPU: such a
+        thread is expected to run.
+        """
         tries = 1 if _EMULATES.fullmatch(comm) else _TRIES_WHILE_RUNNING
         call: str | None = None
         for _ in range(tries):
@@ -200,7 +210,7 @@ class ProcessDraft:
 
 
 def read_stat(folder: ProcessFolder, name: str) -> ProcStat | None:
-    """A stat file; None: there is none, or it is none."""
+    """Read and parse a stat file; None: it is missing or malformed."""
     raw = folder.read(name)
     if raw is None:
         return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers of /proc text. Pure: text in, values out; process_reader.py does the reading.
+"""Parses the text of /proc files. Pure: text in, values out; process_reader.py does the reading.
 
-Everything a process can choose (its name, command line, thread names) is treated as hostile: a
-parser either gives a value or raises MalformedProcError with one line, and never anything else.
-Formats: man 5 proc; fs/proc/array.c; fs/proc/base.c (syscall).
+Everything that a process can choose (its name, command line, thread names) is treated as hostile: a
+parser returns a value or raises MalformedProcError with one line, and nothing else. Formats: man 5
+proc; fs/proc/array.c; fs/proc/base.c (syscall).
 """
 
 import re
@@ -20,21 +20,21 @@ IOCTL_SYSCALL: Mapping[str, int] = {
     "ppc64le": 54,
     "loongarch64": 29,
 }
-"""System call number of ioctl(2) by machine (uname -m)."""
+"""System call number of ioctl(2) by machine (``uname -m``)."""
 MAX_ARGUMENTS = 1024
-"""Of a process's arguments no more are looked at."""
+"""The most arguments of a process that are read."""
 
 _QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")
 _QEMU_OTHER_NAMES = frozenset({"qemu", "kvm"})
-"""What distributions link to a system emulator."""
+"""Other names under which distributions install a system emulator."""
 _ACCELERATORS = frozenset({"kvm", "tcg", "mshv", "xen", "hvf", "whpx", "nvmm", "qtest"})
-"""QEMU's, by name."""
+"""The names of QEMU's accelerators."""
 _GUEST_OF_KUBEVIRT = re.compile(r"[a-z0-9][a-z0-9.-]*_[a-z0-9][a-z0-9.-]*")
 """``namespace_name``, as virt-launcher names a domain."""
 _SHORT_OPTIONS = frozenset("-h -M -m -k -g -L -S -s -d -D".split())
 """QEMU's options of one letter; all others have more."""
 _LOADER = re.compile(r"ld(-linux.*|-musl.*|64.*|-[0-9.]+)?\.so.*")
-"""Base name of a dynamic loader: its first argument is the program."""
+"""Base name of a dynamic loader, whose first argument is the program."""
 _KERNEL_THREAD = 0x0020_0000
 """PF_KTHREAD (include/linux/sched.h)."""
 _FD_FIELDS: Mapping[str, str] = {
@@ -49,12 +49,12 @@ _FD_FIELDS: Mapping[str, str] = {
 
 
 class MalformedProcError(ValueError):
-    """A /proc file that does not look as the kernel writes it."""
+    """A /proc file does not have the kernel's format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcStat:
-    """The fields of /proc/TGID/stat or /proc/TGID/task/TID/stat that are used."""
+    """The fields that hvprobe uses of /proc/TGID/stat or /proc/TGID/task/TID/stat."""
 
     comm: str
     state: str
@@ -62,23 +62,23 @@ class ProcStat:
     cpu_ticks: int
     """utime + stime."""
     threads: int
-    """Threads of the process, an ended main thread included as long as others live."""
+    """Threads of the process, including an ended main thread while others are alive."""
     start_ticks: int
     guest_ticks: int
-    """guest_time; for a process, of all its threads, dead ones too."""
+    """guest_time, in clock ticks; for a process it includes all threads, even ended ones."""
     parent_tgid: int
-    """0: of none that this /proc shows."""
+    """Thread group id of its parent; 0: this /proc shows no parent."""
     kernel_thread: bool
-    """Whether it is a thread of the kernel that belongs to no process."""
+    """Whether it is a kernel thread that belongs to no process."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of the process runs any more, be it reaped or not."""
+        """Whether no thread of the process is alive, reaped or not."""
         return self.state in "ZX" and self.threads <= 1
 
 
 def parse_stat(text: str) -> ProcStat:
-    """Parse a stat line. The name stands in parentheses and may itself hold any character."""
+    """Parse a stat line. The name in parentheses may contain any character."""
     left, right = text.find("("), text.rfind(")")
     fields = text[right + 1 :].split()
     if not 0 < left < right or len(fields) < 41:
@@ -99,10 +99,11 @@ def parse_stat(text: str) -> ProcStat:
 
 
 def parse_ioctl(text: str, *, machine: str) -> tuple[int, int] | None:
-    """Descriptor and request of the ioctl(2) a thread sleeps in, from its ``syscall`` file.
+    """Return descriptor and request of the ioctl(2) in which a thread sleeps.
 
-    The file reads ``running`` for a thread on a CPU, ``-1 …`` for one that sleeps outside a
-    system call, else the call's number and its arguments.
+    The text is that of its ``syscall`` file: ``running`` for a thread on a CPU, ``-1 …`` for one
+    that sleeps outside a system call, otherwise the number of the call and its arguments. Raises
+    MalformedProcError when the text has another form.
     """
     words = text.split()
     if len(words) < 4:
@@ -116,12 +117,12 @@ def parse_ioctl(text: str, *, machine: str) -> tuple[int, int] | None:
     return fd & 0xFFFFFFFF, request & 0xFFFFFFFF
 
 
-def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> AcceleratorFds:
-    """Sort out the accelerators' descriptors from (number, link target) pairs.
+def classify_fds(targets: Iterable[tuple[int, str]], *, complete: bool) -> AcceleratorFds:
+    """Sort the descriptors of accelerators, given (number, link target) pairs.
 
     ``anon_inode:kvm-vcpu:3`` carries the vCPU's number (virt/kvm/kvm_main.c, create_vcpu_fd); old
-    kernels leave it out. A file that a user named so cannot be mistaken: its target would begin
-    with a slash.
+    kernels omit it. A user cannot imitate it with a file name, because such a target starts with a
+    slash.
     """
     found: dict[str, set[int]] = {}
     for fd, target in targets:
@@ -131,20 +132,26 @@ def classify_fds(targets: Iterable[tuple[int, str]], *, whole: bool) -> Accelera
         field = _FD_FIELDS.get(kind)
         if field is not None:
             found.setdefault(field, set()).add(fd)
-    return AcceleratorFds(whole=whole, **{name: frozenset(fds) for name, fds in found.items()})
+    return AcceleratorFds(
+        complete=complete, **{name: frozenset(fds) for name, fds in found.items()}
+    )
 
 
 def is_qemu_name(name: str) -> bool:
-    """Whether a program or thread name is a QEMU system emulator's (comm is cut to 15 bytes)."""
+    """Whether a program or thread name is a QEMU system emulator's.
+
+    The kernel cuts a thread name to 15 bytes.
+    """
     return name.startswith(_QEMU_PROGRAMS) or name in _QEMU_OTHER_NAMES
 
 
 def looks_like_vmm(comm: str, program: str | None, arguments: Sequence[str]) -> bool:
-    """Whether a process is taken for a QEMU system emulator: by either name, or by its arguments.
+    """Whether a process is named or started like a QEMU system emulator.
 
-    The one rule for names, before and after the agent began. A program of any name counts that was
-    started with options which only QEMU has. A program that starts QEMU does not, although it has
-    QEMU's options among its own; the dynamic loader does, for it becomes the program it starts.
+    This is the only rule for names, before and after the agent starts. A program of any name counts
+    if it was started with options that only QEMU has. A program that starts QEMU does not count,
+    although QEMU's options are among its own. The dynamic loader does, because it becomes the
+    program that it starts.
     """
     if is_qemu_name(comm) or is_qemu_name(program or ""):
         return True
@@ -153,24 +160,27 @@ def looks_like_vmm(comm: str, program: str | None, arguments: Sequence[str]) -> 
     for option, value in _options(arguments):
         if loaded and not option.startswith("-"):
             continue
-        if not loaded and not _may_be_qemus(option, value_of):
+        if not loaded and not _may_belong_to_qemu(option, value_of):
             return False
-        if _only_qemus(option, value):
+        if _only_qemu_has(option, value):
             return True
         value_of = option if option.startswith("-") else None
     return False
 
 
-def _may_be_qemus(word: str, value_of: str | None) -> bool:
-    """Whether QEMU could have been given this word; value_of: the option it would belong to."""
+def _may_belong_to_qemu(word: str, value_of: str | None) -> bool:
+    """Whether the word could be part of QEMU's command line.
+
+    value_of is the option to which the word would belong.
+    """
     if not word.startswith("-"):
         named = value_of == "-name" or not word.rpartition("/")[2].startswith(_QEMU_PROGRAMS)
         return value_of is not None and named
     return len(word) > 2 or word in _SHORT_OPTIONS
 
 
-def _only_qemus(option: str, value: str) -> bool:
-    """Whether no other program is given this option with this value."""
+def _only_qemu_has(option: str, value: str) -> bool:
+    """Whether only QEMU is started with this option and value."""
     match option:
         case "-name":
             guest = _option(value, "guest", implied=False)
@@ -186,22 +196,25 @@ def _only_qemus(option: str, value: str) -> bool:
 
 
 def split_arguments(raw: bytes) -> list[str]:
-    """The words of a ``cmdline`` file, the program's own name first; no more than MAX_ARGUMENTS."""
+    """Split a ``cmdline`` file into words, the program's name first, at most MAX_ARGUMENTS."""
     words = raw.split(b"\0", MAX_ARGUMENTS)[:MAX_ARGUMENTS]
     return [word.decode(errors="replace") for word in words]
 
 
 def qemu_architecture(program: str | None) -> str | None:
-    """Guest architecture in ``uname -m`` words from QEMU's program name; None: the node's own."""
+    """Return the guest architecture in ``uname -m`` words, given QEMU's program name.
+
+    None: the architecture is the node's own.
+    """
     if program is None or not program.startswith("qemu-system-"):
         return None
     return program.removeprefix("qemu-system-").strip() or None
 
 
 def parse_command_line(arguments: Sequence[str]) -> QemuCommandLine:
-    """What a QEMU command line asks for; options may begin with one dash or two.
+    """Parse a QEMU command line, whose options may begin with one dash or two.
 
-    Of an option given twice the last counts, as in QEMU, but accelerators add up in order.
+    If an option is given twice the last one counts, as in QEMU, but accelerators add up in order.
     """
     guest_name: str | None = None
     machine: str | None = None
@@ -230,15 +243,18 @@ def parse_command_line(arguments: Sequence[str]) -> QemuCommandLine:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each word after the program's name, options with one dash, and the word that follows it."""
+    """Iterate over the words after the program's name, each with the word that follows it.
+
+    Options are given one dash.
+    """
     for option, value in zip(arguments[1:], [*arguments[2:], ""], strict=False):
         yield option.replace("--", "-", 1) if option.startswith("--") else option, value
 
 
 def _option(value: str, key: str, *, implied: bool) -> str | None:
-    """The key's value in a QEMU option list ``a=b,c=d``, where ``,,`` stands for a comma.
+    """Return the key's value in a QEMU option list ``a=b,c=d``, where ``,,`` stands for a comma.
 
-    With ``implied`` a first word without ``=`` is the value.
+    If ``implied`` is true, a first word without ``=`` is the value.
     """
     result: str | None = None
     parts = value.replace(",,", "\0").split(",")

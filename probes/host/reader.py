@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the processes of this node.
+"""EDGE: reads the processes of this node.
 
-Owns which processes are read, in which order and for how long. Must not judge. psutil lists them;
-what is asked of each is read directly: psutil reads more files for it, keeps an object of every
-process of the node, and gives start times as rounded seconds. Every process may be hostile: see
-watched_reads for those whose files block, and the bounds named MAX_ for those that have much.
+Owns which processes are read, in which order and for how long. Must not judge. psutil lists the
+processes; their files are read directly, because psutil reads more files for the same facts, keeps
+an object for every process of the node, and rounds start times to seconds. Any process may be
+hostile: watched_reads handles processes whose files block, and the bounds named MAX_ handle those
+that have too much to read.
 """
 
 import os
@@ -22,22 +23,22 @@ from probes.host.thread_tables import TableComparer
 from probes.host.watched_reads import WatchedReads
 
 MAX_SCAN_S = 1.0
-"""How long a scan reads; processes whose turn has not come by then come first in the next one."""
+"""How long a scan may read. Processes it does not reach come first in the next one."""
 MAX_INSPECT_S = 1.5
-"""How long an inspection reads, likewise."""
-_FOR_LIGHT_ONES = 0.7
-"""Share of that time for processes with few threads, where there are others."""
+"""How long an inspection may read. Processes it does not reach come first in the next one."""
+_SHARE_OF_LIGHT = 0.7
+"""Share of that time for processes with few threads, if there are others."""
 MANY_THREADS = 256
-"""Processes with more come after all others, because reading them takes long."""
+"""Processes with more threads come after all others, because reading them takes long."""
 
 
 class Host:
-    """Processes of this node, read below a given /proc."""
+    """The processes of this node, read from a given /proc."""
 
     def __init__(self, *, proc_root: Path = Path("/proc")) -> None:
         self._proc = proc_root
         self.machine = os.uname().machine
-        """Node architecture, as ``uname -m`` says it."""
+        """Architecture of the node, in ``uname -m`` words."""
         self.kernel = os.uname().release
         """Kernel release."""
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
@@ -47,32 +48,36 @@ class Host:
         self._scan_queue = _Queue()
         self._inspect_queue = _Queue()
         self._threads: dict[int, int] = {}
-        """How many threads each had when it was last read."""
+        """How many threads each process had when it was last read."""
         self._blocked: dict[VmmId, VmmProcess] = {}
-        """What was read of those that block their readers, before they did."""
+        """What was read of processes that block their readers now, before they did."""
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
-        """Earliest time at which the process can have started, on the clock of ebpf.clock.
+        """Return the earliest possible start of the process, on the clock of ebpf.clock.
 
-        /proc counts from boot with suspended time (CLOCK_BOOTTIME), in whole ticks.
+        /proc counts from boot with suspended time (CLOCK_BOOTTIME), rounded down to ticks.
         """
-        # In this order: a pause between the two makes the start earlier, never later.
+        # The order matters: a pause between the two makes the start earlier, never later.
         monotonic_ns = time.monotonic_ns()
         suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic_ns
         start_ns = vmm.start_ticks * (1_000_000_000 // self._ticks_per_s) - suspended_ns
         return start_ns - offset_ns()
 
     def tgids(self) -> frozenset[int]:
-        """All processes of now; empty where /proc cannot be listed."""
-        # A global of the library, its only way to read another /proc: set here alone, at each use.
+        """Return the tgids of all processes; empty where /proc cannot be listed."""
+        # The library reads another /proc only by this global, which is set here alone, before each
+        # use.
         psutil.PROCFS_PATH = str(self._proc)
         try:
             return frozenset(psutil.pids())
-        except (OSError, IndexError):  # there is no /proc, or nothing in it
+        except (OSError, IndexError):  # /proc is missing or empty
             return frozenset()
 
     def identify(self, tgid: int) -> VmmId | None:
-        """The process that has this tgid now; None: none, one that has ended, or it blocks."""
+        """Return the process that has this tgid now.
+
+        None: there is none, it has ended, or it blocks its readers.
+        """
         draft = self._draft(tgid)
         self._reads.run(
             [tgid],
@@ -82,11 +87,11 @@ class Host:
         return draft.vmm
 
     def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
-        """Which of these processes may be VMMs; with every_fd, their descriptors are read, too.
+        """Find out which of these processes may be VMMs; every_fd also reads their descriptors.
 
-        The agent's own process is none. One that was inspected and blocks its readers still is one
-        that may be a VMM. A process with more descriptors than are read, none of
-        them an accelerator's, is pending: TOO_MANY.
+        The agent's own process is no VMM. A process that was inspected and now blocks its readers
+        still may be one. A process that has more descriptors than are read, none of them an
+        accelerator's, is pending: TOO_MANY.
         """
         drafts: dict[int, ProcessDraft] = {}
         candidates: set[int] = set()
@@ -123,9 +128,9 @@ class Host:
         return Scan(found=found, others=others, pending=unread)
 
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
-        """Everything /proc says of them; those with few threads come first.
+        """Read everything that /proc says about these processes, those with few threads first.
 
-        The start time is compared again at the end: facts of two processes never mix.
+        The start time is compared again at the end, so that facts of two processes never mix.
         """
         begin = time.monotonic()
         wanted = {vmm.tgid: vmm for vmm in sorted(vmms)}
@@ -141,12 +146,14 @@ class Host:
                 draft.ended = True
 
         light, heavy = self._in_order(wanted)
-        share = _FOR_LIGHT_ONES if heavy else 1.0
+        share = _SHARE_OF_LIGHT if heavy else 1.0
         unread = self._reads.run(light, read, until=begin + MAX_INSPECT_S * share)
         if heavy:
             unread |= self._reads.run(heavy, read, until=begin + MAX_INSPECT_S)
         self._inspect_queue.took(wanted, unread)
-        self._threads |= {it.tgid: it.stat.threads for it in drafts.values() if it.stat is not None}
+        self._threads |= {
+            draft.tgid: draft.stat.threads for draft in drafts.values() if draft.stat is not None
+        }
         self._threads = {tgid: self._threads.get(tgid, 0) for tgid in wanted}
         self._read_what_never_blocks(wanted, drafts, unread)
         return self._inspections(wanted, drafts, unread)
@@ -157,7 +164,7 @@ class Host:
         drafts: Mapping[int, ProcessDraft],
         unread: Mapping[int, Unread],
     ) -> Inspections:
-        """What was read, and what was not."""
+        """Sort the processes into read and pending ones."""
         processes: dict[VmmId, VmmProcess] = {}
         pending: dict[VmmId, Unread] = {}
         stuck = self._reads.stuck()
@@ -187,7 +194,7 @@ class Host:
         drafts: Mapping[int, ProcessDraft],
         unread: Mapping[int, Unread],
     ) -> None:
-        """Of those that block even the reader of their identity."""
+        """Read harmless files of the processes that block even the reader of their identity."""
         nameless = [
             tgid
             for tgid, why in unread.items()
@@ -202,17 +209,18 @@ class Host:
             )
 
     def _in_order(self, tgids: Collection[int]) -> tuple[list[int], list[int]]:
-        """Those with few and those with many threads, those that wait longest first.
+        """Split processes into those with few and many threads, the longest waiting ones first.
 
-        It goes by how many there were the last time: to ask for it now could block.
+        The number of threads is that of the last reading, because reading it now could block.
         """
 
         def key(tgid: int) -> tuple[int, int, int]:
             return self._inspect_queue.since(tgid), self._threads.get(tgid, 0), tgid
 
         ordered = sorted(tgids, key=key)
-        many = frozenset(it for it in ordered if self._threads.get(it, 0) > MANY_THREADS)
-        return [it for it in ordered if it not in many], [it for it in ordered if it in many]
+        many = frozenset(tgid for tgid in ordered if self._threads.get(tgid, 0) > MANY_THREADS)
+        few = [tgid for tgid in ordered if tgid not in many]
+        return few, [tgid for tgid in ordered if tgid in many]
 
     def _draft(self, tgid: int) -> ProcessDraft:
         machine = Machine(
@@ -224,10 +232,10 @@ class Host:
 
 
 class _Queue:
-    """Since which batch each of the processes waits that are read again and again.
+    """Remembers since which batch each process has been waiting to be read.
 
-    New ones come after all that waited, so that processes which are made all the time delay no
-    other for long.
+    New processes come after all that were waiting, so that a stream of new processes does not delay
+    the others for long.
     """
 
     def __init__(self) -> None:
@@ -235,20 +243,24 @@ class _Queue:
         self._batch = 0
 
     def since(self, tgid: int) -> int:
-        """A number that is the lower the longer it waits; the highest one of a new process."""
+        """Return a number that is lower the longer the process has waited.
+
+        A new process has the highest number.
+        """
         return self._since.get(tgid, self._batch)
 
     def took(self, tgids: Collection[int], unread: Mapping[int, Unread]) -> None:
-        """All of these had their turn but those for which there was no time."""
-        now = self._batch + 1  # after new ones that had no turn, before those of the next batch
+        """Note that these processes were read, except those for which there was no time."""
+        # Between new processes that were not read and those of the next batch.
+        now = self._batch + 1
         self._since = {
-            it: self.since(it) if unread.get(it) is Unread.NO_TIME else now for it in tgids
+            tgid: self.since(tgid) if unread.get(tgid) is Unread.NO_TIME else now for tgid in tgids
         }
         self._batch += 2
 
 
 def _own_number(proc: Path) -> int | None:
-    """This process's number as that /proc shows it; None: it is no /proc of this kernel."""
+    """Return this process's number in that /proc; None: it is no /proc of this kernel."""
     try:
         return int(os.readlink(proc / "self"))
     except (OSError, ValueError):
@@ -260,7 +272,7 @@ def _is_named(draft: ProcessDraft) -> bool:
 
 
 def _may_be_vmm(draft: ProcessDraft, folder: ProcessFolder, *, every_fd: bool) -> bool:
-    """By the cheapest sign there is: its name, its program, its arguments, its descriptors."""
+    """Search for signs of a VMM, the cheapest first: name, program, arguments, descriptors."""
     draft.read_identity(folder)
     if draft.vmm is None or draft.stat is None or draft.stat.kernel_thread:
         return False

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the descriptor tables of a process's threads.
+"""EDGE: reads the descriptor tables of a process's threads.
 
 Owns finding the tables that differ, and reading their links within bounds. Must not judge. Threads
 share one table unless one has called unshare(CLONE_FILES), and a main thread that has ended has
-none: only all tables together are the process's. KVM's and vhost's worker threads have no table,
-which reads as an empty one.
+none, so only all tables together are the process's. The worker threads of KVM and vhost have no
+table, which reads as an empty one.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from probes.host.process_folder import ProcessFolder
 from probes.host.procfs import classify_fds
 
 MAX_DESCRIPTORS = 16_384
-"""Of a process's tables together no more links are read."""
+"""The most links that are read of all tables of a process."""
 KCMP_SYSCALL: Mapping[str, int] = {
     "x86_64": 312,
     "aarch64": 272,
@@ -25,36 +25,36 @@ KCMP_SYSCALL: Mapping[str, int] = {
     "ppc64le": 354,
     "loongarch64": 272,
 }
-"""System call number of kcmp(2) by machine (uname -m)."""
+"""System call number of kcmp(2) by machine (``uname -m``)."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KCMP_FILES = 2
 _COMPARED = 4
-"""Of so many tables it is known whether a thread shares them; more only cost reads."""
+"""With how many tables a thread's table is compared. An unnoticed match only costs reads."""
 
 
 class TableComparer:
-    """Tells whether two threads share one table; where that is unknown, that they do not."""
+    """Compares the descriptor tables of threads. If it cannot, it takes them for different ones."""
 
     def __init__(self, machine: str, *, numbers_are_ours: bool) -> None:
-        """``numbers_are_ours``: whether system calls know processes by the numbers /proc shows."""
+        """numbers_are_ours says whether system calls use the same process numbers as /proc."""
         self._number = KCMP_SYSCALL.get(machine) if numbers_are_ours else None
         if not self.same(os.getpid(), os.getpid()):
             self._number = None
 
     @property
     def able(self) -> bool:
-        """Whether this kernel compares at all (CONFIG_KCMP)."""
+        """Whether this kernel can compare tables (CONFIG_KCMP)."""
         return self._number is not None
 
     def same(self, one: int, other: int) -> bool:
-        """By thread numbers."""
+        """Whether two threads, given by number, are known to share one table."""
         if self._number is None:
             return False
         return bool(_LIBC.syscall(self._number, one, other, _KCMP_FILES, 0, 0) == 0)
 
     def distinct(self, tids: Sequence[int]) -> Iterator[int]:
-        """A thread of each table."""
+        """Iterate over threads, one for each different table."""
         known: list[int] = []
         for tid in tids:
             if any(self.same(tid, other) for other in known[:_COMPARED]):
@@ -64,7 +64,7 @@ class TableComparer:
 
 
 class DescriptorTables:
-    """The links of a process's tables, as far as they were read."""
+    """Collects the links of a process's descriptor tables."""
 
     def __init__(self) -> None:
         self._targets: list[tuple[int, str]] = []
@@ -73,16 +73,16 @@ class DescriptorTables:
         self._failed = False
         self._complete = False
         self.cut = False
-        """Whether there are more than MAX_DESCRIPTORS."""
+        """Whether the tables have more than MAX_DESCRIPTORS links."""
 
     @property
     def fds(self) -> AcceleratorFds:
-        """The accelerators' among them."""
-        whole = self._complete and self._tables > 0 and not self._failed and not self.cut
-        return classify_fds(list(self._targets), whole=whole)
+        """The descriptors of accelerators among the links."""
+        complete = self._complete and self._tables > 0 and not self._failed and not self.cut
+        return classify_fds(list(self._targets), complete=complete)
 
     def read(self, folder: ProcessFolder, tgid: int, threads: Iterator[int]) -> None:
-        """Read a table of each of these threads, the main one's too if it is among them."""
+        """Read the table of each of these threads, and the main one's if it is among them."""
         for tid in threads:
             name = "fd" if tid == tgid else f"task/{tid}/fd"
             try:
@@ -96,7 +96,7 @@ class DescriptorTables:
         self._complete = True
 
     def _read_table(self, folder: ProcessFolder, name: str) -> None:
-        """A descriptor closed meanwhile is not there, and nothing is lost."""
+        """Read the links of one table. A descriptor that is closed during the read is skipped."""
         for number in folder.names(name):
             if self._left == 0:
                 self.cut = True

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: KVM's own statistics of a process's vCPUs, through its descriptors.
+"""EDGE: reads KVM's own statistics of a process's vCPUs through the process's descriptors.
 
-Owns copying such a descriptor and reading it. Must not judge. pidfd_getfd(2) gives the copy
-(CAP_SYS_PTRACE); reading it takes nothing from the process, for statistics are read by position.
+Owns copying such a descriptor and reading it. Must not judge. pidfd_getfd(2) makes the copy
+(CAP_SYS_PTRACE). Reading the copy does not disturb the process, because statistics are read by
+position.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ from probes.host.kvm_stats import MAX_BYTES, statistic
 from probes.host.procfs import classify_fds
 
 MAX_VCPUS = 4096
-"""Of a process no more descriptors are copied: more than a VM has vCPUs."""
+"""The most descriptors that are copied of a process: more than a VM has vCPUs."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD = 438
 """System call number of pidfd_getfd(2), the same on every architecture.
@@ -23,7 +24,10 @@ Since Linux 8649c322f75c ("pid: Implement pidfd_getfd syscall") (v5.6).
 
 
 def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> int | None:
-    """VM exits of all vCPUs; None: there are no such statistics, or more than are read."""
+    """Return the VM exits of all vCPUs.
+
+    None: there are no such statistics, or more than hvprobe reads.
+    """
     if not fds or len(fds) > MAX_VCPUS:
         return None
     found: list[int] = []
@@ -48,7 +52,10 @@ def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> i
 
 
 def _exits(fd: int) -> int | None:
-    """The number may have been given to another file since it was seen: that is never read."""
+    """Return the exits of one vCPU.
+
+    The process may have reused the number for another file since, which is never read.
+    """
     try:
         if not is_vcpu_statistics(os.readlink(f"/proc/self/fd/{fd}")):
             return None
@@ -58,5 +65,5 @@ def _exits(fd: int) -> int | None:
 
 
 def is_vcpu_statistics(target: str) -> bool:
-    """Whether a descriptor with this link is one of KVM's statistics of a vCPU."""
-    return bool(classify_fds([(0, target)], whole=True).kvm_vcpu_stats)
+    """Whether a descriptor with this link target holds the statistics of a vCPU."""
+    return bool(classify_fds([(0, target)], complete=True).kvm_vcpu_stats)

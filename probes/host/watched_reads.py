@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: reads of /proc that may never return, each costing only its own process.
+"""EDGE: reads /proc so that a read that never returns costs only its own process.
 
-Owns the threads that read, and who of them is stuck. Must not know what is read.
+Owns the threads that read, and which of them are stuck. Must not know what is read.
 
 A read of ``cmdline`` sleeps as long as a page of that process's memory is missing, which the
 process decides (userfaultfd(2), FUSE); ``stat``, ``exe`` and the links of ``fd`` sleep while its
-execve(2) waits for a FUSE server. No signal but SIGKILL ends such a sleep. So all reading is done
-in a thread that publishes at which step of which process it is, and since when. The caller waits;
-a thread that makes no progress is left behind, and another one goes on with the next process.
+execve(2) waits for a FUSE server. No signal but SIGKILL ends such a sleep. So a thread does all
+reading and publishes which step of which process it is at, and since when, while the caller waits.
+A thread that makes no progress is left behind, and another one continues with the next process.
 ``comm``, ``cgroup`` and the list of threads always return.
 """
 
@@ -26,28 +26,29 @@ from probes.host.process_folder import ProcessFolder
 log = logging.getLogger(__name__)
 
 MAX_READERS = 64
-"""Threads that read, stuck ones included."""
+"""The most threads that read, including stuck ones."""
 MAX_STUCK_IN_POD = 4
-"""A pod with that many stuck processes gets no further ones read: the places are for all pods."""
+"""Stuck processes after which no more processes of a pod are read, so that other pods have
+readers."""
 PATIENCE_S = 0.3
 """How long one step of one process may take before its reader is left behind."""
 MAX_PROCESS_S = 1.0
 """How long all steps of one process may take together."""
 _HEAD_START_S = 0.06
-"""How long one step may take before a further reader goes on with the rest."""
+"""How long one step may take before another reader continues with the other processes."""
 _POLL_S = 0.02
 _OVERTIME_S = 2.0
-"""How long a reader that waits for a processor is waited for when the batch's time is over."""
+"""How long to wait for a reader that lacks a processor after the batch's time is over."""
 _LOGGED = 1024
-"""Of so many processes it is known that they were logged."""
+"""How many processes are remembered as logged."""
 
 
 class OutOfTimeError(Exception):
-    """Raised within a read: there is no time for a further step."""
+    """There is no time for a further step. Raised within a read."""
 
 
 class Turn:
-    """One process's turn to be read, and how far that is."""
+    """One process that a reader is reading, and the step it is at."""
 
     __slots__ = ("given_up", "since", "step", "tgid", "until")
 
@@ -57,10 +58,11 @@ class Turn:
         self.since = time.monotonic()
         self.step = ""
         self.given_up = False
-        """Whether the caller went on without it: what it reads from now on is thrown away."""
+        """Whether the caller has continued without it, so that what it reads from now on is
+        discarded."""
 
     def at(self, step: str) -> None:
-        """Say what is read next; OutOfTimeError."""
+        """Note what is read next. Raises OutOfTimeError when there is no time for it."""
         self.since = time.monotonic()
         self.step = step
         if self.given_up or self.since >= self.until:
@@ -68,11 +70,11 @@ class Turn:
 
 
 Read = Callable[[int, ProcessFolder], None]
-"""Reads one process (tgid) from its folder, and keeps what it reads as it goes."""
+"""Reads one process (tgid) from its folder and stores each result immediately."""
 
 
 class WatchedReads:
-    """Reads processes below a /proc, one batch at a time, and remembers who got stuck."""
+    """Reads processes from a /proc, one batch at a time, and remembers which ones are stuck."""
 
     def __init__(self, proc: Path) -> None:
         self._proc = proc
@@ -81,40 +83,40 @@ class WatchedReads:
         self._logged: dict[int, None] = {}
 
     def stuck(self) -> frozenset[int]:
-        """Processes whose reader is stuck now."""
-        return frozenset(it.tgid for it in self._still_stuck() if it.alive())
+        """Return the processes whose reader is stuck now."""
+        return frozenset(stuck.tgid for stuck in self._still_stuck() if stuck.alive())
 
     def run(
         self, tgids: Collection[int], read: Read, *, until: float, harmless: bool = False
     ) -> dict[int, Unread]:
-        """Read them in this order; those that were not read to the end, and why.
+        """Read processes in this order. Returns those that were not read completely, and why.
 
-        Ends a little after ``until`` (time.monotonic()) at the latest. With harmless only files are
-        read whose reads always return, hence also those of stuck processes.
+        Ends a little after ``until`` (time.monotonic()) at the latest. With harmless, ``read``
+        reads only files whose reads always return, so stuck processes are read as well.
         """
         stuck = frozenset[int]() if harmless else self.stuck()
-        unread = dict.fromkeys((it for it in tgids if it in stuck), Unread.BLOCKED)
-        todo = [it for it in tgids if it not in stuck]
+        unread = dict.fromkeys((tgid for tgid in tgids if tgid in stuck), Unread.BLOCKED)
+        todo = [tgid for tgid in tgids if tgid not in stuck]
         batch = _Batch(self, todo, read, until, harmless=harmless)
         unread.update(batch.run())
         return unread
 
     def readers(self) -> int:
-        """How many readers are stuck."""
+        """Return how many readers are stuck."""
         return len(self._still_stuck())
 
     def folder(self, tgid: int, at: Callable[[str], None]) -> ProcessFolder:
-        """The folder of a process; it enters itself."""
+        """Return the folder of a process, which the caller enters."""
         return ProcessFolder(f"{self._proc}/{tgid}", at)
 
     def full_pods(self) -> frozenset[PodUid]:
-        """Pods with too many stuck processes."""
-        pods = [it.pod for it in self._still_stuck() if it.pod is not None]
+        """Return the pods that have too many stuck processes."""
+        pods = [stuck.pod for stuck in self._still_stuck() if stuck.pod is not None]
         return frozenset(pod for pod in pods if pods.count(pod) >= MAX_STUCK_IN_POD)
 
     def leave_behind(self, reader: "_Reader", turn: Turn) -> None:
-        """Note that this reader is stuck, and log it once."""
-        stuck = _Stuck(reader, turn.tgid, self.folder(turn.tgid, _freely))
+        """Record that this reader is stuck, and log the process once."""
+        stuck = _Stuck(reader, turn.tgid, self.folder(turn.tgid, _accept_any_step))
         with self._lock:
             self._stuck.append(stuck)
         if turn.tgid in self._logged:
@@ -131,20 +133,20 @@ class WatchedReads:
         )
 
     def _still_stuck(self) -> "list[_Stuck]":
-        """Forget those that returned."""
+        """Forget the readers that have returned, and return the others."""
         with self._lock:
-            for it in [it for it in self._stuck if it.reader.ended]:
-                self._stuck.remove(it)
-                it.close()
+            for stuck in [stuck for stuck in self._stuck if stuck.reader.ended]:
+                self._stuck.remove(stuck)
+                stuck.close()
             return list(self._stuck)
 
 
-def _freely(step: str) -> None:
-    """Of a folder from which only files are read whose reads always return."""
+def _accept_any_step(step: str) -> None:
+    """Accept any step. Used for a folder from which only harmless files are read."""
 
 
 class _Stuck:
-    """A process that holds a reader, by a folder descriptor of its own."""
+    """A process that holds a reader, with a folder descriptor of its own."""
 
     def __init__(self, reader: "_Reader", tgid: int, folder: ProcessFolder) -> None:
         self.reader = reader
@@ -156,7 +158,7 @@ class _Stuck:
         self.pod = None if pod is None else pod.uid
 
     def alive(self) -> bool:
-        """Whether its number is still its own: the reader may stay stuck after its end."""
+        """Whether the process is alive. Its reader may stay stuck after it has ended."""
         return self._folder.read("comm") is not None
 
     def close(self) -> None:
@@ -187,11 +189,11 @@ class _Batch:
         self._readers: list[_Reader] = []
 
     def run(self) -> dict[int, Unread]:
-        """Wait until all is read, left behind or late."""
+        """Wait until all processes are read, left behind or out of time."""
         while self._go_on():
             self.moved.wait(_POLL_S)
             self.moved.clear()
-            for reader in [it for it in self._readers if self._is_stuck(it)]:
+            for reader in [reader for reader in self._readers if self._is_stuck(reader)]:
                 self._leave_behind(reader)
         if self.error is not None:
             raise self.error
@@ -199,18 +201,21 @@ class _Batch:
             return dict(self.unread)
 
     def next_turn(self) -> Turn | None:
-        """What a reader reads next; its lock is held."""
+        """Return what a reader reads next. The caller holds the lock."""
         now = time.monotonic()
         if not self._todo or now >= self.until:
             return None
         return Turn(self._todo.popleft(), min(self.until, now + MAX_PROCESS_S))
 
     def _go_on(self) -> bool:
-        """Whether there is something to wait for; starts a reader if the others do not get on."""
-        self._readers = [it for it in self._readers if not it.ended]
+        """Whether there is something to wait for.
+
+        Starts a reader if the others make no progress.
+        """
+        self._readers = [reader for reader in self._readers if not reader.ended]
         if self._todo and time.monotonic() >= self.until:
             self._drop(Unread.NO_TIME)
-        if self._todo and all(it.quiet_s >= _HEAD_START_S for it in self._readers):
+        if self._todo and all(reader.quiet_s >= _HEAD_START_S for reader in self._readers):
             if len(self._readers) + self.reads.readers() < self._places:
                 reader = _Reader(self)
                 self._readers.append(reader)
@@ -225,12 +230,12 @@ class _Batch:
             self._todo.clear()
 
     def _is_stuck(self, reader: "_Reader") -> bool:
-        """Whether it makes no progress although a processor is free for it.
+        """Whether a reader makes no progress although a processor is free for it.
 
-        Time is counted in this thread's own turns: when the whole machine stood still, no reader
-        is to blame.
+        Time is counted in polls of this thread: if the entire machine pauses, no reader is to
+        blame.
         """
-        reader.look()
+        reader.measure_progress()
         if reader.quiet_s < PATIENCE_S or reader.ended:
             return False
         return not reader.waits_for_processor() or time.monotonic() >= self.until + _OVERTIME_S
@@ -248,7 +253,7 @@ class _Batch:
 
 
 class _Reader(threading.Thread):
-    """Reads a batch's processes one after another until there are none, or it is left behind."""
+    """Reads a batch's processes one after another, until there are none or it is left behind."""
 
     def __init__(self, batch: _Batch) -> None:
         super().__init__(name="hvprobe-read", daemon=True)
@@ -256,9 +261,9 @@ class _Reader(threading.Thread):
         self.turn: Turn | None = None
         self.ended = False
         self.quiet_s = 0.0
-        """How long the present step has taken, as far as ``look`` saw."""
+        """How long the present step has taken, as far as ``measure_progress`` has observed."""
         self.seen_since = 0.0
-        self._looked = time.monotonic()
+        self._measured_s = time.monotonic()
 
     def run(self) -> None:
         batch = self._batch
@@ -281,7 +286,7 @@ class _Reader(threading.Thread):
             batch.moved.set()
 
     def _read(self, turn: Turn) -> Unread | None:
-        """Read one process; why that came to no end."""
+        """Read one process. Returns why it could not be read completely."""
         batch = self._batch
         try:
             with batch.reads.folder(turn.tgid, turn.at) as folder:
@@ -294,17 +299,17 @@ class _Reader(threading.Thread):
             return Unread.NO_TIME if time.monotonic() >= batch.until else Unread.TOO_MANY
         return None
 
-    def look(self) -> None:
-        """Count how long it has made no progress, no more at once than a poll takes."""
+    def measure_progress(self) -> None:
+        """Add the time without progress since the last call, but no more than two polls take."""
         now, turn = time.monotonic(), self.turn
         since = self.seen_since if turn is None else turn.since
-        passed_s = min(now - self._looked, 2 * _POLL_S)
+        passed_s = min(now - self._measured_s, 2 * _POLL_S)
         self.quiet_s = self.quiet_s + passed_s if since == self.seen_since else 0.0
         self.seen_since = since
-        self._looked = now
+        self._measured_s = now
 
     def waits_for_processor(self) -> bool:
-        """Whether it could run if the machine let it."""
+        """Whether the thread could run if a processor were free."""
         try:
             stat = Path(f"/proc/self/task/{self.native_id}/stat").read_bytes()
         except OSError:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is true of a process: evidence, and the verdict it leads to."""
+"""Judges processes: gathers evidence, and turns it into verdicts."""

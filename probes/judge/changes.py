@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a tracked process, and what has to be done with it next. Pure.
+"""Decides what to do next with a tracked process after an event. Pure.
 
 Owns the rules by which a process passes from state to state. Must not read anything, and must not
-judge: the tracker carries the steps out.
+judge: the tracker executes the steps.
 """
 
 import sys
@@ -16,7 +16,10 @@ from probes.judge.tracked import Action, Event, State, Step, TrackedProcess
 from probes.judge.verdict import Verdict
 
 FREED_WITHIN_NS = 10_000_000_000
-"""After its main thread's end; the kernel frees a process within a fraction of a second."""
+"""How long the kernel may take to free a process after its main thread has ended.
+
+It needs a fraction of a second.
+"""
 
 _LEAVE = Step(action=Action.LEAVE, state=State.FOLLOWED)
 _KEEP = Step(action=Action.KEEP, state=None)
@@ -30,11 +33,12 @@ def next_step(
     *,
     ledger_read: bool = True,
 ) -> Step:
-    """What to do with a process after an event.
+    """Return what to do with a process after an event.
 
-    tracked: what is known of it; None: it is NEW, or an OTHER that has to be looked at. entry: the
-    record of its number, which may be a former owner's; once the process was read, its own.
-    ledger_read: whether the ledger could be read: if not, the missing record means nothing.
+    tracked is what is known about it; None: it is NEW, or an OTHER that has to be scanned. entry is
+    the record of its number, which may be a previous owner's; once the process has been read, it is
+    its own. ledger_read says whether the ledger could be read: if not, a missing record means
+    nothing.
     """
     match event:
         case Event.LISTED | Event.DUE | Event.UNFOLLOWED | Event.MARKED:
@@ -57,25 +61,25 @@ def next_step(
 
 
 def _step_when_listed(tracked: TrackedProcess | None, event: Event, *, has_news: bool) -> Step:
-    """Whether to look at a process, and whether it has to be read afterwards."""
+    """Decide whether to scan a process, and whether to read it afterwards."""
     if tracked is None:
-        return Step(action=Action.LOOK, state=State.NEW)
+        return Step(action=Action.SCAN, state=State.NEW)
     if event is Event.MARKED:
-        return Step(action=Action.LOOK, state=State.DOUBTED)
+        return Step(action=Action.SCAN, state=State.DOUBTED)
     if tracked.state is not State.FOLLOWED:
-        return Step(action=Action.LOOK, state=tracked.state)
+        return Step(action=Action.SCAN, state=tracked.state)
     if event is Event.UNFOLLOWED or has_news:
-        return Step(action=Action.LOOK, state=State.RECHECK)
-    return Step(action=Action.LOOK, state=State.FOLLOWED) if event is Event.DUE else _LEAVE
+        return Step(action=Action.SCAN, state=State.RECHECK)
+    return Step(action=Action.SCAN, state=State.FOLLOWED) if event is Event.DUE else _LEAVE
 
 
 def _step_when_seen(
     tracked: TrackedProcess | None, event: Event, entry: LedgerEntry | None
 ) -> Step:
-    """Whether to read a process that was identified.
+    """Decide whether to read a process that was identified.
 
-    One that has a record uses an accelerator, even if nothing else shows it. One that was named
-    like QEMU and is no longer may execute another program.
+    A process with a record uses an accelerator, even if nothing else shows it. A process that is no
+    longer named like QEMU may be running another program.
     """
     plain = event is Event.PLAIN
     if tracked is None:
@@ -90,7 +94,7 @@ def _step_when_seen(
 
 
 def _record_has_news(tracked: TrackedProcess, entry: LedgerEntry | None) -> bool:
-    """Whether the record of its number says something that was unknown when it was judged."""
+    """Whether the record of its number differs from what its verdict was based on."""
     if entry is None:
         return tracked.record_ns is not None
     return (
@@ -104,7 +108,7 @@ def _record_has_news(tracked: TrackedProcess, entry: LedgerEntry | None) -> bool
 def _verdict_stands(
     tracked: TrackedProcess, entry: LedgerEntry | None, *, ledger_read: bool
 ) -> bool:
-    """Whether its verdict is final and its own record, if any, does not speak against it."""
+    """Whether its verdict is final and not contradicted by its own record."""
     if not tracked.verdict.final or not ledger_read:
         return tracked.verdict.final
     if entry is None:
@@ -113,13 +117,13 @@ def _verdict_stands(
 
 
 def _contradicts(tracked: TrackedProcess, entry: LedgerEntry) -> bool:
-    """Whether the kernel saw it use another accelerator than it was judged to use."""
+    """Whether the kernel observed it using another accelerator than the verdict says."""
     used = _recorded_type(entry)
     return used is not None and used is not tracked.verdict.type
 
 
 def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
-    """The accelerator that the kernel saw a process use; None: none."""
+    """Return the accelerator that the kernel observed a process using; None: none."""
     if entry.ran_kvm:
         return HypervisorType.KVM
     return HypervisorType.MSHV if entry.mshv_runs else None
@@ -128,7 +132,7 @@ def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
 def event_of_reading(
     tracked: TrackedProcess | None, process: VmmProcess, evidence: Evidence
 ) -> Event:
-    """What the complete reading of a process shows.
+    """Return what a complete reading of a process shows.
 
     A VMM is named or started like one, or uses an accelerator.
     """
@@ -144,15 +148,16 @@ def event_of_reading(
 def tracked_process(
     process: VmmProcess, evidence: Evidence, verdict: Verdict, *, started_unix_s: float
 ) -> TrackedProcess:
-    """A process as it was read and judged.
+    """Make a tracked process from its facts and its verdict.
 
-    While its main thread has ended and other threads live on, only /proc shows when they end.
+    If its main thread has ended and other threads are still alive, only /proc shows when they end,
+    so the process is read again at each refresh.
     """
     record = evidence.ledger
-    settled = verdict.final and not process.main_thread_ended
+    final = verdict.final and not process.main_thread_ended
     return TrackedProcess(
         vmm=process.vmm,
-        state=State.FOLLOWED if settled else State.RECHECK,
+        state=State.FOLLOWED if final else State.RECHECK,
         comm=sys.intern(process.comm),
         program=process.program and sys.intern(process.program),
         guest_name=process.command_line.guest_name,
@@ -173,11 +178,11 @@ def record_is_stale(
 ) -> bool:
     """Whether the agent has to remove a record that belongs to no tracked process.
 
-    The kernel removes records of processes that have ended, unless the hook for it is missing, was
-    silenced, or comes late. state and started_ns: of the process that has its number now, and when
-    that started at the earliest; None: unknown. A record that began before is a former owner's.
-    The record of a process that has ended goes although its parent has not collected it yet,
-    because such processes would fill the ledger.
+    The kernel removes the records of processes that have ended, unless the hook for that is
+    missing, was skipped, or fires late. state and started_ns describe the process that has the
+    number now; started_ns is its earliest possible start, None: unknown. A record that began
+    earlier is a previous owner's. The record of a process that has ended is removed even if its
+    parent has not collected it yet, because such processes would fill the ledger.
     """
     match state:
         case State.NEW:

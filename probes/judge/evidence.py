@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of a process and its ledger entry → evidence. Pure.
+"""Turns the facts and the ledger entry of a process into evidence. Pure.
 
 Owns the question "what may be concluded from what": which vCPU threads really are inside KVM_RUN,
-whether the ledger can vouch for a process. Must not know the rules that make a verdict of it.
+and whether the ledger can vouch for a process. Must not know the rules that turn evidence into a
+verdict.
 """
 
 import re
@@ -16,74 +17,78 @@ from probes.host.process import HypervisorType, Unread, VmmId, VmmProcess, VmmTh
 from probes.host.procfs import is_qemu_name
 
 _KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
-"""Every use of a vCPU passes these; a VM exit alone may go unseen on some vendor modules."""
+"""Questions whose hooks observe every use of a vCPU. A VM exit alone may go unseen on some vendor
+modules."""
 
 _KVM_WORKER = "kvm-nx-lpage"
 
 _THREAD_NAME = re.compile(r"(?:CPU \d+|ALL CPUs)/(KVM|TCG|MSHV)")
-"""Thread names QEMU gives with debug-threads=on (accel/*/*-accel-ops*.c)."""
+"""QEMU's thread names with debug-threads=on (accel/*/*-accel-ops*.c)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that counts for or against an accelerator in one process."""
+    """Everything that counts for or against an accelerator in one process."""
 
     named_like_qemu: bool
     capability_probe: bool
-    """Started with ``-machine none``: libvirt asks QEMU what it can do; there is no guest."""
+    """Whether it was started with ``-machine none``: libvirt asks QEMU for its capabilities,
+    without a guest."""
     asked_for: tuple[str, ...]
-    """Accelerators of the command line; a hint."""
+    """Accelerators that its command line names; a hint."""
     claimed: frozenset[HypervisorType]
-    """Accelerators its threads name themselves after; a hint."""
+    """Accelerators that its threads are named after; a hint."""
     unread: Unread | None
-    """Why not everything was read of it; None: everything was."""
-    fds_whole: bool
+    """Why it was not read completely; None: it was."""
+    fds_complete: bool
     """Whether the descriptor tables of all its threads were read to the end."""
     threads_seen: bool
-    """Whether each thread was seen to be in no KVM_RUN, those that call themselves TCG aside."""
+    """Whether every thread, except those named after TCG, was observed outside KVM_RUN."""
     kvm_fds: bool
-    """It holds any KVM descriptor."""
+    """Whether it holds any KVM descriptor."""
     kvm_vcpus: int
-    """KVM vCPU descriptors it holds."""
+    """KVM vCPU descriptors that it holds."""
     kvm_vcpus_in_run: int
     """Distinct KVM vCPU descriptors on which a thread is inside KVM_RUN now."""
     kvm_runs_unheld: int
-    """Threads inside KVM_RUN on a descriptor that no table holds any longer."""
+    """Threads inside KVM_RUN on a descriptor that no table holds now."""
     kvm_run_worker: bool
-    """It has a thread that KVM itself started from within its KVM_RUN.
+    """Whether it has a thread that KVM started from within the process's KVM_RUN.
 
     kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
     d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
     a VM's first KVM_RUN since 931656b9e2ff ("kvm: defer huge page recovery vhost task to later")
-    (v6.14). As a copy of the thread that made the call, it shows that call, with its descriptor,
+    (v6.14). It is a copy of the thread that made the call, so it shows that call and its descriptor
     for the rest of its life.
     """
     mshv_fds: bool
-    """It holds any descriptor of the Microsoft hypervisor."""
+    """Whether it holds any descriptor of the Microsoft hypervisor."""
     mshv_vps: int
-    """Virtual processor descriptors of the Microsoft hypervisor it holds."""
+    """Virtual processor descriptors of the Microsoft hypervisor that it holds."""
     mshv_vps_in_run: int
-    """Distinct ones on which a thread is inside MSHV_RUN_VP now."""
+    """Distinct virtual processor descriptors on which a thread is inside MSHV_RUN_VP now."""
     stats_exits: int | None
-    """VM exits by KVM's own statistics of its vCPUs; None: it holds none open."""
+    """VM exits in KVM's own statistics of its vCPUs; None: it holds no statistics open."""
     guest_ticks: int
-    """CPU time the kernel accounted to its threads as guest time, clock ticks."""
+    """CPU time that the kernel accounted to its threads as guest time, in clock ticks."""
     tcg_threads: int
-    """Threads that call themselves TCG vCPUs."""
+    """Threads that are named like TCG vCPUs."""
     tcg_cpu_ticks: int
-    """CPU time those threads consumed, clock ticks."""
+    """CPU time that those threads consumed, in clock ticks."""
     ledger: LedgerEntry | None
-    """What the hooks recorded of it; None: nothing."""
+    """What the hooks recorded about it; None: nothing."""
     hooks_prove_running: bool
-    """Whether hooks are attached that no use of a vCPU, of whichever accelerator, passes unseen."""
+    """Whether the attached hooks observe every use of a vCPU, of any accelerator."""
     hooks_read_results: bool
-    """Whether the result of every KVM_RUN that returns is read, so that a refused one is known."""
+    """Whether the hooks read the result of every KVM_RUN that returns, so that a refused call is
+    known."""
     hooks_since_start: bool
-    """Whether hooks were attached since before it started that tell of every use of a vCPU."""
+    """Whether hooks that observe every use of a vCPU have been attached since before it started."""
     entries_since_start: bool
     """Whether every KVM_RUN that it ever entered would be in the ledger, even an endless one."""
     ledger_lost_events: bool
-    """Whether the ledger dropped events and has no entry of it: its silence means nothing then."""
+    """Whether the ledger dropped events and has no entry for it, so that its silence means
+    nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +96,9 @@ class _Threads:
     """The threads of a process, each in one of three groups."""
 
     workers: tuple[VmmThread, ...]
-    """KVM started them: they show the system call of the thread that made them."""
+    """Threads that KVM started. They show the system call of the thread that made them."""
     emulating: tuple[VmmThread, ...]
-    """They call themselves TCG vCPUs."""
+    """Threads that are named like TCG vCPUs."""
     others: tuple[VmmThread, ...]
 
     @classmethod
@@ -113,12 +118,12 @@ class _Threads:
 
     @property
     def own(self) -> tuple[VmmThread, ...]:
-        """Those that the process itself started."""
+        """The threads that the process itself started."""
         return (*self.emulating, *self.others)
 
     @property
     def claimed(self) -> frozenset[HypervisorType]:
-        """Accelerators that these threads name themselves after."""
+        """The accelerators that these threads are named after."""
         claims = (_claim(thread) for thread in self.own)
         return frozenset(claim for claim in claims if claim is not None)
 
@@ -126,7 +131,7 @@ class _Threads:
 def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: int) -> Evidence:
     """Weigh a process's facts against the ledger.
 
-    start_monotonic_ns: earliest CLOCK_MONOTONIC time at which the process can have started.
+    start_monotonic_ns is the earliest CLOCK_MONOTONIC time at which the process can have started.
     """
     threads = _Threads.of(process.threads)
     in_kvm_run = _fds_inside(threads.own, KVM_RUN)
@@ -140,8 +145,9 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
         asked_for=process.command_line.accelerators,
         claimed=threads.claimed,
         unread=process.unread,
-        fds_whole=fds.whole,
-        threads_seen=process.threads_whole and not any(thread.running for thread in threads.others),
+        fds_complete=fds.complete,
+        threads_seen=process.threads_complete
+        and not any(thread.running for thread in threads.others),
         kvm_fds=fds.kvm,
         kvm_vcpus=len(fds.kvm_vcpus),
         kvm_vcpus_in_run=len(in_kvm_run & fds.kvm_vcpus),
@@ -174,7 +180,7 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
 def ledger_entry(
     vmm: VmmId, kernel: KernelSnapshot, *, start_monotonic_ns: int
 ) -> LedgerEntry | None:
-    """The ledger's entry of exactly this process, not of one that had its tgid before."""
+    """Return the ledger's entry of exactly this process, not of a previous owner of its tgid."""
     entry = kernel.entries.get(vmm.tgid)
     if entry is None or entry.first_ns < start_monotonic_ns:
         return None
@@ -182,7 +188,7 @@ def ledger_entry(
 
 
 def _hooks_prove_running(hooks: Collection[HookStatus]) -> bool:
-    """Whether every accelerator that can be used on this node is watched by all its hooks."""
+    """Whether the attached hooks observe every accelerator that can be used on this node."""
     kvm = [hook for hook in hooks if hook.hook.question in _KVM_RUN_PROVING]
     mshv = [hook for hook in hooks if hook.hook.question is Question.RUNS_MSHV_VP]
     kvm_watched = any(hook.attached for hook in kvm) or all(hook.inactive for hook in kvm)
@@ -190,9 +196,10 @@ def _hooks_prove_running(hooks: Collection[HookStatus]) -> bool:
 
 
 def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> list[HookStatus]:
-    """Hooks as they were at a time: one that was attached later was not.
+    """Return the hooks as they were at a time, when those attached later were not attached yet.
 
-    An inactive one counts: while its driver has no device, no process holds what it would see.
+    An inactive hook counts: while its driver has no device, no process holds what the hook would
+    observe.
     """
     return [
         hook
@@ -204,12 +211,12 @@ def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> li
 
 
 def _fds_inside(threads: Iterable[VmmThread], request: int) -> set[int | None]:
-    """Descriptors on which threads are inside an ioctl(2) with this request."""
+    """Return the descriptors on which threads are inside an ioctl(2) with this request."""
     return {thread.ioctl_fd for thread in threads if thread.ioctl_request == request}
 
 
 def _claim(thread: VmmThread) -> HypervisorType | None:
-    """The accelerator a thread names itself after; None: its name says nothing."""
+    """Return the accelerator that a thread is named after; None: it is named after none."""
     if is_qemu_name(thread.comm):
         return None
     match = _THREAD_NAME.fullmatch(thread.comm)

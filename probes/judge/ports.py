@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edges that judging needs, as protocols. Pure types.
+"""Declares the edges that judging needs, as protocols. Pure types.
 
-The edges themselves are ebpf.session and probes.host.reader; tests put others in
-their place.
+The edges themselves are ebpf.session and probes.host.reader; tests use other implementations.
 """
 
 from collections.abc import Collection
@@ -13,51 +12,55 @@ from probes.host.process import Inspections, Scan, VmmId
 
 
 class Ledger(Protocol):
-    """The kernel's books (ebpf.session.Session)."""
+    """The kernel's ledger (ebpf.session.Session)."""
 
     def read(self) -> KernelSnapshot:
-        """Read it now; LedgerReadError."""
+        """Read the ledger now. Raises LedgerReadError when the kernel refuses."""
         ...
 
     def new_lives(self) -> frozenset[int] | None:
-        """Numbers of processes and threads that were forked or executed a program since last asked.
+        """Return the numbers at which lives began or ended since the last call.
 
-        None: that cannot be known now. Any of them may have ended.
+        Numbers of threads are included, and any of these processes may have ended. None: some lives
+        may have been missed.
         """
         ...
 
     def forget(self, tgid: int, first_ns: int) -> None:
-        """Remove the record of tgid that began at first_ns, and no other; LedgerReadError."""
+        """Remove the record of tgid that began at first_ns, and no other.
+
+        Raises LedgerReadError when the kernel refuses.
+        """
         ...
 
     @property
     def bcc_version(self) -> str:
-        """Version of the bcc library."""
+        """The version of the bcc library."""
         ...
 
 
 class Processes(Protocol):
-    """This node's processes (probes.host.reader.Host)."""
+    """The processes of this node (probes.host.reader.Host)."""
 
     machine: str
     kernel: str
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
-        """Earliest CLOCK_MONOTONIC time of its start."""
+        """Return the earliest CLOCK_MONOTONIC time at which the process can have started."""
         ...
 
     def tgids(self) -> frozenset[int]:
-        """All processes of now; empty where /proc cannot be listed."""
+        """Return the tgids of all processes; empty where /proc cannot be listed."""
         ...
 
     def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
-        """Which of these processes may be VMMs; with every_fd, their descriptors are read, too."""
+        """Find out which of these processes may be VMMs; every_fd also reads their descriptors."""
         ...
 
     def identify(self, tgid: int) -> VmmId | None:
-        """The process that has this tgid now; None: none, or it cannot be read."""
+        """Return the process that has this tgid now; None: there is none, or it cannot be read."""
         ...
 
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
-        """Everything /proc says of them."""
+        """Read everything that /proc says about these processes."""
         ...

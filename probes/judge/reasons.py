@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of reasons: why a verdict is what it is, and how urgent that is. Pure data.
+"""Lists the reasons for verdicts, and how urgent each one is. Pure data.
 
 Each reason is one row: a stable code, a phrase that fits the narrowest column, a sentence, the
-severity that a process has at least, and a remedy. Owns all texts of reasons; renderers choose a
-length. Must not know which evidence leads to a reason (verdict.py).
+minimum severity of a process that has the reason, and a remedy. Owns all texts of reasons;
+renderers choose a length. Must not know which evidence leads to a reason (verdict.py).
 """
 
 from enum import IntEnum, StrEnum
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Outcome(StrEnum):
-    """How well something is: the emphasis that all outputs give it."""
+    """How well something works, which all outputs emphasize in the same way."""
 
     GOOD = "ok"
     DEGRADED = "warn"
@@ -20,33 +20,36 @@ class Outcome(StrEnum):
 
 
 class Severity(IntEnum):
-    """What a person should look at, most urgent first. All outputs sort and mark by it."""
+    """How urgently a person should look at something, most urgent first.
+
+    All outputs sort and mark by it.
+    """
 
     CONTRADICTION = 0
     """The process claims one thing and the kernel says another."""
     FALLBACK = 1
-    """Emulated although this node could accelerate it."""
+    """The guest is emulated although this node could accelerate it."""
     UNKNOWN = 2
-    """Nothing is known of how the guest runs."""
+    """It is unknown how the guest runs."""
     UNVERIFIED = 3
     """The verdict is inferred."""
     FINE = 4
 
     @property
     def urgent(self) -> bool:
-        """Whether every output marks it in red, and lists it by name."""
+        """Whether every output marks it in red and lists it by name."""
         return self <= Severity.FALLBACK
 
     @property
     def outcome(self) -> Outcome:
-        """The emphasis that a process of this severity gets."""
+        """The emphasis for a process of this severity."""
         if self.urgent:
             return Outcome.BAD
         return Outcome.GOOD if self is Severity.FINE else Outcome.DEGRADED
 
     @property
     def label(self) -> str:
-        """The word for it in lists and filters."""
+        """The word for this severity in lists and filters."""
         return "not verified" if self is Severity.UNVERIFIED else self.name.lower()
 
 
@@ -54,16 +57,19 @@ _INSPECT = "inspect the process on the node: it is not what it claims to be"
 
 
 class Reason(StrEnum):
-    """Why a verdict is what it is. The value is the code: the name in lower case, stable."""
+    """Why a verdict is what it is.
+
+    The value is the code: the name in lower case, which never changes.
+    """
 
     short: str
     """At most 12 characters, for a narrow column."""
     sentence: str
-    """What JSON, the page and wide columns show."""
+    """The sentence that JSON, the page and wide columns show."""
     severity: Severity
-    """The severity that a process has at least when this is among its reasons."""
+    """The minimum severity of a process that has this reason."""
     remedy: str | None
-    """What a person can do; None: nothing has to be done, or nothing can."""
+    """What a person can do; None: nothing has to be done, or nothing can be done."""
 
     def __new__(
         cls,
@@ -73,7 +79,7 @@ class Reason(StrEnum):
         severity: Severity,
         remedy: str | None = None,
     ) -> Self:
-        """Make the member of a row."""
+        """Make the member from a row of the table."""
         reason = str.__new__(cls, code)
         reason._value_ = code
         reason.short = short

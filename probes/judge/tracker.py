@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMM processes of a node, judged: whom to read, whom not to read again. Reads through ports.
+"""Tracks the VMM processes of a node: which to read, judge and remember. Reads through ports.
 
-Owns what is remembered of processes between two refreshes, and carries out the steps that changes
+Owns what is remembered about processes between two refreshes, and executes the steps that changes
 decides on. Must not know names, VMIs, or how anything is shown.
 
 The kernel marks each number at which a life begins or ends (fork, exec, exit), so a process that
-was read once and has no mark is still the same one and executes the same program. Each refresh
-lists /proc, looks at the new and the marked processes, and reads those that may be VMMs until
-their verdict is final. A final verdict stands until the process is marked, its record in the
-ledger changes, or that record contradicts.
+was read once and has no mark is still the same one and runs the same program. Each refresh lists
+/proc, scans the new and the marked processes, and reads those that may be VMMs until their verdict
+is final. A final verdict stands until the process is marked, its record in the ledger changes, or
+that record contradicts it.
 
 A mark can be lost: the kernel runs no tracepoint program on a CPU whose process is in a system call
-on a BPF map. So some processes are looked at in each refresh, in turn, and a record that outlives
-its process is removed.
+on a BPF map. Therefore each refresh also scans a share of all processes, and removes a record that
+outlives its process.
 """
 
 import contextlib
@@ -31,64 +31,65 @@ from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import Action, Event, State, TrackedProcess, Tracking
 from probes.judge.verdict import judge
 
-IN_TURN = 16
-"""One in so many processes is looked at in each refresh, whether it is marked or not."""
+RECHECK_EVERY = 16
+"""Each refresh scans one in this many processes, whether they are marked or not."""
 
 
 @dataclass(slots=True)
 class _Memory:
-    """What one refresh leaves for the next."""
+    """What one refresh remembers for the next."""
 
     known: dict[int, TrackedProcess] = field(default_factory=dict)
-    """VMMs, by tgid."""
+    """VMMs by tgid."""
     others: dict[int, VmmId] = field(default_factory=dict)
-    """Processes that are no VMM, by tgid."""
+    """Processes that are no VMMs, by tgid."""
     pending: set[int] = field(default_factory=set)
-    """Tgids that could not be read, or not in time: they come first in the next refresh."""
+    """Tgids that could not be read, or not in time. They come first in the next refresh."""
     searching: bool = False
-    """Whether some of these were to be searched for descriptors when the time ran out."""
+    """Whether the time ran out before the descriptors of some of them were searched."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Refresh:
-    """What one refresh has to do, and has done so far."""
+    """What one refresh has to do, and what it has done so far."""
 
     kernel: KernelSnapshot
     known: dict[int, TrackedProcess]
     """VMMs that /proc still lists, by tgid."""
     every_fd: bool
-    """Whether users of accelerators have to be found by their descriptors."""
-    to_look: set[int] = field(default_factory=set)
+    """Whether users of accelerators must be found by their descriptors."""
+    to_scan: set[int] = field(default_factory=set)
     seen: dict[int, VmmId] = field(default_factory=dict)
-    """Processes that could be identified, by tgid."""
+    """Processes that were identified, by tgid."""
     to_read: list[VmmId] = field(default_factory=list)
     ended: AbstractSet[int] = frozenset()
     """Tgids that /proc lists although no process of them runs."""
     waiting: set[int] = field(default_factory=set)
-    """Tgids that have to wait for the next refresh."""
+    """Tgids that must wait for the next refresh."""
 
 
 class ProcessTracker:
-    """The VMM processes known. Not for use by two threads at once."""
+    """The VMM processes of this node. Not for use by two threads at once."""
 
     def __init__(self, processes: Processes, ledger: Ledger | None) -> None:
-        """Read processes through one port and remove stale records through the other."""
+        """Read processes through one port, and remove stale records through the other."""
         self._host = processes
         self._ledger = ledger
         self._memory = _Memory()
         self._in_order: tuple[TrackedProcess, ...] = ()
         self._dropped_total: int | None = None
-        self._turn = 0
+        self._recheck_slot = 0
 
     def refresh(self, kernel: KernelSnapshot, lives: frozenset[int] | None) -> Tracking:
-        """All VMM processes of now; the same tuple for as long as nothing about them changes.
+        """Return all VMM processes; the tuple is the same object until something changes.
 
-        lives: numbers at which a life began or ended since the last refresh, taken before the
-        ledger was read; None: that is not known. What is new or may have changed is read.
+        lives holds the numbers at which a life began or ended since the last refresh, taken before
+        the ledger was read; None: they are unknown. Reads only processes that are new or may have
+        changed.
         """
         listed = self._host.tgids()
         work = self._begin(kernel, listed - {os.getpid()}, lives)
-        why_unread = self._look(work) | self._read(work)
+        why_unread = self._scan(work) | self._read(work)
         self._memory.searching = work.every_fd and Unread.NO_TIME in why_unread
         tracking = self._remember(work)
         self._remove_stale_records(work, tracking, listed)
@@ -97,17 +98,19 @@ class ProcessTracker:
     def _begin(
         self, kernel: KernelSnapshot, tgids: frozenset[int], lives: frozenset[int] | None
     ) -> _Refresh:
-        """Decide which processes have to be looked at.
+        """Decide which processes to scan.
 
-        Of those that are no VMM only the marked, the recorded and those in turn take a step, unless
-        lives are unknown, or a user of an accelerator may have found no room in the ledger.
+        Of the processes that are no VMMs, only those that are marked, have a record or are due take
+        a step, unless lives are unknown or a user of an accelerator may have been dropped from the
+        ledger.
         """
         known, others = self._memory.known, self._memory.others
         for tgid in others.keys() - tgids:
             del others[tgid]
         lost_events = self._dropped_total is None or kernel.dropped_total > self._dropped_total
         self._dropped_total = kernel.dropped_total
-        turn, self._turn = self._turn, (self._turn + 1) % IN_TURN
+        recheck_slot = self._recheck_slot
+        self._recheck_slot = (recheck_slot + 1) % RECHECK_EVERY
         work = _Refresh(
             kernel=kernel,
             known={tgid: tracked for tgid, tracked in known.items() if tgid in tgids},
@@ -115,39 +118,40 @@ class ProcessTracker:
         )
         concerned = tgids
         if lives is not None and not lost_events:
-            in_turn = {tgid for tgid in others if tgid % IN_TURN == turn}
-            concerned -= others.keys() - lives - kernel.entries.keys() - in_turn
+            rechecked = {tgid for tgid in others if tgid % RECHECK_EVERY == recheck_slot}
+            concerned -= others.keys() - lives - kernel.entries.keys() - rechecked
         for tgid in concerned:
             if lives is None:
                 event = Event.UNFOLLOWED
             elif tgid in lives:
                 event = Event.MARKED
-            elif lost_events or tgid % IN_TURN == turn:
+            elif lost_events or tgid % RECHECK_EVERY == recheck_slot:
                 event = Event.DUE
             else:
                 event = Event.LISTED
             self._take_step(work, tgid, event)
         return work
 
-    def _look(self, work: _Refresh) -> set[Unread]:
-        """Scan the processes to look at; why some could not be scanned.
+    def _scan(self, work: _Refresh) -> set[Unread]:
+        """Scan the chosen processes. Returns why some could not be scanned.
 
-        What is in the ledger uses an accelerator, so it is identified even if it hides what it is.
+        A process in the ledger uses an accelerator, so it is identified even if it hides what it
+        is.
         """
-        first = self._memory.pending & work.to_look
+        first = self._memory.pending & work.to_scan
         scan = self._host.scan(
-            [*sorted(first), *sorted(work.to_look - first)], every_fd=work.every_fd
+            [*sorted(first), *sorted(work.to_scan - first)], every_fd=work.every_fd
         )
         work.seen = {**scan.others, **scan.found}
         for tgid in work.kernel.entries.keys() & scan.pending.keys():
             vmm = self._host.identify(tgid)
             if vmm is not None:
                 work.seen[tgid] = vmm
-        work.ended = work.to_look - work.seen.keys() - scan.pending.keys()
-        for tgid in work.to_look:
+        work.ended = work.to_scan - work.seen.keys() - scan.pending.keys()
+        for tgid in work.to_scan:
             vmm, tracked = work.seen.get(tgid), work.known.get(tgid)
             if tracked is not None and vmm is not None and tracked.vmm != vmm:
-                self._take_step(work, tgid, Event.ENDED)  # its number has a new owner
+                self._take_step(work, tgid, Event.ENDED)  # its number has been reused
             if vmm is not None:
                 self._take_step(work, tgid, Event.FOUND if tgid in scan.found else Event.PLAIN)
             else:
@@ -155,7 +159,7 @@ class ProcessTracker:
         return {*scan.pending.values()}
 
     def _read(self, work: _Refresh) -> set[Unread]:
-        """Read the processes to read and judge them; why some could not be read."""
+        """Read and judge the chosen processes. Returns why some could not be read."""
         inspections = self._host.inspect(work.to_read)
         for vmm in work.to_read:
             process = inspections.processes.get(vmm)
@@ -168,7 +172,7 @@ class ProcessTracker:
         return {*inspections.pending.values()}
 
     def _take_over(self, work: _Refresh, process: VmmProcess) -> None:
-        """Put a process that was read where it belongs, with the verdict it has or gets."""
+        """Store a process that was read, with its previous or a new verdict."""
         tgid, kernel = process.vmm.tgid, work.kernel
         start_ns = self._host.start_monotonic_ns(process.vmm)
         evidence = gather(process, kernel, start_monotonic_ns=start_ns)
@@ -187,15 +191,15 @@ class ProcessTracker:
         )
 
     def _take_step(self, work: _Refresh, tgid: int, event: Event) -> None:
-        """Do what comes next for a process that is not read yet."""
+        """Execute the next step for a process that has not been read yet."""
         kernel, tracked = work.kernel, work.known.get(tgid)
         entry = kernel.entries.get(tgid)
         step = next_step(tracked, event, entry, ledger_read=kernel.error is None)
         match step.action:
             case Action.LEAVE:
                 return
-            case Action.LOOK:
-                work.to_look.add(tgid)
+            case Action.SCAN:
+                work.to_scan.add(tgid)
                 self._memory.others.pop(tgid, None)
             case Action.READ:
                 work.to_read.append(work.seen[tgid])
@@ -215,7 +219,7 @@ class ProcessTracker:
         self._memory.others[tgid] = work.seen[tgid]
 
     def _remember(self, work: _Refresh) -> Tracking:
-        """Leave for the next refresh what it needs, and match each process with its record."""
+        """Remember what the next refresh needs, and match each process with its record."""
         memory = self._memory
         memory.pending = work.waiting
         if work.known != memory.known:
@@ -233,8 +237,8 @@ class ProcessTracker:
     ) -> None:
         """Remove the records that belong to no process.
 
-        The processes were listed after the ledger was read, so a record whose process is not
-        listed has outlived it.
+        /proc was listed after the ledger was read, so a record whose process is not listed has
+        outlived it.
         """
         for tgid, entry in work.kernel.entries.items():
             if tgid in tracking.records:
@@ -246,7 +250,7 @@ class ProcessTracker:
                 self._forget(tgid, entry.first_ns)
 
     def _state(self, tgid: int, work: _Refresh, listed: frozenset[int]) -> State:
-        """The state of the process that has this number at the end of a refresh."""
+        """Return the state of the process that has this number at the end of a refresh."""
         tracked = self._memory.known.get(tgid)
         if tracked is not None:
             return tracked.state

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of judgement: evidence → verdict. Pure; the rules and nothing else.
+"""Judges evidence and returns a verdict. Pure; the rules and nothing else.
 
-What the kernel was seen to do decides. What a process says about itself (thread names, command
-line) only narrows or contradicts, and a contradiction is reported, never believed. Absence of
-evidence is not evidence of absence: where nothing is proven the type is unknown or not verified.
+What the kernel was observed to do decides. What a process says about itself (thread names, command
+line) only narrows or contradicts a verdict, and a contradiction is reported, never believed.
+Absence of evidence is not evidence of absence: where nothing is proven, the type is unknown or not
+verified.
 """
 
 from dataclasses import dataclass, replace
@@ -15,22 +16,22 @@ from probes.judge.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What executes a VM's instructions, and how sure that is."""
+    """What executes a VM's instructions, and how certain that is."""
 
     type: HypervisorType
     verified: bool
-    """Proven by the kernel, not inferred."""
+    """Whether it is proven by the kernel, not inferred."""
     reasons: tuple[Reason, ...]
-    """Never empty; the deciding one first."""
+    """The reasons, never empty, the deciding one first."""
 
     @property
     def final(self) -> bool:
-        """Whether it no longer changes: an accelerator is not exchanged in flight."""
+        """Whether it can no longer change: a running process never exchanges its accelerator."""
         return self.verified
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Apply the rules in order; the first that fits decides."""
+    """Apply the rules in order; the first match decides."""
     verdict = _kvm(evidence) or _mshv(evidence) or _without_accelerator(evidence)
     contradicted = tuple(
         reason
@@ -51,9 +52,9 @@ def _kvm(evidence: Evidence) -> Verdict | None:
             (Reason.VM_EXITS_RECORDED, ledger and ledger.exits),
             (Reason.USERSPACE_EXITS_RECORDED, ledger and ledger.completed_runs),
             (Reason.INSIDE_KVM_RUN, evidence.kvm_vcpus_in_run),
-            (Reason.VCPU_STATISTICS, _vcpus_tell(evidence) and evidence.stats_exits),
+            (Reason.VCPU_STATISTICS, _vcpus_count(evidence) and evidence.stats_exits),
             (Reason.KVM_RUN_WORKER, _worker_proves(evidence)),
-            (Reason.GUEST_TIME, _vcpus_tell(evidence) and evidence.guest_ticks),
+            (Reason.GUEST_TIME, _vcpus_count(evidence) and evidence.guest_ticks),
         )
         if holds
     )
@@ -75,11 +76,11 @@ def _kvm(evidence: Evidence) -> Verdict | None:
 
 
 def _worker_proves(evidence: Evidence) -> bool:
-    """Whether KVM's worker thread shows a guest that ran.
+    """Whether KVM's worker thread proves that a guest ran.
 
-    KVM starts it at the first KVM_RUN of a VM, before it may refuse that call. So it proves nothing
-    beside threads that emulate, nor where results were read and none was of a guest: from the
-    start of the process, or of any call since.
+    KVM starts the thread at the first KVM_RUN of a VM, before it may refuse that call. So the
+    thread proves nothing if other threads emulate, nor if the hooks read the results of all calls
+    since the process started, or of any call, and none was a guest's.
     """
     ledger = evidence.ledger
     returned = ledger is not None and ledger.userspace_exits > 0
@@ -88,12 +89,12 @@ def _worker_proves(evidence: Evidence) -> bool:
     return evidence.kvm_run_worker and not evidence.tcg_threads and not seen_refused
 
 
-def _vcpus_tell(evidence: Evidence) -> bool:
-    """Whether what the vCPUs it holds have done, and its guest time, tell of it as it is now.
+def _vcpus_count(evidence: Evidence) -> bool:
+    """Whether its vCPUs and its guest time describe the process as it is now.
 
     A process that executes another program keeps its guest time and may keep the descriptors, which
-    a forked child has as well; KVM lets neither run these vCPUs. So nothing of that proves anything
-    beside threads that emulate.
+    a forked child has as well; KVM lets neither run these vCPUs. So none of that proves anything if
+    threads emulate.
     """
     return evidence.kvm_vcpus > 0 and not evidence.tcg_threads
 
@@ -116,13 +117,13 @@ def _mshv(evidence: Evidence) -> Verdict | None:
 
 
 def _without_accelerator(evidence: Evidence) -> Verdict:
-    """No vCPU of an accelerator is held, and none was ever seen to run."""
+    """Judge a process that holds no vCPU and was never observed running one."""
     accelerated = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
     if evidence.capability_probe:
         return _inferred(HypervisorType.UNKNOWN, Reason.CAPABILITY_PROBE)
     if evidence.kvm_runs_unheld:
         return _inferred(HypervisorType.UNKNOWN, Reason.KVM_RUN_UNHELD)
-    if not evidence.fds_whole:
+    if not evidence.fds_complete:
         return _inferred(HypervisorType.UNKNOWN, _why_incomplete(evidence.unread))
     if evidence.guest_ticks:
         return _inferred(HypervisorType.UNKNOWN, Reason.GUEST_TIME_WITHOUT_FDS)
@@ -148,7 +149,7 @@ def _why_incomplete(unread: Unread | None) -> Reason:
 
 
 def _tcg(evidence: Evidence) -> Verdict:
-    """A QEMU of which no thread's descriptor table shows an accelerator."""
+    """Judge a QEMU whose descriptor tables show no accelerator."""
     if not evidence.tcg_threads:
         if evidence.asked_for and set(evidence.asked_for) == {HypervisorType.TCG.value}:
             return _inferred(HypervisorType.TCG, Reason.ASKED_FOR_TCG)
@@ -175,7 +176,7 @@ def _inferred(kind: HypervisorType, *reasons: Reason) -> Verdict:
 
 
 def _contradicts_command_line(verdict: Verdict, evidence: Evidence) -> bool:
-    """Whether a named list of accelerators does not contain the one that is in use."""
+    """Whether the command line names accelerators, but not the one in use."""
     return (
         verdict.type is not HypervisorType.UNKNOWN
         and bool(evidence.asked_for)
@@ -184,5 +185,5 @@ def _contradicts_command_line(verdict: Verdict, evidence: Evidence) -> bool:
 
 
 def _contradicts_thread_names(verdict: Verdict, evidence: Evidence) -> bool:
-    """Whether threads name themselves after another accelerator than the one in use."""
+    """Whether threads are named after another accelerator than the one in use."""
     return verdict.type is not HypervisorType.UNKNOWN and bool(evidence.claimed - {verdict.type})

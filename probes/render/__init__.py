@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views of the report: metrics, page, checks and the live view."""
+"""Renders the report as metrics, page, checks and live view."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node can prove, from a report. Pure; doctor_view.py shows it.
+"""Checks from a report what this node can prove. Pure; doctor_view.py shows the result.
 
-Owns the checks of a node and their remedies. Must not find anything out itself.
+Owns the checks of a node and their remedies. Must not read anything itself.
 """
 
 from collections import Counter
@@ -27,15 +27,15 @@ from probes.report.vocabulary import (
 )
 
 _READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
-"""What it takes to read other users' processes below /proc."""
+"""The capabilities that are required to read other users' processes in /proc."""
 _SHOW_RUNS = (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
-"""Hooks that no use of a vCPU passes unseen."""
+"""The questions whose hooks observe every use of a vCPU."""
 _URGENT_LISTED = 5
-"""Urgent VMs that one line names."""
+"""How many urgent VMs one line names."""
 
 
 class Ability(IntEnum):
-    """What the node can do for a verdict; the value is the exit code of ``hvprobe doctor``."""
+    """How certain verdicts on this node can be. The value is the doctor's exit code."""
 
     VERIFIED = 0
     INFERRED = 1
@@ -47,14 +47,14 @@ class Check:
     """One line of the doctor."""
 
     question: str
-    """What is checked: a noun phrase."""
+    """What is checked, as a noun phrase."""
     outcome: Outcome
     finding: str
     remedy: str | None = None
 
 
 def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
-    """All checks of a node, most important first."""
+    """Return all checks of a node, the most important first."""
     return (
         *_accelerator(report),
         _activity(report, kernel),
@@ -69,11 +69,13 @@ def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
 
 
 def ability(report: NodeReport) -> Ability:
-    """Whether verdicts on this node are verified, inferred, or impossible."""
+    """Return whether verdicts on this node are verified, inferred or impossible."""
     if not report.proc_readable:
         return Ability.NOTHING
     runs = _hooks(report, *_SHOW_RUNS)
-    seen = any(it.attached for it in runs) or (runs and all(it.inactive for it in runs))
+    seen = any(status.attached for status in runs) or (
+        runs and all(status.inactive for status in runs)
+    )
     return Ability.VERIFIED if seen else Ability.INFERRED
 
 
@@ -103,17 +105,17 @@ def _activity(report: NodeReport, kernel: KernelFeatures) -> Check:
 
 
 def _activity_seen(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, str]:
-    """Whether, and how, the kernel shows which process runs a vCPU."""
+    """Describe whether and how the kernel shows which process runs a vCPU."""
     entered = _hooks(report, Question.RUNS_VCPU)
-    if entered and all(it.inactive for it in entered):
+    if entered and all(status.inactive for status in entered):
         return (
             Outcome.GOOD,
             "not applicable: no KVM module is loaded; hooks will be attached when one is",
         )
     wanted = _hooks(report, *_SHOW_RUNS)
-    attached = [it for it in wanted if it.attached]
+    attached = [status for status in wanted if status.attached]
     if attached:
-        named = " and ".join(f"{it.hook.name} ({it.backend.value})" for it in attached)
+        named = " and ".join(f"{status.hook.name} ({status.backend.value})" for status in attached)
         without = (
             ", from the first return of KVM_RUN; this kernel has no kprobes (CONFIG_KPROBES) "
             "to detect its entry"
@@ -121,7 +123,7 @@ def _activity_seen(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome,
         return Outcome.GOOD, f"detected by {named}{'' if kernel.kprobes else without}"
     if report.health.ledger_error:
         return Outcome.DEGRADED, f"only what /proc shows; no BPF: {report.health.ledger_error}"
-    missing = "; ".join(it.reason or it.hook.name for it in wanted)
+    missing = "; ".join(status.reason or status.hook.name for status in wanted)
     return Outcome.DEGRADED, f"no hook is attached: {missing}"
 
 
@@ -145,7 +147,7 @@ def _processes(report: NodeReport) -> Check:
             finding="the host's /proc cannot be read",
             remedy="run as root; in a container mount it and name its path with --proc",
         )
-    hooks = [it for it in _hooks(report, Question.EXECUTES) if it.attached]
+    hooks = [status for status in _hooks(report, Question.EXECUTES) if status.attached]
     if hooks:
         return Check(
             question=question, outcome=Outcome.GOOD, finding=f"reported by {hooks[0].hook.name}"
@@ -188,7 +190,7 @@ def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
             finding=", ".join(wrong),
             remedy="run as root; in a container add the named capabilities and hostPID: true",
         )
-    # What refuses may show nowhere else: seccomp filters and security modules do not.
+    # A denial may show nowhere else: seccomp filters and security modules leave no other trace.
     if any(status.refused for status in report.health.hooks):
         return Check(
             question=question,
@@ -199,7 +201,10 @@ def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
 
 
 def _features(kernel: KernelFeatures) -> Check:
-    """What hvprobe can build on. It has a substitute for kprobes and for tracefs."""
+    """Check the kernel features that hvprobe uses.
+
+    It has a substitute for kprobes and for tracefs.
+    """
     parts = {
         "KVM": kernel.kvm_device,
         "kprobes": kernel.kprobes,
@@ -235,7 +240,7 @@ def _names(report: NodeReport) -> Check:
 
 
 def _verdicts(report: NodeReport) -> Check:
-    """Which VMs a person should look at, in the order and with the emphasis of page and live."""
+    """List the VMs that need attention, with the order and emphasis of page and live view."""
     found = subjects(report)
     urgent = [subject for subject in found if subject.severity.urgent]
     counts = Counter(subject.severity for subject in found)
@@ -255,8 +260,8 @@ def _verdicts(report: NodeReport) -> Check:
 
 def _named(urgent: Sequence[Subject]) -> list[str]:
     named = [
-        f"{it.severity.label}: {it.name}{f' ({it.vmm.tgid})' if it.vmm else ''}"
-        for it in urgent[:_URGENT_LISTED]
+        f"{subject.severity.label}: {subject.name}{f' ({subject.vmm.tgid})' if subject.vmm else ''}"
+        for subject in urgent[:_URGENT_LISTED]
     ]
     more = len(urgent) - _URGENT_LISTED
     return [*named, f"{more} more urgent"] if more > 0 else named

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's checks → text for a person, lines for a program, JSON. Pure renderer.
+"""Renders the doctor's checks as text for a person, lines for a program, or JSON. Pure.
 
-Owns marks and layout. Must not know what is checked, nor find anything out.
+Owns marks and layout. Must not know what is checked, nor read anything.
 """
 
 import json
@@ -30,7 +30,7 @@ _SUMMARY_OUTCOMES = {
 
 
 def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
-    """One line per check with its reason and remedy, then the summary: what a pipe gets."""
+    """Render one line per check with its reason and remedy, then the summary, for a pipe."""
     return [
         *(
             visible(
@@ -46,7 +46,7 @@ def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
 def screen(
     checks: Sequence[Check], ability: Ability, *, width: int, ascii_only: bool
 ) -> list[Text]:
-    """For a person at a terminal of a width: marks, colours, the remedy below its check."""
+    """Render for a terminal of this width: marks, colours, and each remedy below its check."""
     marks = _ASCII_MARKS if ascii_only else _MARKS
     arrow = "->" if ascii_only else "→"
     indent = len(marks[Outcome.GOOD]) + 1
@@ -56,18 +56,18 @@ def screen(
         said = Text()
         said.append(f"{check.question}: ", "bold")
         said.append(visible(check.finding, ascii_only=ascii_only))
-        shown += _hung(mark, said, indent, width)
+        shown += _indented(mark, said, indent, width)
         if check.remedy:
             remedy = Text(visible(check.remedy, ascii_only=ascii_only), "cyan")
             first = Text(" " * indent + f"{arrow} ", "cyan")
-            shown += _hung(first, remedy, indent + len(arrow) + 1, width)
+            shown += _indented(first, remedy, indent + len(arrow) + 1, width)
     outcome = _SUMMARY_OUTCOMES[ability]
     summary = Text(f"{marks[outcome]} {SUMMARIES[ability]}", f"bold {_STYLES[outcome]}")
     return [*shown, Text(), summary]
 
 
 def to_json(checks: Sequence[Check], ability: Ability) -> str:
-    """The checks as one JSON object; its keys are the product's public face."""
+    """Render the checks as one JSON object. Its keys are a public interface."""
     return json.dumps(
         {
             "schema": SCHEMA,
@@ -87,20 +87,20 @@ def to_json(checks: Sequence[Check], ability: Ability) -> str:
     )
 
 
-def _hung(first: Text, text: Text, indent: int, width: int) -> list[Text]:
-    """Text after its first mark, wrapped between words, further lines indented below it."""
+def _indented(first: Text, text: Text, indent: int, width: int) -> list[Text]:
+    """Wrap text after its mark between words, with further lines indented."""
     room = max(width - indent, 20)
     out: list[Text] = []
     rest = text
     while True:
-        line, rest = _broken(rest, room)
+        line, rest = _split(rest, room)
         out.append((Text(" " * indent) if out else first) + line)
         if not rest:
             return out
 
 
-def _broken(text: Text, room: int) -> tuple[Text, Text]:
-    """What fits into the room, up to a blank if there is one, and the rest."""
+def _split(text: Text, room: int) -> tuple[Text, Text]:
+    """Split text into what fits, up to a blank if there is one, and the rest."""
     if text.cell_len <= room:
         return text, Text()
     at = len(cut(text.plain, room + 1))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric families → Prometheus's text formats. Pure.
+"""Writes metric families in Prometheus's text formats. Pure.
 
-Owns how a family is written: escaping, order of labels, numbers, and where the two formats differ.
-What it writes is byte for byte what prometheus_client's encoders would write of the same families
-(tests/unit/test_exposition.py compares them). Those build a dictionary for each sample and escape
-its labels again at each scrape, which with 1000 VMs is most of what a scrape costs; here the labels
-of a VM are escaped once and kept as text while it runs. Must not know what is measured.
+Owns how a family is written: escaping, order of labels, numbers, and the differences between the
+two formats. The output is byte for byte that of prometheus_client's encoders for the same families
+(tests/unit/test_exposition.py compares them). Those encoders build a dictionary for each sample and
+escape its labels again at each scrape, which with 1000 VMs is most of the cost of a scrape. This
+module escapes the labels of a VM once and keeps the text while the VM runs. Must not know what is
+measured.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,11 +16,11 @@ from enum import StrEnum
 from prometheus_client.utils import floatToGoString
 
 Sample = tuple[tuple[str, ...], float]
-"""Values of the family's labels, in its order, and the number."""
+"""The values of the family's labels, in its order, and the number."""
 
 
 class Kind(StrEnum):
-    """Type of a family, as both formats call it."""
+    """The type of a family, in the words of both formats."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -37,7 +38,8 @@ class Family:
     """One metric and all its samples."""
 
     name: str
-    """Letters, digits and underscores; a counter's without ``_total``, which its samples carry."""
+    """Letters, digits and underscores. A counter's name omits ``_total``, which its samples
+    have."""
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
@@ -58,16 +60,16 @@ class Histogram:
 
 
 class Exposition:
-    """Writes families; remembers the labels of those written last, and of no others."""
+    """Writes families, and remembers the labels of the families that it wrote last."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
-        """Text of the labels, by their names and values."""
+        """Text of the labels by their names and values."""
 
     def write(self, families: Iterable[Family | Histogram], form: Format) -> list[str]:
-        """Text of the families, in pieces.
+        """Return the text of the families in pieces.
 
-        The caller adds the end that OpenMetrics asks for after the last family.
+        The caller appends the end marker that OpenMetrics requires.
         """
         pieces: list[str] = []
         written: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
@@ -89,7 +91,7 @@ class Exposition:
 
 
 def _head(name: str, text: str, kind: str, form: Format) -> str:
-    """Help and type. The text format names a counter as its samples are named, OpenMetrics not."""
+    """Write help and type. Only the text format names a counter as its samples are named."""
     if form is Format.TEXT:
         escaped = text.replace("\\", r"\\").replace("\n", r"\n")
     else:
@@ -107,12 +109,12 @@ def _histogram(family: Histogram, form: Format) -> str:
 
 
 def _number(value: float) -> str:
-    text: str = floatToGoString(value)  # type: ignore[no-untyped-call] # the library's
+    text: str = floatToGoString(value)
     return text
 
 
 def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Labels as both formats write them, by name; nothing without labels."""
+    """Write labels sorted by name, as both formats do; nothing if there are none."""
     pairs = sorted(zip(names, values, strict=True))
     text = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
     return f"{{{text}}}" if text else ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTML as a type of its own, so that the type checker sees which text is escaped. Pure.
+"""Makes HTML a separate type, so that the type checker finds unescaped text. Pure.
 
-Owns escaping: text becomes Markup only by the functions of this module, or as a literal in the
+Owns escaping: text becomes Markup only through the functions of this module, or as a literal in the
 source. Must not know what a page shows.
 """
 
@@ -10,32 +10,32 @@ from collections.abc import Iterable, Iterator
 from typing import NewType
 
 Markup = NewType("Markup", str)
-"""Text in which every ``<`` and ``&`` is meant as HTML."""
+"""Text in which every ``<`` and ``&`` is intended as HTML."""
 
-LONGEST_TEXT = 120
-"""Characters shown of a text. KubeVirt's longest guest name has 317."""
+MAX_TEXT_CHARS = 120
+"""The most characters shown of a text. KubeVirt's longest guest name has 317."""
 _ATTRIBUTES = {"class_": "class", "data_of": "data-of"}
-"""Attributes whose names are no Python names."""
+"""HTML attributes whose names are not valid in Python."""
 
 
 def text(foreign: str) -> Markup:
-    """Any text as markup: nothing in it acts, and everything in it is visible."""
-    cut = foreign if len(foreign) <= LONGEST_TEXT else foreign[: LONGEST_TEXT - 1] + "…"
+    """Turn any text into markup in which nothing acts and everything is visible."""
+    cut = foreign if len(foreign) <= MAX_TEXT_CHARS else foreign[: MAX_TEXT_CHARS - 1] + "…"
     return plain("".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in cut))
 
 
 def isolated(foreign: str) -> Markup:
-    """As text(), and isolated so that it cannot affect bidirectional text around it."""
+    """Do the same as text(), and isolate it from the bidirectional text around it."""
     return element("bdi", text(foreign))
 
 
 def plain(ours: str) -> Markup:
-    """Printable text of our own as markup, at any length."""
+    """Turn hvprobe's own printable text of any length into markup."""
     return Markup(html.escape(ours))
 
 
 def element(tag: str, *content: Markup, **attributes: str) -> Markup:
-    """An element with its content; ``class_`` and ``data_of`` name class and data-of."""
+    """Make an element with its content; ``class_`` and ``data_of`` become class and data-of."""
     given = "".join(
         f' {_ATTRIBUTES.get(name, name)}="{html.escape(value)}"'
         for name, value in attributes.items()
@@ -44,17 +44,17 @@ def element(tag: str, *content: Markup, **attributes: str) -> Markup:
 
 
 def line(tag: str, *content: Markup, **attributes: str) -> Markup:
-    """An element on a line of its own."""
+    """Make an element on a line of its own."""
     return Markup(element(tag, *content, **attributes) + "\n")
 
 
 def joined(parts: Iterable[Markup]) -> Markup:
-    """Pieces of markup one after the other."""
+    """Join pieces of markup."""
     return Markup("".join(parts))
 
 
 def table(columns: tuple[str, ...], rows: Iterable[tuple[Markup, ...]]) -> Iterator[Markup]:
-    """A table; each cell names its column, for narrow screens."""
+    """Yield a table in which each cell names its column, for narrow screens."""
     heads = (element("th", plain(column), scope="col") for column in columns)
     yield Markup("<table>\n<thead>")
     yield element("tr", *heads)

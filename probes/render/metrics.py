@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NodeReport, and how the agent itself is doing → metric families. Pure renderer.
+"""Renders NodeReport and the state of the agent itself as metric families. Pure.
 
-Owns the metrics' names, labels and help texts (the product's public face). Must not judge: a value
-that the report does not know makes no sample. Per-VM series carry exactly node, namespace, name.
-Must not know how a family is written (see ``exposition``).
+Owns the metrics' names, labels and help texts, which are a public interface. Must not judge: a
+value that the report does not know makes no sample. Per-VM series have exactly the labels node,
+namespace and name. Must not know how a family is written (see ``exposition``).
 """
 
 from collections import Counter
@@ -18,11 +18,11 @@ from probes.vmi.model import WatchStatus
 _VM = ("node", "namespace", "name")
 
 _Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
-"""The VMs, each with the values of its labels _VM."""
+"""The VMs, each with the values of the labels in _VM."""
 
 
 def families(report: NodeReport) -> Iterator[Family]:
-    """All metric families of a report, in a fixed order."""
+    """Yield all metric families of a report, in a fixed order."""
     vms = [((report.node, vmi.vm.namespace, vmi.vm.name), vmi) for vmi in report.vmis]
     yield from _vmi_gauges(vms)
     yield from _vmi_counters(vms)
@@ -43,8 +43,8 @@ def _counter(
     return Family(name=name, kind=Kind.COUNTER, help=text, labels=labels, samples=samples)
 
 
-def _alone(value: float) -> Sequence[Sample]:
-    """The one sample of a family without labels."""
+def _single(value: float) -> Sequence[Sample]:
+    """Return the only sample of a family without labels."""
     return [((), value)]
 
 
@@ -124,7 +124,10 @@ def _processes(report: NodeReport) -> Family:
 
 
 def health_families(report: NodeReport) -> Iterator[Family]:
-    """Those of hvprobe itself alone: for a report too old to speak of VMs and the node."""
+    """Yield only the families about hvprobe.
+
+    They serve a report that is too old to describe VMs and node.
+    """
     health = report.health
     yield _gauge(
         "hvprobe_build_info",
@@ -137,24 +140,24 @@ def health_families(report: NodeReport) -> Iterator[Family]:
         "hvprobe_hook_attached",
         "1: the kernel hook is attached by this backend. 0 with backend none: it is not, and what "
         "it would prove is inferred or missing; run hvprobe doctor for the reason.",
-        [((it.hook.name, it.backend.value), it.attached) for it in health.hooks],
+        [((status.hook.name, status.backend.value), status.attached) for status in health.hooks],
         labels=("hook", "backend"),
     )
     yield _gauge(
         "hvprobe_ledger_entries",
         "Processes in the kernel table; at hvprobe_ledger_capacity it drops events.",
-        _alone(health.ledger_entries),
+        _single(health.ledger_entries),
     )
     yield _gauge(
         "hvprobe_ledger_capacity",
         "Processes the kernel table has room for; 0: there is no table.",
-        _alone(health.ledger_capacity),
+        _single(health.ledger_capacity),
     )
     yield _counter(
         "hvprobe_ledger_dropped",
         "Events the kernel table had no room for. While it rises, counters are too low and "
         "verdicts of new VMs inferred: more processes than hvprobe_ledger_capacity use KVM.",
-        _alone(health.ledger_dropped_total),
+        _single(health.ledger_dropped_total),
     )
     if health.vmi_watch is not None:
         yield from _vmi_watch(health.vmi_watch)
@@ -172,25 +175,25 @@ def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
         "hvprobe_vmi_watch_up",
         "1: the API server tells of this node's VMIs as they change. 0: it does not, and the last "
         "known VMIs are shown; the agent's log and hvprobe doctor say why.",
-        _alone(watch.up),
+        _single(watch.up),
     )
     yield _gauge(
         "hvprobe_vmi_watch_last_sync_timestamp_seconds",
         "When the API server last confirmed the VMIs known here; absent until it first did. Its "
         "age grows while the API server is lost, and by up to a minute otherwise.",
-        _alone(watch.last_sync_unix_s) if watch.last_sync_unix_s is not None else [],
+        _single(watch.last_sync_unix_s) if watch.last_sync_unix_s is not None else [],
     )
     yield _counter(
         "hvprobe_vmi_watch_restarts",
         "Times the watch of VMIs was opened again after it broke. Rising steadily: look at the "
         "network to the API server, and at the agent's log.",
-        _alone(watch.restarts),
+        _single(watch.restarts),
     )
     yield _counter(
         "hvprobe_vmi_watch_malformed",
         "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
         "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
-        _alone(watch.malformed_total),
+        _single(watch.malformed_total),
     )
 
 
@@ -201,9 +204,10 @@ def refresh_families(
     durations: Sequence[tuple[float, int]],
     total_s: float,
 ) -> Iterator[Family | Histogram]:
-    """How refreshes went since the agent started.
+    """Yield families about the refreshes since the agent started.
 
-    failures: by cause. durations: (upper bound in seconds, refreshes that took no longer).
+    failures holds counts by cause. durations holds pairs of an upper bound in seconds and the
+    number of refreshes that took no longer.
     """
     yield Histogram(
         name="hvprobe_refresh_duration_seconds",
@@ -217,7 +221,7 @@ def refresh_families(
         "1: the last refresh failed or has not ended. VM series keep their last known values for "
         "one minute after the first failure, then disappear. See the agent's log; restart it if "
         "this stays.",
-        _alone(failed),
+        _single(failed),
     )
     yield _counter(
         "hvprobe_refresh_failures",
@@ -229,11 +233,11 @@ def refresh_families(
 
 
 class TlsState(Protocol):
-    """How the TLS files in use are (probes.serve.http.listen.TlsState)."""
+    """The state of the TLS files in use (probes.serve.http.listen.TlsState)."""
 
     @property
     def reload_failed(self) -> bool:
-        """Whether the files have changed and cannot be used, so that older ones are."""
+        """Whether the files have changed but cannot be used, so that older ones are in use."""
         ...
 
     @property
@@ -243,16 +247,16 @@ class TlsState(Protocol):
 
 
 def tls_families(state: TlsState) -> Iterator[Family]:
-    """How the TLS files in use are."""
+    """Yield families about the TLS files in use."""
     yield _gauge(
         "hvprobe_tls_reload_failed",
         "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
         "valid yet, so those before are served: the agent's log says what is wrong with them.",
-        _alone(state.reload_failed),
+        _single(state.reload_failed),
     )
     yield _gauge(
         "hvprobe_tls_certificate_expiry_timestamp_seconds",
         "When the certificate that is served expires, in Unix time. In the past: clients that "
         "check it refuse; renew the files, the agent takes them without a restart.",
-        _alone(state.expiry_unix_s),
+        _single(state.expiry_unix_s),
     )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NodeReport → the page at ``/``. Pure renderer.
+"""Renders NodeReport as the page at ``/``. Pure.
 
 Owns the page's markup and Content-Security-Policy. Must not judge, and must not trust any text:
-names come from command lines and may hold markup, control characters or marks that reverse the
-direction of what follows (markup.py escapes them). The page needs no JavaScript and no external
-resources.
+names come from command lines and may contain markup, control characters or marks that reverse the
+direction of the following text (markup.py escapes them). The page needs no JavaScript and no
+external resources.
 """
 
 import base64
@@ -32,10 +32,11 @@ CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Allows the page's own style; img-src is for the empty icon, or browsers request one."""
+"""Allows the page's own style. img-src covers the empty icon, without which browsers request
+one."""
 
 Rates = tuple[float | None, float | None]
-"""VM exits and returns to user space per second; None: not counted, or seen only once."""
+"""VM exits and returns to user space per second; None: not counted, or observed only once."""
 _UNKNOWN = Markup('<span class="dim">&ndash;</span>')
 _TYPE_CLASSES: Mapping[HypervisorType, str] = {
     HypervisorType.KVM: "good",
@@ -56,10 +57,10 @@ def page(
     failure: str | None,
     last_known_s: float,
 ) -> bytes:
-    """Draw the page in UTF-8.
+    """Render the page in UTF-8.
 
-    report: the newest; None: there is none yet. previous: an older one, for rates. failure: why
-    the report is not current. last_known_s: how long /metrics keeps showing VMs then.
+    report is the newest one; None: there is none yet. previous is an older one, for rates. failure
+    says why the report is not current. last_known_s is how long /metrics then keeps showing VMs.
     """
     node = report.node if report else "this node"
     parts = [
@@ -77,7 +78,7 @@ def page(
     if report is not None:
         parts += _summary(report)
         parts += _vmis(report, previous)
-        parts += _others(report)
+        parts += _other_processes(report)
         parts += health_section(report)
     parts.append(Markup('</main>\n<footer><a href="metrics">metrics</a> '))
     parts.append(Markup('<a href="readyz">readiness</a></footer>\n</body>\n</html>\n'))
@@ -177,7 +178,10 @@ def _vmi_row(vmi: VmiReport, rates: Rates) -> tuple[Markup, ...]:
 
 
 def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> dict[VmName, Rates]:
-    """By VM. A VM that was restarted in between is another process, so it has no rate."""
+    """Return rates by VM.
+
+    A VM that was restarted between the reports is a different process, so it has no rate.
+    """
     before = {vmi.vm: vmi for vmi in previous.vmis} if previous else {}
     return {
         vmi.vm: (
@@ -189,7 +193,7 @@ def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> 
     }
 
 
-def _others(report: NodeReport) -> Iterator[Markup]:
+def _other_processes(report: NodeReport) -> Iterator[Markup]:
     others = [
         (subject_of_process(process, None), process)
         for process in report.processes
@@ -222,7 +226,7 @@ def _others(report: NodeReport) -> Iterator[Markup]:
 
 
 def _type(verdict: Verdict, severity: Severity) -> Markup:
-    """The type; what is urgent is marked and says why."""
+    """Render the type. An urgent one is marked and says why."""
     kind = plain(verdict.type.value)
     if not severity.urgent:
         return element("b", kind, class_=_TYPE_CLASSES[verdict.type])

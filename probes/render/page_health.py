@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's section about hvprobe itself: accelerators, counters, sources and hooks. Pure.
+"""Renders the page's section about hvprobe: accelerators, counters, sources and hooks. Pure.
 
-Owns what is said of them; words and emphasis come from vocabulary.py. Must not judge.
+Owns what the section says; words and emphasis come from vocabulary.py. Must not judge.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from probes.vmi.model import WatchStatus
 
 
 def health_section(report: NodeReport) -> Iterator[Markup]:
-    """What hvprobe can observe on this node, and why not more."""
+    """Render what hvprobe can observe on this node, and why it cannot observe more."""
     yield Markup("<section>\n<h2>Probe health</h2>\n<dl>\n")
     yield from _node_items(report)
     yield _ledger_item(report.health)

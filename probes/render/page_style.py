@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The style of the page at ``/``. Pure data; its hash is in the Content-Security-Policy.
+"""Holds the style of the page at ``/``. Pure data; its hash is in the Content-Security-Policy.
 
-Tables become cards on a narrow screen. Whatever a colour says, words say as well.
+Tables become cards on a narrow screen. Everything that a colour expresses is also said in words.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ CLASSES: Mapping[Outcome, str] = {
     Outcome.DEGRADED: "warn",
     Outcome.BAD: "bad",
 }
-"""The CSS class of an emphasis."""
+"""CSS classes by emphasis."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1d21; --dim: #5c6670; --paper: #f6f7f9;

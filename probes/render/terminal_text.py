@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign text → text that a terminal shows as counted cells. Pure.
+"""Turns foreign text into text that takes a known number of terminal cells. Pure.
 
-Owns what may reach a terminal of a name that somebody else chose (a process's comm, a domain name,
-a kernel's message). Whatever moves the cursor, turns the direction of writing, takes no cell, or
-takes a number of cells that programs disagree about is shown escaped.
+Owns which characters of a foreign name (a process's comm, a domain name, a kernel message) may
+reach a terminal. Characters that move the cursor, change the direction of writing, take no cell, or
+take a number of cells on which programs disagree, are shown escaped.
 """
 
 import unicodedata
@@ -15,19 +15,19 @@ from rich.cells import cell_len
 _SHOWN_CATEGORIES = "LNPS"
 _RIGHT_TO_LEFT = frozenset({"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI"})
 _ESCAPED_RANGES = (
-    (0x115F, 0x11FF),  # Hangul vowels and finals join the syllable before them
-    (0x3164, 0x3164),  # Hangul filler, a letter that is not there
+    (0x115F, 0x11FF),  # Hangul vowels and finals, which join the syllable before them
+    (0x3164, 0x3164),  # Hangul filler, an invisible letter
     (0xD7B0, 0xD7FF),
     (0xFFA0, 0xFFA0),
-    (0x1F1E6, 0x1F1FF),  # two of them make a flag
-    (0x1F3FB, 0x1F3FF),  # skin colours join the figure before them
+    (0x1F1E6, 0x1F1FF),  # regional indicators, two of which make a flag
+    (0x1F3FB, 0x1F3FF),  # skin tones, which join the figure before them
 )
 
 
 def visible(text: str, *, ascii_only: bool = False) -> str:
-    """The text with everything escaped that could disturb a terminal.
+    """Escape everything in a text that could disturb a terminal.
 
-    ascii_only: escape everything beyond ASCII, for a terminal that can show no more.
+    ascii_only escapes everything beyond ASCII, for a terminal that can show nothing else.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -35,12 +35,12 @@ def visible(text: str, *, ascii_only: bool = False) -> str:
 
 
 def cells(text: str) -> int:
-    """Cells that text from visible() takes."""
+    """Return the cells that a text from visible() takes."""
     return len(text) if text.isascii() else sum(_width(char) for char in text)
 
 
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
-    """Text from visible() made exactly so many cells wide: padded, or cut with a mark."""
+    """Pad or cut a text from visible() to exactly ``width`` cells; a cut text ends in a mark."""
     if cells(text) > width:
         mark = "~" if ascii_only else "…"
         text = cut(text, width - 1) + mark if width > 0 else ""
@@ -49,7 +49,7 @@ def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False)
 
 
 def cut(text: str, width: int) -> str:
-    """As much of text from visible() as so many cells hold."""
+    """Return as much of a text from visible() as fits into ``width`` cells."""
     if text.isascii():
         return text[: max(width, 0)]
     used = 0

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one report of this node, from which every output is made."""
+"""Builds the one report of this node, from which every output is made."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that one refresh of a node found out → NodeReport. Pure.
+"""Builds a NodeReport from everything that one refresh of a node found out. Pure.
 
-Owns what a counter's silence means and what counts as a fallback. Must not read anything, and
-must not judge: verdicts arrive finished, each process with the record that is its own.
+Owns what a counter's silence means and what counts as a fallback. Must not read anything, and must
+not judge: verdicts arrive complete, each process with the record that is its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,26 +29,26 @@ from probes.vmi.attribution import Attribution, Attributions, VmName
 from probes.vmi.model import WatchStatus
 
 BLIND_AFTER = 100
-"""Userspace exits without a single VM exit after which the VM exit hook is called blind.
+"""Userspace exits without a VM exit after which the VM exit hook is considered blind.
 
-On real hardware a return to user space follows a VM exit but for the rare call that is interrupted
-before it enters the guest; a hundred in a row without one is no accident.
+On real hardware a VM exit precedes every return to user space, except for a rare call that is
+interrupted before it enters the guest. A hundred in a row without one are no coincidence.
 """
 
 
 FiredHook = tuple[Question, int]
-"""A hook that has counted something, and how often it was attached by then."""
+"""A hook that has counted something, and how often it had been attached by then."""
 
 _COUNTERS: Mapping[Question, Callable[[LedgerEntry], int]] = {
     Question.USERSPACE_EXITS: attrgetter("userspace_exits"),
     Question.EXITS: attrgetter("exits"),
 }
-"""What each hook whose silence has to be explained counts."""
+"""What each hook counts whose silence needs an explanation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterTrusts:
-    """What is known of each counter's hook, for those who check the node."""
+    """How far each counter's hook can be trusted."""
 
     userspace_exits: CounterTrust
     exits: CounterTrust
@@ -56,22 +56,22 @@ class CounterTrusts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookHistory:
-    """What hooks were seen to do so far: by that, and not by being attached, they are believed."""
+    """What hooks have done so far, which alone decides whether they are trusted."""
 
     fired: frozenset[FiredHook] = frozenset()
     """Hooks that have counted anything."""
     exits_missed: bool = False
-    """Whether guests ran without the VM exit hook noticing."""
+    """Whether guests ran while the VM exit hook counted nothing."""
 
     def after(self, kernel: KernelSnapshot) -> "HookHistory":
-        """What is known once this reading of the ledger is added."""
+        """Return the history after this reading of the ledger."""
         return HookHistory(
             fired=self.fired | _hooks_fired(kernel),
             exits_missed=self.exits_missed or _exits_missed(kernel),
         )
 
     def trusts(self, kernel: KernelSnapshot) -> CounterTrusts:
-        """Judge the hooks by what they have done since they were attached last."""
+        """Judge the hooks by what they have done since they were last attached."""
         exits = self._trust(kernel, Question.EXITS)
         if exits is CounterTrust.UNTRIED and self.exits_missed:
             exits = CounterTrust.BLIND
@@ -90,14 +90,14 @@ class HookHistory:
 
 
 def _exits_missed(kernel: KernelSnapshot) -> bool:
-    """Whether processes ran guests so often that VM exits must have been among them."""
+    """Whether processes ran guests so often that VM exits must have occurred."""
     return sum(entry.completed_runs for entry in kernel.entries.values()) >= BLIND_AFTER
 
 
 def _hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
-    """Hooks that have counted anything for a process since they were attached last.
+    """Return the hooks that have counted anything for a process since they were last attached.
 
-    A record that began before that may have been counted by the same hook under another module.
+    A record that began earlier may have been counted by the same hook in another module.
     """
     seen: set[FiredHook] = set()
     for hook in kernel.hooks:
@@ -116,22 +116,22 @@ class NodeRefresh:
     """Everything that one refresh of a node found out."""
 
     version: str
-    """Of hvprobe."""
+    """Version of hvprobe."""
     node: str
     kernel: str
     """Kernel release."""
     machine: str
-    """Node architecture, ``uname -m``."""
+    """Architecture of the node, in ``uname -m`` words."""
     taken_unix_s: float
     ledger: KernelSnapshot
     bcc_version: str | None
     trusts: CounterTrusts
     tracking: Tracking
-    naming: Attributions
+    attributions: Attributions
     accelerators: tuple[Accelerator, ...]
     virtualization: NodeVirtualization
     vmi_watch: WatchStatus | None
-    """None: standalone."""
+    """State of the watch that names VMIs; None: standalone."""
     proc_readable: bool
     errors_total: Mapping[Source, int]
 
@@ -139,7 +139,7 @@ class NodeRefresh:
 def node_report(refresh: NodeRefresh) -> NodeReport:
     """Make the report of a refresh."""
     ledger = refresh.ledger
-    processes = process_reports(refresh.tracking, names=refresh.naming.names)
+    processes = process_reports(refresh.tracking, names=refresh.attributions.names)
     return NodeReport(
         version=refresh.version,
         node=refresh.node,
@@ -164,7 +164,7 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
         proc_readable=refresh.proc_readable,
         processes=processes,
         vmis=vmi_reports(
-            refresh.naming.vms,
+            refresh.attributions.vms,
             processes,
             accelerators=refresh.accelerators,
             machine=refresh.machine,
@@ -176,7 +176,10 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
 def process_reports(
     tracking: Tracking, *, names: Mapping[VmmId, VmName]
 ) -> tuple[ProcessReport, ...]:
-    """Every VMM process, in the order given, with its counters; names: the VMs that they are."""
+    """Report every VMM process with its counters, in the given order.
+
+    names holds the VMs that processes are.
+    """
     return tuple(
         _process_report(
             process, entry=tracking.records.get(process.vmm.tgid), vm=names.get(process.vmm)
@@ -193,10 +196,10 @@ def vmi_reports(
     machine: str,
     pending: int,
 ) -> tuple[VmiReport, ...]:
-    """Every VM that has a name on this node, in the order given.
+    """Report every VM that has a name on this node, in the given order.
 
-    machine: the node's architecture, ``uname -m``. pending: processes not read yet, one of which
-    may be a VM that has none.
+    machine is the node's architecture in ``uname -m`` words. pending is the number of processes
+    that are not read yet, one of which may be the process of a VM without one.
     """
     by_vmm: dict[VmmId | None, ProcessReport] = {process.vmm: process for process in processes}
     return tuple(
@@ -233,7 +236,10 @@ def _process_report(
 
 
 def _counted(value: int) -> int | None:
-    """What was counted was counted. A 0 proves nothing: the hook may never see this process."""
+    """Return a non-zero count, which is always valid; None for 0, which proves nothing.
+
+    The hook may never observe this process.
+    """
     return value or None
 
 
@@ -246,7 +252,7 @@ def _vmi_report(
     pending: int,
 ) -> VmiReport:
     if process is None:
-        reason = attribution.missing or Reason.NO_PROCESS
+        reason = attribution.unattributed_reason or Reason.NO_PROCESS
         if reason is Reason.NO_PROCESS and pending:
             reason = Reason.NOT_READ_YET
         verdict = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(reason,))
@@ -272,7 +278,10 @@ def _vmi_report(
 def _fallback(
     verdict: Verdict, accelerators: tuple[Accelerator, ...], *, native: bool
 ) -> bool | None:
-    """Emulated for no reason? None: emulated, and not known whether the node could do better."""
+    """Whether the guest is emulated although the node could accelerate it.
+
+    None: it is emulated, and it is unknown whether the node could do better.
+    """
     if verdict.type is not HypervisorType.TCG or not native:
         return False
     known = [tried.available for tried in accelerators if tried.available is not None]

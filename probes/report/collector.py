@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One refresh of a node after another: reads the edges, remembers what is final, reports.
+"""Refreshes the report of a node: reads the edges, remembers what is final, builds the report.
 
 Owns what has to be remembered between two refreshes, and the order in which the edges are read.
-Must not know who asks for reports (server, live view, command line).
+Must not know what reports are for (server, live view, command line).
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from probes.vmi.attribution import Attributions, by_guest_name, by_pod
 from probes.vmi.model import Vmi, VmiIndex, WatchStatus
 
 TRIAL_INTERVAL_S = 60.0
-"""How often at most the node's accelerator is tried by creating an empty VM."""
+"""The shortest time between two trials of the node's accelerator, which create an empty VM."""
 
 
 class Virtualization(Protocol):
-    """This node's accelerators (probes.host.accelerators.Accelerators)."""
+    """The accelerators of this node (probes.host.accelerators.Accelerators)."""
 
     def try_kvm(self) -> Accelerator:
-        """Create an empty VM."""
+        """Create an empty VM and report whether that worked."""
         ...
 
     def virtualization(self) -> NodeVirtualization:
-        """Vendor module and nesting."""
+        """Return the vendor module and whether the node is nested."""
         ...
 
 
@@ -45,16 +45,16 @@ class VmiSource(Protocol):
     """The VMIs of this node (probes.vmi.kube.watch.VmiWatch); neither call waits."""
 
     def index(self) -> VmiIndex:
-        """The VMIs known now."""
+        """Return the VMIs known now."""
         ...
 
     def status(self) -> WatchStatus:
-        """How current they are kept."""
+        """Return how current they are."""
         ...
 
 
 class NodeCollector:
-    """Refreshes what is known of one node, again and again. Not for use by two threads at once."""
+    """Refreshes the report of one node repeatedly. Not for use by two threads at once."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class NodeCollector:
         virtualization: Virtualization,
         vmis: VmiSource | None = None,
     ) -> None:
-        """Give ledger_error where there is no ledger: one line that says why.
+        """Compose the collector from its edges.
 
-        ledger_refused: whether that is because the kernel denied a permission.
-
-        vmis names VMs in a cluster; None: standalone, libvirt's domain names do.
+        ledger_error says in one line why there is no ledger. ledger_refused says whether the kernel
+        denied a permission. vmis names VMs in a cluster; None: standalone, libvirt's domain names
+        do.
         """
         self._node = node
         self._version = version
@@ -92,21 +92,21 @@ class NodeCollector:
         if vmis is not None:
             self._failed_refreshes[Source.KUBE] = 0
 
-    def look(self) -> NodeReport:
+    def refresh(self) -> NodeReport:
         """Read everything now and report it.
 
-        The VMIs first: the process of one that is Running has started before the API server says
-        so, hence a process read later is not missed for being young.
+        VMIs come first. A VMI is Running only after its process has started, so processes are read
+        after VMIs and a new one cannot be missed.
         """
         index, watch = self._read_vmis()
         kernel, tracking = self._read_processes()
-        naming = self._names.of(tracking.processes, index)
+        attributions = self._names.of(tracking.processes, index)
         self._hooks = self._hooks.after(kernel)
         accelerators = self._trials.of(tracking.processes)
-        return node_report(self._refresh(kernel, tracking, naming, accelerators, watch))
+        return node_report(self._put_together(kernel, tracking, attributions, accelerators, watch))
 
     def _read_vmis(self) -> tuple[VmiIndex | None, WatchStatus | None]:
-        """The VMIs of a cluster's node; (None, None): standalone."""
+        """Read the VMIs of a cluster's node; (None, None): standalone."""
         if self._vmis is None:
             return None, None
         index, watch = self._vmis.index(), self._vmis.status()
@@ -115,9 +115,9 @@ class NodeCollector:
         return index, watch
 
     def _read_processes(self) -> tuple[KernelSnapshot, Tracking]:
-        """The ledger and the processes, read in the order in which no change is missed.
+        """Read the ledger and the processes, in the order in which no change is missed.
 
-        Marks come before the ledger and /proc: what is marked later is seen next time.
+        Marks come before the ledger and /proc, so a later mark is noticed by the next refresh.
         """
         lives = self._new_lives()
         kernel = self._read_ledger()
@@ -150,11 +150,11 @@ class NodeCollector:
             error=error,
         )
 
-    def _refresh(
+    def _put_together(
         self,
         kernel: KernelSnapshot,
         tracking: Tracking,
-        naming: Attributions,
+        attributions: Attributions,
         accelerators: tuple[Accelerator, ...],
         watch: WatchStatus | None,
     ) -> NodeRefresh:
@@ -172,7 +172,7 @@ class NodeCollector:
             bcc_version=self._ledger.bcc_version if self._ledger else None,
             trusts=self._hooks.trusts(kernel),
             tracking=tracking,
-            naming=naming,
+            attributions=attributions,
             accelerators=accelerators,
             virtualization=self._virtualization.virtualization(),
             vmi_watch=watch,
@@ -182,28 +182,28 @@ class NodeCollector:
 
 
 class _NameCache:
-    """Which process is which VM, worked out again only when processes or VMIs have changed."""
+    """Remembers which process is which VM, until processes or VMIs change."""
 
     def __init__(self, node: str) -> None:
         self._node = node
-        self._naming = Attributions.of({})
+        self._attributions = Attributions.of({})
         self._processes: tuple[TrackedProcess, ...] = ()
         self._vmis: Mapping[tuple[str, str], Vmi] | None = None
 
     def of(self, processes: tuple[TrackedProcess, ...], index: VmiIndex | None) -> Attributions:
-        """Name these processes; index: the VMIs of a cluster; None: standalone."""
+        """Name these processes. index holds the VMIs of a cluster; None: standalone."""
         vmis = index.vmis if index else None
         if processes != self._processes or vmis != self._vmis:
             if index is None:
-                self._naming = Attributions.of(by_guest_name(processes))
+                self._attributions = Attributions.of(by_guest_name(processes))
             else:
-                self._naming = Attributions.of(by_pod(processes, index, node=self._node))
+                self._attributions = Attributions.of(by_pod(processes, index, node=self._node))
             self._processes, self._vmis = processes, vmis
-        return self._naming
+        return self._attributions
 
 
 class _AcceleratorTrials:
-    """What is known of the node's accelerators, tried seldom."""
+    """Remembers the result of rare trials of the node's accelerators."""
 
     def __init__(self, virtualization: Virtualization) -> None:
         self._virtualization = virtualization
@@ -211,7 +211,7 @@ class _AcceleratorTrials:
         self._tried_at_s = 0.0
 
     def of(self, processes: Iterable[TrackedProcess]) -> tuple[Accelerator, ...]:
-        """KVM is available when a VM is seen to run on it; otherwise it is tried."""
+        """Report KVM as available if a VM is verified to run on it, otherwise try it."""
         for process in processes:
             if process.verdict.type is HypervisorType.KVM and process.verdict.verified:
                 return (Accelerator(type=HypervisorType.KVM, available=True),)

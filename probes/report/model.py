@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one report behind every output: what this node runs, and how sure hvprobe is.
+"""Holds the one report behind every output: what this node runs, and how certain that is.
 
 Owns the immutable NodeReport and its JSON form. Must not know how anything was found out, nor how
 it is shown.
@@ -20,7 +20,7 @@ SCHEMA = "hvprobe/v1"
 
 
 class ProcessState(StrEnum):
-    """What a VMM process is to this node (label ``state`` of hvprobe_processes)."""
+    """The relation of a VMM process to this node (label ``state`` of hvprobe_processes)."""
 
     ATTRIBUTED = "attributed"
     UNATTRIBUTED = "unattributed"
@@ -28,20 +28,20 @@ class ProcessState(StrEnum):
 
 
 class CounterTrust(StrEnum):
-    """Whether a counter's hook can be trusted, learned by watching it."""
+    """Whether a counter's hook can be trusted, judged by observing it."""
 
     PROVEN = "proven"
-    """It has fired on this node: a 0 of one process is a true 0."""
+    """It has fired on this node, so that a 0 of one process is correct."""
     UNTRIED = "untried"
-    """It has not fired yet: a 0 may be true or blindness."""
+    """It has not fired yet, so that a 0 may be correct or mean that it never fires."""
     BLIND = "blind"
-    """It never fires although other hooks saw guests run: this kernel does not fire it."""
+    """It never fires although other hooks observed guests running: this kernel does not fire it."""
     MISSING = "missing"
     """It is not attached."""
 
 
 class Source(StrEnum):
-    """Where a part of the report comes from (label ``source`` of hvprobe_refresh_errors_total)."""
+    """The source of a part of the report (label ``source`` of hvprobe_refresh_errors_total)."""
 
     EBPF = "ebpf"
     PROC = "proc"
@@ -54,22 +54,22 @@ class ProbeHealth:
 
     hooks: tuple[HookStatus, ...]
     exits_trust: CounterTrust
-    """Of the VM exit counter."""
+    """Trust in the VM exit counter."""
     userspace_exits_trust: CounterTrust
-    """Of the userspace exit counter."""
+    """Trust in the userspace exit counter."""
     ledger_entries: int
     ledger_capacity: int
     ledger_dropped_total: int
-    """Events the ledger had no room for."""
+    """Events that were dropped because the ledger was full."""
     ledger_error: str | None
-    """Why there is no ledger, one line."""
+    """Why there is no ledger, in one line; None: there is one."""
     bcc_version: str | None
     errors_total: Mapping[Source, int]
-    """Refreshes in which a source failed."""
+    """Refreshes in which a source failed, by source."""
     vmi_watch: WatchStatus | None = None
     """State of the watch that names VMIs; None: standalone, without an API server."""
     processes_pending: int = 0
-    """Processes that could not be read yet: they block their readers, or there was no time."""
+    """Processes that could not be read yet, because they block their readers or time ran out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +79,13 @@ class ProcessReport:
     vmm: VmmId
     comm: str
     guest_name: str | None
-    """libvirt's domain name, as its command line gives it: hostile text."""
+    """libvirt's domain name on its command line: hostile text."""
     vm: VmName | None
-    """The VM that it runs; None: none that has a name here."""
+    """The VM that it runs; None: it runs none that has a name here."""
     state: ProcessState
     verdict: Verdict
     vcpus: int | None
-    """Its vCPUs, by descriptors or by TCG threads; None: unknown."""
+    """Number of its vCPUs, by descriptors or TCG threads; None: unknown."""
     started_unix_s: float
     runs: int | None
     """KVM_RUN calls; None: not counted here."""
@@ -102,24 +102,24 @@ class VmiReport:
     vm: VmName
     verdict: Verdict
     fallback: bool | None
-    """Emulated although the node could accelerate it; None: unknown whether it could."""
+    """Whether it is emulated although the node could accelerate it; None: unknown."""
     vmm: VmmId | None
-    """Its process; None: not found."""
+    """Its process; None: none was found."""
     userspace_exits: int | None
     exits: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """Everything hvprobe knows about a node at one moment."""
+    """Everything that hvprobe knows about a node at one moment."""
 
     version: str
-    """Of hvprobe."""
+    """Version of hvprobe."""
     node: str
     kernel: str
     """Kernel release."""
     machine: str
-    """Node architecture, ``uname -m``."""
+    """Architecture of the node, in ``uname -m`` words."""
     taken_unix_s: float
     accelerators: tuple[Accelerator, ...]
     virtualization: NodeVirtualization
@@ -127,13 +127,13 @@ class NodeReport:
     proc_readable: bool
     """Whether /proc of the host could be read at all."""
     processes: tuple[ProcessReport, ...]
-    """By tgid."""
+    """VMM processes, sorted by tgid."""
     vmis: tuple[VmiReport, ...]
-    """By namespace and name."""
+    """VMs, sorted by namespace and name."""
 
 
 def to_json(report: NodeReport) -> dict[str, object]:
-    """The report as plain JSON values; keys are the product's public face."""
+    """Convert the report to plain JSON values. Keys are a public interface."""
     return {
         "schema": SCHEMA,
         "version": report.version,
@@ -163,12 +163,12 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
     return {
         "hooks": [
             {
-                "hook": it.hook.name,
-                "backend": it.backend.value,
-                "reason": it.reason,
-                "attached_total": it.attached_total,
+                "hook": status.hook.name,
+                "backend": status.backend.value,
+                "reason": status.reason,
+                "attached_total": status.attached_total,
             }
-            for it in health.hooks
+            for status in health.hooks
         ],
         "counters": {
             "exits": health.exits_trust.value,

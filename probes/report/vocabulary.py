@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vocabulary of all outputs: severity, trust in a counter, state of the VMI watch. Pure.
+"""Defines the vocabulary of all outputs: severity, trust in a counter, state of the VMI watch.
 
-Owns the words, the emphasis and the order that page, live view, doctor and readiness share; the
-texts of reasons are in reasons.py. Must not lay anything out.
+Pure. Owns the words, the emphasis and the order that page, live view, doctor and readiness share;
+the texts of reasons are in reasons.py. Must not lay anything out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ FALLBACK_REMEDY = "look at useEmulation in the KubeVirt resource, then restart t
 
 
 def say(value: bool | None, yes: _T, no: _T, unknown: _T) -> _T:
-    """One of three words for what is true, false or unknown."""
+    """Return one of three words for what is true, false or unknown."""
     if value is None:
         return unknown
     return yes if value else no
@@ -42,10 +42,10 @@ def say(value: bool | None, yes: _T, no: _T, unknown: _T) -> _T:
 
 
 def severity_of(verdict: Verdict, *, fallback: bool | None, probe: bool = False) -> Severity:
-    """How urgently a person should look at a process or VM.
+    """Return how urgently a person should look at a process or VM.
 
-    fallback: emulated although the node has an accelerator. probe: it is libvirt's capability
-    probe, which has no guest.
+    fallback means that it is emulated although the node has an accelerator. probe means that it is
+    libvirt's capability probe, which has no guest.
     """
     found = {reason.severity for reason in verdict.reasons}
     if fallback:
@@ -58,8 +58,13 @@ def severity_of(verdict: Verdict, *, fallback: bool | None, probe: bool = False)
 
 
 def deciding_reason(verdict: Verdict) -> Reason:
-    """The reason to show where only one has room: what contradicts, else what decided."""
-    contradictions = [it for it in verdict.reasons if it.severity is Severity.CONTRADICTION]
+    """Return the reason to show if there is room for only one.
+
+    That is the last contradiction, or else the reason that decided.
+    """
+    contradictions = [
+        reason for reason in verdict.reasons if reason.severity is Severity.CONTRADICTION
+    ]
     return contradictions[-1] if contradictions else verdict.reasons[0]
 
 
@@ -68,28 +73,28 @@ class Subject:
     """A process of a report, or a VM without a process, with its severity."""
 
     vmm: VmmId | None
-    """None: no process was found for the VM."""
+    """The process; None: none was found for the VM."""
     vm: VmName | None
     name: str
-    """``namespace/name``, else the guest's name, else ``-``. Foreign text."""
+    """``namespace/name``, otherwise the guest's name, otherwise ``-``. Foreign text."""
     verdict: Verdict
     severity: Severity
 
     @property
     def order(self) -> tuple[Severity, str, int, int]:
-        """Most urgent first, then by name; equals keep their place between refreshes."""
+        """The sort key: most urgent first, then by name. Equal subjects keep their order."""
         return (self.severity, *self.by_name)
 
     @property
     def by_name(self) -> tuple[str, int, int]:
-        """The order among equals."""
+        """The sort key among subjects of the same severity."""
         if self.vmm is None:
             return self.name, 0, 0
         return self.name, self.vmm.tgid, self.vmm.start_ticks
 
 
 def subject_of_process(process: ProcessReport, vmi: VmiReport | None) -> Subject:
-    """A process; vmi: the VM that it runs, None: none that has a name."""
+    """Make the subject of a process. vmi is the VM that it runs; None: it runs none with a name."""
     name = full_name(process.vm) if process.vm else process.guest_name or "-"
     return Subject(
         vmm=process.vmm,
@@ -105,7 +110,7 @@ def subject_of_process(process: ProcessReport, vmi: VmiReport | None) -> Subject
 
 
 def subject_of_vmi(vmi: VmiReport) -> Subject:
-    """A VM, with or without a process."""
+    """Make the subject of a VM, with or without a process."""
     return Subject(
         vmm=vmi.vmm,
         vm=vmi.vm,
@@ -116,15 +121,17 @@ def subject_of_vmi(vmi: VmiReport) -> Subject:
 
 
 def subjects(report: NodeReport) -> tuple[Subject, ...]:
-    """Every process of a report and every VM without one, most urgent first."""
+    """Return every process of a report and every VM without one, most urgent first."""
     by_vmm = {vmi.vmm: vmi for vmi in report.vmis if vmi.vmm is not None}
-    processes = [subject_of_process(it, by_vmm.get(it.vmm)) for it in report.processes]
+    processes = [
+        subject_of_process(process, by_vmm.get(process.vmm)) for process in report.processes
+    ]
     orphans = [subject_of_vmi(vmi) for vmi in report.vmis if vmi.vmm is None]
     return tuple(sorted((*processes, *orphans), key=lambda subject: subject.order))
 
 
 def full_name(vm: VmName) -> str:
-    """``namespace/name``."""
+    """Return ``namespace/name``."""
     return f"{vm.namespace}/{vm.name}"
 
 
@@ -133,12 +140,12 @@ def full_name(vm: VmName) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustWords:
-    """What is said of a counter whose hook has a certain trust."""
+    """The words for a counter whose hook is trusted to a certain degree."""
 
     value: str
-    """What the counter does."""
+    """Whether the counter counts."""
     sentence: str
-    """Why, with ``{hook}`` for the name of its hook."""
+    """The reason, with ``{hook}`` in place of the name of its hook."""
     outcome: Outcome
     remedy: str | None = None
 
@@ -168,7 +175,7 @@ TRUSTS: Mapping[CounterTrust, TrustWords] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterState:
-    """A counter of a node and how far it can be trusted."""
+    """A counter of a node, and how far it can be trusted."""
 
     label: str
     hook: str
@@ -176,22 +183,22 @@ class CounterState:
 
     @property
     def words(self) -> TrustWords:
-        """What is said of it."""
+        """The words for its trust."""
         return TRUSTS[self.trust]
 
     @property
     def why(self) -> str:
-        """The sentence, with the name of its hook."""
+        """The sentence with the name of its hook."""
         return self.words.sentence.format(hook=self.hook)
 
 
 def vm_exits(health: ProbeHealth) -> CounterState:
-    """The counter of VM exits."""
+    """Return the state of the counter of VM exits."""
     return CounterState(label="VM exits", hook="kvm_exit", trust=health.exits_trust)
 
 
 def counter_states(health: ProbeHealth) -> Iterator[CounterState]:
-    """All counters that can be blind."""
+    """Yield the states of all counters whose hook may never fire."""
     yield vm_exits(health)
     yield CounterState(
         label="userspace exits", hook="kvm_userspace_exit", trust=health.userspace_exits_trust
@@ -200,7 +207,9 @@ def counter_states(health: ProbeHealth) -> Iterator[CounterState]:
 
 def is_attached(report: NodeReport, question: Question) -> bool:
     """Whether a hook that answers a question is attached."""
-    return any(it.attached for it in report.health.hooks if it.hook.question is question)
+    return any(
+        status.attached for status in report.health.hooks if status.hook.question is question
+    )
 
 
 # The watch of VMIs
@@ -210,7 +219,7 @@ class WatchState(StrEnum):
     """Where VMI names come from, and how current they are."""
 
     STANDALONE = "standalone"
-    """libvirt's domain names; no cluster is used."""
+    """They are libvirt's domain names; no cluster is used."""
     CURRENT = "current"
     LAST_KNOWN = "last known"
     """The API server is lost; its last answer is in use."""
@@ -219,7 +228,7 @@ class WatchState(StrEnum):
 
     @property
     def outcome(self) -> Outcome:
-        """The emphasis it gets."""
+        """The emphasis for this state."""
         match self:
             case WatchState.STANDALONE | WatchState.CURRENT:
                 return Outcome.GOOD
@@ -230,7 +239,7 @@ class WatchState(StrEnum):
 
 
 def watch_state(watch: WatchStatus | None) -> WatchState:
-    """The state of a watch; None: there is none, because the agent is standalone."""
+    """Return the state of a watch; None: there is none, because the agent is standalone."""
     if watch is None:
         return WatchState.STANDALONE
     if watch.is_current:
@@ -239,5 +248,5 @@ def watch_state(watch: WatchStatus | None) -> WatchState:
 
 
 def watch_error(watch: WatchStatus) -> str:
-    """Why the names are not current, one line."""
+    """Say in one line why the names are not current."""
     return watch.error or NOT_ANSWERED

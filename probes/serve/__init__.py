@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's endpoint."""
+"""Serves the agent's endpoints."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: looks at the node for all who ask: shared, and not waited for longer than a scrape lasts.
+"""EDGE: shares one refresh of the node among concurrent requests and bounds how long they wait.
 
-Owns what is known at the moment somebody asks, and what is said when a look fails or does not end.
-Must not know what a look reads, nor who asks. All of it but the look itself runs on one event loop.
+Owns the newest report, and what is said while refreshes fail or hang. Must not know what a refresh
+reads, nor which requests need it. Everything but the refresh itself runs on one event loop.
 """
 
 import asyncio
@@ -19,81 +19,85 @@ from itertools import accumulate
 from probes.report.model import NodeReport
 
 SHARED_FOR_S = 1.0
-"""Who asks within this time after a look gets what that look found."""
+"""Requests within this time after a refresh share its report."""
 DEADLINE_S = 4.0
-"""How long a look is waited for. Prometheus gives a scrape 10 s by default, often 5."""
+"""How long a request waits for a refresh. Prometheus gives a scrape 10 s by default, often 5."""
 STOP_GRACE_S = 1.0
-"""How long a look that is under way may take when the agent is told to stop."""
+"""How long a refresh in progress may take when the agent stops."""
 
 DURATION_BOUNDS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
     float("inf"),
 )
-"""Up to these looks are counted together by how long they took."""
+"""Upper bounds of the classes in which refreshes are counted by their duration."""
 
 log = logging.getLogger(__name__)
 
 
 class Cause(StrEnum):
-    """Why a look gave nothing (label ``cause`` of hvprobe_refresh_failures_total)."""
+    """Why a refresh gave no report (label ``cause`` of hvprobe_refresh_failures_total)."""
 
     ERROR = "error"
     DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What is known at the moment somebody asks."""
+class Latest:
+    """What a request gets: the newest report, and whether it is current."""
 
     report: NodeReport | None
-    """The newest; None: no look has ever succeeded."""
+    """The newest report; None: no refresh has ever succeeded."""
     previous: NodeReport | None
-    """The one before it, at least SHARED_FOR_S older; None: there is none."""
+    """The report before it, at least SHARED_FOR_S older; None: there is none."""
     failure: str | None
-    """Why there is no newer report although it was asked for, one line; None: there is."""
+    """Why a newer report was requested but is not there, in one line; None: the report is
+    current."""
     failing_s: float
-    """For how long looks have failed: from the first failure since the newest report to the first
-    reader of this; 0 without a failure. The age of the report does not matter: it is what the
-    interval between two scrapes makes it, and the first failure begins at 0 all the same."""
+    """How long refreshes have been failing; 0 without a failure.
+
+    It counts from the first failure after the newest report to the first reader of this object. The
+    age of the report does not matter, because it includes the interval between two scrapes, while
+    the first failure always starts at 0.
+    """
 
 
 class RefreshCache:
-    """One look at a time, in a thread of its own.
+    """Runs one refresh at a time, in a thread of its own.
 
-    A look that raises (a defect) or hangs (a read of /proc that blocks in the kernel) costs its
-    askers DEADLINE_S at most; they get the report before it, and the failure. While a look hangs no
-    second one is begun, and nobody waits for it again; whenever it ends, its report counts.
+    A refresh that raises (a defect) or hangs (a read of /proc that blocks in the kernel) delays its
+    requests by DEADLINE_S at most; they get the previous report and the failure. While a refresh
+    hangs, no second one starts and no request waits for it again; when it ends, its report is used.
     """
 
-    def __init__(self, look: Callable[[], NodeReport]) -> None:
-        """Take reports from look()."""
-        self._look = look
+    def __init__(self, refresh: Callable[[], NodeReport]) -> None:
+        """Take reports from refresh()."""
+        self._refresh = refresh
         self.failures: dict[str, int] = dict.fromkeys((cause.value for cause in Cause), 0)
-        """Looks that gave nothing, by cause."""
+        """Refreshes that gave no report, by cause."""
         self.durations_s = 0.0
-        """How long all looks that have ended took together."""
+        """Total duration of all refreshes that have ended."""
         self._by_duration = [0] * len(DURATION_BOUNDS_S)
         self._report: NodeReport | None = None
         self._previous: NodeReport | None = None
         self._failure: str | None = None
         self._failed_s = 0.0
-        """When the first look since the newest report failed; of use while there is a failure."""
+        """When the first refresh after the newest report failed; valid while there is a failure."""
         self._pending: asyncio.Future[NodeReport] | None = None
-        self._begun_s = self._ended_s = self._seen_s = float("-inf")
-        self._seen: Seen | None = None
-        """What askers are told; None: that has changed."""
+        self._begun_s = self._ended_s = self._latest_s = float("-inf")
+        self._latest: Latest | None = None
+        """What requests get; None: it has changed."""
         self._overdue = False
 
     @property
     def durations(self) -> list[tuple[float, int]]:
-        """(upper bound in seconds, looks that took no longer), by bound."""
+        """(upper bound in seconds, refreshes that took no longer), by bound."""
         return [*zip(DURATION_BOUNDS_S, accumulate(self._by_duration), strict=True)]
 
-    async def seen(self) -> Seen:
-        """What is known now: looked at within the last SHARED_FOR_S, or the failure to.
+    async def latest(self) -> Latest:
+        """Return a report at most SHARED_FOR_S old, or the last known one with the failure.
 
-        The same object for all who are to be told the same: until a look ends or fails, and for
-        SHARED_FOR_S at most. So what is made of it can be shared as well.
+        All requests get the same object until a refresh ends or fails, and for SHARED_FOR_S at
+        most, so what is made from it can be shared as well.
         """
         if self._pending is None and time.monotonic() - self._ended_s >= SHARED_FOR_S:
             self._pending = self._begin()
@@ -104,29 +108,30 @@ class RefreshCache:
             self._overdue = True
             self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
         now_s = time.monotonic()
-        if self._seen is None or now_s - self._seen_s >= SHARED_FOR_S:
-            self._seen_s = now_s
-            self._seen = Seen(
+        if self._latest is None or now_s - self._latest_s >= SHARED_FOR_S:
+            self._latest_s = now_s
+            self._latest = Latest(
                 report=self._report,
                 previous=self._previous,
                 failure=self._failure,
                 failing_s=0.0 if self._failure is None else now_s - self._failed_s,
             )
-        return self._seen
+        return self._latest
 
     async def stop(self) -> None:
-        """Let a look under way end, for a while."""
+        """Give a refresh in progress some time to end."""
         if self._pending is not None:
             await asyncio.wait({self._pending}, timeout=STOP_GRACE_S)
 
     def _begin(self) -> "asyncio.Future[NodeReport]":
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[NodeReport] = loop.create_future()
-        ended.add_done_callback(self._end)  # the first: done before whoever waits goes on
+        # The first callback runs before any waiting request continues.
+        ended.add_done_callback(self._end)
         self._begun_s = time.monotonic()
         self._overdue = False
 
-        def tell(report: NodeReport | None, err: BaseException | None, took_s: float) -> None:
+        def record(report: NodeReport | None, err: BaseException | None, took_s: float) -> None:
             self.durations_s += took_s
             self._by_duration[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
             if err is not None:
@@ -139,20 +144,20 @@ class RefreshCache:
             failure: BaseException | None = None
             begun_s = time.monotonic()
             try:
-                report = self._look()
+                report = self._refresh()
             except BaseException as err:  # noqa: BLE001 - raised again on the event loop
                 failure = err
             took_s = time.monotonic() - begun_s
             with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
-                loop.call_soon_threadsafe(tell, report, failure, took_s)
+                loop.call_soon_threadsafe(record, report, failure, took_s)
 
-        # A thread of its own and a daemon: the interpreter waits for an executor's threads at its
-        # end, hence for ever for one that hangs.
-        threading.Thread(target=work, name="look", daemon=True).start()
+        # A daemon thread of its own, because at its end the interpreter waits for an executor's
+        # threads, hence for ever for one that hangs.
+        threading.Thread(target=work, name="refresh", daemon=True).start()
         return ended
 
     def _end(self, ended: "asyncio.Future[NodeReport]") -> None:
-        self._pending = self._seen = None
+        self._pending = self._latest = None
         self._ended_s = time.monotonic()
         err = ended.exception()
         if err is not None:
@@ -164,9 +169,12 @@ class RefreshCache:
         self._previous, self._report = self._report, ended.result()
 
     def _fail(self, cause: Cause, line: str, err: BaseException | None = None) -> None:
-        """Count a look that gave nothing; log it once until it changes or a look succeeds."""
+        """Count a refresh that gave no report.
+
+        Log it once, until it changes or a refresh succeeds.
+        """
         self.failures[cause.value] += 1
-        self._seen = None
+        self._latest = None
         if self._failure is None:
             self._failed_s = time.monotonic()
         if line != self._failure:

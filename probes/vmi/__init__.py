@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which VM a process is: the VMIs of this node, and who runs them."""
+"""Knows the VMIs of this node, and decides which process runs each of them."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is which VM? Pure.
+"""Decides which process is which VM. Pure.
 
-Owns the naming rules: by libvirt's domain name without a cluster, by pod with one. Must not judge
-accelerators: it is given verdicts only to prefer, among several processes that could be the same
-VM, the one the kernel knows most about. Nothing that a tenant can set on a VMI but its name counts.
+Owns the rules for naming: by libvirt's domain name without a cluster, by pod with one. Must not
+judge accelerators: verdicts serve only to prefer, among several processes that could be the same
+VM, the one about which the kernel knows most. Of everything that a tenant can set on a VMI, only
+its name counts.
 """
 
 import re
@@ -18,13 +19,14 @@ from probes.judge.tracked import TrackedProcess
 from probes.vmi.model import Vmi, VmiIndex, VmiPhase
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-"""DNS label (RFC 1123), as Kubernetes wants a namespace's name."""
+"""A DNS label (RFC 1123), as Kubernetes requires of a namespace's name."""
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
-"""DNS subdomain (RFC 1123), as Kubernetes wants an object's name; at most 253 characters."""
+"""A DNS subdomain (RFC 1123), as Kubernetes requires of an object's name; at most 253
+characters."""
 _NAME_MAX = 253
 
 _MACHINES: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
-"""Go's words for architectures where ``uname -m`` has others (s390x is s390x in both)."""
+"""Go's names of architectures that ``uname -m`` names differently (s390x is s390x in both)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -37,28 +39,28 @@ class VmName:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Preference:
-    """Why one process is rather the VM than another: the first field that differs decides.
+    """Orders processes that could be the same VM: the first field that differs decides.
 
-    vCPUs in the kernel's books go before threads that call themselves TCG, and proof before
-    inference. A forked child of another one is a copy, so its parent goes before it, unless only
-    the child runs the guest. Youth decides between the others.
+    A process whose vCPUs the kernel knows is preferred to one whose threads are only named like
+    TCG, and proof to inference. A forked child of another candidate is a copy, so its parent is
+    preferred, unless only the child runs the guest. Among the others the youngest process wins.
     """
 
     proven_to_run: bool = False
-    """An accelerator was proven to run its guest."""
+    """Whether an accelerator is proven to run its guest."""
     proven_or_holds_vcpus: bool = False
-    """Its verdict is proven, or it has vCPUs of an accelerator."""
+    """Whether its verdict is proven or it has vCPUs of an accelerator."""
     holds_vcpus: bool = False
-    """It has vCPUs of an accelerator."""
+    """Whether it has vCPUs of an accelerator."""
     type_known: bool
     parent_elsewhere: bool = False
-    """It is no child of another process in question."""
+    """Whether it is no child of another candidate."""
     start_ticks: int
     tgid: int = 0
 
     @classmethod
     def of(cls, process: TrackedProcess, *, rivals: Collection[int]) -> "Preference":
-        """Of one process among several that could be the same VM; rivals: the tgids of them all."""
+        """Make the preference for one process; rivals holds the tgids of all candidates."""
         verdict = process.verdict
         return cls(
             proven_to_run=verdict.verified and verdict.type.accelerated,
@@ -72,7 +74,7 @@ class Preference:
 
     @classmethod
     def between_pods(cls, guest: TrackedProcess) -> "Preference":
-        """Of the guest of one pod among several pods of the same VM: the younger one has it."""
+        """Make the preference for the guest of one pod among several pods of the same VM."""
         return cls(
             type_known=guest.verdict.type is not HypervisorType.UNKNOWN,
             start_ticks=guest.vmm.start_ticks,
@@ -81,29 +83,29 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """A VM of this node and the process that is it."""
+    """A VM of this node and its process."""
 
     vm: VmName
     vmm: VmmId | None
-    """None: no process was found for it."""
+    """Its process; None: none was found."""
     architecture: str | None
-    """The guest's, in ``uname -m`` words; None: the node's."""
-    missing: Reason | None = None
-    """Why no process is it; None: one is."""
+    """Architecture of the guest, in ``uname -m`` words; None: the node's."""
+    unattributed_reason: Reason | None = None
+    """Why it has no process; None: it has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributions:
-    """Which process is which VM, both ways round. Build it with `Attributions.of`."""
+    """Which process is which VM, in both directions. Build it with ``Attributions.of``."""
 
     vms: tuple[Attribution, ...]
-    """Every VM, by namespace and name."""
+    """Every VM, sorted by namespace and name."""
     names: Mapping[VmmId, VmName]
-    """The VM that a process is; processes that are none are not in it."""
+    """The names of processes that are VMs; other processes are absent."""
 
     @classmethod
     def of(cls, attributions: Mapping[VmName, Attribution]) -> "Attributions":
-        """Put what by_guest_name or by_pod found in order."""
+        """Sort the results of by_guest_name or by_pod."""
         vms = sorted(attributions.values(), key=lambda found: (found.vm.namespace, found.vm.name))
         return cls(
             vms=tuple(vms), names={found.vmm: found.vm for found in vms if found.vmm is not None}
@@ -111,9 +113,10 @@ class Attributions:
 
 
 def vm_name(guest_name: str | None) -> VmName | None:
-    """The VMI that KubeVirt named a libvirt domain after: ``<namespace>_<name>``.
+    """Return the VMI after which KubeVirt named a libvirt domain: ``<namespace>_<name>``.
 
-    Neither part may hold an underscore, so the first one parts them. None: not such a name.
+    Neither part may contain an underscore, so the first one separates them. None: it is no such
+    name.
     """
     namespace, underscore, name = (guest_name or "").partition("_")
     if not underscore or len(name) > _NAME_MAX:
@@ -124,10 +127,10 @@ def vm_name(guest_name: str | None) -> VmName | None:
 
 
 def by_guest_name(candidates: Iterable[TrackedProcess]) -> Mapping[VmName, Attribution]:
-    """Name VMs by their domain name: standalone mode, which has no other source of names.
+    """Name VMs by their domain names, in standalone mode, which has no other source of names.
 
-    Of several processes with the same name the one the kernel knows most about is the VM. Of equals
-    a forked child is not, and the youngest is.
+    Of several processes with the same name, the one about which the kernel knows most is the VM.
+    Among equals a parent is preferred to its forked child, and then the youngest.
     """
     bearers: dict[VmName, list[TrackedProcess]] = {}
     for candidate in candidates:
@@ -142,7 +145,7 @@ def by_guest_name(candidates: Iterable[TrackedProcess]) -> Mapping[VmName, Attri
 
 
 def _best(candidates: Sequence[TrackedProcess]) -> TrackedProcess:
-    """The process that is the VM among several that could be, at least one."""
+    """Return the best of the candidates, of which there is at least one."""
     rivals = {candidate.vmm.tgid for candidate in candidates}
     return max(candidates, key=lambda candidate: Preference.of(candidate, rivals=rivals))
 
@@ -152,8 +155,8 @@ def by_pod(
 ) -> Mapping[VmName, Attribution]:
     """Name VMs as the API server does: process → pod (its cgroup) → VMI (status.activePods).
 
-    Only VMIs that run on this node are named, each of them, whether its process was found or not.
-    During a live migration that is the source's business until status.nodeName moves.
+    Every VMI that runs on this node is named, with or without a process, and no other. During a
+    live migration the source node keeps reporting the VM until status.nodeName changes.
     """
     in_pod: dict[PodUid, list[TrackedProcess]] = {}
     for candidate in candidates:
@@ -170,8 +173,8 @@ def by_pod(
 def _may_be_guest(candidate: TrackedProcess) -> bool:
     """Whether a process of a launcher pod can be its guest at all.
 
-    The pod also holds CRI-O's monitor, libvirt's capability probes, and perhaps sidecars, which
-    are taken for a guest under another name only where the kernel knows a vCPU of theirs.
+    The pod also holds CRI-O's monitor, libvirt's capability probes, and perhaps sidecars. A process
+    that is not named like a guest counts only if the kernel knows its type.
     """
     if candidate.capability_probe or (candidate.pod is not None and candidate.pod.conmon):
         return False
@@ -182,10 +185,10 @@ def _may_be_guest(candidate: TrackedProcess) -> bool:
 def _attribution(
     vmi: Vmi, index: VmiIndex, in_pod: Mapping[PodUid, Sequence[TrackedProcess]], *, node: str
 ) -> Attribution:
-    """The process of one VMI of this node.
+    """Find the process of one VMI of this node.
 
-    Two pods of it are on the node when it came back from a migration and the old pod still ends:
-    then its guest is in the pod of the younger process.
+    If the VM has returned from a migration while its old pod is still ending, two of its pods are
+    on the node. The guest is then in the pod of the younger process.
     """
     vm = VmName(namespace=vmi.namespace, name=vmi.name)
     architecture = _MACHINES.get(vmi.architecture or "", vmi.architecture)
@@ -200,22 +203,24 @@ def _attribution(
             vmm=guest.vmm,
             architecture=architecture or qemu_architecture(guest.program),
         )
-    missing = Reason.NO_PROCESS
+    unattributed_reason = Reason.NO_PROCESS
     if not pods:
-        missing = Reason.NO_POD
+        unattributed_reason = Reason.NO_POD
     elif not named:
-        missing = Reason.POD_CONTESTED
+        unattributed_reason = Reason.POD_CONTESTED
     elif guests:
-        missing = Reason.SEVERAL_PROCESSES
-    return Attribution(vm=vm, vmm=None, architecture=architecture, missing=missing)
+        unattributed_reason = Reason.SEVERAL_PROCESSES
+    return Attribution(
+        vm=vm, vmm=None, architecture=architecture, unattributed_reason=unattributed_reason
+    )
 
 
 def _guest_of_pod(candidates: Sequence[TrackedProcess], vm: VmName) -> TrackedProcess | None:
-    """The guest among the processes of one pod; None: it cannot be told.
+    """Find the guest among the processes of one pod; None: it cannot be determined.
 
-    Where processes bear the VM's domain name, the guest is one of them and never another. A process
-    whose command line cannot be read may bear it, so beside one nothing else is the guest either.
-    One that is called QEMU may have been given an empty command line, so it goes before sidecars.
+    If processes have the VM's domain name, the guest is one of them. A process whose command line
+    is unreadable may have that name, so next to such a process no other one is the guest. A process
+    that is named like QEMU may have an empty command line, so it is preferred to sidecars.
     """
     direct = [process for process in candidates if process.pod and not process.pod.nested]
     eligible = direct or candidates

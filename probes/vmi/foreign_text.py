@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of others in our own errors and log lines. Pure.
+"""Makes foreign text fit for hvprobe's own errors and log lines. Pure.
 
-What a terminal, a page or a metric's label may hold is another question, and each of these answers
-it itself (terminal_text.py, page.py, exposition.py).
+What a terminal, a page or a metric's label may hold is a different question, which each of them
+answers itself (terminal_text.py, markup.py, exposition.py).
 """
 
 
 def one_line(text: str, *, longest: int = 300) -> str:
-    """Foreign text fit for one line: printable, blanks joined, cut after so many characters."""
+    """Make foreign text fit for one line: printable, with blanks joined, cut to ``longest``."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= longest else f"{line[:longest]}..."

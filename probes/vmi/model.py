@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hvprobe keeps of a VirtualMachineInstance, and the index of those on this node. Pure.
+"""Holds what hvprobe keeps of a VirtualMachineInstance, and the index of those on this node.
 
-Owns: which fields of a kubevirt.io/v1 object count, what makes an object unusable, the immutable
-snapshot that the join reads, and the status of the watch that keeps it. Must not know: HTTP,
-threads, processes.
+Pure. Owns which fields of a kubevirt.io/v1 object count, what makes an object unusable, the
+immutable snapshot that attribution reads, and the status of the watch that maintains it. Must not
+know HTTP, threads or processes.
 
 Field names are those of KubeVirt's staging/src/kubevirt.io/api/core/v1/types.go. Nothing that a
 tenant may write (labels, annotations, spec beyond the architecture) is kept or trusted.
@@ -23,11 +23,14 @@ from probes.vmi.foreign_text import one_line
 
 
 class MalformedVmi(ValueError):
-    """An object that cannot be a VMI; one line: which object, which field, what stands there."""
+    """An object cannot be a VMI.
+
+    The message is one line: which object, which field, and its content.
+    """
 
 
 class VmiPhase(Enum):
-    """status.phase. A phase this version does not know counts as UNKNOWN, never as RUNNING."""
+    """status.phase. A phase that this version does not know counts as UNKNOWN, never as RUNNING."""
 
     UNSET = ""
     PENDING = "Pending"
@@ -42,45 +45,50 @@ class VmiPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vmi:
-    """One VirtualMachineInstance, as the API server last told."""
+    """One VirtualMachineInstance, as the API server last reported it."""
 
     namespace: str
     name: str
     phase: VmiPhase
     node_name: str | None
-    """status.nodeName: where the guest runs; during a migration the source, until handover."""
+    """status.nodeName: where the guest runs; during a migration this is the source, until
+    handover."""
     active_pods: tuple[tuple[PodUid, str], ...]
     """(pod uid, node) of its launcher pods, sorted; two during a migration."""
     architecture: str | None
-    """The guest's, in Go's words (``amd64``, ``arm64``); None in objects of old KubeVirts."""
+    """Architecture of the guest in Go's words (``amd64``, ``arm64``); None: in objects of old
+    KubeVirts."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """(namespace, name): unique at any one time."""
+        """(namespace, name), which is unique at any one time."""
         return (self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchStatus:
-    """How the watch that keeps an index current is doing."""
+    """The state of the watch that keeps an index current."""
 
     up: bool
-    """The server follows our resourceVersion: a watch after the last failure brought an event or a
-    bookmark, or ended in order. An open connection alone is no proof."""
+    """Whether the server follows our resourceVersion.
+
+    That means that a watch after the last failure delivered an event or a bookmark, or ended in
+    order. An open connection alone is no proof.
+    """
     synced: bool
-    """A complete list was received at least once."""
+    """Whether a complete list was received at least once."""
     last_sync_unix_s: float | None
-    """When the API server last sent anything that confirms the VMIs we have; None: never."""
+    """When the API server last confirmed the VMIs that are known; None: never."""
     restarts: int
-    """Watches opened again after anything but an orderly end, since start."""
+    """Watches reopened after anything but an orderly end, since start."""
     error: str | None
-    """Why it is not up, in one line; None: it is, or was never tried."""
+    """Why it is not up, in one line; None: it is up, or was never tried."""
     malformed_total: int
     """Objects skipped because they cannot be VMIs, since start."""
 
     @property
     def is_current(self) -> bool:
-        """Whether the VMIs are current: followed, or listed a moment ago and about to be."""
+        """Whether the VMIs are current: either followed, or just listed."""
         return self.up or (self.synced and self.error is None)
 
 
@@ -89,9 +97,9 @@ class VmiIndex:
     """The VMIs of this node at one moment. Built by ``VmiIndex.of``."""
 
     vmis: Mapping[tuple[str, str], Vmi]
-    """By (namespace, name)."""
+    """VMIs by (namespace, name)."""
     contested_pods: frozenset[PodUid]
-    """Pods that two VMIs claim; they belong to neither."""
+    """Pods that two VMIs claim, so that they belong to neither."""
 
     @classmethod
     def of(cls, vmis: Iterable[Vmi]) -> VmiIndex:
@@ -108,7 +116,7 @@ EMPTY_INDEX = VmiIndex.of(())
 
 
 def parse_vmi(obj: Mapping[str, object]) -> Vmi:
-    """Make a VMI of the decoded JSON of one object. Raises MalformedVmi when it holds none."""
+    """Make a VMI from the decoded JSON of one object. Raises MalformedVmi when it holds none."""
     namespace, name = vmi_key(obj)
     where = f"VMI {namespace}/{name}"
     spec = _mapping(obj, "spec", where)
@@ -124,7 +132,7 @@ def parse_vmi(obj: Mapping[str, object]) -> Vmi:
 
 
 def vmi_key(obj: Mapping[str, object]) -> tuple[str, str]:
-    """(namespace, name) of an object, all that a deletion needs.
+    """Return (namespace, name) of an object, which is all that a deletion needs.
 
     Raises MalformedVmi when it has none.
     """
@@ -147,7 +155,7 @@ def _phase(text: str | None) -> VmiPhase:
 
 
 def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid, str], ...]:
-    """status.activePods, ``{pod uid: node}``."""
+    """Parse status.activePods, ``{pod uid: node}``."""
     pods: list[tuple[PodUid, str]] = []
     for text, node in _mapping(status, "activePods", where).items():
         uid = canonical_pod_uid(text)
@@ -160,7 +168,10 @@ def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid
 
 
 def _mapping(parent: Mapping[str, object], key: str, where: str) -> Mapping[str, object]:
-    """Read an object-valued field; absent and null are both an empty one, as in Go's decoder."""
+    """Read an object-valued field.
+
+    Absent and null both mean an empty object, as in Go's decoder.
+    """
     value = parent.get(key)
     if value is None:
         return {}
@@ -170,7 +181,7 @@ def _mapping(parent: Mapping[str, object], key: str, where: str) -> Mapping[str,
 
 
 def _text(parent: Mapping[str, object], key: str, where: str) -> str | None:
-    """Read a string-valued field; absent, null and empty are None."""
+    """Read a string-valued field. Absent, null and empty all mean None."""
     value = parent.get(key)
     if value is None or value == "":
         return None
@@ -180,7 +191,7 @@ def _text(parent: Mapping[str, object], key: str, where: str) -> str | None:
 
 
 def _interned(text: str | None) -> str | None:
-    """Node names and architectures repeat in every VMI of a node; one copy of each will do."""
+    """Intern a text, because node names and architectures repeat in every VMI of a node."""
     return None if text is None else sys.intern(text)
 
 
@@ -189,5 +200,5 @@ def _kind(value: object) -> str:
 
 
 def _shown(text: str) -> str:
-    """Foreign text, quoted, fit for one line of an error."""
+    """Quote foreign text for one line of an error."""
     return one_line(repr(text), longest=80)

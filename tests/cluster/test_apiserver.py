@@ -181,6 +181,7 @@ def test_the_official_client_lists_and_watches(api: ApiServer) -> None:
     with client.ApiClient(configuration) as connection:
         objects = client.CustomObjectsApi(connection)
         listed = objects.list_cluster_custom_object("kubevirt.io", "v1", "virtualmachineinstances")
+        assert isinstance(listed, dict)
         assert [item["metadata"]["name"] for item in listed["items"]] == ["a"]
         api.store.create(vmi("b"))
         seen = watch.Watch().stream(

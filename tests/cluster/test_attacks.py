@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.command.settings import LEAST_LEDGER_CAPACITY
+from probes.command.settings import MIN_LEDGER_CAPACITY
 from tests.support.apiserver import ApiServer
 from tests.support.attack_world import RETURNS, Bystander, Scraped, called_qemu, new_name
 from tests.support.cluster_node import KVM, NODE, TCG_FALLBACK, UNKNOWN, Scrape, Shown
@@ -38,7 +38,7 @@ AS_TENANT = (
 )
 """A program without uid and capabilities, as a container has it."""
 CALLS = 11
-CROWD = LEAST_LEDGER_CAPACITY + 10
+CROWD = MIN_LEDGER_CAPACITY + 10
 SIDECAR = "5" * 64
 LOOKS = 3
 
@@ -256,7 +256,7 @@ def test_a_pod_that_fills_the_ledger(
     Once the pod's processes have ended, collected or not, a new VM has everything again.
     """
     hostile, first, late, last = (pods(it) for it in ("hostile", "first", "late", "last"))
-    agent = agents("--ledger-capacity", str(LEAST_LEDGER_CAPACITY))
+    agent = agents("--ledger-capacity", str(MIN_LEDGER_CAPACITY))
     bystander = starts_bystander(first)
     bystander.assert_unharmed(agent)
     words = ("--tenant", "--processes", str(CROWD), "--userspace-exits", "1")

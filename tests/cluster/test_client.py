@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from urllib3.connection import HTTPConnection
 
 from probes.vmi.kube.client import ApiReader
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
@@ -80,7 +81,7 @@ def test_a_peer_that_is_gone_is_found(
     reader = ApiReader(config, connect_timeout_s=5.0, answer_deadline_s=5.0)
     response = reader.get(Verb.LIST, {})
     connection = response.connection
-    assert connection is not None
+    assert isinstance(connection, HTTPConnection)
     sock = connection.sock
     assert sock is not None
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

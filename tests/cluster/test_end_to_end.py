@@ -58,6 +58,18 @@ def agents(guests_required: None, api: ApiServer) -> Iterator[Agents]:
         agent.kill()
 
 
+def not_ready_answer(agent: Agent, words: str) -> tuple[int, str] | None:
+    """What /readyz answers once the words are in it."""
+    status, text = answer_of(agent, "/readyz")
+    return (status, text) if words in text else None
+
+
+def scrape_with_a_guest(agent: Agent) -> Scrape | None:
+    """A scrape once it has a process that no VM is known of."""
+    scrape = Scrape(agent)
+    return scrape if scrape.value("hvprobe_processes", state="unattributed") else None
+
+
 def until_shown(agent: Agent, vms: dict[str, Shown], node: str = NODE) -> Scrape:
     """Scrape until exactly these VMs are shown so."""
     last: list[Scrape] = []
@@ -206,16 +218,12 @@ def test_starting_without_the_api_server(api: ApiServer, agents: Agents, guests:
     agent = agents()
     guests.start(pod_uid("default", "alpha"), "default_alpha")
     status, text = wait_for(
-        lambda: (it := answer_of(agent, "/readyz"))[1].count("Connection refused") and it,
-        "the reason is told",
+        lambda: not_ready_answer(agent, "Connection refused"), "the reason is told"
     )
     assert status == 503
     assert len(text.splitlines()) == 1
     assert answer_of(agent, "/healthz") == (200, "alive\n")
-    scrape = wait_for(
-        lambda: (it := Scrape(agent)).value("hvprobe_processes", state="unattributed") and it,
-        "the guest is seen",
-    )
+    scrape = wait_for(lambda: scrape_with_a_guest(agent), "the guest is seen")
     assert scrape.vms() == {}
     assert scrape.value("hvprobe_vmi_watch_up") == 0
     assert scrape.value("hvprobe_vmi_watch_last_sync_timestamp_seconds") is None
@@ -229,9 +237,7 @@ def test_a_missing_permission(api: ApiServer, agents: Agents) -> None:
     """403 is one line in the log and in /readyz that names the verb; once granted, all is well."""
     api.grants = {"get", "watch"}
     agent = agents()
-    status, text = wait_for(
-        lambda: (it := answer_of(agent, "/readyz"))[1].count("403") and it, "the refusal is told"
-    )
+    status, text = wait_for(lambda: not_ready_answer(agent, "403"), "the refusal is told")
     assert status == 503
     assert len(text.splitlines()) == 1
     assert "grant the verb list on virtualmachineinstances.kubevirt.io" in text

@@ -31,7 +31,7 @@ def test_a_thousand_vms(
     pods = [cgroups.pod(pod_uid("default", f"vm-{number}")) for number in range(VMS)]
     for number in range(VMS):
         api.store.create(vmi(f"vm-{number}", architecture=None))
-    load = [kvmload, "--processes", str(VMS), "--userspace-exits", str(EXITS)]
+    load: list[str | Path] = [kvmload, "--processes", str(VMS), "--userspace-exits", str(EXITS)]
     with Agent("--kubeconfig", str(api.kubeconfig()), "--node", NODE) as agent:
         wait_for(lambda: answer_of(agent, "/readyz")[0] == 200, "ready")
         ready_s = time.monotonic()
@@ -66,7 +66,7 @@ def test_ten_thousand_events() -> None:
     shown = 0
     while churn.events < 10000:
         churn.step()
-        report = churn.look()
+        report = churn.refresh()
         found = {(it.vm.namespace, it.vm.name): (it.verdict.type, it.vmm) for it in report.vmis}
         assert found == churn.expected(), f"after event {churn.events}"
         shown += sum(vmm is not None for _, vmm in found.values())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -11,8 +12,8 @@ from probes.host.cgroup import PodUid
 from probes.vmi.kube.credentials import Kubeconfig
 from probes.vmi.kube.watch import VmiWatch
 from probes.vmi.model import VmiPhase
-from tests.support.apiserver import ApiServer
-from tests.support.cluster_watch import NODE, QUICK, Begin, names, until
+from tests.support.apiserver import ApiServer, Request
+from tests.support.cluster_watch import NODE, QUICK, Begin, knows, names, until
 from tests.support.vmi_objects import (
     Vmi,
     deleting,
@@ -28,6 +29,11 @@ PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
 
 def lists(api: ApiServer) -> int:
     return api.answered("list")
+
+
+def has_watched(times: int, requests: list[Request]) -> bool:
+    """Whether the requests have so many watches among them."""
+    return sum(request.verb == "watch" for request in requests) == times
 
 
 def pods(watch: VmiWatch) -> set[PodUid]:
@@ -151,8 +157,9 @@ def test_the_index_is_a_snapshot(api: ApiServer, begin: Begin) -> None:
     api.store.create(vmi("beta"))
     until(lambda: watch.index() is not before, "a new index")
     assert set(before.vmis) == {("default", "alpha")}
+    alpha = before.vmis["default", "alpha"]
     with pytest.raises(TypeError):
-        before.vmis["default", "mine"] = before.vmis["default", "alpha"]  # type: ignore[index]
+        before.vmis["default", "mine"] = alpha  # type: ignore[index] # must be refused
 
 
 def test_bookmarks_carry_the_version_on(api: ApiServer, begin: Begin) -> None:
@@ -191,9 +198,9 @@ def test_the_server_ends_watches_in_order(api: ApiServer, begin: Begin) -> None:
     until(lambda: watch.status().up, "watch up")
     for number in range(3):
         api.store.create(vmi(f"more-{number}"))
-        until(lambda n=number: f"default/more-{n}" in names(watch), "the event")
+        until(partial(knows, watch, f"default/more-{number}"), "the event")
         api.end_watches()
-        api.wait_for(lambda rs, n=number: sum(r.verb == "watch" for r in rs) == n + 2)
+        api.wait_for(partial(has_watched, number + 2))
     assert lists(api) == 1
     assert watch.status().restarts == 0
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,7 @@ from probes.vmi.kube.timing import WatchTiming
 from probes.vmi.kube.watch import VmiWatch
 from tests.support.apiserver import ApiServer, Fault, FaultKind, Request
 from tests.support.apistore import JsonObject
-from tests.support.cluster_watch import QUICK, Begin, names, until
+from tests.support.cluster_watch import QUICK, Begin, knows, names, until
 from tests.support.vmi_objects import vmi
 
 IMPATIENT = replace(QUICK, answer_deadline_s=0.5, idle_deadline_s=0.5)
@@ -30,8 +31,18 @@ def watches(requests: list[Request]) -> list[Request]:
     return [request for request in requests if request.verb == "watch"]
 
 
+def has_restarted_since(watch: VmiWatch, restarts: int) -> bool:
+    """Whether the watch has come up again since it had restarted so many times."""
+    return watch.status().restarts > restarts
+
+
 def up(watch: VmiWatch) -> None:
     until(lambda: watch.status().up, "watch up", 30.0)
+
+
+def has_restarted(watch: VmiWatch, times: int) -> bool:
+    """Whether the watch has come up again exactly so many times."""
+    return watch.status().restarts == times
 
 
 AFTER_A_FAILURE = {
@@ -92,7 +103,7 @@ def test_up_means_that_deletions_are_known(api: ApiServer, begin: Begin, seed: i
     for number in range(6):
         restarts = watch.status().restarts
         api.store.create(vmi(f"vm-{number}"))
-        until(lambda n=number: f"default/vm-{n}" in names(watch), "the VMI", 30.0)
+        until(partial(knows, watch, f"default/vm-{number}"), "the VMI", 30.0)
         for fault in chance.sample(faults, 2):
             api.inject(fault)
         with api.store.changed:
@@ -102,7 +113,7 @@ def test_up_means_that_deletions_are_known(api: ApiServer, begin: Begin, seed: i
             api.restart(busy=chance.randrange(2))
         if chance.random() < 0.5:
             api.cut_watches()
-        until(lambda r=restarts: watch.status().restarts > r, "up again", 30.0)
+        until(partial(has_restarted_since, watch, restarts), "up again", 30.0)
         assert names(watch) == set()
         api.clear_faults()
         up(watch)
@@ -159,7 +170,7 @@ def test_an_expired_version_is_listed_at_once(api: ApiServer, begin: Begin) -> N
     up(watch)
     for times in range(1, 4):
         api.send_raw(b'{"type":"ERROR","object":{"kind":"Status","code":410}}\n')
-        until(lambda n=times: watch.status().restarts == n, "up again", 30.0)
+        until(partial(has_restarted, watch, times), "up again", 30.0)
     assert api.answered("list") == 4
 
 
@@ -183,7 +194,7 @@ def test_failures_before_a_good_watch_are_forgotten(api: ApiServer, begin: Begin
     for times in range(1, 3):
         api.inject(Fault(kind=FaultKind.STATUS, code=500, times=5))
         api.cut_watches()
-        until(lambda n=times: watch.status().restarts == n, "up again", 30.0)
+        until(partial(has_restarted, watch, times), "up again", 30.0)
 
 
 def test_an_answered_list_ends_the_silence(api: ApiServer, begin: Begin) -> None:

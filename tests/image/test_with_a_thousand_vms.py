@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -82,9 +83,12 @@ def test_stays_within_its_memory(image: Image, crio_seccomp: Json, fleet: Fleet)
             image, manifest, crio_seccomp, service_account=account, node=NODE, cold=True
         ) as agent,
         ThreadPoolExecutor(SCRAPES_OF_A_LOOK) as pool,
+        ExitStack() as stack,
     ):
         memory(agent, "serving")
-        connections = [agent.connect() for _ in range(SCRAPES_OF_A_LOOK)]
+        connections = [
+            stack.enter_context(closing(agent.connect())) for _ in range(SCRAPES_OF_A_LOOK)
+        ]
         asked = connections[0]
         wait_for(
             lambda: asked.get("/metrics").verified_kvm() == VMS, "all are shown as kvm, verified"

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from probes.command.settings import LEAST_LEDGER_CAPACITY
+from probes.command.settings import MIN_LEDGER_CAPACITY
 from probes.host.process_reader import MAX_THREADS
 from probes.host.thread_tables import MAX_DESCRIPTORS
 from probes.judge.reasons import Reason
@@ -45,7 +45,7 @@ MEMORY_LIMIT_KIB = 320 << 10
 PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())
 MANY_THREADS = MAX_THREADS + 100 if EMULATED else min(20_000, PROCESSES_MAX // 3)
 MANY_PROCESSES = 500 if EMULATED else min(4200, PROCESSES_MAX // 4)
-CROWD = LEAST_LEDGER_CAPACITY + 10
+CROWD = MIN_LEDGER_CAPACITY + 10
 ENTRIES, LOST = "hvprobe_ledger_entries", "hvprobe_ledger_dropped_total"
 HARMLESS, BLOCKED = Reason.NO_VCPU_THREADS, Reason.READ_BLOCKED
 TOO_MUCH, LATER = Reason.TOO_MUCH_TO_READ, Reason.NOT_READ_YET
@@ -172,7 +172,7 @@ def test_a_ledger_full_of_users_of_kvm(program: Path) -> None:
     One that was there before goes on counting. When the others have ended there is room again,
     although their parent never collects them.
     """
-    capacity = ("--ledger-capacity", str(LEAST_LEDGER_CAPACITY))
+    capacity = ("--ledger-capacity", str(MIN_LEDGER_CAPACITY))
     crowd = ("--processes", str(CROWD), "--userspace-exits", "1")
     with (
         Agent("--standalone", "--node", NODE, *capacity) as agent,

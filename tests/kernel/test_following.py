@@ -10,13 +10,13 @@ import pytest
 
 from probes.host.process import HypervisorType, Inspections, Scan, VmmId
 from probes.host.reader import Host
-from probes.judge.tracker import IN_TURN
+from probes.judge.tracker import RECHECK_EVERY
 from probes.report.model import ProcessReport
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import KvmLoad, Qemu, Started, wait_for
 
 LOOKS = 5
-AT_MOST = LOOKS // IN_TURN + 1
+AT_MOST = LOOKS // RECHECK_EVERY + 1
 """Times that a process is looked at in so many refreshes although nothing happens to it."""
 
 

@@ -62,7 +62,7 @@ def told(process):
         "cgroup": process.cgroup is not None,
         "fds": process.fds.whole,
         "kvm": process.fds.kvm,
-        "threads": process.threads_whole,
+        "threads": process.threads_complete,
         "count": len(process.threads),
     }
 for number in range(MAX_ROUNDS):

@@ -62,17 +62,15 @@ def test_seen_from_the_start(
     early = scenario.early if needs is None or node.has(needs) else None
     with scenario.start(world) as process:
         record_property("verdict", check(node, process.tgid, early))
-        if scenario.userspace_exits is not None:
+        made = scenario.userspace_exits
+        if made is not None:
             wait_for(
-                lambda: (
-                    node.session.read().entries[process.tgid].userspace_exits
-                    >= scenario.userspace_exits
-                ),
+                lambda: node.session.read().entries[process.tgid].userspace_exits >= made,
                 "the last exit is recorded",
             )
             shown = node.process(process.tgid)
             assert shown is not None
-            assert shown.userspace_exits == scenario.userspace_exits
+            assert shown.userspace_exits == made
             if node.has(Question.RUNS_VCPU):
                 assert shown.runs == scenario.runs
         check(node, process.tgid, early)

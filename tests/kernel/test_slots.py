@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def counted(session: Session, load: KvmLoad) -> LedgerEntry | None:
     return entry_with(session, load.tgid, load.totals["userspace_exits"] + load.totals["eintr"])
 
 
+def removed(session: Session, tgid: int) -> bool:
+    """Whether the ledger has no record of the process."""
+    return tgid not in session.read().entries
+
+
 @pytest.mark.every_kernel
 def test_processes_that_drive_each_other_out(kvmload: Path) -> None:
     """With one place for all of them, every event of one drives out another: counts are exact."""
@@ -58,7 +64,7 @@ def test_processes_that_drive_each_other_out(kvmload: Path) -> None:
         for load in running:
             load.step(1)
         for load in running:
-            entry = wait_for(lambda load=load: counted(session, load), "the last exit is seen")
+            entry = wait_for(partial(counted, session, load), "the last exit is seen")
             assert entry.userspace_exits == EXITS + 1 + load.totals["eintr"]
 
 
@@ -73,10 +79,10 @@ def test_a_slot_begins_at_zero(kvmload: Path) -> None:
         for _ in range(24):
             with KvmLoad(kvmload, "--vcpus", "2", "--userspace-exits", str(EXITS)) as load:
                 load.finish_counted_part()
-                entry = wait_for(lambda load=load: counted(session, load), "the exits are seen")
+                entry = wait_for(partial(counted, session, load), "the exits are seen")
                 assert entry.userspace_exits == EXITS + load.totals["eintr"]
                 tgid = load.tgid
-            wait_for(lambda tgid=tgid: tgid not in session.read().entries, "its record is removed")
+            wait_for(partial(removed, session, tgid), "its record is removed")
         assert session.read().dropped_total == 0
 
 
@@ -103,20 +109,20 @@ def test_a_full_ledger_gives_what_becomes_free(kvmload: Path) -> None:
         take_slots(session, common=1, reserved=1)
         with loads(kvmload, 2, "--userspace-exits", str(EXITS), "--step") as running:
             for load in running:
-                wait_for(lambda load=load: counted(session, load), "the exits are seen")
+                wait_for(partial(counted, session, load), "the exits are seen")
             with KvmLoad(kvmload, "--userspace-exits", "7") as third:
                 third.finish_counted_part()
                 wait_for(lambda: session.read().dropped_total >= 7, "the third has no room")
                 assert third.tgid not in session.read().entries
             for load in running:
                 load.step(3)
-                entry = wait_for(lambda load=load: counted(session, load), "the steps are seen")
+                entry = wait_for(partial(counted, session, load), "the steps are seen")
                 assert entry.userspace_exits == EXITS + 3 + load.totals["eintr"]
             ended = {load.tgid for load in running}
         wait_for(lambda: not ended & set(session.read().entries), "both records are removed")
         with loads(kvmload, 2, "--userspace-exits", str(EXITS)) as running:
             for load in running:
-                entry = wait_for(lambda load=load: counted(session, load), "the exits are seen")
+                entry = wait_for(partial(counted, session, load), "the exits are seen")
                 assert entry.userspace_exits == EXITS + load.totals["eintr"]
 
 
@@ -216,9 +222,7 @@ def test_forgetting_a_process_that_runs_harms_no_other(kvmload: Path) -> None:
             with KvmLoad(kvmload, "--userspace-exits", "7") as load:
                 load.finish_counted_part()
                 for counted_load, made in ((load, 7), (bystander, EXITS)):
-                    entry = wait_for(
-                        lambda it=counted_load: counted(session, it), "the exits are seen"
-                    )
+                    entry = wait_for(partial(counted, session, counted_load), "the exits are seen")
                     assert entry.userspace_exits == made + counted_load.totals["eintr"]
 
 

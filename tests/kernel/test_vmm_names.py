@@ -37,9 +37,9 @@ def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
         assert found is not None
         assert found.named_like_qemu
         assert found.command_line.accelerators == ("tcg",)
-        assert found.fds.whole
+        assert found.fds.complete
         assert not found.fds.kvm
-        assert found.threads_whole
+        assert found.threads_complete
         assert found.parent_tgid == os.getpid()
 
 
@@ -53,8 +53,8 @@ def test_guest_with_workers_of_the_kernel() -> None:
 
         found = wait_for(running, "both vCPUs are there")
         assert found is not None
-        assert found.fds.whole
-        assert found.threads_whole
+        assert found.fds.complete
+        assert found.threads_complete
         assert found.unread is None
 
 

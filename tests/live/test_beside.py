@@ -45,7 +45,8 @@ class Frames(Started):
     def next(self) -> dict[str, Any]:
         line = self.line()
         assert line, f"live ended with {self.popen.wait()}"
-        return json.loads(line)
+        frame: dict[str, Any] = json.loads(line)
+        return frame
 
     def process(self, tgid: int) -> dict[str, Any]:
         """As the next frame shows it."""

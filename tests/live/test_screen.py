@@ -28,8 +28,8 @@ def guests(kvmload: Path) -> Iterator[KvmLoad]:
         yield load.finish_counted_part()
 
 
-def live(tmp_path: Path, *more: str, **shape: int) -> Terminal:
-    return Terminal(tmp_path, [*HVPROBE, *SELECTED, *more], **shape)
+def live(tmp_path: Path, *more: str, columns: int = 80, lines: int = 24) -> Terminal:
+    return Terminal(tmp_path, [*HVPROBE, *SELECTED, *more], columns=columns, lines=lines)
 
 
 def field(line: str, number: int) -> str:

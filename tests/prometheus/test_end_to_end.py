@@ -186,7 +186,8 @@ def test_a_scraper_without_certificate_is_refused(tmp_path: Path) -> None:
         for path in ("/metrics", "/", "/snapshot"):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 agent.get(path)
-            assert caught.value.code == 403
-            assert caught.value.read() == b"a client certificate is needed\n"
+            with caught.value as refused:
+                assert refused.code == 403
+                assert refused.read() == b"a client certificate is needed\n"
         assert agent.get("/healthz") == "alive\n"
         assert agent.get("/readyz") == "ready\n"

@@ -366,8 +366,8 @@ def test_a_small_descriptor_limit(limit: int) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert started.stdout is not None
     try:
-        assert started.stdout is not None
         port = int(started.stdout.readline())
         with descriptors(4 * CROWD), ExitStack() as stack:
             for _ in range(3 * limit):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from probes.serve.http import tls_files
-from probes.serve.http.certificate import Validity
+from probes.serve.http.certificate import Validity, validity
 from probes.serve.http.connection import Limits
 from probes.serve.http.listen import TlsFiles, TlsState
 from probes.serve.http.tls_files import RETRY_S, Certificates, TlsFilesError
@@ -459,11 +459,10 @@ def test_files_that_change_while_they_are_read(
     )
     used = certificates.current()
     secret.publish(second, authority.cert)
-    judged = tls_files.validity
 
     def swapped(pem: bytes) -> Validity:
         secret.publish(bad, authority.cert)
-        return judged(pem)
+        return validity(pem)
 
     with monkeypatch.context() as patched:
         patched.setattr(tls_files, "validity", swapped)

@@ -295,16 +295,22 @@ class _Tcp(ThreadingMixIn, TCPServer):
         self._open: set[socket.socket] = set()
         super().__init__(address, _Handler)
 
-    def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
-        tls = self.api.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-        self._open.add(tls)
-        try:
-            with tls, suppress(OSError):
-                if not self.api.stopping.is_set():
-                    tls.do_handshake()
-                    self.finish_request(tls, client_address)  # type: ignore[arg-type]
-        finally:
-            self._open.discard(tls)
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        assert isinstance(request, socket.socket)
+        with suppress(OSError):  # the peer may leave at any time, even before the socket is wrapped
+            tls = self.api.context.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            )
+            self._open.add(tls)
+            try:
+                with tls:
+                    if not self.api.stopping.is_set():
+                        tls.do_handshake()
+                        self.finish_request(tls, client_address)
+            finally:
+                self._open.discard(tls)
 
     def cut(self) -> None:
         """End all connections, whatever their threads are at."""
@@ -320,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Tcp
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Nothing: the requests are recorded."""
 
     def do_GET(self) -> None:

@@ -69,7 +69,7 @@ class Browser(Started):
             }
         }
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self._url + path, data, {"Content-Type": "application/json"}, method=method
@@ -84,7 +84,7 @@ class Browser(Started):
     def __enter__(self) -> Self:
         return self
 
-    def devtools(self, command: str, **parameters: Any) -> Any:  # noqa: ANN401
+    def devtools(self, command: str, **parameters: Any) -> Any:  # noqa: ANN401 - JSON
         """One command of the Chrome DevTools Protocol."""
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
@@ -104,7 +104,7 @@ class Browser(Started):
         """Load a page and all it asks for."""
         self._ask("POST", "/url", {"url": url})
 
-    def evaluate(self, expression: str) -> Any:  # noqa: ANN401
+    def evaluate(self, expression: str) -> Any:  # noqa: ANN401 - JSON
         """The value of a JavaScript expression on the page."""
         return self._ask("POST", "/execute/sync", {"script": f"return {expression}", "args": []})
 

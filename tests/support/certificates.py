@@ -36,6 +36,8 @@ authorityKeyIdentifier = keyid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
+    """The files of a certificate and its private key."""
+
     cert: Path
     key: Path
 

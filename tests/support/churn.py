@@ -74,10 +74,10 @@ class Churn:
             for _ in range(self._random.choice((0, 1, 1, 2, 5))):
                 self._deliver()
 
-    def look(self) -> NodeReport:
+    def refresh(self) -> NodeReport:
         """What hvprobe says now."""
         self._books.says = kernel(*self._entries.values())
-        return self._collector.look()
+        return self._collector.refresh()
 
     def expected(self) -> dict[Key, tuple[HypervisorType, VmmId | None]]:
         """What it must say: each VM that runs here as last told, with its own live process."""

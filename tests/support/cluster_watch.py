@@ -37,3 +37,8 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = 10.0) 
 def names(watch: VmiWatch) -> set[str]:
     """`namespace/name` of every VMI the watch knows."""
     return {"/".join(key) for key in watch.index().vmis}
+
+
+def knows(watch: VmiWatch, name: str) -> bool:
+    """Whether the watch knows the VMI `namespace/name`."""
+    return name in names(watch)

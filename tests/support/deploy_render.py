@@ -42,12 +42,14 @@ class Rendered:
     @property
     def pod(self) -> Json:
         """The pod's specification."""
-        return self.one("DaemonSet")["spec"]["template"]["spec"]
+        spec: Json = self.one("DaemonSet")["spec"]["template"]["spec"]
+        return spec
 
     @property
     def container(self) -> Json:
         """The pod's only container."""
-        (found,) = self.pod["containers"]
+        containers: list[Json] = self.pod["containers"]
+        (found,) = containers
         return found
 
 

@@ -40,7 +40,8 @@ def python_tools() -> Path:
         packages = directory / "packages"
         builder = directory / "pip"
         venv.create(builder, with_pip=True)
-        install = [builder / "bin/python", "-m", "pip", "install", "--quiet", "--target", packages]
+        install: list[str | Path] = [builder / "bin/python", "-m", "pip", "install", "--quiet"]
+        install += ["--target", packages]
         done = subprocess.run(
             [*install, "--requirement", _REQUIREMENTS], check=False, capture_output=True, text=True
         )

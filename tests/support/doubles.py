@@ -174,11 +174,11 @@ class World:
             vmis=vmis,
         )
 
-    def look(self) -> NodeReport:
-        return self.collector.look()
+    def refresh(self) -> NodeReport:
+        return self.collector.refresh()
 
     def one(self) -> ProcessReport:
-        (found,) = self.look().processes
+        (found,) = self.refresh().processes
         return found
 
 

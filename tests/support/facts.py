@@ -35,10 +35,10 @@ ATTACHED_NS = 50_000_000_000
 STARTED_NS = 60_000_000_000
 VMM = VmmId(tgid=4711, start_ticks=6000)
 KVM_FDS = AcceleratorFds(
-    kvm_devices=frozenset({3}), kvm_vms=frozenset({8}), kvm_vcpus=frozenset({9}), whole=True
+    kvm_devices=frozenset({3}), kvm_vms=frozenset({8}), kvm_vcpus=frozenset({9}), complete=True
 )
 """Descriptors of a QEMU with one vCPU."""
-NO_FDS = AcceleratorFds(whole=True)
+NO_FDS = AcceleratorFds(complete=True)
 ALL_QUESTIONS = frozenset(Question)
 
 
@@ -50,7 +50,7 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
         asked_for=(),
         claimed=frozenset(),
         unread=None,
-        fds_whole=True,
+        fds_complete=True,
         threads_seen=True,
         kvm_fds=False,
         kvm_vcpus=0,

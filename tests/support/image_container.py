@@ -103,7 +103,7 @@ def runc(state: Path, *arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def running(
+def running(  # noqa: PLR0913 - each is a change of the pod that a test may need by itself
     image: Image,
     daemonset: Json,
     seccomp: Json,
@@ -150,11 +150,14 @@ def running(
         )
         (place / "config.json").write_text(json.dumps(runtime_config(daemonset, world), indent=1))
         state = place / "runc"
+        container: Container | None = None
         try:
             container = Container(place, state)
             yield container
         finally:
             delete_all(state)
+            if container is not None:
+                container.kill()
 
 
 def drop_from_page_cache(root: Path) -> None:

@@ -59,7 +59,8 @@ class Agent(Started):
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=DEADLINE_S) as answer:
-            return answer.read().decode()
+            body: bytes = answer.read()
+            return body.decode()
 
     def samples(self, metric: str) -> dict[Labels, float]:
         """Scrape now: value by labels of one metric."""

@@ -8,6 +8,7 @@ import ctypes
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ebpf.bpf_syscall import map_element
 from ebpf.hooks import HOOKS, AttachPoint, Hook, Question
@@ -43,9 +44,7 @@ def take_slots(session: Session, *, common: int, reserved: int) -> list[int]:
 def free_slots(session: Session) -> list[int]:
     """Take all free slots away."""
     return [
-        slot
-        for name in (COMMON, RESERVED)
-        for slot in iter(lambda name=name: _pop(session, name), None)  # type: ignore[misc]
+        slot for name in (COMMON, RESERVED) for slot in iter(partial(_pop, session, name), None)
     ]
 
 

@@ -42,7 +42,7 @@ class Node:
 
     def report(self) -> NodeReport:
         """Look now."""
-        return self.collector.look()
+        return self.collector.refresh()
 
     def process(self, tgid: int) -> ProcessReport | None:
         """Look now, at one process; None: it is not shown."""

@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
-def wait_for(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
     """The condition's first true value; AssertionError with its last value after the deadline."""
     end_s = time.monotonic() + deadline_s
     while True:
@@ -159,7 +159,7 @@ class KvmLoad(Started):
     """tests/support/kvmload.c: a KVM user that is no QEMU and makes exactly known exits."""
 
     def __init__(self, program: Path, *arguments: str) -> None:
-        self._command = [program, *arguments]
+        self._command: list[str | Path] = [program, *arguments]
         super().__init__(self._command, stderr=None)
         self.totals: dict[str, Any] = {}
 

@@ -96,7 +96,8 @@ class _Go:
             "GOENV": "off",
         }
         # PWD: Go tells the package's name by the path it was entered by.
-        self._env = ["env", "-C", tree, f"PWD={tree}", *(f"{k}={v}" for k, v in settings.items())]
+        variables = [f"PWD={tree}", *(f"{k}={v}" for k, v in settings.items())]
+        self._env: list[str | Path] = ["env", "-C", tree, *variables]
 
     def call(self, *command: str | Path) -> None:
         run([*self._env, *command], what="compiling Kubernetes")

@@ -215,9 +215,10 @@ class Cluster:
 
     def _run(self, name: str, *arguments: str, program: Path | None = None) -> Started:
         """Start a program of the cluster; what it says goes to a file of its name."""
-        to_file = ("sh", "-c", 'exec "$@" >>"$0" 2>&1', self._work / f"{name}.log")
-        command = (program or self._programs / name, *arguments)
-        return self._keep(Started([*self._enter, *self._environment(), *to_file, *command]))
+        command: list[str | Path] = [*self._enter, *self._environment()]
+        command += ["sh", "-c", 'exec "$@" >>"$0" 2>&1', self._work / f"{name}.log"]
+        command += [program or self._programs / name, *arguments]
+        return self._keep(Started(command))
 
     def _environment(self) -> tuple[str, ...]:
         """Nothing of this machine's: proxies and certificates are for another network."""

@@ -39,7 +39,8 @@ def manifests(variant: str, directory: Path) -> str:
     if "capabilities" in context:
         possible = {name.removeprefix("CAP_") for name in possible_capabilities()}
         context["capabilities"]["add"] = sorted(possible & set(context["capabilities"]["add"]))
-    return yaml.safe_dump_all(objects.objects)
+    text: str = yaml.safe_dump_all(objects.objects)
+    return text
 
 
 def create(cluster: Cluster, *objects: Json) -> None:

@@ -9,7 +9,7 @@ from ebpf.hooks import Question
 from probes.host.process import HypervisorType
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
-from probes.render.live.frames import Scene
+from probes.render.live.frames import FrameData
 from probes.render.live.history import History
 from probes.report.model import CounterTrust, NodeReport, ProcessReport, ProcessState
 from tests.support.facts import hooks
@@ -45,12 +45,12 @@ def report(seconds: float, *processes: ProcessReport, **changes: Any) -> NodeRep
     )
 
 
-def scene(*reports: NodeReport) -> Scene:
+def scene(*reports: NodeReport) -> FrameData:
     """The last of these reports, the others remembered."""
     history = History()
     for one in reports:
         history.add(one)
-    return Scene(report=reports[-1], history=history)
+    return FrameData(report=reports[-1], history=history)
 
 
 def busy_node() -> Sequence[NodeReport]:

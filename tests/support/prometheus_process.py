@@ -74,5 +74,8 @@ def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/-/ready", timeout=5) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as err:
+        err.close()
+        return False
     except (urllib.error.URLError, ConnectionError):
         return False

@@ -113,7 +113,9 @@ def ask(url: str, path: str, parameters: dict[str, str] | None = None) -> dict[s
         with urllib.request.urlopen(address, timeout=30) as response:
             answer: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as err:
-        raise ValueError(f"{path} {parameters}: {err.code} {err.read().decode()}") from err
+        with err:
+            said = err.read().decode()
+        raise ValueError(f"{path} {parameters}: {err.code} {said}") from err
     data: dict[str, Any] = answer["data"]
     return data
 

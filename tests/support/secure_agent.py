@@ -59,7 +59,8 @@ class SecureAgent(Agent):
         with urllib.request.urlopen(
             self.url + path, timeout=DEADLINE_S, context=self._context
         ) as answer:
-            return answer.read().decode()
+            body: bytes = answer.read()
+            return body.decode()
 
     def shown_certificate(self) -> bytes:
         """What a client that connects now is shown, in DER."""

@@ -118,6 +118,8 @@ class Serving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
+    """What a server answered to one request."""
+
     status: int
     headers: dict[str, str]
     """Names in lower case; lines of one name joined."""

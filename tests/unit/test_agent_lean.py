@@ -18,7 +18,7 @@ from probes.command import cli
 programs._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){programs._MAIN}"
 
 async def serve(settings, collector):
-    collector.look()
+    collector.refresh()
     print(json.dumps({"modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}))
 
 agent._serve = serve

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -56,8 +57,10 @@ def named(
     """Each VM's process, or why it has none."""
     found = by_pod(candidates, index_of(*vmis), node=node)
     assert all(vm == it.vm for vm, it in found.items())
-    assert all((it.vmm is None) == (it.missing is not None) for it in found.values())
-    return {f"{vm.namespace}/{vm.name}": it.vmm or it.missing for vm, it in found.items()}
+    assert all((it.vmm is None) == (it.unattributed_reason is not None) for it in found.values())
+    return {
+        f"{vm.namespace}/{vm.name}": it.vmm or it.unattributed_reason for vm, it in found.items()
+    }
 
 
 def in_pod(uid: PodUid, candidate: TrackedProcess = QEMU) -> TrackedProcess:
@@ -381,18 +384,17 @@ class Model:
         self.generations += 1
         return PodUid(f"00000000-0000-0000-0000-{self.generations:012d}")
 
-    def _process(self, vm: VmName, vmi: Vmi, **changes: object) -> TrackedProcess | None:
+    def _process(self, vm: VmName, vmi: Vmi) -> TrackedProcess | None:
         here = [uid for uid, node in vmi.active_pods if node == NODE]
         if not here:
             return None
         self.ticks += 1
-        plain = replace(
+        return replace(
             QEMU,
             vmm=VmmId(tgid=1000 + self.ticks % 7, start_ticks=self.ticks),
             guest_name=f"{vm.namespace}_{vm.name}",
             pod=replace(COMPUTE, uid=here[0]),
         )
-        return replace(plain, **changes)  # type: ignore[arg-type]
 
     def _run(self, vm: VmName, vmi: Vmi) -> None:
         self.vmis[vm] = replace(vmi, phase=VmiPhase.RUNNING)
@@ -403,17 +405,20 @@ class Model:
             self.guests[guest.pod.uid] = guest
 
     def _start_probe(self, vm: VmName, vmi: Vmi) -> None:
-        probe = self._process(vm, vmi, verdict=IS_A_PROBE)
-        self.others += [probe] if probe else []
+        probe = self._process(vm, vmi)
+        self.others += [replace(probe, verdict=IS_A_PROBE)] if probe else []
 
     def _start_sidecar(self, vm: VmName, vmi: Vmi) -> None:
-        sidecar = self._process(vm, vmi, named_like_qemu=False, guest_name=None, verdict=NOTHING)
-        self.others += [sidecar] if sidecar else []
+        sidecar = self._process(vm, vmi)
+        if sidecar is not None:
+            unnamed = replace(sidecar, named_like_qemu=False, guest_name=None, verdict=NOTHING)
+            self.others.append(unnamed)
 
     def _start_impostor(self, vm: VmName, vmi: Vmi) -> None:
         """Another pod's process that bears this VM's name."""
-        impostor = self._process(vm, vmi, pod=replace(COMPUTE, uid=FOREIGN_POD))
-        self.others += [impostor] if impostor else []
+        impostor = self._process(vm, vmi)
+        foreign = replace(COMPUTE, uid=FOREIGN_POD)
+        self.others += [replace(impostor, pod=foreign)] if impostor else []
 
     def _end_guest(self, _: VmName, vmi: Vmi) -> None:
         for uid, _node in vmi.active_pods:
@@ -444,7 +449,7 @@ class Model:
 
 
 @given(EVENTS, st.randoms(use_true_random=False))
-def test_any_order_of_events(events: list[tuple[str, VmName]], random: object) -> None:
+def test_any_order_of_events(events: list[tuple[str, VmName]], chance: Random) -> None:
     """After each event exactly the VMs that run here are named, each with its own process or none.
 
     Leftovers of deleted VMIs, probes, sidecars and processes of other pods are never anybody.
@@ -453,6 +458,6 @@ def test_any_order_of_events(events: list[tuple[str, VmName]], random: object) -
     for event, vm in events:
         model.do(event, vm)
         candidates = [*model.guests.values(), *model.others]
-        random.shuffle(candidates)  # type: ignore[attr-defined]
+        chance.shuffle(candidates)
         found = by_pod(candidates, index_of(*model.vmis.values()), node=NODE)
         assert {name: it.vmm for name, it in found.items()} == model.expected()

@@ -281,7 +281,7 @@ def test_a_vmi_whose_process_may_be_one_that_is_not_read_yet(
     missing: Reason | None, pending: int, reason: Reason
 ) -> None:
     """While processes are unread it is not known that there is none for it."""
-    vm = Attribution(vm=ALPHA, vmm=None, architecture=None, missing=missing)
+    vm = Attribution(vm=ALPHA, vmm=None, architecture=None, unattributed_reason=missing)
     (found,) = vmi_reports([vm], [], accelerators=(), machine="x86_64", pending=pending)
     assert found.verdict.reasons == (reason,)
 

@@ -23,8 +23,10 @@ def pem(begin: datetime.datetime, end: datetime.datetime) -> bytes:
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
-def utc(*date: int) -> datetime.datetime:
-    return datetime.datetime(*date, tzinfo=datetime.UTC)  # type: ignore[misc,arg-type]
+def utc(
+    year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0
+) -> datetime.datetime:
+    return datetime.datetime(year, month, day, hour, minute, second, tzinfo=datetime.UTC)
 
 
 FIRST = pem(utc(2026, 1, 2, 3, 4, 5), utc(2049, 12, 31, 23, 59, 59))

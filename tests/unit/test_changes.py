@@ -50,10 +50,10 @@ NOT_FOLLOWED = (State.RECHECK, State.DOUBTED)
 @pytest.mark.parametrize(
     ("known", "event", "action", "state"),
     [
-        (None, Event.LISTED, Action.LOOK, State.NEW),
-        (None, Event.DUE, Action.LOOK, State.NEW),
-        (None, Event.UNFOLLOWED, Action.LOOK, State.NEW),
-        (None, Event.MARKED, Action.LOOK, State.NEW),
+        (None, Event.LISTED, Action.SCAN, State.NEW),
+        (None, Event.DUE, Action.SCAN, State.NEW),
+        (None, Event.UNFOLLOWED, Action.SCAN, State.NEW),
+        (None, Event.MARKED, Action.SCAN, State.NEW),
         (None, Event.FOUND, Action.READ, State.NEW),
         (None, Event.PLAIN, Action.SET_ASIDE, State.OTHER),
         (None, Event.UNREAD, Action.WAIT, State.NEW),
@@ -61,9 +61,9 @@ NOT_FOLLOWED = (State.RECHECK, State.DOUBTED)
         (None, Event.VMM, Action.JUDGE, None),
         (None, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
         (PLAIN, Event.LISTED, Action.LEAVE, State.FOLLOWED),
-        (PLAIN, Event.DUE, Action.LOOK, State.FOLLOWED),
-        (PLAIN, Event.UNFOLLOWED, Action.LOOK, State.RECHECK),
-        (PLAIN, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (PLAIN, Event.DUE, Action.SCAN, State.FOLLOWED),
+        (PLAIN, Event.UNFOLLOWED, Action.SCAN, State.RECHECK),
+        (PLAIN, Event.MARKED, Action.SCAN, State.DOUBTED),
         (PLAIN, Event.FOUND, Action.LEAVE, State.FOLLOWED),
         (PLAIN, Event.PLAIN, Action.READ, State.RECHECK),
         (SIDECAR, Event.PLAIN, Action.LEAVE, State.FOLLOWED),
@@ -72,10 +72,10 @@ NOT_FOLLOWED = (State.RECHECK, State.DOUBTED)
         (PLAIN, Event.VMM, Action.KEEP, None),
         (PLAIN, Event.REPLACED, Action.JUDGE, None),
         (PLAIN, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
-        (RECHECKED, Event.LISTED, Action.LOOK, State.RECHECK),
-        (RECHECKED, Event.DUE, Action.LOOK, State.RECHECK),
-        (RECHECKED, Event.UNFOLLOWED, Action.LOOK, State.RECHECK),
-        (RECHECKED, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (RECHECKED, Event.LISTED, Action.SCAN, State.RECHECK),
+        (RECHECKED, Event.DUE, Action.SCAN, State.RECHECK),
+        (RECHECKED, Event.UNFOLLOWED, Action.SCAN, State.RECHECK),
+        (RECHECKED, Event.MARKED, Action.SCAN, State.DOUBTED),
         (RECHECKED, Event.FOUND, Action.READ, State.RECHECK),
         (RECHECKED, Event.PLAIN, Action.READ, State.RECHECK),
         (RECHECKED, Event.UNREAD, Action.WAIT, State.RECHECK),
@@ -83,10 +83,10 @@ NOT_FOLLOWED = (State.RECHECK, State.DOUBTED)
         (RECHECKED, Event.VMM, Action.KEEP, None),
         (RECHECKED, Event.REPLACED, Action.JUDGE, None),
         (RECHECKED, Event.NO_VMM, Action.SET_ASIDE, State.OTHER),
-        (DOUBTED, Event.LISTED, Action.LOOK, State.DOUBTED),
-        (DOUBTED, Event.DUE, Action.LOOK, State.DOUBTED),
-        (DOUBTED, Event.UNFOLLOWED, Action.LOOK, State.DOUBTED),
-        (DOUBTED, Event.MARKED, Action.LOOK, State.DOUBTED),
+        (DOUBTED, Event.LISTED, Action.SCAN, State.DOUBTED),
+        (DOUBTED, Event.DUE, Action.SCAN, State.DOUBTED),
+        (DOUBTED, Event.UNFOLLOWED, Action.SCAN, State.DOUBTED),
+        (DOUBTED, Event.MARKED, Action.SCAN, State.DOUBTED),
         (DOUBTED, Event.FOUND, Action.READ, State.DOUBTED),
         (DOUBTED, Event.PLAIN, Action.READ, State.DOUBTED),
         (DOUBTED, Event.UNREAD, Action.WAIT, State.DOUBTED),
@@ -114,7 +114,7 @@ def test_a_new_process_with_a_record_is_read() -> None:
 def test_a_mark_counts_whatever_the_record_says(known: TrackedProcess) -> None:
     """Its record is the one it was judged with, and what it does may be something else."""
     step = next_step(known, Event.MARKED, entry())
-    assert step == Step(action=Action.LOOK, state=State.DOUBTED)
+    assert step == Step(action=Action.SCAN, state=State.DOUBTED)
     assert next_step(replace(known, state=State.DOUBTED), Event.VMM, entry()).action is Action.JUDGE
 
 
@@ -144,7 +144,8 @@ def test_a_process_is_read_again(
     """Until its verdict is final, and whenever the ledger says something new of it."""
     step = next_step(known, event, record)
     assert (step.state is State.RECHECK) is needs
-    assert (step.action is Action.LOOK) is (needs or event is Event.DUE)
+    assert (step.action is Action.SCAN) is (needs or event is Event.DUE)
+    assert step.state is not None
     looked = replace(known, state=step.state)
     assert (next_step(looked, Event.FOUND, record).action is Action.READ) is needs
 
@@ -176,7 +177,7 @@ def test_a_ledger_that_cannot_be_read_changes_nothing() -> None:
     assert listed == Step(action=Action.LEAVE, state=State.FOLLOWED)
     assert next_step(RECORDED, Event.VMM, None, ledger_read=False).action is Action.KEEP
     unproven = next_step(UNPROVEN, Event.LISTED, None, ledger_read=False)
-    assert unproven == Step(action=Action.LOOK, state=State.RECHECK)
+    assert unproven == Step(action=Action.SCAN, state=State.RECHECK)
     assert next_step(UNPROVEN, Event.VMM, None, ledger_read=False).action is Action.JUDGE
 
 

@@ -56,7 +56,7 @@ def test_report_of_a_node() -> None:
         entry(runs=5, exits=9),
         processes=(kvm_process(), beta),
     )
-    report = world.look()
+    report = world.refresh()
     assert (report.version, report.node) == ("1.2.3", "node-1")
     assert (report.kernel, report.machine) == ("6.12.0-test", "x86_64")
     assert report.virtualization == INTEL_HOST
@@ -92,7 +92,7 @@ def test_others_are_not_vmms() -> None:
     world = World(
         entry(), entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1), processes=(other, user)
     )
-    report = world.look()
+    report = world.refresh()
     assert [(it.vmm.tgid, it.state) for it in report.processes] == [
         (5000, ProcessState.UNATTRIBUTED)
     ]
@@ -103,7 +103,7 @@ def test_itself_is_never_a_vmm() -> None:
     """Trying the accelerator makes the collector a user of KVM: it does not report itself."""
     me = process(VmmId(tgid=os.getpid(), start_ticks=1), fds=KVM_FDS)
     world = World(entry(os.getpid(), vms_created=1), processes=(me,))
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_process_that_runs_a_guest_is_no_probe() -> None:
     world = World(
         entry(runs=5, userspace_exits=5), processes=(replace(kvm_process(), command_line=says),)
     )
-    report = world.look()
+    report = world.refresh()
     assert [it.state for it in report.processes] == [ProcessState.ATTRIBUTED]
     assert [(it.vm.name, it.verdict.type) for it in report.vmis] == [("alpha", KVM)]
 
@@ -161,9 +161,9 @@ def test_late_starters_are_found_without_any_bpf() -> None:
         processes=node,
         virtualization=Trials(),
     )
-    assert collector.look().processes == ()
+    assert collector.refresh().processes == ()
     node.processes[VMM.tgid] = tcg_process()
-    report = collector.look()
+    report = collector.refresh()
     (found,) = report.processes
     assert type_of(found) == (TCG, False)
     assert found.verdict.reasons == (Reason.TCG_COMPUTES, Reason.HOOKS_MISSING)
@@ -178,13 +178,13 @@ def test_gone_between_identity_and_inspection() -> None:
     """A process that goes while it is read is not there."""
     world = kvm_world()
     world.node.vanish_at_inspection = {VMM.tgid}
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 def test_gone_between_ledger_and_proc() -> None:
     """An entry whose process is gone makes no report and no error."""
     world = World(entry(runs=5, userspace_exits=5), processes=())
-    report = world.look()
+    report = world.refresh()
     assert report.processes == ()
     assert not any(report.health.errors_total.values())
 
@@ -201,9 +201,9 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
         entry(runs=5, userspace_exits=5),
         processes=(kvm_process(), tcg_process(BETA)),
     )
-    world.look()
+    world.refresh()
     world.books.says = LedgerReadError("cannot read the ledger: gone")
-    report = world.look()
+    report = world.refresh()
     health = report.health
     assert health.errors_total[Source.EBPF] == 1
     assert health.ledger_error == "cannot read the ledger: gone"
@@ -211,18 +211,18 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
         ("none", "cannot read the ledger: gone")
     }
     assert [(it.userspace_exits, it.exits) for it in report.vmis] == [(None, None)] * 2
-    world.look()
-    assert world.look().health.errors_total[Source.EBPF] == 3
+    world.refresh()
+    assert world.refresh().health.errors_total[Source.EBPF] == 3
 
 
 def test_counters_return_after_an_unreadable_ledger() -> None:
     """One failed read leaves a gap and nothing else."""
     world = kvm_world()
-    world.look()
+    world.refresh()
     world.books.says = LedgerReadError("cannot read the ledger: gone")
     assert world.one().runs is None
     world.books.says = kernel(entry(runs=12, userspace_exits=12))
-    report = world.look()
+    report = world.refresh()
     assert [it.runs for it in report.processes] == [12]
     assert report.health.errors_total[Source.EBPF] == 1
     assert all(it.attached for it in report.health.hooks)
@@ -232,9 +232,9 @@ def test_dropped_events_are_never_uncounted() -> None:
     """A counter that went back would be read as a restart and counted twice."""
     world = kvm_world()
     world.books.says = kernel(entry(runs=5, userspace_exits=5), dropped_total=7)
-    assert world.look().health.ledger_dropped_total == 7
+    assert world.refresh().health.ledger_dropped_total == 7
     world.books.says = LedgerReadError("cannot read the ledger: gone")
-    assert world.look().health.ledger_dropped_total == 7
+    assert world.refresh().health.ledger_dropped_total == 7
 
 
 def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
@@ -245,7 +245,7 @@ def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
     unseen = replace(kvm_process(), threads=(in_ioctl(9, KVM_RUN),))
     world = World(processes=(unseen, kvm_process(BETA, guest_name="lab_beta")))
     world.books.says = full
-    alpha, beta = world.look().vmis
+    alpha, beta = world.refresh().vmis
     assert (alpha.verdict.type, alpha.verdict.verified) == (KVM, True)
     assert (beta.userspace_exits, beta.exits) == (1, 1)
     assert (alpha.userspace_exits, alpha.exits) == (None, None)
@@ -275,7 +275,7 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
         ledger_error="no BPF",
         processes=Host(proc_root=tmp_path / "proc"),
         virtualization=Trials(),
-    ).look()
+    ).refresh()
     assert not found.proc_readable
     assert found.health.errors_total[Source.PROC] == 1
     assert found.processes == ()
@@ -287,13 +287,13 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
 def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
     """It outlives the process that showed it, and not the module."""
     world = World(entry(userspace_exits=1, exits=1), processes=(kvm_process(),))
-    assert world.look().health.exits_trust is CounterTrust.PROVEN
+    assert world.refresh().health.exits_trust is CounterTrust.PROVEN
     quiet = entry(5000, first_ns=BETA_NS, userspace_exits=1)
     world.books.says = kernel(quiet)
-    assert world.look().health.exits_trust is CounterTrust.PROVEN
+    assert world.refresh().health.exits_trust is CounterTrust.PROVEN
     again = tuple(replace(it, attached_total=2, attached_ns=BETA_NS - 1) for it in hooks())
     world.books.says = kernel(quiet, hooks=again)
-    health = world.look().health
+    health = world.refresh().health
     assert health.exits_trust is CounterTrust.UNTRIED
     assert health.userspace_exits_trust is CounterTrust.PROVEN
 
@@ -305,11 +305,11 @@ def test_trial_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     """The node is asked to make an empty VM once an interval, however often it is looked at."""
     world = World(processes=())
     for _ in range(4):
-        assert world.look().accelerators == (KVM_AVAILABLE,)
+        assert world.refresh().accelerators == (KVM_AVAILABLE,)
     assert world.trials.trials == 1
     monkeypatch.setattr(collector_module, "TRIAL_INTERVAL_S", 0.0)
     world.trials.answer = KVM_ABSENT
-    assert world.look().accelerators == (KVM_ABSENT,)
+    assert world.refresh().accelerators == (KVM_ABSENT,)
     assert world.trials.trials == 2
 
 
@@ -317,7 +317,7 @@ def test_no_trial_where_a_vm_runs() -> None:
     """A VM that is seen to run on KVM proves more than a trial could."""
     world = kvm_world()
     world.trials.answer = KVM_ABSENT
-    assert world.look().accelerators == (KVM_AVAILABLE,)
+    assert world.refresh().accelerators == (KVM_AVAILABLE,)
     assert world.trials.trials == 0
 
 
@@ -325,7 +325,7 @@ def test_trial_where_vms_only_might_run() -> None:
     """A VM that was never seen to run proves nothing of the node."""
     world = World(entry(vcpus_created=1), processes=(kvm_process(),))
     world.trials.answer = KVM_ABSENT
-    assert world.look().accelerators == (KVM_ABSENT,)
+    assert world.refresh().accelerators == (KVM_ABSENT,)
     assert world.trials.trials == 1
 
 
@@ -361,5 +361,5 @@ def test_captured_processes_without_bpf(
         processes=host,
         virtualization=Trials(),
     )
-    report = collector.look()
+    report = collector.refresh()
     assert [(it.vmm, type_of(it)) for it in report.processes] == [(capture.vmm, found)]

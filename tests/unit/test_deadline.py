@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.command.deadline import LookTimeoutError, StoppedError, apart, within
+from probes.command.deadline import RefreshTimeoutError, StoppedError, apart, within
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0
@@ -48,8 +48,8 @@ if arguments[0] == "agent":
 else:
     agent._open_session = lambda _: (None, BpfUnavailableError("not in this test"))
 agent.Server = Server
-agent.NodeCollector.look = look
-agent.STOP_DEADLINE_S = agent.LOOK_DEADLINE_S = show.LOOK_DEADLINE_S = float(deadline_s)
+agent.NodeCollector.refresh = look
+agent.STOP_DEADLINE_S = agent.REFRESH_DEADLINE_S = show.REFRESH_DEADLINE_S = float(deadline_s)
 sys.exit(cli.main([*arguments, "--standalone", "--log-level", "error"], apart=True))
 """
 """A command whose looks wait for a FIFO that gets no writer."""
@@ -185,7 +185,7 @@ def test_a_thread_gives_what_the_work_gave() -> None:
 def test_waiting_for_a_thread_ends() -> None:
     """At the deadline, or when the command is to stop, whichever is first."""
     gate = threading.Event()
-    with pytest.raises(LookTimeoutError, match=r"within 0\.1 s"):
+    with pytest.raises(RefreshTimeoutError, match=r"within 0\.1 s"):
         within(lambda: gate.wait(WAIT_S), deadline_s=0.1)
     with pytest.raises(StoppedError):
         within(lambda: gate.wait(WAIT_S), deadline_s=WAIT_S, stopped=lambda: True)
@@ -246,9 +246,14 @@ def test_closed_standard_streams(closed: str) -> None:
 
 def test_a_process_apart_that_never_ends(capfd: pytest.CaptureFixture[str]) -> None:
     """It is killed at the deadline, exit code 1 and one line."""
+
+    def never_ends() -> int:
+        time.sleep(NEVER_S)
+        return 0
+
     before = signal.getsignal(signal.SIGINT)
     try:
-        assert apart(lambda: bool(time.sleep(NEVER_S)), deadline_s=0.1) == 1
+        assert apart(never_ends, deadline_s=0.1) == 1
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err.startswith("hvprobe: no answer within 0.1 s; ")

@@ -108,7 +108,7 @@ def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "whole", "seen"),
+    ("threads", "complete", "seen"),
     [
         ((thread("worker"),), True, True),
         ((thread("worker"),), False, False),
@@ -119,10 +119,10 @@ def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
     ],
 )
 def test_threads_seen_outside_kvm_run(
-    threads: tuple[VmmThread, ...], *, whole: bool, seen: bool
+    threads: tuple[VmmThread, ...], *, complete: bool, seen: bool
 ) -> None:
     """A thread on a CPU may be inside KVM_RUN; one that emulates by its own word is on one."""
-    assert weigh(process(threads=threads, threads_whole=whole)).threads_seen is seen
+    assert weigh(process(threads=threads, threads_complete=complete)).threads_seen is seen
 
 
 def test_virtual_processors_inside_mshv_run() -> None:
@@ -131,7 +131,7 @@ def test_virtual_processors_inside_mshv_run() -> None:
         mshv_devices=frozenset({3}),
         mshv_partitions=frozenset({4}),
         mshv_vps=frozenset({5, 6, 7}),
-        whole=True,
+        complete=True,
     )
     threads = (in_ioctl(5, MSHV_RUN_VP), in_ioctl(6, KVM_RUN, tid=4713))
     found = weigh(process(fds=fds, threads=threads))
@@ -206,11 +206,11 @@ def test_capability_probe(machine: str | None, *, qemu: bool, probe: bool) -> No
 
 def test_command_line_and_descriptors_are_passed_on() -> None:
     """What was asked for, guest time, and whether the table is whole."""
-    facts = replace(kvm_process(), guest_ticks=12, fds=replace(KVM_FDS, whole=False))
+    facts = replace(kvm_process(), guest_ticks=12, fds=replace(KVM_FDS, complete=False))
     found = weigh(facts)
     assert found.asked_for == ("kvm",)
     assert found.guest_ticks == 12
-    assert (found.kvm_fds, found.fds_whole) == (True, False)
+    assert (found.kvm_fds, found.fds_complete) == (True, False)
 
 
 # what the ledger can vouch for

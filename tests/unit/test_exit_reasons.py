@@ -3,7 +3,7 @@
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,7 +166,7 @@ LoadInto = Callable[[Loaded], Path]
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadInto]:
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadInto:
     """Give the sysfs of a node of two CPUs, on which these programs are what is loaded."""
     events = tmp_path / "kernel/tracing/events/kvm/kvm_exit"
     events.mkdir(parents=True)

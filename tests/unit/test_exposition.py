@@ -87,7 +87,7 @@ class Theirs(Collector):
                     family.name, family.help, buckets=buckets, sum_value=family.total
                 )
                 continue
-            metric: Metric = TYPES[family.kind](family.name, family.help, labels=family.labels)
+            metric = TYPES[family.kind](family.name, family.help, labels=family.labels)
             for values, number in family.samples:
                 metric.add_metric(values, number)
             yield metric
@@ -96,7 +96,7 @@ class Theirs(Collector):
 def theirs(ours: Sequence[Family | Histogram], form: Format) -> str:
     if form is Format.TEXT:
         return prometheus_client.generate_latest(Theirs(ours)).decode()
-    return bytes(openmetrics_text(Theirs(ours))).decode()  # type: ignore[no-untyped-call] # theirs
+    return bytes(openmetrics_text(Theirs(ours))).decode()
 
 
 def written(exposition: Exposition, ours: Sequence[Family | Histogram], form: Format) -> str:

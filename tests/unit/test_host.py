@@ -86,7 +86,7 @@ def test_guest_inside_kvm_run(host: Host, proc: Path) -> None:
         kvm_devices=frozenset({3}),
         kvm_vms=frozenset({8}),
         kvm_vcpus=frozenset({9}),
-        whole=True,
+        complete=True,
     )
     assert [it.tid for it in found.threads] == sorted(int(tid) for tid in capture.task)
     vcpu = next(it for it in found.threads if it.comm == "CPU 0/KVM")
@@ -135,7 +135,7 @@ def test_emulated_guests(host: Host, proc: Path, name: str, threads: set[str]) -
     No thread's system call is asked for.
     """
     found = inspected(host, proc, name)
-    assert found.fds == AcceleratorFds(whole=True)
+    assert found.fds == AcceleratorFds(complete=True)
     assert found.guest_ticks == 0
     assert {it.comm for it in found.threads} <= threads | {"call_rcu"}
     assert threads <= {it.comm for it in found.threads} | {"call_rcu"}
@@ -162,7 +162,7 @@ def test_zombie_leader_with_live_threads(host: Host, proc: Path) -> None:
     assert found.program is None
     assert found.command_line == QemuCommandLine()
     assert found.fds.kvm_vcpus == frozenset({5})
-    assert found.fds.whole
+    assert found.fds.complete
 
 
 def test_workers_empty_table_is_not_the_process_s(host: Host, proc: Path) -> None:
@@ -192,7 +192,7 @@ def test_zombie_leader_whose_threads_went_too(host: Host, proc: Path) -> None:
     (root / "fd").rmdir()
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.fds == AcceleratorFds(whole=False)
+    assert found.fds == AcceleratorFds(complete=False)
 
 
 @pytest.mark.parametrize("name", ["a) R 1 (b", "x)", "CPU 0/KVM\n) Z"])
@@ -233,7 +233,7 @@ def test_vanished_after_its_stat_was_read(host: Host, proc: Path) -> None:
     assert found is not None
     assert found.program is None
     assert found.cgroup is None
-    assert found.fds == AcceleratorFds(whole=False)
+    assert found.fds == AcceleratorFds(complete=False)
     assert found.threads == ()
 
 
@@ -273,7 +273,7 @@ def test_unreadable_descriptors(host: Host, proc: Path) -> None:
     (root / "fd").write_text("")
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.fds == AcceleratorFds(whole=False)
+    assert found.fds == AcceleratorFds(complete=False)
 
 
 def test_one_unreadable_descriptor(host: Host, proc: Path) -> None:
@@ -284,7 +284,7 @@ def test_one_unreadable_descriptor(host: Host, proc: Path) -> None:
     found = inspect(host, capture.vmm)
     assert found is not None
     assert found.fds.kvm_vcpus == frozenset({9})
-    assert not found.fds.whole
+    assert not found.fds.complete
 
 
 def test_threads_that_end_meanwhile(host: Host, proc: Path) -> None:
@@ -412,8 +412,8 @@ def test_more_threads_than_are_read(
     found = inspect(host, capture.vmm)
     assert found is not None
     assert len(found.threads) == 2
-    assert not found.threads_whole
-    assert not found.fds.whole
+    assert not found.threads_complete
+    assert not found.fds.complete
     assert found.unread is Unread.TOO_MANY
 
 
@@ -426,8 +426,8 @@ def test_as_many_threads_as_are_read(
     plant(proc, capture)
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.threads_whole
-    assert found.fds.whole
+    assert found.threads_complete
+    assert found.fds.complete
     assert found.unread is None
 
 
@@ -441,12 +441,12 @@ def test_more_descriptors_than_are_read(
     plant(proc, capture)
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.fds.whole
+    assert found.fds.complete
     monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", tables * len(capture.fd) - 1)
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert not found.fds.whole
-    assert found.threads_whole
+    assert not found.fds.complete
+    assert found.threads_complete
     assert found.unread is Unread.TOO_MANY
 
 
@@ -482,7 +482,7 @@ def test_descriptors_of_another_threads_table(host: Host, proc: Path) -> None:
     found = inspect(host, capture.vmm)
     assert found is not None
     assert (found.fds.kvm_devices, found.fds.kvm_vms) == (frozenset({7}), frozenset({8}))
-    assert found.fds.whole
+    assert found.fds.complete
 
 
 def test_system_calls_are_read_without_descriptors(host: Host, proc: Path) -> None:
@@ -503,7 +503,7 @@ def test_threads_on_a_processor(host: Host, proc: Path) -> None:
     found = inspect(host, capture.vmm)
     assert found is not None
     assert {it.tid for it in found.threads if it.running} == {8118}
-    assert found.threads_whole
+    assert found.threads_complete
 
 
 @pytest.mark.parametrize(
@@ -625,8 +625,8 @@ def test_blocked_process_costs_only_itself(
         assert (blocked.comm, blocked.program) == ("qemu-system-x86", "qemu-system-x86_64")
         assert blocked.named_like_qemu
         assert blocked.cgroup is not None
-        assert not blocked.fds.whole
-        assert not blocked.threads_whole
+        assert not blocked.fds.complete
+        assert not blocked.threads_complete
         other = found.processes[bystander.vmm]
         assert other.unread is None
         assert running_now(other) == {9, 11}
@@ -882,7 +882,7 @@ def test_own_process() -> None:
     assert found.vmm.tgid == tgid
     assert found.program == Path(sys.executable).resolve().name
     assert not found.named_like_qemu
-    assert found.fds == AcceleratorFds(whole=True)
+    assert found.fds == AcceleratorFds(complete=True)
     assert {tgid, other.native_id} <= {it.tid for it in found.threads}
     assert found.guest_ticks == 0
 
@@ -966,7 +966,7 @@ ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
         vmm = wait_until_zombie(host, started.pid)
         found = inspect(host, vmm)
     assert found is not None
-    assert found.fds == AcceleratorFds(whole=True)
+    assert found.fds == AcceleratorFds(complete=True)
     assert found.command_line == QemuCommandLine()
 
 

@@ -18,37 +18,37 @@ from ebpf.hooks import unattached
 from probes.host.process import HypervisorType
 from probes.judge.reasons import Reason, Severity
 from probes.render.live.columns import age, bars, number
-from probes.render.live.frames import Scene, Shape, frame, frame_json, plain
+from probes.render.live.frames import FrameData, TerminalSize, frame, frame_json, plain
 from probes.render.live.history import History
 from probes.render.live.options import Selection
 from probes.render.live.rows import Order, ordered, rows_of
-from probes.render.live.view import View
+from probes.render.live.view import ViewState
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.model import WatchStatus
 from tests.support.live_reports import KVM, LIAR, RUNNING, busy_node, guest, report, scene
 from tests.support.rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-SMALL = Shape(width=80, height=24)
+SMALL = TerminalSize(width=80, height=24)
 
 
 def text(lines: Sequence[Text]) -> str:
     return "".join(f"{line.plain.rstrip()}\n" for line in lines)
 
 
-def shown(of: Scene, view: View | None = None, shape: Shape = SMALL) -> str:
-    return text(frame(of, view or View(), shape, interval_s=1.0)[0])
+def shown(of: FrameData, view: ViewState | None = None, shape: TerminalSize = SMALL) -> str:
+    return text(frame(of, view or ViewState(), shape, interval_s=1.0)[0])
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
         ("live_80x24.txt", SMALL),
-        ("live_160x24.txt", Shape(width=160, height=24)),
-        ("live_80x24_ascii.txt", Shape(width=80, height=24, ascii_only=True)),
+        ("live_160x24.txt", TerminalSize(width=160, height=24)),
+        ("live_80x24_ascii.txt", TerminalSize(width=80, height=24, ascii_only=True)),
     ],
 )
-def test_golden_frame(name: str, shape: Shape) -> None:
+def test_golden_frame(name: str, shape: TerminalSize) -> None:
     """A node with a case of everything looks exactly so; the most urgent comes first."""
     assert shown(scene(*busy_node()), shape=shape) == (GOLDEN / name).read_text()
 
@@ -81,8 +81,8 @@ def test_frame_fits_any_terminal(
         guest(number, KVM, comm=comm, guest_name=name)
         for number, (comm, name) in enumerate(comms, 1)
     ]
-    shape = Shape(width=width, height=height, ascii_only=ascii_only)
-    view = View(top=top, words="", editing=bool(top % 2))
+    shape = TerminalSize(width=width, height=height, ascii_only=ascii_only)
+    view = ViewState(top=top, words="", editing=bool(top % 2))
     lines, view = frame(scene(report(1, *guests)), view, shape, interval_s=1.0)
     assert len(lines) <= height
     for line in lines:
@@ -109,7 +109,8 @@ def test_a_thousand_vms() -> None:
     """A thousand VMs can all be scrolled to, each is shown once."""
     guests = [guest(1000 + i, KVM, f"vm{i:04}") for i in range(1000)]
     of = scene(report(1, *guests))
-    view, seen = View(), set()
+    view = ViewState()
+    seen: set[str] = set()
     for _ in range(1000):
         lines, view = frame(of, view, SMALL, interval_s=1.0)
         page = re.findall(r"vm\d{4}", text(lines))
@@ -174,7 +175,7 @@ def test_filter(words: str, tgids: set[int]) -> None:
     of = scene(*busy_node())
     assert {it.tgid for it in rows_of(of.report, of.history) if it.matches(words)} == tgids
     if not tgids:
-        assert "nothing to show" in shown(of, View(words=words))
+        assert "nothing to show" in shown(of, ViewState(words=words))
 
 
 def test_rates() -> None:
@@ -311,7 +312,7 @@ def test_names_that_are_not_current() -> None:
     assert r"VMI names are not up to date: refused\x1b[2J" in found
 
 
-def reasons_scene() -> Scene:
+def reasons_scene() -> FrameData:
     history = History()
     for second, total in ((0, 100), (2, 5100)):
         counts = (
@@ -320,12 +321,12 @@ def reasons_scene() -> Scene:
         )
         history.add(report(second, guest(1, RUNNING, "alpha", exits=total)), {1: counts})
     last = report(2, guest(1, RUNNING, "alpha", exits=5100))
-    return Scene(report=last, history=history, reasons={1: counts}, reasons_lost_total=5)
+    return FrameData(report=last, history=history, reasons={1: counts}, reasons_lost_total=5)
 
 
 def test_reasons_stand_below_their_vm() -> None:
     """Each with isa, total, rate and a bar; what they cost and what was lost is told."""
-    lines = shown(reasons_scene(), shape=Shape(width=120, height=24)).splitlines()
+    lines = shown(reasons_scene(), shape=TerminalSize(width=120, height=24)).splitlines()
     below = next(i for i, line in enumerate(lines) if "default/alpha" in line)
     assert re.fullmatch(r"\s+svm +IOIO +5100 +2500/s █{20}", lines[below + 1])
     assert re.fullmatch(r"\s+svm +NPF +10 +0/s", lines[below + 2])

@@ -23,7 +23,7 @@ def settings(*arguments: str, **environment: str) -> Settings:
 def live(*arguments: str, **environment: str) -> LiveOptions:
     found = settings("live", *arguments, **environment)
     assert isinstance(found, LiveSettings)
-    assert found.looks_once is found.live.once
+    assert found.refreshes_once is found.live.once
     return found.live
 
 
@@ -104,10 +104,10 @@ def test_other_commands() -> None:
         assert isinstance(found, DoctorSettings)
         assert found.json is json
     assert settings("completion", "zsh") == CompletionSettings(shell=Shell.ZSH)
-    for arguments in (
+    for wrong in (
         ("completion",),
         ("completion", "fish"),
         ("completion", "bash", "--node", "n"),
     ):
         with pytest.raises(UsageError):
-            settings(*arguments)
+            settings(*wrong)

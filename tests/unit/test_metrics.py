@@ -73,7 +73,7 @@ def test_promtool_finds_nothing_to_say() -> None:
 def test_openmetrics_says_the_same() -> None:
     """The OpenMetrics form parses strictly and has the very same samples."""
     text = text_of(rich_report(), Format.OPENMETRICS)
-    parsed_families = openmetrics_of(text)  # type: ignore[no-untyped-call] # theirs
+    parsed_families = openmetrics_of(text)
     parsed = [sample for family in parsed_families for sample in family.samples]
     assert [(it.name, it.labels, it.value) for it in parsed] == [
         (it.name, it.labels, it.value) for it in samples_of(rich_report())

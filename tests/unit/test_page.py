@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from probes.host.node import Cause, Problem
 from probes.host.process import VmmId
 from probes.judge.verdict import Verdict
-from probes.render.markup import LONGEST_TEXT
+from probes.render.markup import MAX_TEXT_CHARS
 from probes.render.page import CONTENT_SECURITY_POLICY, page
 from probes.render.page_style import STYLE
 from probes.report.model import NodeReport
@@ -249,7 +249,7 @@ def test_hostile_text_stays_text(text: str) -> None:
         read = Read(shown)
         assert read.elements == Read(drawn(harmless)).elements
         assert acts(shown.replace("\n", "")) == []
-        assert len(shown) < len(drawn(harmless)) + 5 * 10 * LONGEST_TEXT
+        assert len(shown) < len(drawn(harmless)) + 5 * 10 * MAX_TEXT_CHARS
 
 
 def test_bidirectional_text_is_isolated() -> None:

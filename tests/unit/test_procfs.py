@@ -195,11 +195,11 @@ def test_garbled_syscall_is_malformed(text: str) -> None:
 def test_captured_descriptors() -> None:
     """A real QEMU's table: one device, one VM, two vCPUs, and nothing else counts."""
     targets = [(int(fd), target) for fd, target in captured("kvm_two_vcpus").fd.items()]
-    assert classify_fds(targets, whole=True) == AcceleratorFds(
+    assert classify_fds(targets, complete=True) == AcceleratorFds(
         kvm_devices=frozenset({3}),
         kvm_vms=frozenset({8}),
         kvm_vcpus=frozenset({9, 11}),
-        whole=True,
+        complete=True,
     )
 
 
@@ -225,8 +225,8 @@ def test_captured_descriptors() -> None:
 )
 def test_accelerators_descriptors_are_known_by_their_target(target: str, field: str) -> None:
     """Every spelling kernels give to these files, with an index and brackets or without."""
-    found = classify_fds([(1, "/dev/null"), (7, target)], whole=True)
-    assert found == AcceleratorFds(whole=True, **{field: frozenset({7})})
+    found = classify_fds([(1, "/dev/null"), (7, target)], complete=True)
+    assert found == AcceleratorFds(complete=True, **{field: frozenset({7})})
     assert (found.kvm, found.mshv) == (field.startswith("kvm"), field.startswith("mshv"))
 
 
@@ -235,7 +235,7 @@ def test_unlinked_device_is_still_the_device() -> None:
 
     udev or a container runtime may make the entry again.
     """
-    found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], whole=True)
+    found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], complete=True)
     assert (found.kvm_devices, found.mshv_devices) == (frozenset({3}), frozenset({4}))
 
 
@@ -260,13 +260,13 @@ def test_unlinked_device_is_still_the_device() -> None:
 )
 def test_other_files_are_no_accelerators(target: str) -> None:
     """Nothing that only resembles an accelerator's file counts as one."""
-    assert classify_fds([(3, target)], whole=True) == AcceleratorFds(whole=True)
+    assert classify_fds([(3, target)], complete=True) == AcceleratorFds(complete=True)
 
 
-@given(targets=st.lists(st.tuples(st.integers(), st.text())), whole=st.booleans())
-def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, whole: bool) -> None:
+@given(targets=st.lists(st.tuples(st.integers(), st.text())), complete=st.booleans())
+def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, complete: bool) -> None:
     """Whatever the links say, the table is as whole as the reader knows."""
-    assert classify_fds(targets, whole=whole).whole is whole
+    assert classify_fds(targets, complete=complete).complete is complete
 
 
 # names

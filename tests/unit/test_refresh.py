@@ -14,13 +14,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 
 from probes.render.exposition import Format
+from probes.render.page import CONTENT_SECURITY_POLICY
 from probes.report.model import NodeReport
-from probes.serve import endpoints, refresh
+from probes.serve import refresh
 from probes.serve.endpoints import LAST_KNOWN_S, Endpoints
 from probes.serve.http.listen import TlsState
 from probes.serve.http.routes import Handler, Request, Response, prefers_openmetrics
 from probes.serve.refresh import RefreshCache
-from probes.vmi.kube.cache import WatchStatus
+from probes.vmi.model import WatchStatus
 from tests.support.rich_report import rich_report
 
 WAIT_S = 20.0
@@ -38,7 +39,7 @@ class Node:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def look(self) -> NodeReport:
+    def cache(self) -> NodeReport:
         self.looked += 1
         self.under_way.set()
         assert self.gate.wait(WAIT_S)
@@ -78,7 +79,7 @@ def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def shared(node: Node) -> RefreshCache:
-    return RefreshCache(node.look)
+    return RefreshCache(node.cache)
 
 
 def site_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> Endpoints:
@@ -109,22 +110,22 @@ def test_askers_share_a_look(clock: Clock) -> None:
     node = Node()
 
     async def steps() -> None:
-        look = shared(node)
+        cache = shared(node)
         node.gate.clear()
-        asked = asyncio.gather(*(look.seen() for _ in range(10)))
+        asked = asyncio.gather(*(cache.latest() for _ in range(10)))
         assert await asyncio.to_thread(node.under_way.wait, WAIT_S)
         node.gate.set()
-        seen = await asked
-        assert {id(each.report) for each in seen} == {id(node.outcome)}
+        latest = await asked
+        assert {id(each.report) for each in latest} == {id(node.outcome)}
         clock.now_s += refresh.SHARED_FOR_S * 0.9
-        await look.seen()
+        await cache.latest()
         assert node.looked == 1
         clock.now_s += refresh.SHARED_FOR_S
         node.outcome = rich_report()
-        newest = await look.seen()
+        newest = await cache.latest()
         assert node.looked == 2
         assert newest.report is node.outcome
-        assert newest.previous is seen[0].report
+        assert newest.previous is latest[0].report
 
     run(steps)
 
@@ -135,19 +136,19 @@ def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureF
     good = node.outcome
 
     async def steps() -> None:
-        look = shared(node)
-        assert (await look.seen()).failing_s == 0
+        cache = shared(node)
+        assert (await cache.latest()).failing_s == 0
         for failures in range(3):
             clock.now_s += 10
             node.outcome = ZeroDivisionError("a defect")
-            seen = await look.seen()
-            assert seen.report is good
-            assert seen.failure == "a look at the node failed: ZeroDivisionError('a defect')"
-            assert seen.failing_s == failures * 10
+            latest = await cache.latest()
+            assert latest.report is good
+            assert latest.failure == "a look at the node failed: ZeroDivisionError('a defect')"
+            assert latest.failing_s == failures * 10
         clock.now_s += 10
         node.outcome = rich_report()
-        seen = await look.seen()
-        assert (seen.failure, seen.failing_s) == (None, 0)
+        latest = await cache.latest()
+        assert (latest.failure, latest.failing_s) == (None, 0)
 
     with caplog.at_level(logging.INFO):
         run(steps)
@@ -164,19 +165,19 @@ def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     node = Node()
 
     async def steps() -> None:
-        look = shared(node)
-        good = (await look.seen()).report
+        cache = shared(node)
+        good = (await cache.latest()).report
         node.gate.clear()
         node.outcome = replace(rich_report(), node="after")
         for _ in range(5):
-            seen = await look.seen()
-            assert seen.failure == "a look at the node has not ended within 0.05 s"
-            assert seen.report is good
+            latest = await cache.latest()
+            assert latest.failure == "a look at the node has not ended within 0.05 s"
+            assert latest.report is good
         assert node.looked == 2
         node.gate.set()
-        while (seen := await look.seen()).failure is not None:
+        while (latest := await cache.latest()).failure is not None:
             await asyncio.sleep(0.001)
-        assert seen.report is node.outcome
+        assert latest.report is node.outcome
 
     run(steps)
 
@@ -189,13 +190,13 @@ def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPat
     node.gate.clear()
 
     async def steps() -> None:
-        look = shared(node)
-        assert (await look.seen()).report is None
-        await look.stop()
+        cache = shared(node)
+        assert (await cache.latest()).report is None
+        await cache.stop()
 
     run(steps)
     assert node.looked == 1
-    (thread,) = [each for each in threading.enumerate() if each.name == "look"]
+    (thread,) = [each for each in threading.enumerate() if each.name == "refresh"]
     assert thread.daemon
     node.gate.set()
     thread.join(WAIT_S)
@@ -437,7 +438,7 @@ def test_page_is_served_with_its_policy() -> None:
         answer = await ask(site_of(node), "/")
         headers = dict(answer.headers)
         assert answer.content_type == "text/html; charset=utf-8"
-        assert headers["Content-Security-Policy"] == endpoints.CONTENT_SECURITY_POLICY
+        assert headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
 

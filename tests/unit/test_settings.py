@@ -184,7 +184,7 @@ def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], s
 
 def test_a_variable_of_another_command_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """A switch that the command does not have, and --help, do without its variable's meaning."""
-    assert settings("agent", HVPROBE_ONCE="banana").listen
+    assert settings("agent", HVPROBE_ONCE="banana") == settings("agent")
     with pytest.raises(SystemExit):
         settings("live", "--help", HVPROBE_ONCE="banana")
     assert "HVPROBE_ONCE" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 """Which processes are read again, and which records are removed: every reading is counted."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -13,8 +13,10 @@ from ebpf.uapi import KVM_RUN
 from probes.host.process import QemuCommandLine, Unread, VmmId, VmmProcess
 from probes.judge.changes import FREED_WITHIN_NS
 from probes.judge.reasons import Reason
-from probes.judge.tracker import IN_TURN
+from probes.judge.tracked import TrackedProcess
+from probes.judge.tracker import RECHECK_EVERY
 from probes.report import collector as collector_module
+from probes.vmi.attribution import Attribution, VmName, by_guest_name
 from probes.vmi.model import Vmi, VmiIndex, VmiPhase
 from tests.support.doubles import (
     BETA,
@@ -55,8 +57,8 @@ def asleep(vmm: VmmId = VMM) -> VmmProcess:
 
 def rounds(world: World) -> None:
     """As many refreshes as it takes for each process to be looked at in turn."""
-    for _ in range(IN_TURN):
-        world.look()
+    for _ in range(RECHECK_EVERY):
+        world.refresh()
 
 
 # what is final is left alone
@@ -77,18 +79,18 @@ def test_a_thousand_final_processes_are_not_read_again() -> None:
                 if vmm.tgid % 2 == 0
             )
         )
-        report = world.look()
+        report = world.refresh()
         assert {vmi.userspace_exits for vmi in report.vmis} == {runs, None}
         assert len(report.vmis) == 1000
         assert all(vmi.verdict.verified for vmi in report.vmis)
         assert world.node.inspections.total() == 1000
-        assert world.node.scans.total() <= 1000 + (runs - 1) * (1000 // IN_TURN + 1)
+        assert world.node.scans.total() <= 1000 + (runs - 1) * (1000 // RECHECK_EVERY + 1)
 
 
 def test_what_is_no_vmm_is_looked_at_in_turn_only() -> None:
     """A shell costs one look, and then one in sixteen refreshes."""
     world = World(processes=(SHELL,))
-    world.look()
+    world.refresh()
     assert world.node.scans[VMM.tgid] == 1
     rounds(world)
     assert world.node.scans[VMM.tgid] in {2, 3}
@@ -123,7 +125,7 @@ def test_a_mark_ends_a_final_verdict(world: World) -> None:
 def test_a_mark_makes_a_vmm_of_what_was_none() -> None:
     """A shell that executes QEMU, or forks it under a number used before."""
     world = World(processes=(SHELL,))
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = tcg_process()
     world.books.lives = {VMM.tgid}
     assert type_of(world.one()) == (TCG, True)
@@ -132,26 +134,26 @@ def test_a_mark_makes_a_vmm_of_what_was_none() -> None:
 def test_a_mark_ends_a_vmm_that_executes_something_else() -> None:
     """It leaves the report at the next refresh."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = SHELL
     world.books.lives = {VMM.tgid}
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 def test_a_lost_mark_is_made_up_for_in_turn() -> None:
     """A VMM that executed something else unnoticed is noticed after sixteen refreshes at most."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = SHELL
     rounds(world)
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 @pytest.mark.parametrize("too_late_for", ["a look", "reading"])
 def test_a_mark_is_not_lost_while_the_process_cannot_be_read(too_late_for: str) -> None:
     """It is read as soon as it can be, and judged by what it is then."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.books.lives = {VMM.tgid}
     world.node.processes[VMM.tgid] = process()
     if too_late_for == "a look":
@@ -167,7 +169,7 @@ def test_a_mark_is_not_lost_while_the_process_cannot_be_read(too_late_for: str) 
 def test_a_new_process_needs_no_mark() -> None:
     """Whatever number appears in /proc is looked at, marked or not."""
     world = World(processes=())
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = tcg_process()
     assert type_of(world.one()) == (TCG, True)
 
@@ -175,9 +177,9 @@ def test_a_new_process_needs_no_mark() -> None:
 def test_a_number_that_was_gone_is_new() -> None:
     """What had it before, and was none, says nothing of the next one."""
     world = World(processes=(SHELL,))
-    world.look()
+    world.refresh()
     del world.node.processes[VMM.tgid]
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = tcg_process()
     assert type_of(world.one()) == (TCG, True)
 
@@ -185,9 +187,9 @@ def test_a_number_that_was_gone_is_new() -> None:
 def test_a_thread_of_the_same_number_range_is_ignored() -> None:
     """Marks of threads, and of processes that have ended, concern no process."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.books.lives = {VMM.tgid + 1, 99}
-    world.look()
+    world.refresh()
     assert world.node.scans.keys() <= {VMM.tgid}
     assert world.node.inspections.total() == 1
 
@@ -207,7 +209,7 @@ def test_a_number_that_passes_at_once() -> None:
 def test_a_former_owners_record_never_counts_for_the_follower() -> None:
     """An accelerated follower whose fork was not marked: no count, and none of the former one."""
     world = kvm_world()
-    world.look()
+    world.refresh()
     follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
     world.node.processes[VMM.tgid] = asleep(follower)
     rounds(world)
@@ -220,7 +222,7 @@ def test_a_former_owners_record_never_counts_for_the_follower() -> None:
 def test_only_its_own_record_counts() -> None:
     """A later record of its number counts once the process was read and judged with it."""
     world = kvm_world()
-    world.look()
+    world.refresh()
     later = entry(first_ns=entry().first_ns + 1, userspace_exits=9)
     world.books.says = kernel(later)
     world.node.hurried = {VMM.tgid}
@@ -239,12 +241,12 @@ def test_without_marks_each_refresh_looks_at_all() -> None:
     world = World(entry(userspace_exits=5), processes=(kvm_process(), tcg_process(BETA)))
     for refreshes in (1, 2, 3):
         world.books.lives = None
-        found = {it.vmm: type_of(it) for it in world.look().processes}
+        found = {it.vmm: type_of(it) for it in world.refresh().processes}
         assert found == {VMM: (KVM, True), BETA: (TCG, True)}
         assert world.node.scans == {VMM.tgid: refreshes, BETA.tgid: refreshes}
     world.node.processes[BETA.tgid] = replace(SHELL, vmm=BETA)
     world.books.lives = None
-    assert [it.vmm for it in world.look().processes] == [VMM]
+    assert [it.vmm for it in world.refresh().processes] == [VMM]
 
 
 def test_without_marks_another_program_is_judged_by_itself() -> None:
@@ -272,7 +274,7 @@ def test_the_kernel_overrules_a_final_tcg() -> None:
 def test_a_refused_run_takes_the_proof_from_a_tcg() -> None:
     """Entered and refused: it is not emulated for certain, and not accelerated at all."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.books.says = kernel(entry(userspace_exits=9, completed_runs=0))
     found = world.one()
     assert type_of(found) == (UNKNOWN, False)
@@ -308,24 +310,24 @@ def test_added_vcpus_are_read_once() -> None:
 def test_a_marked_record_is_read_in_each_refresh() -> None:
     """The main thread has ended and vCPU threads may live on: /proc says when they are gone."""
     world = kvm_world()
-    world.look()
+    world.refresh()
     world.books.says = kernel(entry(runs=6, userspace_exits=6, leader_exit_ns=MARKED_NS))
     for refreshes in (2, 3):
         assert type_of(world.one()) == (KVM, True)
         assert world.node.inspections[VMM.tgid] == refreshes
     del world.node.processes[VMM.tgid]
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
     assert world.books.forgotten == []
 
 
 def test_a_zombie_is_gone() -> None:
     """It is listed in /proc until its parent collects it; its end is marked."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     del world.node.processes[VMM.tgid]
     world.node.zombies = {VMM.tgid}
     world.books.lives = {VMM.tgid}
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 @pytest.mark.parametrize(
@@ -340,11 +342,11 @@ def test_a_zombie_is_gone() -> None:
 def test_a_record_that_outlives_its_process(record: object, *, removed: bool) -> None:
     """The kernel removes what it marked; what it did not, or not in time, hvprobe removes."""
     world = kvm_world()
-    world.look()
+    world.refresh()
     del world.node.processes[VMM.tgid]
     assert isinstance(record, type(entry()))
     world.books.says = replace(kernel(record), taken_ns=MARKED_NS + FREED_WITHIN_NS)
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
     assert world.books.forgotten == [(VMM.tgid, record.first_ns)] * removed
 
 
@@ -355,14 +357,14 @@ def test_a_zombie_keeps_no_record(*, main_thread_ended: bool) -> None:
     A record whose process only could not be identified, as far as the kernel tells, stays.
     """
     world = kvm_world()
-    world.look()
+    world.refresh()
     del world.node.processes[VMM.tgid]
     world.node.zombies = {VMM.tgid}
     ended_ns = MARKED_NS if main_thread_ended else None
     record = entry(runs=5, leader_exit_ns=ended_ns)
     world.books.says = replace(kernel(record), taken_ns=MARKED_NS)
     world.books.lives = {VMM.tgid}
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
     assert world.books.forgotten == [(VMM.tgid, record.first_ns)] * main_thread_ended
 
 
@@ -373,7 +375,7 @@ def test_without_the_free_hook_records_of_the_dead_are_removed() -> None:
     world.books.says = kernel(
         dead, taken_ns=MARKED_NS, hooks=hooks(frozenset(Question) - {Question.IS_FREED})
     )
-    world.look()
+    world.refresh()
     assert world.books.forgotten == [(PLAYED_TGID, dead.first_ns)]
 
 
@@ -381,14 +383,14 @@ def test_each_stale_record_is_removed() -> None:
     """One of a process that lives does not hide the others."""
     dead = entry(PLAYED_TGID, runs=5)
     world = World(entry(userspace_exits=5), dead, processes=(kvm_process(),))
-    world.look()
+    world.refresh()
     assert world.books.forgotten == [(PLAYED_TGID, dead.first_ns)]
 
 
 def test_a_record_of_what_is_no_vmm_is_removed() -> None:
     """It created a VM and let it go: its slot is free for others."""
     world = World(entry(vms_created=1), processes=(SHELL,))
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
     assert world.books.forgotten == [(VMM.tgid, entry().first_ns)]
 
 
@@ -403,7 +405,7 @@ def test_a_ledger_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(world.books, "forget", refuse)
     for refreshes in (1, 2):
-        assert world.look().processes == ()
+        assert world.refresh().processes == ()
         assert len(tried) == refreshes
 
 
@@ -438,8 +440,8 @@ def test_descriptors_are_searched_at_first_and_while_events_are_lost() -> None:
     assert world.node.fd_scans[BETA.tgid] == 0
     world.node.processes[BETA.tgid] = late
     world.books.says = kernel(dropped_total=1)
-    assert [it.vmm for it in world.look().processes] == [VMM, BETA]
-    world.look()
+    assert [it.vmm for it in world.refresh().processes] == [VMM, BETA]
+    world.refresh()
     assert world.node.fd_scans[BETA.tgid] == 1
 
 
@@ -448,17 +450,17 @@ def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str
     """It is over when all have been looked at, however long ago events were lost."""
     user = replace(asleep(), named_like_qemu=False, program="firecracker", comm="firecracker")
     world = World(processes=(replace(SHELL, vmm=BETA),))
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = user
     world.books.says = kernel(dropped_total=1)
     if too_late_for == "a look":
         world.node.unscanned = {VMM.tgid}
     else:
         world.node.hurried = {VMM.tgid}
-    assert world.look().processes == ()
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
+    assert world.refresh().processes == ()
     world.node.unscanned = world.node.hurried = set()
-    assert [it.vmm for it in world.look().processes] == [VMM]
+    assert [it.vmm for it in world.refresh().processes] == [VMM]
     searched = world.node.fd_scans[BETA.tgid]
     rounds(world)
     assert world.node.fd_scans[BETA.tgid] == searched
@@ -467,7 +469,7 @@ def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str
 def test_a_user_of_kvm_is_found_by_its_record() -> None:
     """Under whatever name, and without a search through descriptors."""
     world = World(processes=(SHELL,))
-    world.look()
+    world.refresh()
     world.node.processes[VMM.tgid] = replace(SHELL, fds=KVM_FDS)
     world.books.says = kernel(entry(userspace_exits=2))
     found = world.one()
@@ -483,14 +485,14 @@ def test_blocked_processes_are_counted_and_come_first() -> None:
     world = World(processes=(tcg_process(BETA),))
     world.node.blocked = {VMM.tgid, PLAYED_TGID}
     for _ in range(2):
-        report = world.look()
+        report = world.refresh()
         assert [it.vmm for it in report.processes] == [BETA]
         assert report.health.processes_pending == 2
         world.node.processes[7] = replace(SHELL, vmm=VmmId(tgid=7, start_ticks=7))
     assert world.node.order[:2] == [VMM.tgid, PLAYED_TGID]
     world.node.blocked = set()
     world.node.processes[VMM.tgid] = tcg_process()
-    report = world.look()
+    report = world.refresh()
     assert [it.vmm for it in report.processes] == [VMM, BETA]
     assert report.health.processes_pending == 0
 
@@ -498,7 +500,7 @@ def test_blocked_processes_are_counted_and_come_first() -> None:
 def test_a_blocked_process_keeps_a_final_verdict() -> None:
     """It was proven; that it hides now proves nothing else."""
     world = tcg_world()
-    world.look()
+    world.refresh()
     world.node.blocked = {VMM.tgid}
     world.books.lives = set()
     rounds(world)
@@ -510,7 +512,7 @@ def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
     hidden = replace(
         process(), unread=Unread.BLOCKED, threads=(), command_line=QemuCommandLine(),
         fds=replace(KVM_FDS, kvm_devices=frozenset(), kvm_vms=frozenset(),
-                    kvm_vcpus=frozenset(), whole=False),
+                    kvm_vcpus=frozenset(), complete=False),
     )  # fmt: skip
     world = World(entry(userspace_exits=4), processes=(hidden,))
     world.node.blocked = {VMM.tgid}
@@ -527,7 +529,7 @@ def test_a_known_process_that_ends_while_it_is_read_is_gone() -> None:
     assert world.one().verdict.verified
     world.books.lives = {VMM.tgid}
     world.node.vanish_at_inspection.add(VMM.tgid)
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
 
 
 def test_no_time_keeps_what_was_known() -> None:
@@ -536,11 +538,11 @@ def test_no_time_keeps_what_was_known() -> None:
     first = world.one()
     world.node.hurried = {VMM.tgid, BETA.tgid}
     world.node.processes[BETA.tgid] = tcg_process(BETA)
-    report = world.look()
+    report = world.refresh()
     assert report.processes == (first,)
     assert report.health.processes_pending == 2
     world.node.hurried = set()
-    assert len(world.look().processes) == 2
+    assert len(world.refresh().processes) == 2
 
 
 # names are made once
@@ -549,24 +551,23 @@ def test_no_time_keeps_what_was_known() -> None:
 def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counters change none; a process that comes, goes or is judged otherwise does."""
     made: list[int] = []
-    real = collector_module.by_guest_name
 
-    def counted(candidates: object) -> object:
+    def counted(candidates: Iterable[TrackedProcess]) -> Mapping[VmName, Attribution]:
         made.append(1)
-        return real(candidates)  # type: ignore[arg-type]
+        return by_guest_name(candidates)
 
     monkeypatch.setattr(collector_module, "by_guest_name", counted)
     world = tcg_world()
     for _ in range(3):
-        assert [it.vm.name for it in world.look().vmis] == ["beta"]
+        assert [it.vm.name for it in world.refresh().vmis] == ["beta"]
     assert len(made) == 1
     world.node.processes[BETA.tgid] = kvm_process(BETA)
     for exits in (1, 2):
         world.books.says = kernel(entry(BETA.tgid, first_ns=BETA_NS, userspace_exits=exits))
-        assert [it.userspace_exits for it in world.look().vmis] == [exits, None]
+        assert [it.userspace_exits for it in world.refresh().vmis] == [exits, None]
     assert len(made) == 2
     del world.node.processes[VMM.tgid]
-    assert [it.vm.name for it in world.look().vmis] == ["alpha"]
+    assert [it.vm.name for it in world.refresh().vmis] == ["alpha"]
     assert len(made) == 3
 
 
@@ -575,7 +576,7 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
     world = World(processes=())
     told = Told()
     collector = world.observed(told)
-    assert collector.look().vmis == ()
+    assert collector.refresh().vmis == ()
     vmi = Vmi(
         namespace="lab",
         name="beta",
@@ -585,12 +586,12 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
         architecture=None,
     )
     told.says = VmiIndex.of((vmi,))
-    assert [it.vm.name for it in collector.look().vmis] == ["beta"]
+    assert [it.vm.name for it in collector.refresh().vmis] == ["beta"]
 
 
 def test_itself_is_no_vmm() -> None:
     """Trying the accelerator makes hvprobe a user of KVM: its own process is never looked at."""
     world = World(entry(os.getpid(), vms_created=1, first_ns=STARTED_NS * 1000), processes=())
-    assert world.look().processes == ()
+    assert world.refresh().processes == ()
     assert world.node.scans == {}
     assert world.books.forgotten == []

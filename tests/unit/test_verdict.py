@@ -129,7 +129,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         KVM, True, (R.GUEST_TIME,),
     ),
     "1: recorded, its descriptors cannot be read": (
-        {**RAN, "fds_whole": False},
+        {**RAN, "fds_complete": False},
         KVM, True, (R.USERSPACE_EXITS_RECORDED,),
     ),
     "1: recorded of a program that is no QEMU": (
@@ -143,7 +143,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     ),
     "2: vCPUs held, no hooks": ({**RUNNING, **NO_HOOKS}, KVM, False, (R.HOLDS_VCPUS,)),
     "2: a vCPU among descriptors not read whole": (
-        {**RUNNING, "fds_whole": False},
+        {**RUNNING, "fds_complete": False},
         KVM, False, (R.HOLDS_VCPUS,),
     ),
     # 3. tcg
@@ -194,19 +194,19 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     ),
     "3: threads without names, nothing asked for": ({}, UNKNOWN, False, (R.NO_VCPU_THREADS,)),
     "3: descriptors cannot be read": (
-        {**EMULATING, "fds_whole": False},
+        {**EMULATING, "fds_complete": False},
         UNKNOWN, False, (R.FDS_UNREADABLE,),
     ),
     "3: a read blocks": (
-        {**EMULATING, "fds_whole": False, "unread": Unread.BLOCKED},
+        {**EMULATING, "fds_complete": False, "unread": Unread.BLOCKED},
         UNKNOWN, False, (R.READ_BLOCKED,),
     ),
     "3: too much to read": (
-        {**EMULATING, "fds_whole": False, "unread": Unread.TOO_MANY},
+        {**EMULATING, "fds_complete": False, "unread": Unread.TOO_MANY},
         UNKNOWN, False, (R.TOO_MUCH_TO_READ,),
     ),
     "3: no time to read": (
-        {**EMULATING, "fds_whole": False, "unread": Unread.NO_TIME},
+        {**EMULATING, "fds_complete": False, "unread": Unread.NO_TIME},
         UNKNOWN, False, (R.NOT_READ_YET,),
     ),
     "3: computes, but holds /dev/kvm": (
@@ -275,7 +275,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         UNKNOWN, False, (R.CAPABILITY_PROBE,),
     ),
     "6: probe without descriptors to read": (
-        {"capability_probe": True, "fds_whole": False},
+        {"capability_probe": True, "fds_complete": False},
         UNKNOWN, False, (R.CAPABILITY_PROBE,),
     ),
     "6: KVM_CREATE_VM and KVM_CREATE_VCPU only": (
@@ -385,7 +385,7 @@ ANY_EVIDENCE = st.builds(
     asked_for=st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(tuple),
     claimed=st.frozensets(st.sampled_from([KVM, TCG, MSHV])),
     unread=st.none() | st.sampled_from(Unread),
-    fds_whole=FLAGS,
+    fds_complete=FLAGS,
     threads_seen=FLAGS,
     kvm_fds=FLAGS,
     kvm_vcpus=COUNTS,
@@ -463,7 +463,7 @@ def test_verified_tcg_has_no_trace_of_an_accelerator(any_evidence: Evidence) -> 
         return
     assert not any_evidence.kvm_fds
     assert not any_evidence.mshv_fds
-    assert any_evidence.fds_whole
+    assert any_evidence.fds_complete
     assert not (any_evidence.ledger and any_evidence.ledger.ran_kvm)
     assert not any_evidence.claimed & {KVM, MSHV}
     if verdict.verified:

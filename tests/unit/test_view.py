@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.render.live.rows import Order
-from probes.render.live.view import FILTER_MAX, Key, View, keys_of, pressed, scrolled
+from probes.render.live.view import FILTER_MAX, Key, ViewState, keys_of, pressed, scrolled
 
 
-def after(*keys: Key | str) -> View:
-    return reduce(lambda view, key: pressed(view, key, page=10), keys, View())
+def after(*keys: Key | str) -> ViewState:
+    return reduce(lambda view, key: pressed(view, key, page=10), keys, ViewState())
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_filter() -> None:
     assert after(*"/rtnpq").words == "rtnpq"
     assert after(*"/rtnpq").order is Order.SEVERITY
     assert not after(*"/q").over
-    assert after(*"/ab", Key.BACKSPACE, Key.ENTER) == View(words="a")
+    assert after(*"/ab", Key.BACKSPACE, Key.ENTER) == ViewState(words="a")
     assert after(*"/ab", Key.ENTER, "n").order is Order.NAME
-    assert after(*"/ab", Key.ESCAPE) == View()
-    assert after(*"/ab", Key.ENTER, Key.ESCAPE) == View()
+    assert after(*"/ab", Key.ESCAPE) == ViewState()
+    assert after(*"/ab", Key.ENTER, Key.ESCAPE) == ViewState()
     assert after(*"/a", Key.OTHER, Key.DOWN).words == "a"
     assert len(after("/", *"a" * 200).words) == FILTER_MAX
 
@@ -86,7 +86,7 @@ def test_pause_and_quit() -> None:
     assert after("p").paused
     assert not after("p", "p").paused
     assert after("q").over
-    assert after("x", Key.OTHER, Key.ENTER, Key.BACKSPACE) == View()
+    assert after("x", Key.OTHER, Key.ENTER, Key.BACKSPACE) == ViewState()
 
 
 def test_scrolling() -> None:

@@ -186,6 +186,6 @@ def test_an_index_cannot_be_changed() -> None:
     """Neither its fields nor its mappings."""
     index = VmiIndex.of([sample("alpha", POD)])
     with pytest.raises(TypeError):
-        index.vmis["lab", "x"] = sample("x")  # type: ignore[index]
+        index.vmis["lab", "x"] = sample("x")  # type: ignore[index] # must be refused
     with pytest.raises(dataclasses.FrozenInstanceError):
-        index.contested_pods = frozenset()  # type: ignore[misc]
+        index.contested_pods = frozenset()  # type: ignore[misc] # must be refused

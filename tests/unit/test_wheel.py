@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The wheel: the files, the command, the dependencies and the licences that it carries."""
+
 import configparser
 import shutil
 import subprocess

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* BCC carries the definitions of the bpf() system call it was built for. */
+/* BCC brings its own definitions of the bpf() system call, those it was built for. */
 #ifndef HVPROBE_LINUX_BPF_H
 #define HVPROBE_LINUX_BPF_H
 #include <bcc/bpf.h>

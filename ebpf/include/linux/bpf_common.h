@@ -1,2 +1,2 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Instruction encodings: BCC asks for the file, hvprobe's programs use none. */
+/* BCC includes this file; hvprobe's programs need no instruction encodings. */

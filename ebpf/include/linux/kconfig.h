@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * BCC includes this file before everything else and refuses to go on unless
- * the configuration says that the kernel has the bpf() system call. A node on
- * which it has not refuses the load itself, with a better message.
+ * BCC includes this file before everything else and stops unless the
+ * configuration says that the kernel has the bpf() system call. A kernel
+ * without it refuses the load itself, with a better message.
  */
 #ifndef HVPROBE_LINUX_KCONFIG_H
 #define HVPROBE_LINUX_KCONFIG_H

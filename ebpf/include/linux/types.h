@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* The fixed-width names that BCC's own headers use; nothing of the kernel's. */
+/* The fixed-width names that BCC's own headers use. Nothing here is the kernel's. */
 #ifndef HVPROBE_LINUX_TYPES_H
 #define HVPROBE_LINUX_TYPES_H
 typedef signed char __s8;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * BCC wants a version at compile time. hvprobe detects features, never versions:
- * this is only the oldest kernel that has what they need (arrays mapped into
- * memory 5.5, hashes read at one go 5.6). Kernels since 5.0 do not compare it.
+ * BCC needs a version at compile time. hvprobe detects features, never
+ * versions: this is only the oldest kernel that has what the programs need
+ * (arrays mapped into memory since 5.5, hashes read in batches since 5.6).
+ * Kernels since 5.0 do not compare it.
  */
 #ifndef HVPROBE_LINUX_VERSION_H
 #define HVPROBE_LINUX_VERSION_H

@@ -1,2 +1,2 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* BCC asks for the file to steer clear of it; the programs use none. */
+/* BCC includes this file to work around it; hvprobe's programs need nothing from it. */

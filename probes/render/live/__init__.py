@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live view: reports in, frames of a terminal out. Knows nothing of how a look is taken."""
+"""Renders reports as frames of a terminal: the live view. It does not know how reports are made."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of the live view: rows → cells of fitting width. Pure.
+"""Lays out the table of the live view: rows become cells that fit the width. Pure.
 
-Owns the columns: what each shows, and how much room it gets. Must not know header, keys, or where
-the table is shown. Widths of all text are counted in cells (terminal_text).
+Owns the columns: what each one shows, and how much room it gets. Must not know header, keys, or
+where the table is shown. All widths of text are counted in cells (terminal_text).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from probes.render.terminal_text import cells, fit, visible
 from probes.report.vocabulary import deciding_reason
 
 MINUTE_CELLS = int(MINUTE_S)
-"""More would show nothing more."""
+"""The most cells of the last minute. More cells would show nothing more."""
 LONG_HEADINGS_FROM = 110
-"""Cells from which the counters' headings are written out."""
+"""Terminal width from which the counters' headings are written in full."""
 
 
 class Column(StrEnum):
-    """A column; the value is its heading."""
+    """A column. The value is its heading."""
 
     TGID = "TGID"
     COMMAND = "COMMAND"
@@ -40,20 +40,20 @@ class Column(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """The layout of the table."""
+class Layout:
+    """How the table is laid out."""
 
     width: int | None
-    """Cells of the terminal; None: as wide as the table needs."""
+    """Width of the terminal in cells; None: the table is as wide as it needs."""
     ascii_only: bool
     minute: bool
-    """Whether there is a last minute to be drawn."""
+    """Whether the last minute is drawn."""
     runs_counted: bool
-    """Whether KVM_RUN is counted here; otherwise its returns are shown."""
+    """Whether KVM_RUN is counted here; if not, its returns are shown."""
 
 
 _RIGHT = frozenset({Column.TGID, Column.VCPUS, Column.RUNS, Column.EXITS, Column.AGE})
-_LEAST = {
+_MIN_CELLS = {
     Column.TGID: 4,
     Column.COMMAND: 7,
     Column.VMI: 13,
@@ -74,7 +74,7 @@ _DISPENSABLE = (
     Column.EXITS,
     Column.PROOF,
 )
-"""Left out one after the other where even the least widths find no room."""
+"""Columns that are left out, in this order, if the minimum widths do not fit."""
 _GROWING = (
     (Column.VMI, 24),
     (Column.COMMAND, 15),
@@ -83,7 +83,7 @@ _GROWING = (
     (Column.PROOF, 80),
     (Column.COMMAND, 80),
 )
-"""Who gets room, in this order, and up to how much; the last minute takes the rest."""
+"""Columns that grow, in this order, and up to which width; the last minute takes the rest."""
 _CUT = frozenset(column for column, _ in _GROWING)
 
 _STYLES = {
@@ -96,14 +96,14 @@ _URGENT = "bold red"
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
-def table(rows: Sequence[Row], history: History, look: Look) -> list[Text]:
-    """Heading and one line per row, none wider than look.width."""
-    contents = [_contents(row, look) for row in rows]
-    widths = _widths(contents, look)
+def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
+    """Return the heading and one line per row, none wider than layout.width."""
+    contents = [_contents(row, layout) for row in rows]
+    widths = _widths(contents, layout)
     heading = Text()
     for column, width in widths.items():
-        _append(heading, fit(_heading(column, look), width, right=column in _RIGHT), "bold")
-    lines = [_cut(heading, look)]
+        _append(heading, fit(_heading(column, layout), width, right=column in _RIGHT), "bold")
+    lines = [_cut(heading, layout)]
     for row, content in zip(rows, contents, strict=True):
         line = Text()
         for column, width in widths.items():
@@ -111,15 +111,15 @@ def table(rows: Sequence[Row], history: History, look: Look) -> list[Text]:
             if column is Column.PROOF and cells(text) > width:
                 text = _proof(row, short=True)
             if column is Column.MINUTE and row.vmm is not None:
-                text = bars(history.minute(row.vmm, width), ascii_only=look.ascii_only)
-            text = fit(text, width, right=column in _RIGHT, ascii_only=look.ascii_only)
+                text = bars(history.minute(row.vmm, width), ascii_only=layout.ascii_only)
+            text = fit(text, width, right=column in _RIGHT, ascii_only=layout.ascii_only)
             _append(line, text, _style(row, column))
-        lines.append(_cut(line, look))
+        lines.append(_cut(line, layout))
     return lines
 
 
 def number(value: float | None) -> str:
-    """A rate or a count in at most six cells; ``-``: not known."""
+    """Format a rate or a count in at most six cells; ``-``: unknown."""
     if value is None:
         return "-"
     if 0 < value < 9.95:
@@ -132,7 +132,7 @@ def number(value: float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """How long, in at most four cells."""
+    """Format a duration in at most four cells."""
     if seconds is None:
         return "-"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -142,22 +142,22 @@ def age(seconds: float | None) -> str:
 
 
 def bars(values: Sequence[float | None], *, ascii_only: bool) -> str:
-    """One bar per value, relative to the highest; a blank where there is no value."""
+    """Draw one bar per value, relative to the highest; a blank for an absent value."""
     steps = _ASCII_BARS if ascii_only else _BARS
-    most = max((it for it in values if it is not None), default=0.0)
+    most = max((value for value in values if value is not None), default=0.0)
     return "".join(
-        " " if it is None else steps[round(it / most * (len(steps) - 1)) if most else 0]
-        for it in values
+        " " if value is None else steps[round(value / most * (len(steps) - 1)) if most else 0]
+        for value in values
     )
 
 
-def _contents(row: Row, look: Look) -> dict[Column, str]:
+def _contents(row: Row, layout: Layout) -> dict[Column, str]:
     rates = row.rates
-    runs = rates.runs if look.runs_counted else rates.userspace_exits
+    runs = rates.runs if layout.runs_counted else rates.userspace_exits
     return {
         Column.TGID: "-" if row.tgid is None else str(row.tgid),
-        Column.COMMAND: visible(row.command, ascii_only=look.ascii_only),
-        Column.VMI: visible(row.name, ascii_only=look.ascii_only),
+        Column.COMMAND: visible(row.command, ascii_only=layout.ascii_only),
+        Column.VMI: visible(row.name, ascii_only=layout.ascii_only),
         Column.TYPE: type_mark(row),
         Column.PROOF: _proof(row, short=False),
         Column.VCPUS: "-" if row.vcpus is None else str(row.vcpus),
@@ -168,7 +168,7 @@ def _contents(row: Row, look: Look) -> dict[Column, str]:
 
 
 def type_mark(row: Row) -> str:
-    """The type, with ``!`` for a fallback and ``?`` for what is only inferred."""
+    """Return the type, with ``!`` for a fallback and ``?`` for an inferred type."""
     kind = row.verdict.type
     if row.severity is Severity.FALLBACK:
         return f"{kind.value}!"
@@ -181,39 +181,42 @@ def _proof(row: Row, *, short: bool) -> str:
     return reason.short if short else reason.sentence
 
 
-def _heading(column: Column, look: Look) -> str:
-    long = look.width is None or look.width >= LONG_HEADINGS_FROM
-    if column is Column.RUNS and not look.runs_counted:
+def _heading(column: Column, layout: Layout) -> str:
+    long = layout.width is None or layout.width >= LONG_HEADINGS_FROM
+    if column is Column.RUNS and not layout.runs_counted:
         return "USER_EXIT/s" if long else "USER/s"
     if column is Column.RUNS and long:
         return "KVM_RUN/s"
     return column.value
 
 
-def _widths(contents: Sequence[dict[Column, str]], look: Look) -> dict[Column, int]:
-    """Of the columns that are shown, in order."""
-    columns = [column for column in Column if look.minute or column is not Column.MINUTE]
+def _widths(contents: Sequence[dict[Column, str]], layout: Layout) -> dict[Column, int]:
+    """Return the widths of the columns that are shown, in order."""
+    columns = [column for column in Column if layout.minute or column is not Column.MINUTE]
     wants = {
         column: max((cells(row.get(column, "")) for row in contents), default=0)
         for column in columns
     }
-    least = {column: max(_LEAST[column], len(_heading(column, look))) for column in columns}
-    return fit_columns(wants, least, look.width)
+    minimums = {
+        column: max(_MIN_CELLS[column], len(_heading(column, layout))) for column in columns
+    }
+    return fit_columns(wants, minimums, layout.width)
 
 
 def fit_columns(
-    wants: Mapping[Column, int], least: Mapping[Column, int], width: int | None
+    wants: Mapping[Column, int], minimums: Mapping[Column, int], width: int | None
 ) -> dict[Column, int]:
-    """The columns of ``wants`` that a line of so many cells has room for, in its order, and widths.
+    """Choose the columns of ``wants`` that fit into ``width`` cells, and their widths.
 
-    wants: cells of the widest content. least: below this a column is not shown. width: None for
-    as many as are wanted. Columns of which nothing may be cut get what they want; if that is too
-    much, the least important are left out; then what is left goes to the others, in order.
+    wants holds the cells of the widest content, minimums the width below which a column is not
+    shown. width None means as many cells as wanted. Columns that may not be cut get what they want;
+    if that is too much, the least important columns are left out; the remaining cells go to the
+    others, in order.
     """
     if width is None:
-        return {column: max(least[column], want) for column, want in wants.items()}
+        return {column: max(minimums[column], want) for column, want in wants.items()}
     needs = {
-        column: least[column] if column in _CUT else max(least[column], want)
+        column: minimums[column] if column in _CUT else max(minimums[column], want)
         for column, want in wants.items()
     }
     shown = tuple(needs)
@@ -232,7 +235,7 @@ def fit_columns(
 
 
 def _line_cells(columns: Sequence[Column], widths: Mapping[Column, int]) -> int:
-    """Cells of a line of these columns, a blank between two."""
+    """Return the cells of a line of these columns, with a blank between two."""
     return sum(widths[column] + 1 for column in columns) - 1
 
 
@@ -242,11 +245,11 @@ def _append(line: Text, text: str, style: str) -> None:
     line.append(text, style)
 
 
-def _cut(line: Text, look: Look) -> Text:
+def _cut(line: Text, layout: Layout) -> Text:
     """Strip blanks at the end, and cut the line to the terminal's width."""
     line.rstrip()
-    if look.width is not None and line.cell_len > look.width:
-        line.truncate(look.width)
+    if layout.width is not None and line.cell_len > layout.width:
+        line.truncate(layout.width)
     return line
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last minute of each process's counters: totals of reports → rates. Pure.
+"""Remembers the last minute of each process's counters and computes rates. Pure.
 
 Owns which reports are compared. Must not know how rates are shown.
 """
@@ -15,15 +15,15 @@ from probes.report.model import NodeReport, ProcessReport
 
 MINUTE_S = 60.0
 STEP_S = 1.0
-"""Rates of the last minute are kept in steps of this length, however often reports arrive."""
+"""Length of the steps in which rates of the last minute are kept, however often reports arrive."""
 
 Reasons = Mapping[int, tuple[ReasonCount, ...]]
-"""Exit reasons by tgid; a process that is absent was not asked about."""
+"""Exit reasons by tgid; a process that was not requested is absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Events per second between the last two reports; None: not counted, or seen only once."""
+    """Events per second between the last two reports; None: not counted, or observed only once."""
 
     runs: float | None = None
     userspace_exits: float | None = None
@@ -32,14 +32,14 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasonRate:
-    """A reason with its rate; per_second None: seen only once."""
+    """A reason with its rate; per_second None: observed only once."""
 
     count: ReasonCount
     per_second: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
+class _Sample:
     """One process in one report."""
 
     at_s: float
@@ -49,23 +49,23 @@ class _Look:
 
     @property
     def activity(self) -> int | None:
-        """The counter that the last minute is drawn from."""
+        """The counter from which the last minute is drawn."""
         return self.userspace_exits if self.exits is None else self.exits
 
 
 @dataclass(slots=True, kw_only=True)
 class _Past:
-    """What is remembered of one process."""
+    """What is remembered about one process."""
 
-    now: _Look
-    before: _Look | None = None
+    now: _Sample
+    before: _Sample | None = None
     steps: deque[tuple[float, float]] = field(default_factory=deque)
     """(time, rate) of each step of the last minute."""
-    step_began: _Look
+    step_began: _Sample
 
 
 class History:
-    """Remembers reports; ask it for rates after each add()."""
+    """Remembers reports and returns rates after each add()."""
 
     def __init__(self) -> None:
         self._processes: dict[VmmId, _Past] = {}
@@ -81,17 +81,17 @@ class History:
         self._at_s = report.taken_unix_s
         if self._began_s is None:
             self._began_s = self._at_s
-        self._processes = {it.vmm: self._past(it) for it in report.processes}
+        self._processes = {process.vmm: self._past(process) for process in report.processes}
         self._reasons_before = {
-            (tgid, it.isa, it.code, it.name): it.total
+            (tgid, count.isa, count.code, count.name): count.total
             for tgid, counts in self._reasons.items()
-            for it in counts
+            for count in counts
         }
         self._reasons = reasons or {}
         self._reasons_elapsed_s = elapsed_s
 
     def rates(self, vmm: VmmId) -> Rates:
-        """Between the last two reports."""
+        """Return the rates between the last two reports."""
         past = self._processes.get(vmm)
         if past is None or past.before is None:
             return Rates()
@@ -104,9 +104,9 @@ class History:
         )
 
     def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
-        """Mean activity (exits, else userspace exits) of parts of the last minute, oldest first.
+        """Return the mean activity in equal parts of the last minute, oldest first.
 
-        None: there was no report then.
+        Activity is exits, otherwise userspace exits. None: there was no report in that part.
         """
         past = self._processes.get(vmm)
         sums, seen = [0.0] * parts, [0] * parts
@@ -118,10 +118,10 @@ class History:
         return tuple(sums[i] / seen[i] if seen[i] else None for i in range(parts))
 
     def reasons(self, tgid: int) -> tuple[ReasonRate, ...]:
-        """Exits by reason of one process, the most frequent first."""
+        """Return the exits of one process by reason, the most frequent first."""
         return tuple(
-            ReasonRate(count=it, per_second=self._reason_rate(tgid, it))
-            for it in self._reasons.get(tgid, ())
+            ReasonRate(count=count, per_second=self._reason_rate(tgid, count))
+            for count in self._reasons.get(tgid, ())
         )
 
     def _reason_rate(self, tgid: int, count: ReasonCount) -> float | None:
@@ -131,7 +131,7 @@ class History:
         return max(count.total - before, 0) / self._reasons_elapsed_s
 
     def _past(self, process: ProcessReport) -> _Past:
-        look = _Look(
+        sample = _Sample(
             at_s=self._at_s,
             runs=process.runs,
             userspace_exits=process.userspace_exits,
@@ -139,14 +139,14 @@ class History:
         )
         past = self._processes.get(process.vmm)
         if past is None:
-            return _Past(now=look, step_began=look)
-        past.before, past.now = past.now, look
-        seconds = look.at_s - past.step_began.at_s
+            return _Past(now=sample, step_began=sample)
+        past.before, past.now = past.now, sample
+        seconds = sample.at_s - past.step_began.at_s
         if seconds >= STEP_S * 0.95:
-            rate = per_second(past.step_began.activity, look.activity, seconds)
-            if rate is not None and (past.step_began.exits is None) == (look.exits is None):
-                past.steps.append((look.at_s, rate))
-            past.step_began = look
-        while past.steps and past.steps[0][0] <= look.at_s - MINUTE_S:
+            rate = per_second(past.step_began.activity, sample.activity, seconds)
+            if rate is not None and (past.step_began.exits is None) == (sample.exits is None):
+                past.steps.append((sample.at_s, rate))
+            past.step_began = sample
+        while past.steps and past.steps[0][0] <= sample.at_s - MINUTE_S:
             past.steps.popleft()
         return past

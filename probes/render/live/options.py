@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can ask of the live view. Pure, and light: the command line's grammar imports it.
+"""Defines the options of the live view. Pure, and light: the command line's grammar imports it.
 
-Owns the options, what a selection keeps of a report, and what ``--reasons`` costs.
+Owns the options, what a selection keeps of a report, and the cost of ``--reasons``.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
     from probes.vmi.attribution import VmName
 
 REASONS_COST = "adds about 0.3 µs to each exit of a displayed VM and 0.15 µs to others"
-"""Of --reasons: CPU time of a vCPU thread with and without it, on kernel 6.18 in a VM."""
+"""The cost of --reasons: CPU time of a vCPU thread with and without it, on kernel 6.18 in a VM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which processes and VMs are wanted; an empty set wants all."""
+    """The processes and VMs to show; an empty set selects all."""
 
     tgids: frozenset[int] = frozenset()
     namespaces: frozenset[str] = frozenset()
     types: frozenset[HypervisorType] = frozenset()
 
     def of(self, report: "NodeReport") -> "NodeReport":
-        """The report without what is not wanted."""
+        """Return the report reduced to what is selected."""
         return replace(
             report,
             processes=tuple(
-                it for it in report.processes if self._wants(it.vmm, it.vm, it.verdict)
+                process
+                for process in report.processes
+                if self._wants(process.vmm, process.vm, process.verdict)
             ),
-            vmis=tuple(it for it in report.vmis if self._wants(it.vmm, it.vm, it.verdict)),
+            vmis=tuple(vmi for vmi in report.vmis if self._wants(vmi.vmm, vmi.vm, vmi.verdict)),
         )
 
     def _wants(self, vmm: VmmId | None, vm: "VmName | None", verdict: "Verdict") -> bool:
@@ -46,7 +48,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveOptions:
-    """What was asked of the live view."""
+    """The options that the user gave."""
 
     interval_s: float = 1.0
     once: bool = False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line per process: a report → rows, searched and ordered. Pure.
+"""Turns a report into rows, one per process, that can be searched and sorted. Pure.
 
 Owns the ways to search and sort; severity and names come from vocabulary.py. Must not know columns,
-widths or keys. Text of a row is still foreign text: the module that shows it calls visible().
+widths or keys. The text of a row is still foreign text: the module that shows it calls visible().
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ from probes.report.vocabulary import subject_of_process, subject_of_vmi
 
 
 class Order(StrEnum):
-    """How rows are sorted; equals are sorted by name."""
+    """How rows are sorted; equal rows are sorted by name."""
 
     SEVERITY = "severity"
     EXITS = "exits"
@@ -31,10 +31,10 @@ class Row:
     """A process that uses an accelerator or is a QEMU, or a VM without a process."""
 
     vmm: VmmId | None
-    """The process; None: not found."""
+    """The process; None: none was found."""
     command: str
     name: str
-    """namespace/name, else the guest's name, else ``-``."""
+    """namespace/name, otherwise the guest's name, otherwise ``-``."""
     verdict: Verdict
     severity: Severity
     vcpus: int | None
@@ -44,11 +44,11 @@ class Row:
 
     @property
     def tgid(self) -> int | None:
-        """Its number; None: not found."""
+        """The number of the process; None: none was found."""
         return None if self.vmm is None else self.vmm.tgid
 
     def matches(self, words: str) -> bool:
-        """Whether the row shows each of the words, in upper or lower case."""
+        """Whether the row shows every one of the words, in upper or lower case."""
         shown = " ".join(
             (
                 str(self.tgid),
@@ -63,17 +63,17 @@ class Row:
 
 
 def rows_of(report: NodeReport, history: History) -> tuple[Row, ...]:
-    """Every process of the report, and every VM without one."""
-    by_vmm = {it.vmm: it for it in report.vmis if it.vmm is not None}
-    orphans = (it for it in report.vmis if it.vmm is None)
+    """Return a row for every process of the report and for every VM without one."""
+    by_vmm = {vmi.vmm: vmi for vmi in report.vmis if vmi.vmm is not None}
+    orphans = (vmi for vmi in report.vmis if vmi.vmm is None)
     return (
-        *(_row(it, by_vmm.get(it.vmm), report, history) for it in report.processes),
-        *(_orphan(it) for it in orphans),
+        *(_row(process, by_vmm.get(process.vmm), report, history) for process in report.processes),
+        *(_orphan(vmi) for vmi in orphans),
     )
 
 
 def ordered(rows: Iterable[Row], order: Order) -> tuple[Row, ...]:
-    """Sorted; the order of equals does not change from frame to frame."""
+    """Sort rows. The order of equal rows does not change from frame to frame."""
     return tuple(sorted(rows, key=_KEYS[order]))
 
 

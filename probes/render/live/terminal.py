@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the terminal: keys, screen, size, signals.
+"""EDGE: controls the terminal: keys, screen, size, signals.
 
-Owns the state of the terminal and gives it back on every way out. Must not know what is shown, nor
+Owns the state of the terminal and restores it on every way out. Must not know what is shown, nor
 what keys mean.
 """
 
@@ -26,15 +26,18 @@ from rich.text import Text
 from probes.render.live.view import Key, keys_of
 
 ESCAPE_WAIT_S = 0.05
-"""A lone ESC that nothing follows for so long is the Escape key."""
+"""How long to wait after ESC: if nothing follows, it is the Escape key."""
 _Handler = Callable[[int, FrameType | None], object] | int | None
-"""What ``signal.signal`` returns and takes."""
+"""What ``signal.signal`` returns and accepts."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def progress(line: str) -> Iterator[Callable[[], None]]:
-    """Say on stderr what is being waited for; yields what takes it away on a terminal again."""
+    """Show on stderr what the command waits for.
+
+    Yields a function that removes the line from a terminal again.
+    """
     on_terminal = sys.stderr.isatty()
     said = True
     sys.stderr.write(line if on_terminal else f"{line}\n")
@@ -54,13 +57,13 @@ def progress(line: str) -> Iterator[Callable[[], None]]:
 
 
 class Signals:
-    """Signals as something to wait for. Puts the former handlers back at the end."""
+    """Makes signals something to wait for. Restores the previous handlers at the end."""
 
     def __init__(self) -> None:
         self.over = False
-        """Told to end."""
+        """Whether a signal asked the command to end."""
         self.stop_wanted = False
-        """Ctrl-Z was pressed, or somebody sent SIGTSTP."""
+        """Whether Ctrl-Z was pressed or SIGTSTP was sent."""
         self._handlers: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> Self:
@@ -87,7 +90,7 @@ class Signals:
             self._handlers.setdefault(number, before)
 
     def wait(self, until_s: float | None, keyboard: int | None = None) -> bool:
-        """Until a monotonic time, a signal, or a key; whether there is a key."""
+        """Wait for a monotonic time, a signal or a key. Returns whether there is a key."""
         timeout_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
         watched = [self._awake] if keyboard is None else [self._awake, keyboard]
         ready, _, _ = select.select(watched, [], [], timeout_s)
@@ -101,7 +104,7 @@ class Signals:
 
 
 class Screen:
-    """The whole terminal, keys unbuffered and unseen; given back on exit."""
+    """Takes the entire terminal, with keys unbuffered and not echoed, and restores it on exit."""
 
     def __init__(self, console: Console, keyboard: int) -> None:
         self._console = console
@@ -113,7 +116,7 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._give_back()
+        self._release()
 
     def _take(self) -> None:
         self._settings = termios.tcgetattr(self._keyboard)
@@ -131,7 +134,7 @@ class Screen:
             self._restore()
             raise
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         try:
             if self._live is not None:
                 self._live.stop()
@@ -139,7 +142,7 @@ class Screen:
             self._restore()
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines now."""
+        """Return the present columns and lines."""
         with contextlib.suppress(OSError):
             found = os.get_terminal_size(sys.stdout.fileno())
             if found.columns and found.lines:
@@ -147,7 +150,7 @@ class Screen:
         return shutil.get_terminal_size()
 
     def draw(self, lines: list[Text]) -> None:
-        """Show these lines; none may be wider than the screen, nor may there be more."""
+        """Show these lines, which must fit the screen in width and number."""
         assert self._live is not None  # noqa: S101 - entered
         self._console.size = ConsoleDimensions(*self.size())
         for line in lines:
@@ -155,21 +158,21 @@ class Screen:
         self._live.update(Group(*lines), refresh=True)
 
     def suspend(self) -> None:
-        """Stop as Ctrl-Z does, the terminal given back; returns when continued."""
-        self._give_back()
+        """Restore the terminal and stop as Ctrl-Z does; returns when continued."""
+        self._release()
         ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, ours)
         self._take()
 
     def _restore(self) -> None:
-        # A terminal that is gone needs nothing back.
+        # A terminal that has gone needs no restoring.
         with contextlib.suppress(termios.error):
             termios.tcsetattr(self._keyboard, termios.TCSADRAIN, self._settings)
 
 
 class Keyboard:
-    """Keys as they are typed."""
+    """Reads keys as they are typed."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -177,11 +180,11 @@ class Keyboard:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last key may go on."""
+        """Whether the last key may be incomplete."""
         return bool(self._rest)
 
     def read(self) -> list[Key | str] | None:
-        """What was typed; None: the terminal is gone."""
+        """Return the typed keys; None: the terminal has gone."""
         try:
             data = os.read(self.fd, 1024)
         except OSError:
@@ -192,7 +195,7 @@ class Keyboard:
         return keys
 
     def finish(self) -> list[Key | str]:
-        """Nothing followed: what was begun is a key by itself."""
+        """Return the incomplete input as a key, because nothing followed it."""
         escape = self._rest.startswith(b"\x1b")
         self._rest = b""
         return [Key.ESCAPE] if escape else []
@@ -200,7 +203,7 @@ class Keyboard:
 
 @contextlib.contextmanager
 def stderr_held() -> Iterator[None]:
-    """What is written to a terminal's stderr meanwhile comes out afterwards."""
+    """Hold back what is written to a terminal's stderr, and write it afterwards."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the person at the live view has chosen: keys → order, filter, pause, place. Pure.
+"""Holds what the user of the live view has chosen: order, filter, pause, position. Pure.
 
 Owns the meaning of keys. Must not know the terminal they come from, nor what is drawn.
 """
@@ -12,11 +12,11 @@ from enum import StrEnum
 from probes.render.live.rows import Order
 
 FILTER_MAX = 60
-"""Characters of a filter."""
+"""The most characters of a filter."""
 
 
 class Key(StrEnum):
-    """A key that is no character."""
+    """A key that is not a character."""
 
     UP = "up"
     DOWN = "down"
@@ -28,27 +28,30 @@ class Key(StrEnum):
     ESCAPE = "escape"
     BACKSPACE = "backspace"
     OTHER = "other"
-    """A key without a meaning here."""
+    """A key that has no meaning here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class ViewState:
     """The state of the view."""
 
     order: Order = Order.SEVERITY
     words: str = ""
-    """Filter; empty: everything is shown."""
+    """The filter; empty: everything is shown."""
     editing: bool = False
-    """Whether keys are letters of the filter now."""
+    """Whether keys are typed into the filter now."""
     paused: bool = False
     top: int = 0
-    """First line of the table that is shown."""
+    """The first line of the table that is shown."""
     over: bool = False
-    """The person wants to leave."""
+    """Whether the user wants to leave."""
 
 
-def pressed(view: View, key: Key | str, *, page: int) -> View:
-    """The view after a key: a Key or one character. page: lines of the table that are shown."""
+def pressed(view: ViewState, key: Key | str, *, page: int) -> ViewState:
+    """Return the view after a key: a Key or one character.
+
+    page is the number of lines of the table that are shown.
+    """
     step = (
         {
             Key.UP: -1,
@@ -80,13 +83,13 @@ def pressed(view: View, key: Key | str, *, page: int) -> View:
     return view
 
 
-def scrolled(view: View, *, lines: int, page: int) -> View:
-    """The view with its place inside a table of so many lines."""
+def scrolled(view: ViewState, *, lines: int, page: int) -> ViewState:
+    """Return the view scrolled to a position within a table of ``lines`` lines."""
     return replace(view, top=max(min(view.top, lines - page), 0))
 
 
 def keys_of(data: bytes) -> tuple[list[Key | str], bytes]:
-    """Keys of what a terminal sent, and what may be the beginning of a further one."""
+    """Split what a terminal sent into keys, and the beginning of an incomplete one."""
     keys: list[Key | str] = []
     while data:
         found = _SEQUENCE.match(data)
@@ -144,7 +147,7 @@ def _plain(data: bytes) -> Key | str:
     return char if char.isprintable() else Key.OTHER
 
 
-def _edited(view: View, key: Key | str) -> View:
+def _edited(view: ViewState, key: Key | str) -> ViewState:
     match key:
         case Key.ENTER:
             return replace(view, editing=False)

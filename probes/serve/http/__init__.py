@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server: sockets, TLS, HTTP/1.1. Knows nothing of what is served."""
+"""Implements the HTTP server: sockets, TLS, HTTP/1.1. It does not know what is served."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pure. When a certificate is valid, as its PEM text says (RFC 5280, 4.1).
+"""Reads from a certificate's PEM text when it is valid (RFC 5280, 4.1). Pure.
 
-The ssl module shows that of a peer's certificate only, and the agent needs it of its own. Must not
-know where the text comes from, nor check any signature: OpenSSL does.
+The ssl module shows that for a peer's certificate only, but the agent needs it for its own. Must
+not know where the text comes from, nor check any signature: OpenSSL does.
 """
 
 import base64
@@ -18,7 +18,7 @@ _BLOCK = re.compile(
 _SEQUENCE, _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x30, 0x17, 0x18, 0xA0
 _LONG_FORM = 0x80
 _CENTURY_PIVOT = 50
-"""Years of two digits below it are of this century (RFC 5280, 4.1.2.5.1)."""
+"""Two-digit years below this are in this century (RFC 5280, 4.1.2.5.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Validity:
     until_unix_s: float
 
     def wrong_at(self, unix_s: float) -> str | None:
-        """Why it is not valid then, with the time that counts; None: it is."""
+        """Say why it is not valid at a time, and until or since when; None: it is valid."""
         if unix_s < self.from_unix_s:
             return f"not valid before {_shown(self.from_unix_s)}"
         if unix_s > self.until_unix_s:
@@ -38,9 +38,9 @@ class Validity:
 
 
 def validity(pem: bytes) -> Validity:
-    """Of the first certificate of the text, which is the server's own.
+    """Return the validity of the first certificate in the text, which is the server's own.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, or when it is damaged.
     """
     found = _BLOCK.search(pem)
     if found is None:
@@ -61,7 +61,7 @@ _Item = tuple[int, bytes]
 
 
 def _items(data: bytes) -> Iterator[_Item]:
-    """The items of DER one after the other. Raises IndexError when one is cut short."""
+    """Iterate over the items of DER. Raises IndexError when one is cut short."""
     at = 0
     while at < len(data):
         tag, length = data[at], data[at + 1]
@@ -77,7 +77,7 @@ def _items(data: bytes) -> Iterator[_Item]:
 
 
 def _only(data: bytes, tag: int) -> bytes:
-    """The first item's content; what follows it in a TRUSTED CERTIFICATE is OpenSSL's own."""
+    """Return the first item's content. OpenSSL's own data follow it in a TRUSTED CERTIFICATE."""
     return _of(next(_items(data), (0, b"")), tag)
 
 

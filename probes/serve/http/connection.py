@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: one client's HTTP/1.1 connection: what may be asked, what is refused, how long it may take.
+"""EDGE: serves one client's HTTP/1.1 connection.
 
-Must not know what is served (see ``routes``), nor how many connections there are (see ``server``).
-Bytes and TLS are in ``wire``, certificates in ``tls_files``; the syntax of messages is h11's.
+Owns which requests are accepted, what is refused, and how long each step may take. Must not know
+what is served (see ``routes``), nor how many connections there are (see ``server``). Bytes and TLS
+are in ``transport``, certificates in ``tls_files``; h11 parses messages.
 """
 
 import asyncio
@@ -21,40 +22,45 @@ from probes.serve.http.transport import PlainTransport
 
 DESCRIPTORS_KEPT = 64
 """Descriptors that connections leave to the rest of the agent: files of /proc, the API server, TLS
-files, and connections that have made room and are about to end."""
+files, and connections that are about to be closed to make room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a peer may take. Seconds, bytes, counts."""
+    """Limits for a peer, in seconds, bytes and counts."""
 
     connections_max: int = 256
-    """Connections served at once. The next one takes the place of the longest waiting one.
+    """Connections that are served at once. The next one replaces the longest waiting one.
 
-    An idle one costs 6 kB, under TLS 27 kB (measured, 500 of them)."""
+    An idle connection costs 6 kB, with TLS 27 kB (measured with 500 of them).
+    """
     refusals_max: int = 16
-    """Connections beyond ``connections_max``, when none of those waits, that are answered 503."""
+    """Connections beyond ``connections_max`` that are answered 503 if no connection waits."""
     handshake_deadline_s: float = 10.0
     header_deadline_s: float = 10.0
-    """From the opening of the connection, later from a request's first byte, to its head's end."""
+    """Time for a request's head, from the opening of the connection or the request's first byte."""
     idle_deadline_s: float = 150.0
-    """From a response to the next request. Above usual scrape intervals."""
+    """Time from a response to the next request. It exceeds usual scrape intervals."""
     handler_deadline_s: float = 10.0
-    """For a handler and compression; then 503. Prometheus gives a scrape 10 s by default."""
+    """Time for a handler and compression; then the answer is 503.
+
+    Prometheus gives a scrape 10 s by default.
+    """
     write_deadline_s: float = 30.0
     write_grace_s: float = 1.0
-    """A response that takes longer to write than this counts as waiting for a slow reader."""
+    """A connection whose response takes longer than this counts as waiting for a slow reader."""
     linger_deadline_s: float = 1.0
-    """How long the end of the peer's stream is waited for after the last response."""
+    """How long to wait for the end of the peer's stream after the last response."""
     stop_grace_s: float = 1.0
-    """What requests in flight get when the server stops."""
+    """How long requests in flight may take when the server stops."""
     header_bytes_max: int = 16 * 1024
-    """Longest request head, give or take one read of a socket."""
+    """The longest request head, plus at most one read of a socket."""
 
     def within(self, descriptors: int) -> Self:
-        """The same, but for so many connections only as leave descriptors for the node's looks.
+        """Reduce the limits so that enough descriptors are left for refreshes of the node.
 
-        descriptors: how many this process may still open. A small limit is shared half and half.
+        descriptors is how many this process may still open. A small number is shared in equal
+        halves.
         """
         room = descriptors - min(DESCRIPTORS_KEPT, descriptors // 2)
         refusals = min(self.refusals_max, room // 8)
@@ -63,7 +69,7 @@ class Limits:
 
 
 class Phase(Enum):
-    """What a connection is at."""
+    """What a connection is waiting for or doing."""
 
     WAITING = "for the peer's next bytes"
     HANDLING = "a request"
@@ -71,12 +77,12 @@ class Phase(Enum):
 
 
 class Connection:
-    """One client's connection, served by ``serve`` until either side ends it."""
+    """One client's connection, which ``serve`` handles until either side ends it."""
 
     def __init__(
         self,
         *,
-        wire: PlainTransport,
+        transport: PlainTransport,
         routes: Routes,
         limits: Limits,
         certificates: Certificates | None,
@@ -84,15 +90,18 @@ class Connection:
         refused: bool,
         log: logging.Logger,
     ) -> None:
-        """credentials: those of ``wire``, None without TLS. refused: all it gets is 503."""
+        """credentials are those of the transport; None: no TLS.
+
+        refused means that every request is answered 503.
+        """
         self.phase = Phase.WAITING
         self.since_s = asyncio.get_running_loop().time()
-        """When the phase began. Bytes that trickle in do not change it."""
+        """When the phase began. Bytes that arrive slowly do not change it."""
         self.last = False
-        """Whether the next response is to be the last."""
+        """Whether the next response is the last one."""
         self._refused = refused
         self._bodiless = False
-        self._wire = wire
+        self._transport = transport
         self._routes = routes
         self._limits = limits
         self._certificates = certificates
@@ -101,28 +110,28 @@ class Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes_max)
 
     async def serve(self) -> None:
-        """Answer requests, one after the other, until the end. ``close`` is left to be called."""
+        """Answer requests one after another until the end. The caller then calls ``close``."""
         try:
             await self._open_and_exchange()
-            self._wire.finish()
+            self._transport.finish()
             async with asyncio.timeout(self._limits.linger_deadline_s):
-                await self._wire.drain()
-        except OSError as err:  # lost, against TLS' rules, or over a deadline (TimeoutError)
+                await self._transport.drain()
+        except OSError as err:  # lost, in violation of TLS, or over a deadline (TimeoutError)
             self._log.debug("connection ended: %r", err)
 
     def finish(self) -> None:
-        """Tell the peer that the connection ends here, if that can be said in this phase."""
+        """Tell the peer that the connection ends here, if this phase allows it."""
         if self.phase is Phase.WAITING:
-            self._wire.finish()
+            self._transport.finish()
 
     def close(self) -> None:
-        """Give the socket back. A response that is not through yet is dropped."""
-        self._wire.close(abort=self.phase is Phase.WRITING)
+        """Close the socket. A response that is still being sent is dropped."""
+        self._transport.close(abort=self.phase is Phase.WRITING)
 
     async def _open_and_exchange(self) -> None:
         try:
             async with asyncio.timeout(self._limits.handshake_deadline_s):
-                await self._wire.open()
+                await self._transport.open()
         except ssl.SSLError as err:
             self._log.debug("TLS handshake failed: %s", err)
             return
@@ -132,7 +141,7 @@ class Connection:
             wait_s = self._limits.idle_deadline_s
 
     async def _exchange(self, wait_s: float) -> bool:
-        """One request and its answer. Whether the connection can carry another."""
+        """Handle one request. Returns whether the connection can carry another."""
         try:
             head = await self._read_head(wait_s)
         except h11.RemoteProtocolError as err:
@@ -154,9 +163,10 @@ class Connection:
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _read_head(self, wait_s: float) -> h11.Request | None:
-        """Read the next request; None when the peer ends, or sends nothing for ``wait_s``.
+        """Read the next request; None: the peer ends, or sends nothing for ``wait_s``.
 
-        Raises h11.RemoteProtocolError when it is not HTTP, too long, or not complete in time.
+        Raises h11.RemoteProtocolError when the request is not HTTP, too long, or not complete in
+        time.
         """
         now_s = asyncio.get_running_loop().time
         begun = False
@@ -172,7 +182,7 @@ class Connection:
                         begun = True
                         head_s = now_s() + self._limits.header_deadline_s
                         deadline.reschedule(min(deadline.when() or head_s, head_s))
-                    self._http.receive_data(await self._wire.receive())
+                    self._http.receive_data(await self._transport.receive())
         except TimeoutError as err:
             if not begun:
                 return None
@@ -180,7 +190,10 @@ class Connection:
             raise h11.RemoteProtocolError(late, HTTPStatus.REQUEST_TIMEOUT) from err
 
     def _still_admitted(self) -> bool:
-        """Whether the TLS files still let this peer in; with renewed ones it shall come again."""
+        """Whether the TLS files still admit this peer.
+
+        If they were renewed, the next answer ends the connection, so that the peer reconnects.
+        """
         if self._certificates is None or self._credentials is None:
             return True
         newest = self._certificates.current()
@@ -194,24 +207,24 @@ class Connection:
             path=_path(head.target) or "",
             accept=_header(head, b"accept"),
             accept_encoding=_header(head, b"accept-encoding"),
-            admitted=not guarded or self._wire.certified,
+            admitted=not guarded or self._transport.certified,
         )
 
     async def _write(self, head: h11.Response, body: bytes, *, last: bool) -> None:
-        """Send an answer. last: say in it that the connection ends.
+        """Send an answer. last says in it that the connection ends.
 
-        Raises TimeoutError when the peer does not take it in time.
+        Raises TimeoutError when the peer does not read it in time.
         """
         self._enter(Phase.WRITING)
         if last:
             headers = [*head.headers, (b"Connection", b"close")]
             head = h11.Response(status_code=head.status_code, headers=headers)
         async with asyncio.timeout(self._limits.write_deadline_s):
-            await self._wire.send(self._http.send(head) or b"")
+            await self._transport.send(self._http.send(head) or b"")
             if not self._bodiless:
-                # Not joined to the head: a slow reader shall not hold a copy of its own.
+                # Not joined to the head, so that a slow reader does not hold a separate copy.
                 self._http.send_with_data_passthrough(h11.Data(data=body))
-                await self._wire.send(body)
+                await self._transport.send(body)
         self._http.send(h11.EndOfMessage())
         self._enter(Phase.WAITING)
 
@@ -221,7 +234,7 @@ class Connection:
 
 
 def _refusal(head: h11.Request) -> Response | None:
-    """Answer a request that is not to be handled. This ends the connection."""
+    """Return the refusal of an invalid request, which ends the connection; None: it is valid."""
     if head.http_version not in (b"1.0", b"1.1"):
         return plain_text(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here")
     if head.method not in (b"GET", b"HEAD"):
@@ -236,9 +249,9 @@ def _refusal(head: h11.Request) -> Response | None:
 
 
 def _path(target: bytes) -> str | None:
-    """Path of a request target, without the query; None: it is of no form that GET may have.
+    """Return the path of a request target without the query; None: GET may not have this form.
 
-    Those are the path and, through proxies, http://host/path (RFC 9112, 3.2.1 and 3.2.2).
+    The allowed forms are a path and, through proxies, http://host/path (RFC 9112, 3.2.1 and 3.2.2).
     """
     text = target.decode("ascii")
     if not text.startswith("/"):
@@ -250,6 +263,6 @@ def _path(target: bytes) -> str | None:
 
 
 def _header(head: h11.Request, name: bytes) -> str | None:
-    """Find a header's value, its lines joined (RFC 9110, 5.3)."""
-    lines = [value for each, value in head.headers if each == name]
+    """Return a header's value, its lines joined (RFC 9110, 5.3); None: the header is absent."""
+    lines = [value for field, value in head.headers if field == name]
     return b", ".join(lines).decode("latin-1") if lines else None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pure. Where to listen and with which TLS files, as a user writes it and as the server takes it.
+"""Parses where to listen, and holds the paths and the state of the TLS files. Pure.
 
-Must not know sockets nor what the files contain.
+Must not know sockets, nor what the files contain.
 """
 
 import ipaddress
@@ -14,18 +14,18 @@ class Listen:
     """Where to listen."""
 
     host: str
-    """Name or address, without brackets; empty: all addresses of the machine."""
+    """A name or an address without brackets; empty: all addresses of the machine."""
     port: int
-    """0: any free port."""
+    """The port; 0: any free port."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_listen(text: str) -> Listen:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``:PORT``.
+    """Parse ``HOST:PORT``, ``[IPV6]:PORT`` or ``:PORT``.
 
-    Raises ValueError when it is none of these; one line says why.
+    Raises ValueError when the text has another form; one line says why.
     """
 
     def wrong(why: str) -> ValueError:
@@ -55,21 +55,21 @@ def parse_listen(text: str) -> Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """Where the PEM files of TLS are. Symbolic links are followed at every look."""
+    """The paths of the PEM files of TLS. Symbolic links are followed at every read."""
 
     cert: Path
     """The server's certificate, then its intermediates."""
     key: Path
     """The certificate's private key, not encrypted."""
     client_ca: Path | None = None
-    """CAs whose clients are let in, beyond what is open to all. None: clients need none."""
+    """CAs whose clients are admitted to everything; None: clients need no certificate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsState:
-    """How the TLS files in use are."""
+    """The state of the TLS files in use."""
 
     reload_failed: bool
-    """Whether the files have changed and cannot be used, so that older ones are."""
+    """Whether the files have changed but cannot be used, so that older ones are in use."""
     expiry_unix_s: float
     """When the server's certificate in use expires."""

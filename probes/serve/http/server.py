@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the HTTP server: its listening sockets, and who gets a connection.
+"""EDGE: runs the HTTP server: its listening sockets, and which clients get a connection.
 
-Must not know what is served. What happens on one connection is in ``connection``, how a request
-gets its answer in ``routes``, bytes and TLS in ``wire``, its files in ``tls_files``.
+Must not know what is served. One connection is handled in ``connection``, a request is answered in
+``routes``, bytes and TLS are in ``transport``, TLS files in ``tls_files``.
 
-A connection costs a socket and a small task, not a thread. Whatever a peer holds it with has a
-deadline, and when connections run out, the one that has waited longest makes room for the new one:
-peers that idle, or that read or write slowly, do not keep a scrape out.
+A connection costs a socket and a small task, not a thread. Every way in which a peer can hold a
+connection has a deadline. When connections run out, the one that has waited longest makes room for
+the new one, so peers that idle, or that read or write slowly, do not prevent a scrape.
 """
 
 import asyncio
@@ -27,24 +27,29 @@ from probes.serve.http.tls_files import Certificates
 from probes.serve.http.transport import PlainTransport, TlsTransport
 
 BACKLOG = 1024
-"""Connections the kernel keeps until they are accepted; it caps this at net.core.somaxconn."""
+"""Connections that the kernel queues until they are accepted; it caps this at
+net.core.somaxconn."""
 
 SEND_BUFFER_BYTES = 128 * 1024
-"""Per connection, in the kernel, which else grows it to megabytes for a reader that stalls."""
+"""Send buffer per connection. Otherwise the kernel grows it to megabytes for a reader that
+stalls."""
 
 ACCEPT_PAUSE_S = 0.1
-"""Pause when accept() fails for want of descriptors or memory."""
+"""Pause after accept() has failed for lack of descriptors or memory."""
 
 _EVERY_ADDRESS = ("::", "0.0.0.0")  # noqa: S104 - asked for; "::" takes IPv4 too, if it exists
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class BindError(Exception):
-    """The address cannot be listened on. One line: what, which address, why, what to do."""
+    """The server cannot listen on the address.
+
+    The message is one line: what, which address, why, what to do.
+    """
 
 
 class Server:
-    """One HTTP or HTTPS server. All of it runs on the event loop it is started on."""
+    """One HTTP or HTTPS server. It runs entirely on the event loop on which it is started."""
 
     def __init__(
         self,
@@ -70,8 +75,8 @@ class Server:
     ) -> None:
         """Listen and serve.
 
-        open_to_all: paths for which no client certificate is needed where others need one.
-        Raises BindError when the address cannot be used, TlsFilesError when the files cannot.
+        open_to_all lists the paths that need no client certificate even if others do. Raises
+        BindError when the address cannot be used, TlsFilesError when the files cannot.
         """
         if self._tls is not None:
             self._certificates = Certificates(self._tls, log=self._log)
@@ -97,12 +102,12 @@ class Server:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """(host, port) of each listening socket; the real port where 0 was asked for."""
-        return [each.getsockname()[:2] for each in self._listeners]
+        """(host, port) of each listening socket, with the actual port if 0 was requested."""
+        return [listener.getsockname()[:2] for listener in self._listeners]
 
     @property
     def tls_state(self) -> TlsState:
-        """How the TLS files in use are; of a server that has been started with some."""
+        """The state of the TLS files in use. The server must have been started with TLS."""
         assert self._certificates is not None  # noqa: S101 - started with TLS
         return TlsState(
             reload_failed=self._certificates.reload_failed,
@@ -110,7 +115,7 @@ class Server:
         )
 
     async def stop(self) -> None:
-        """Take no more connections, let requests in flight end within the grace, close all."""
+        """Accept no more connections, give requests in flight the grace time, then close all."""
         for acceptor in self._acceptors:
             acceptor.cancel()
         await asyncio.gather(*self._acceptors, return_exceptions=True)
@@ -130,30 +135,30 @@ class Server:
 
     async def _accept(self, listener: socket.socket, routes: Routes) -> None:
         loop = asyncio.get_running_loop()
-        told = failed = False
+        reported = failed = False
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as err:
-                if err.errno == errno.ECONNABORTED:  # the peer gave up meanwhile
+                if err.errno == errno.ECONNABORTED:  # the peer has already given up
                     continue
-                if not told:
+                if not reported:
                     self._log.error("cannot accept connections: %s", os.strerror(err.errno or 0))
-                told = failed = True
-                # accept() fails for want of a descriptor also when there is nobody to accept.
+                reported = failed = True
+                # Without a free descriptor accept() fails even if no connection is pending.
                 if _pending(listener):
                     self._evict(self._served)  # frees a descriptor
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            # One success may be owed to an eviction: only the second ends the outage.
-            told, failed = failed, False
+            # One success may be due to an eviction, so only the second one ends the outage.
+            reported, failed = failed, False
             self._admit(sock, routes)
-            # sock_accept does not wait while connections do: without this, a flood of them would
-            # evict a connection before its request was looked at.
+            # sock_accept does not wait while connections are pending. Without this, a flood of them
+            # would evict a connection before its request was read.
             await asyncio.sleep(0)
 
     def _admit(self, sock: socket.socket, routes: Routes) -> None:
-        """Serve a new connection, instead of another if need be, or refuse it."""
+        """Serve a new connection, if necessary in place of another one, or refuse it."""
         full = len(self._served) >= self._limits.connections_max
         if full and not self._full:
             self._log.warning(
@@ -172,7 +177,9 @@ class Server:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         credentials = self._certificates.current() if self._certificates else None
         connection = Connection(
-            wire=TlsTransport(sock, credentials.context) if credentials else PlainTransport(sock),
+            transport=TlsTransport(sock, credentials.context)
+            if credentials
+            else PlainTransport(sock),
             routes=routes,
             limits=self._limits,
             certificates=self._certificates,
@@ -185,22 +192,24 @@ class Server:
         task.add_done_callback(lambda ended: self._ended(connection, ended))
 
     def _evict(self, among: dict[Connection, asyncio.Task[None]]) -> bool:
-        """End the connection that has waited longest for its peer; False when none waits.
+        """End the connection that has waited longest for its peer. Returns False if none waits.
 
-        Slow readers go first: if others did, slow readers could hold all places but one, and the
-        newcomers would only ever push out each other.
+        Slow readers go first. Otherwise slow readers could hold all places but one, and new
+        connections would only evict each other.
         """
         now_s = asyncio.get_running_loop().time()
         grace_s = self._limits.write_grace_s
         waiting = [
-            each
-            for each in among
-            if each.phase is Phase.WAITING
-            or (each.phase is Phase.WRITING and now_s - each.since_s >= grace_s)
+            connection
+            for connection in among
+            if connection.phase is Phase.WAITING
+            or (connection.phase is Phase.WRITING and now_s - connection.since_s >= grace_s)
         ]
         if not waiting:
             return False
-        longest = min(waiting, key=lambda each: (each.phase is Phase.WAITING, each.since_s))
+        longest = min(
+            waiting, key=lambda connection: (connection.phase is Phase.WAITING, connection.since_s)
+        )
         longest.finish()
         among.pop(longest).cancel()
         return True
@@ -208,13 +217,13 @@ class Server:
     def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._served.pop(connection, None)
         self._refused.pop(connection, None)
-        connection.close()  # here: a task cancelled before its first step runs none of its code
+        connection.close()  # here: a task cancelled before its first step runs no code
         if not task.cancelled() and task.exception() is not None:  # a bug, on one connection only
             self._log.error("connection failed", exc_info=task.exception())
 
 
 def _descriptors_left() -> int:
-    """How many descriptors this process may still open."""
+    """Return how many descriptors this process may still open."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         most = sys.maxsize
@@ -222,7 +231,7 @@ def _descriptors_left() -> int:
 
 
 def _pending(listener: socket.socket) -> bool:
-    """Tell whether a connection waits to be accepted."""
+    """Whether a connection waits to be accepted."""
     poll = select.poll()  # select() cannot take descriptors from 1024 on
     poll.register(listener, select.POLLIN)
     return bool(poll.poll(0))
@@ -235,19 +244,19 @@ def _bind(listen: Listen) -> list[socket.socket]:
     try:
         for host in (listen.host,) if listen.host else _EVERY_ADDRESS:
             found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM)
-            for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+            for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
                 try:
                     sockets.append(_listening(family, address))
                 except OSError as err:
-                    # "localhost" is often ::1 too, also where IPv6 is switched off.
+                    # "localhost" often includes ::1 even where IPv6 is disabled.
                     if err.errno not in _NO_SUCH_ADDRESS:
                         raise
                     why = err.strerror or why
             if sockets:
                 return sockets
     except OSError as err:  # socket.gaierror is one
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
         why = err.strerror or why
         raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen") from err
     raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen")

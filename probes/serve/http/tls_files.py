@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the certificate files of TLS: loaded, looked at again, and which of their states is used.
+"""EDGE: loads the certificate files of TLS, and reloads them when they change.
 
 Must not know sockets, nor what is served.
 """
@@ -18,26 +18,30 @@ RETRY_S = 1.0
 """Pause before files that could not be loaded are tried again although they look unchanged."""
 
 FileMark = tuple[int, int, int, int, int]
-"""(device, inode, bytes, mtime_ns, ctime_ns). ctime sees a rename or chmod that mtime does not."""
+"""(device, inode, bytes, mtime_ns, ctime_ns). ctime shows a rename or chmod that mtime does not."""
 
 
 class TlsFilesError(Exception):
-    """The TLS files cannot be used. One line: what, which file, why, what to do."""
+    """The TLS files cannot be used.
+
+    The message is one line: what, which file, why, what to do.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Credentials:
-    """One state of the TLS files, as used by the connections opened under it."""
+    """One state of the TLS files, as used by the connections opened with it."""
 
     context: ssl.SSLContext
     validity: Validity
-    """Of the server's own certificate."""
+    """When the server's own certificate is valid."""
     client_ca: bytes | None
-    """The client CA file's content: tells a new set of admitted clients from a renewed pair."""
+    """Content of the client CA file, which distinguishes a changed set of clients from a renewed
+    pair."""
 
 
 class Certificates:
-    """The newest TLS files that fit together. A change is noticed when ``current`` is asked."""
+    """The newest TLS files that fit together. ``current`` notices changes."""
 
     def __init__(
         self,
@@ -49,16 +53,16 @@ class Certificates:
     ) -> None:
         """Load the files. Raises TlsFilesError when they cannot be used.
 
-        A certificate that is not valid now is loaded all the same, with a warning: there is no
-        better one, clients that check refuse it by themselves, and an agent that runs keeps its
-        counters, shows what is wrong and takes the renewed certificate without a restart. On a
-        node whose clock is not set yet the certificate becomes valid by itself.
+        A certificate that is not valid now is loaded nevertheless, with a warning: there is no
+        better one, clients that check it refuse it themselves, and a running agent keeps its
+        counters, shows the problem and picks up the renewed certificate without a restart. On a
+        node whose clock is not set yet, the certificate becomes valid later.
         """
         self._files = files
         self._log = log
         self._clock_s = clock_s
         self._unix_s = unix_s
-        self._marks = self._look()
+        self._marks = self._read_marks()
         self._credentials = self._load()
         wrong = self._credentials.validity.wrong_at(unix_s())
         if wrong is not None:
@@ -68,7 +72,7 @@ class Certificates:
 
     @property
     def reload_failed(self) -> bool:
-        """Whether the newest files could not be used when they were looked at last."""
+        """Whether the newest files could not be used when they were last read."""
         return self._failure is not None
 
     @property
@@ -77,21 +81,22 @@ class Certificates:
         return self._credentials.validity.until_unix_s
 
     def current(self) -> Credentials:
-        """Give the credentials for a connection opened now.
+        """Return the credentials for a connection that is opened now.
 
-        Costs a stat of each file. Files that changed are loaded into a new context, never into the
-        one in use: a context keeps every CA it was ever given and the keys of the session tickets
-        it issued, so a client of a removed CA could go on. When the new files cannot be used, say
-        because half of a pair is written yet, the old ones stay and one line is logged. So they do
-        while the new certificate is expired or not yet valid and the old one is neither.
+        This costs one stat of each file. Files that changed are loaded into a new context, never
+        into the one in use: a context keeps every CA that it was ever given and the keys of the
+        session tickets that it issued, so a client of a removed CA could continue. If the new files
+        cannot be used, for example because only half of a pair has been written, the old ones stay
+        in use and one line is logged. The same happens if the new certificate is expired or not yet
+        valid while the old one is valid.
         """
-        marks = self._look()
+        marks = self._read_marks()
         now_s = self._clock_s()
         waiting = self._failure is not None and now_s - self._tried_s >= RETRY_S
         if marks == self._marks and not waiting:
             return self._credentials
         self._tried_s = now_s
-        # The marks are older than what is loaded: a change in between is loaded the next time.
+        # The marks are older than what is loaded, so a change in between is loaded the next time.
         self._marks = marks
         try:
             self._credentials = self._better()
@@ -105,7 +110,7 @@ class Certificates:
         return self._credentials
 
     def _better(self) -> Credentials:
-        """The files as they are now. Raises TlsFilesError also when those in use are better."""
+        """Load the files. Raises TlsFilesError also when those in use are better."""
         new = self._load()
         now_s = self._unix_s()
         wrong = new.validity.wrong_at(now_s)
@@ -116,16 +121,16 @@ class Certificates:
         return new
 
     def _load(self) -> Credentials:
-        before = self._look()
+        before = self._read_marks()
         new = _load(self._files)
-        if self._look() != before:
+        if self._read_marks() != before:
             raise TlsFilesError(
                 f"TLS file {self._files.cert} or one that belongs to it changed while it was read; "
                 "nothing to do if this passes"
             )
         return new
 
-    def _look(self) -> tuple[FileMark | None, ...]:
+    def _read_marks(self) -> tuple[FileMark | None, ...]:
         return tuple(
             _mark(path)
             for path in (self._files.cert, self._files.key, self._files.client_ca)
@@ -134,7 +139,10 @@ class Certificates:
 
 
 def _mark(path: Path) -> FileMark | None:
-    """Tell one content of a file from another without reading it; None: no such file."""
+    """Return a mark that changes with a file's content; None: there is no file.
+
+    The content itself is not read.
+    """
     try:
         stat = path.stat()
     except OSError:
@@ -148,13 +156,13 @@ def _load(files: TlsFiles) -> Credentials:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
-    # No session tickets in TLS 1.3: scrapers keep their connection, and a resumed session would
-    # not look at the client's certificate again.
+    # No session tickets in TLS 1.3: scrapers keep their connection, and a resumed session would not
+    # verify the client's certificate again.
     context.num_tickets = 0
     client_ca = None
     path = files.cert
     try:
-        # Read here, too, for an error that names the file: OpenSSL's does not.
+        # Read them here too, for an error that names the file, which OpenSSL's does not.
         cert = (path := files.cert).read_bytes()
         (path := files.key).read_bytes()
         _add_pair(context, files)
@@ -163,7 +171,7 @@ def _load(files: TlsFiles) -> Credentials:
         if files.client_ca is not None:
             path = files.client_ca
             client_ca = path.read_bytes()
-            _ask_clients_of(context, client_ca, path)
+            _request_client_certificates(context, client_ca, path)
     except OSError as err:
         remedy = "check the path and that this user may read it"
         raise TlsFilesError(f"cannot read TLS file {path}: {err.strerror}; {remedy}") from err
@@ -174,7 +182,7 @@ def _load(files: TlsFiles) -> Credentials:
 
 def _add_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
-        # An empty password: an encrypted key is an error, not a question on the terminal.
+        # With an empty password an encrypted key is an error, not a question on the terminal.
         context.load_cert_chain(files.cert, files.key, password="")
     except ssl.SSLError as err:
         why = (err.reason or "not PEM").lower().replace("_", " ")
@@ -184,13 +192,13 @@ def _add_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
         ) from err
 
 
-def _ask_clients_of(context: ssl.SSLContext, client_ca: bytes, path: Path) -> None:
+def _request_client_certificates(context: ssl.SSLContext, client_ca: bytes, path: Path) -> None:
     try:
         context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as err:  # ValueError: empty
         raise TlsFilesError(
             f"cannot use TLS client CA {path}: not one or more whole certificates; give PEM"
         ) from err
-    # Asked for, not demanded: a certificate of another CA ends the handshake, none at all leaves
-    # what is open to all (routes). kubelet's probes have none.
+    # Requested, not required: a certificate of another CA ends the handshake, while a client
+    # without one gets what is open to all (routes). kubelet's probes have none.
     context.verify_mode = ssl.CERT_OPTIONAL

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: bytes to and from one client's socket, plain or under TLS.
+"""EDGE: moves bytes to and from one client's socket, plain or with TLS.
 
-Must not know HTTP, nor what is served. Deadlines are the caller's: every coroutine here may wait
-for as long as the peer likes and may be cancelled at any await.
+Must not know HTTP, nor what is served. Deadlines are the caller's: every coroutine here may wait as
+long as the peer likes and may be cancelled at any await.
 
 TLS runs over ``ssl.MemoryBIO`` and not over asyncio's TLS transports, for two reasons. Those keep a
 256 KiB receive buffer for each connection (``asyncio.sslproto.SSLProtocol.max_size``; measured with
-500 idle ones: 280 kB each, against 27 kB here). And they bind one ``SSLContext`` to a listening
-socket, while certificates and client CAs change under a running server.
+500 idle connections: 280 kB each, against 27 kB here). And they bind one ``SSLContext`` to a
+listening socket, although certificates and client CAs change while the server runs.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 RECEIVE_BYTES = 8 * 1024
-"""Most bytes taken from a socket at once."""
+"""The most bytes read from a socket at once."""
 
 RECORD_BYTES = 16 * 1024
-"""Bytes encrypted at once, one TLS record: a slow reader shall hold no encrypted copy of all."""
+"""Bytes encrypted at once, one TLS record, so that a slow reader holds no encrypted copy of all."""
 
 _T = TypeVar("_T")
 
@@ -44,27 +44,28 @@ class PlainTransport:
 
     @property
     def certified(self) -> bool:
-        """Whether the peer showed a certificate of a client CA."""
+        """Whether the peer presented a certificate of a client CA."""
         return False
 
     async def receive(self) -> bytes:
-        """Take some bytes of the peer; empty at the end of its stream."""
+        """Read some bytes from the peer; empty at the end of its stream."""
         data = await self._loop.sock_recv(self._sock, RECEIVE_BYTES)
-        # sock_recv does not wait while there are bytes: without this, one fast peer gets the loop.
+        # sock_recv does not wait while there are bytes. Without this, one fast peer would occupy
+        # the loop.
         await asyncio.sleep(0)
         return data
 
     async def send(self, data: bytes) -> None:
-        """Hand all of ``data`` to the kernel."""
+        """Pass all of ``data`` to the kernel."""
         await self._loop.sock_sendall(self._sock, data)
 
     def finish(self) -> None:
-        """Tell the peer that nothing more comes. Not after a ``send`` that was cut short."""
-        with contextlib.suppress(OSError):  # the peer may be gone already
+        """Tell the peer that nothing more follows. Not for use after an incomplete ``send``."""
+        with contextlib.suppress(OSError):  # the peer may have gone already
             self._sock.shutdown(socket.SHUT_WR)
 
     async def drain(self) -> None:
-        """Discard what the peer still sends, after ``finish``, until it ends its stream.
+        """Discard what the peer still sends after ``finish``, until it ends its stream.
 
         Closing a socket with unread bytes in it sends a reset, which can overtake the last answer.
         """
@@ -72,7 +73,10 @@ class PlainTransport:
             pass
 
     def close(self, *, abort: bool = False) -> None:
-        """Give the socket back. ``abort``: drop what the peer has not taken yet, and reset."""
+        """Close the socket.
+
+        ``abort`` drops what the peer has not read yet, and resets the connection.
+        """
         if abort:
             # Otherwise the kernel keeps the send buffer of a reader that does not read.
             with contextlib.suppress(OSError):
@@ -81,9 +85,9 @@ class PlainTransport:
 
 
 class TlsTransport(PlainTransport):
-    """The same under TLS.
+    """A client's connected, non-blocking socket with TLS.
 
-    Raises ssl.SSLError, which is an OSError, when the peer broke the protocol.
+    Raises ssl.SSLError, which is an OSError, when the peer violates the protocol.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
@@ -93,7 +97,10 @@ class TlsTransport(PlainTransport):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     async def open(self) -> None:
-        """Shake hands. A peer that speaks plain HTTP is told so before the error goes up."""
+        """Perform the handshake.
+
+        A peer that speaks plain HTTP gets an answer before the error is raised.
+        """
         try:
             await self._until_done(self._tls.do_handshake)
         except ssl.SSLError as err:
@@ -104,32 +111,34 @@ class TlsTransport(PlainTransport):
                 await super().send(head + text)
                 super().finish()
             else:
-                await self._flush()  # the alert that tells the peer why
+                await self._flush()  # the alert that gives the peer the reason
             raise
 
     @property
     def certified(self) -> bool:
-        """Whether the peer showed a certificate, which the handshake has verified."""
+        """Whether the peer presented a certificate, which the handshake has verified."""
         return self._tls.getpeercert(binary_form=True) is not None
 
     async def receive(self) -> bytes:
-        """Take some decrypted bytes; empty at the end, whether the peer said goodbye or not."""
+        """Read some decrypted bytes; empty at the end, with or without close_notify."""
         try:
             return await self._until_done(lambda: self._tls.read(RECEIVE_BYTES))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
 
     async def send(self, data: bytes) -> None:
-        """Encrypt and hand to the kernel, a record at a time."""
+        """Encrypt data and pass it to the kernel, one record at a time."""
         view = memoryview(data)
         for start in range(0, len(view), RECORD_BYTES):
             self._tls.write(view[start : start + RECORD_BYTES])
             await self._flush()
 
     def finish(self) -> None:
-        """Say goodbye (close_notify), so that the peer can tell the end from a cut."""
-        with contextlib.suppress(OSError):  # no session yet, peer gone or its buffer full
-            with contextlib.suppress(ssl.SSLWantReadError):  # its goodbye is not waited for
+        """Send close_notify, by which the peer can tell the end from a lost connection."""
+        # There may be no session yet, or the peer has gone, or it reads nothing.
+        with contextlib.suppress(OSError):
+            # The peer's close_notify is not waited for.
+            with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.unwrap()
             self._sock.send(self._outgoing.read())
         super().finish()

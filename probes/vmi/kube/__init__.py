@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server: list and watch of this node's VMIs. Knows nothing of processes."""
+"""Lists and watches the VMIs of this node at the API server. It knows nothing about processes."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the watch has learnt, between the thread that learns it and those that ask.
+"""Holds what the watch has learnt, for the thread that learns it and the threads that read it.
 
-Owns: the current VMIs of this node, how fresh they are and how the watch is doing, under one lock.
-Must not know: HTTP, the list-and-watch protocol, who asks. Losing the API server changes the state
-and the age, never the content.
+Owns the current VMIs of this node, how fresh they are and the state of the watch, under one lock.
+Must not know HTTP, the list-and-watch protocol, or who reads. Losing the API server changes the
+state and the age, never the content.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class VmiCache:
         )
 
     def status(self) -> WatchStatus:
-        """Tell how the watch is doing now."""
+        """Return the state of the watch."""
         with self._lock:
             return self._status
 
     def wait_synced(self, timeout_s: float) -> bool:
-        """Wait for the first complete list; False: it did not come in time."""
+        """Wait for the first complete list. Returns False if it did not arrive in time."""
         return self._first_list.wait(timeout_s)
 
     def index(self) -> VmiIndex:
-        """Return the VMIs known now; the same object until something changes."""
+        """Return the VMIs known now; it is the same object until something changes."""
         with self._lock:
             if self._index is None:
-                # Built on demand: a burst of events costs one index per scrape.
+                # The index is built on demand, so a burst of events costs one index per scrape.
                 self._index = VmiIndex.of(self._vmis.values())
             return self._index
 
     def replace_all(self, vmis: Iterable[Vmi]) -> None:
-        """Take in a complete list: what is not in it is gone."""
+        """Replace all VMIs by a complete list."""
         fresh = {vmi.key: vmi for vmi in vmis}
         with self._lock:
             if fresh != self._vmis:
@@ -73,7 +73,10 @@ class VmiCache:
         self._first_list.set()
 
     def parse(self, obj: object) -> Vmi | None:
-        """Find the VMI in a decoded object; None, counted and told once, when it holds none."""
+        """Parse the VMI in a decoded object.
+
+        None: it holds none, which is counted, and logged once.
+        """
         try:
             if not isinstance(obj, Mapping):
                 raise MalformedVmi(f"VMI: a {type(obj).__name__} stands where an object should")
@@ -83,11 +86,11 @@ class VmiCache:
             return None
 
     def put(self, obj: Mapping[str, object]) -> None:
-        """Take in an object that was added or changed.
+        """Store an object that was added or changed.
 
-        Most changes are of fields that are not kept: they leave the index as it is. A malformed
-        object is skipped, as a new list would skip it: what was known of that VMI before is no
-        longer true, so it goes.
+        Most changes concern fields that are not kept, so they leave the index unchanged. A
+        malformed object is skipped, as in a list: what was known about that VMI is no longer true,
+        so it is removed.
         """
         vmi = self.parse(obj)
         if vmi is None:
@@ -100,9 +103,9 @@ class VmiCache:
             self._confirm()
 
     def drop(self, obj: Mapping[str, object]) -> bool:
-        """Forget an object that is gone, or that the node selector no longer matches.
+        """Remove an object that was deleted, or that the node selector no longer matches.
 
-        False: it does not say which object that is.
+        Returns False if the object does not say which VMI it is.
         """
         try:
             key = vmi_key(obj)
@@ -116,12 +119,12 @@ class VmiCache:
         return True
 
     def confirm(self) -> None:
-        """Note that the server said: nothing else has changed."""
+        """Record that the server has reported all changes so far."""
         with self._lock:
             self._confirm()
 
     def opened(self) -> None:
-        """Note that an open watch delivers, or that it has ended in order."""
+        """Record that an open watch delivers events, or has ended in order."""
         with self._lock:
             status = self._status
             self._status = replace(
@@ -133,7 +136,7 @@ class VmiCache:
             self._on_log("VMI watch: up again")
 
     def lost(self, line: str | None) -> None:
-        """Note that no watch is open; ``line`` says why, None when it was stopped on purpose."""
+        """Record that no watch is open. ``line`` says why; None: it was stopped on purpose."""
         with self._lock:
             self._broken = self._broken or self._status.up
             self._status = replace(self._status, up=False, error=line)

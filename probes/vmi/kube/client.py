@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the Kubernetes API server: one answer to one question, through the official client.
+"""EDGE: sends one request to the Kubernetes API server, through the official client.
 
-Owns: credentials, TLS, proxies and connections, all four by the ``kubernetes`` package, which no
-other module imports; and turning whatever they raise into one line. Must not know: what is read, or
-what happens when it cannot be (watch.py).
+Owns credentials, TLS, proxies and connections, which the ``kubernetes`` package provides and no
+other module imports, and turning every error it raises into one line. Must not know what is read,
+nor what happens after a failure (watch.py).
 
-Only the package's configuration and connection pool are used; answers are decoded by listwatch.py,
-since its API classes would build a model of every field. Import this module in cluster mode only:
-it brings urllib3 and ssl with it.
+Only the package's configuration and connection pool are used. listwatch.py decodes the answers,
+because the package's API classes would build a model of every field. Import this module in cluster
+mode only: it imports urllib3 and ssl.
 """
 
 from __future__ import annotations
@@ -49,21 +49,22 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
-"""A watch may be silent for a minute; a peer that is gone shows after half of that."""
+"""TCP keepalive of a connection. A watch may be silent for a minute; this detects a lost peer after
+half of that."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Transport:
-    """What is used of the package: settings that know the token, and a pool that knows the TLS."""
+    """The parts of the package in use: settings that know the token, and a pool that knows TLS."""
 
     configuration: Any
     pool: urllib3.PoolManager
     errors: tuple[type[Exception], ...]
-    """What asking the configuration for the token may raise."""
+    """What reading the token from the configuration may raise."""
 
 
 class ApiReader:
-    """One set of credentials, as they are when it is made, and the connections made with it."""
+    """One set of credentials as they are now, and the connections made with them."""
 
     def __init__(
         self, config: InCluster | Kubeconfig, *, connect_timeout_s: float, answer_deadline_s: float
@@ -87,9 +88,9 @@ class ApiReader:
     def get(
         self, verb: Verb, params: Mapping[str, str], *, silence_s: float | None = None
     ) -> urllib3.BaseHTTPResponse:
-        """Ask for the resource; returns the answer's unread body. Raises ApiError when refused.
+        """Request the resource and return the unread body. Raises ApiError when the server refuses.
 
-        The body may be silent for ``silence_s``, or as long as the head of an answer may take.
+        The body may be silent for ``silence_s``, or by default as long as the head of an answer.
         """
         self._answered = False
         self._deadline_s = self._answer_deadline_s
@@ -127,7 +128,7 @@ class ApiReader:
 
     @contextmanager
     def reading(self, verb: Verb) -> Iterator[None]:
-        """Turn what transport and protocol raise into one line."""
+        """Turn errors of transport and protocol into ApiError with one line."""
         try:
             yield
         except ReadTimeoutError as err:
@@ -154,7 +155,7 @@ class ApiReader:
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": "hvprobe"}
         try:
-            # Asking for the settings is what makes the package re-read a rotated token.
+            # The package re-reads a rotated token only when the settings are read.
             settings = self._transport.configuration.auth_settings()
         except self._transport.errors as err:
             raise ApiError(f"cannot use {self._credentials}: {one_line(str(err))}") from err
@@ -169,7 +170,7 @@ class ApiReader:
 
 
 def _in_cluster(config: InCluster) -> _Transport:
-    """Take the package's configuration from the mounted service account."""
+    """Make the package's configuration from the mounted service account."""
     try:
         incluster, rest = _lean_client()
     except ImportError as err:
@@ -192,7 +193,10 @@ def _in_cluster(config: InCluster) -> _Transport:
 
 
 def _from_kubeconfig(config: Kubeconfig) -> _Transport:
-    """Take the package's configuration from a kubeconfig file. Imports all of the package."""
+    """Make the package's configuration from a kubeconfig file.
+
+    This imports the entire package.
+    """
     try:
         kube_config = importlib.import_module("kubernetes.config.kube_config")
         rest = importlib.import_module("kubernetes.client.rest")
@@ -207,7 +211,7 @@ def _from_kubeconfig(config: Kubeconfig) -> _Transport:
             client_configuration=configuration,
             persist_config=False,
         )
-    # The loader does not check shapes: what it raises for a bent file depends on where it is bent.
+    # The loader does not check types, so a malformed file may raise any of these errors.
     except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as err:
         raise ApiError(
             f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
@@ -218,7 +222,7 @@ def _from_kubeconfig(config: Kubeconfig) -> _Transport:
 
 def _transport(
     configuration: Any,  # noqa: ANN401 - the package has no types
-    rest: Any,  # noqa: ANN401 - likewise
+    rest: Any,  # noqa: ANN401 - the package has no types
     errors: tuple[type[Exception], ...],
 ) -> _Transport:
     configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
@@ -235,8 +239,9 @@ def _lean_client() -> tuple[Any, Any]:
 
     ``import kubernetes`` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
     websockets; 31 MiB of memory instead of 13, 115 ms instead of 40 (kubernetes 37.0.2). Python
-    runs no __init__ for a package that is in sys.modules already, so the three costly ones are put
-    there unexecuted. All is taken out again: a later import of ``kubernetes`` gets the real one.
+    runs no __init__ for a package that is in sys.modules already, so the three costly packages are
+    put there without executing them. All are removed afterwards, so that a later import of
+    ``kubernetes`` gets the real package.
     """
     before = set(sys.modules)
     for name in ("kubernetes", "kubernetes.config", "kubernetes.utils"):
@@ -255,10 +260,10 @@ def _lean_client() -> tuple[Any, Any]:
 
 
 def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None:
-    """Let the body of an answer pause for longer than its head may take.
+    """Allow the body of an answer to pause for longer than its head may take.
 
-    urllib3 has one time-out for both. The socket is found by what urllib3 itself keeps of it, since
-    an answer after which the connection closes has taken it from its connection.
+    urllib3 has one time-out for both. The socket is taken from an attribute of urllib3's response,
+    because a response after which the connection closes has taken it from its connection.
     """
     sock = getattr(getattr(response, "_sock_shutdown", None), "__self__", None)
     if sock is not None:
@@ -266,15 +271,15 @@ def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None
 
 
 def interrupt(response: urllib3.BaseHTTPResponse) -> None:
-    """Make a read that another thread is blocked in return."""
+    """Make a read in which another thread is blocked return."""
     try:
         response.shutdown()
     except (OSError, RuntimeError, ValueError):
-        return  # Already closed, or read to its end: no read is blocked in it.
+        return  # Closed already, or read to its end: no read is blocked in it.
 
 
 def _cause(error: BaseException) -> str:
-    """Find the innermost reason of a transport error, without urllib3's wrapping."""
+    """Return the innermost cause of a transport error, without urllib3's wrapping."""
     for inner in (error.__cause__, *error.args, error.__context__):
         if isinstance(inner, ssl.SSLCertVerificationError):
             return inner.verify_message

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the credentials for the API server come from.
+"""Finds the credentials for the API server.
 
-Owns: what marks a pod that has a service account. Must not know how the server is reached; light,
-so that a program can ask whether it runs in a cluster before it loads what a cluster needs.
+Owns how a pod with a service account is recognized. Must not know how the server is reached. It
+imports little, so that a program can find out whether it runs in a cluster before it loads what a
+cluster needs.
 """
 
 import os
@@ -29,6 +30,6 @@ class InCluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubeconfig:
-    """A kubeconfig file, as kubectl reads it; its current context is used."""
+    """A kubeconfig file in kubectl's format, of which the current context is used."""
 
     file: Path

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list-and-watch protocol of the Kubernetes API, as far as one resource needs it. Pure.
+"""Implements the list-and-watch protocol of the Kubernetes API for one resource. Pure.
 
-Owns: decoding list pages and watch events without building more than one object at a time, and the
-words for what the server refuses. Must not know: sockets, threads, credentials, how long to wait
-(timing.py), what a VMI means.
+Owns decoding list pages and watch events without building more than one object at a time, and the
+messages about refusals. Must not know sockets, threads, credentials, how long to wait (timing.py),
+or what a VMI means.
 
 Source: kubernetes.io/docs/reference/using-api/api-concepts ("Efficient detection of changes",
 "Retrieving large results sets in chunks") and client-go's tools/cache/reflector.go.
@@ -23,27 +23,34 @@ from probes.vmi.kube.timing import Failure
 RESOURCE = "virtualmachineinstances.kubevirt.io"
 PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
 NODE_LABEL = "kubevirt.io/nodeName"
-"""KubeVirt's virt-handler selects its own VMIs by this label; it follows status.nodeName."""
+"""The label by which KubeVirt's virt-handler selects its own VMIs; it follows status.nodeName."""
 
 _MAX_LINE_BYTES = 32 << 20
-"""etcd refuses objects of a tenth of this; a longer line is a broken stream."""
+"""The longest line of a watch. etcd refuses objects of a tenth of this size, so a longer line is a
+broken stream."""
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 _EXPIRED = 410
 _REFUSED = {401, 403, 429, 502, 503}
-"""Answers that say nothing about the resourceVersion that was asked for. Others may: a cluster that
-was restored from a backup answers 504 to versions it has yet to reach."""
+"""Status codes that say nothing about the requested resourceVersion.
+
+Other codes may: a cluster that was restored from a backup answers 504 to versions that it has yet
+to reach.
+"""
 
 
 class Verb(Enum):
-    """RBAC verb of a request."""
+    """The RBAC verb of a request."""
 
     LIST = "list"
     WATCH = "watch"
 
 
 class ApiError(Exception):
-    """The API server could not be read; one line: what failed, on what, why, what to do."""
+    """The API server could not be read.
+
+    The message is one line: what failed, on what, why, what to do.
+    """
 
     def __init__(
         self,
@@ -55,20 +62,20 @@ class ApiError(Exception):
         super().__init__(line)
         self.failure = failure
         self.retry_after_s = retry_after_s
-        """What the server asked for (Retry-After), in seconds; None: it did not."""
+        """The wait that the server asked for (Retry-After), in seconds; None: it asked for none."""
 
 
 class PayloadError(ValueError):
-    """Bytes of a successful answer that are not what the protocol says."""
+    """The body of a successful answer violates the protocol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListEnd:
-    """What a list page says beside its items."""
+    """What a list page contains besides its items."""
 
     resource_version: str
     continue_token: str | None
-    """None: that was the last page."""
+    """Token of the next page; None: this was the last page."""
 
 
 class EventType(Enum):
@@ -87,18 +94,18 @@ class WatchEvent:
 
     type: EventType
     object: Mapping[str, object]
-    """The VMI; for BOOKMARK one with nothing but a resourceVersion; for ERROR a Status."""
+    """The VMI; for BOOKMARK an object with only a resourceVersion; for ERROR a Status."""
     resource_version: str | None
-    """Where to go on from after this event; None: it does not say."""
+    """The resourceVersion to continue from after this event; None: the event does not say."""
 
 
 def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
-    """Hand each item of a list page to ``on_item`` as it is decoded.
+    """Pass each item of a list page to ``on_item`` as soon as it is decoded.
 
-    Raises PayloadError when the page is not what the protocol says.
+    Raises PayloadError when the page violates the protocol.
 
-    A page of VMIs is megabytes, of which a few hundred bytes each are kept: decoding item by item
-    keeps the rest from ever existing as Python objects at the same time.
+    A page of VMIs takes megabytes, of which a few hundred bytes per VMI are kept. Decoding item by
+    item ensures that the remainder never exists as Python objects at the same time.
     """
     metadata: object = None
     try:
@@ -120,20 +127,20 @@ def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
 
 
 class _Cursor:
-    """A place in a JSON text that is read one level at a time."""
+    """A position in a JSON text that is read one level at a time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
 
     def sees(self, char: str) -> bool:
-        """Whether ``char`` is next, after blanks."""
+        """Whether ``char`` comes next, after blanks."""
         blank = _BLANK.match(self._text, self._at)
         self._at = self._at if blank is None else blank.end()
         return self._text.startswith(char, self._at)
 
     def value(self) -> object:
-        """Read the whole value that is next."""
+        """Read the complete value that comes next."""
         self.sees("")
         try:
             value, self._at = _DECODER.raw_decode(self._text, self._at)
@@ -142,7 +149,7 @@ class _Cursor:
         return value
 
     def members(self, opening: str, closing: str) -> Iterator[object]:
-        """Stop before each member's value; yields its name, or None in an array."""
+        """Stop before each member's value and yield its name, or None in an array."""
         self._expect(opening)
         if not self._take(closing):
             while True:
@@ -156,7 +163,7 @@ class _Cursor:
             self._expect(closing)
 
     def finish(self) -> None:
-        """Nothing but blanks may be left."""
+        """Check that only blanks are left. Raises PayloadError when there is more."""
         self.sees("")
         if self._at != len(self._text):
             raise PayloadError(f"a list page goes on after its end, at character {self._at}")
@@ -172,7 +179,7 @@ class _Cursor:
 
 
 def decode_event(line: bytes) -> WatchEvent:
-    """One line of a watch. Raises PayloadError when it is no event."""
+    """Decode one line of a watch. Raises PayloadError when it is no event."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError) as err:
@@ -192,10 +199,10 @@ def decode_event(line: bytes) -> WatchEvent:
 
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines out of chunks cut anywhere; blank lines are dropped.
+    """Assemble complete lines from chunks; blank lines are dropped.
 
-    Raises PayloadError when a line is endless, and when the stream ends within a line: that is half
-    an event, which must not be missed.
+    Raises PayloadError when a line is endless, and when the stream ends within a line, because half
+    an event must not be missed.
     """
     parts: list[bytes] = []
     held_bytes = 0
@@ -216,7 +223,7 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def failure_of_error_event(server: str, status: Mapping[str, object]) -> ApiError:
-    """Word what an ERROR event of a watch says; its object is a Status."""
+    """Turn an ERROR event of a watch, whose object is a Status, into an ApiError."""
     code = status.get("code")
     details = status.get("details")
     wait_s = details.get("retryAfterSeconds") if isinstance(details, dict) else None
@@ -228,7 +235,7 @@ def failure_of_error_event(server: str, status: Mapping[str, object]) -> ApiErro
         retry_after_s=float(wait_s) if isinstance(wait_s, int) and wait_s > 0 else None,
     )
     if said.failure is Failure.REFUSED:
-        # The watch had begun, so that what it still had to tell is lost.
+        # The watch had begun, so the changes that it had yet to report are lost.
         said.failure = Failure.BROKEN
     return said
 
@@ -242,7 +249,7 @@ def refusal(
     credentials: str = "the credentials",
     retry_after_s: float | None = None,
 ) -> ApiError:
-    """Word a refusal in one line that names the remedy. ``message`` is its Status' own."""
+    """Describe a refusal in one line that names the remedy. ``message`` comes from its Status."""
     said = f"; it says: {one_line(message)}" if message else ""
     match code:
         case 401:
@@ -269,7 +276,7 @@ def refusal(
 
 
 def status_message(body: bytes) -> str | None:
-    """Find the message in the body of a refusal: a Status object, or whatever a proxy wrote."""
+    """Return the message in the body of a refusal: a Status object, or what a proxy wrote."""
     try:
         status = json.loads(body)
     except (ValueError, RecursionError):
@@ -278,6 +285,6 @@ def status_message(body: bytes) -> str | None:
 
 
 def _string(parent: object, key: str) -> str | None:
-    """Read a non-empty string field of what may be no object at all."""
+    """Read a non-empty string field of a value that may be no object."""
     value = parent.get(key) if isinstance(parent, dict) else None
     return value if isinstance(value, str) and value else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a watch of the API server waits: for answers, for signs of life, between tries. Pure.
+"""Decides how long a watch of the API server waits: for answers, events and retries. Pure.
 
-Owns: the kinds of failure that differ in how long to wait after them, the pauses that follow them,
-and for how long a watch is asked. Must not know: sockets, threads, clocks, what an answer holds.
+Owns the kinds of failure that need different waits, the pauses after them, and how long a watch is
+requested to last. Must not know sockets, threads, clocks, or what an answer holds.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _WATCH_GROWTH = 4
 
 
 class Failure(Enum):
-    """What an unsuccessful try says about the server and about our resourceVersion."""
+    """What a failed request says about the server and about our resourceVersion."""
 
     UNANSWERED = "unanswered"
-    """No connection, or it ended before an answer. The server may be another one afterwards."""
+    """There was no connection, or it ended before an answer. The next server may be another one."""
     HUNG = "hung"
-    """The request was sent and no answer came in time."""
+    """The request was sent, but no answer arrived in time."""
     REFUSED = "refused"
-    """The server refused the request as such: our resourceVersion is as good as before."""
+    """The server refused the request itself, so our resourceVersion is still valid."""
     BROKEN = "broken"
-    """An answer that is an error, makes no sense or ends in the middle: changes may be missing."""
+    """The answer is an error, makes no sense or is incomplete, so changes may be missing."""
     EXPIRED = "expired"
     """The server no longer has our resourceVersion or continue token."""
 
     @property
     def answered(self) -> bool:
-        """Whether the server is there: it sent at least the head of an answer."""
+        """Whether the server sent at least the head of an answer."""
         return self not in {Failure.UNANSWERED, Failure.HUNG}
 
 
@@ -41,7 +41,7 @@ class Failure(Enum):
 class WatchTiming:
     """How patient a watch is. The defaults are for production.
 
-    The VMIs are known again within 5 s of a server that answers, so no pause is longer than 3 s
+    VMIs are to be current again within 5 s of the server's recovery, so no pause is longer than 3 s
     unless the server asks for it.
     """
 
@@ -49,35 +49,41 @@ class WatchTiming:
     backoff_cap_s: float = 3.0
     connect_timeout_s: float = 4.0
     answer_deadline_s: float = 5.0
-    """For the head of an answer; grows to four times this while one request after another hangs."""
+    """Deadline for the head of an answer. It grows to four times this while requests keep
+    hanging."""
     idle_deadline_s: float = 75.0
-    """Silence after which a watch is taken for dead; the server sends a bookmark every minute."""
+    """Silence after which a watch is considered dead; the server sends a bookmark every minute."""
     first_watch_s: int = 1
-    """How long the first watch after a list is asked to last. Its end in order proves that the
-    server follows our resourceVersion, long before the first bookmark does on a quiet node."""
+    """How long the first watch after a list is requested to last.
+
+    Its orderly end proves that the server follows our resourceVersion, long before the first
+    bookmark does on a quiet node.
+    """
     watch_timeout_s: int = 300
-    """Asked of the server in the long run; it ends a watch after this, or up to twice this."""
+    """The longest requested duration of a watch. The server may end a watch after up to twice
+    this."""
     page_limit: int = 100
-    """VMIs in one list page, which is then about 1.5 MB."""
+    """VMIs in one list page, which then takes about 1.5 MB."""
 
     def watch_s(self, before_s: int | None, random: float) -> int:
-        """How long the next watch is asked to last, after one of ``before_s`` that ended in order.
+        """Return how long the next watch is requested to last, after one of ``before_s``.
 
-        None: there was none since the last failure. A watch is trusted for a few times as long as
-        the one before it, so that a connection that stalls soon after a recovery is found soon.
-        ``random`` in [0, 1) spreads the ends: the agents of a cluster do not come back together.
+        None: no watch has ended in order since the last failure. Each watch lasts a few times as
+        long as the one before it, so that a connection that stalls soon after a recovery is
+        detected soon. ``random`` in [0, 1) spreads the ends, so that the agents of a cluster do not
+        reconnect together.
         """
         grown_s = self.first_watch_s if before_s is None else before_s * _WATCH_GROWTH
         base_s = min(self.watch_timeout_s, grown_s)
         return base_s + int(random * base_s)
 
     def silence_s(self, watch_s: int) -> float:
-        """How long a watch that was asked to last ``watch_s`` may be silent."""
+        """Return how long a watch that lasts ``watch_s`` may be silent."""
         return min(self.idle_deadline_s, watch_s + self.answer_deadline_s)
 
 
 class Backoff:
-    """What went wrong of late, as far as it decides how long to wait."""
+    """Remembers recent failures, as far as they decide how long to wait."""
 
     def __init__(self, timing: WatchTiming) -> None:
         self._timing = timing
@@ -91,35 +97,37 @@ class Backoff:
     def answer_deadline_s(self) -> float:
         """How long to wait for the head of the next answer.
 
-        Longer after answers that did not come: a server that is only slow is understood in the end.
+        It grows after answers that did not arrive, so that a server that is merely slow is read in
+        the end.
         """
         return self._timing.answer_deadline_s * 2.0 ** min(self._hung, _HUNG_DOUBLINGS)
 
     def answered(self) -> None:
-        """Note that the server answered, whatever it said: the time of silence is over."""
+        """Record that the server answered, with any result, which ends a silence."""
         self._answered = True
         if self._silent:
             self._failures = 0
             self._silent = False
 
     def recovered(self) -> None:
-        """Note that a watch delivers: all that went wrong before is over."""
+        """Record that a watch delivers, which ends all earlier failures."""
         self._failures = 0
         self._hung = 0
         self._silent = False
         self._may_list_at_once = True
 
     def pause_s(self, failure: Failure, retry_after_s: float | None, random: float) -> float:
-        """Note a failure; returns how long to wait before the next try."""
+        """Record a failure and return how long to wait before the next request."""
         if failure.answered:
             self.answered()
             self._hung = 0
         self._hung += failure is Failure.HUNG
-        # A list that was answered counts: only a try without any answer begins a silence.
+        # Only a request without any answer begins a silence; an answered list does not.
         self._silent = not self._answered
         self._answered = False
         if failure is Failure.EXPIRED and self._may_list_at_once:
-            # Once: a server that calls every version expired must not be asked in a spin.
+            # Only once, because a server that calls every version expired must not be asked in a
+            # loop.
             self._may_list_at_once = False
             return 0.0
         timing = self._timing
@@ -128,23 +136,23 @@ class Backoff:
         if retry_after_s is None:
             return wait_s
         asked_s = max(retry_after_s, timing.backoff_base_s)
-        # Later rather than sooner, since all agents may have been given the same number.
+        # Rather later than sooner, because all agents may have been given the same number.
         return min(_RETRY_AFTER_CAP_S, asked_s * (1.0 + random / 4.0))
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, random: float) -> float:
-    """How long to wait after the ``failures``-th failure in a row (from 0).
+    """Return how long to wait after the ``failures``-th failure in a row (from 0).
 
-    Doubles up to the cap; ``random`` in [0, 1) takes off up to half of it, so that the agents of a
-    large cluster do not come back at once.
+    The wait doubles up to the cap. ``random`` in [0, 1) shortens it by up to half, so that the
+    agents of a large cluster do not all return at once.
     """
     return min(cap_s, base_s * 2.0 ** min(failures, 30)) * (1.0 - random / 2.0)
 
 
 def retry_after_s(text: str | None, server_date: str | None, now_unix_s: float) -> float | None:
-    """Read a Retry-After header: seconds or an HTTP date; None: absent or neither.
+    """Parse a Retry-After header: seconds or an HTTP date; None: absent or neither.
 
-    A date is compared with the server's own Date header where there is one, since the clocks of
+    A date is compared with the server's own Date header if there is one, because the clocks of
     server and node may differ.
     """
     if text is None:
@@ -160,7 +168,7 @@ def retry_after_s(text: str | None, server_date: str | None, now_unix_s: float) 
 
 
 def _unix_s(text: str) -> float | None:
-    """Read an HTTP date."""
+    """Parse an HTTP date."""
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):

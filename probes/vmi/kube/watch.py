@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the thread that keeps the VMIs of one node, by list and watch.
+"""EDGE: keeps the VMIs of one node current in a thread, by list and watch.
 
-Owns: when to list, when to watch, and what to do after each way it can end. Must not know: how the
-API server is reached (client.py), what its bytes mean (listwatch.py), how long to wait (timing.py),
-what is kept of a VMI (model.py, cache.py), nor processes, pods, verdicts.
+Owns when to list, when to watch, and what to do after each way in which they can end. Must not know
+how the API server is reached (client.py), what its bytes mean (listwatch.py), how long to wait
+(timing.py), what is kept of a VMI (model.py, cache.py), nor processes, pods, verdicts.
 
-A watch goes on from where the last one ended only if that ended in order, or if the server refused
+A watch continues from the end of the last one only if that ended in order, or if the server refused
 to begin it. After anything else (a lost connection, half an event, an ERROR event, silence) the
 VMIs are listed again, so that deletions are known whenever the watch is up.
 """
@@ -41,14 +41,14 @@ from probes.vmi.model import Vmi, VmiIndex, WatchStatus
 _CHUNK_BYTES = 1 << 16
 _STOP_WAIT_S = 0.5
 _BRIEF_WATCH_S = 1.0
-"""After a watch that ends in order and sooner, asking again at once could spin."""
+"""A watch that ends in order but sooner than this is followed by a pause, to avoid a busy loop."""
 
 
 class VmiWatch:
-    """The VMIs that run on ``node``, kept up to date by one daemon thread.
+    """The VMIs that run on ``node``, kept current by one daemon thread.
 
-    ``index()`` and ``status()`` may be called from any thread and never wait for the network.
-    ``on_log`` gets one line per change of state, from the watch's own thread.
+    Any thread may call ``index()`` and ``status()``, which never wait for the network. ``on_log``
+    gets one line per change of state, from the watch's own thread.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class VmiWatch:
         self._thread = threading.Thread(target=self._run, name="vmi-watch", daemon=True)
         self._lock = threading.Lock()
         self._response: urllib3.BaseHTTPResponse | None = None
-        # Only the thread touches these.
+        # Only the watch's thread uses these.
         self._backoff = Backoff(self._timing)
         self._resource_version: str | None = None
-        self._whole_list = False
+        self._list_unpaged = False
         self._last_watch_s: int | None = None
 
     def start(self) -> None:
-        """Begin to follow the API server; returns at once."""
+        """Start to follow the API server; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -87,20 +87,20 @@ class VmiWatch:
         if response is not None:
             interrupt(response)
         if self._thread.ident is not None:
-            # A connection still being opened cannot be interrupted: the daemon thread then ends by
-            # its own time-out, and reads nothing any more.
+            # A connection that is being opened cannot be interrupted. The daemon thread then ends
+            # with its own time-out and reads nothing more.
             self._thread.join(_STOP_WAIT_S)
 
     def wait_synced(self, timeout_s: float) -> bool:
-        """Wait for the first complete list; False: it did not come in time."""
+        """Wait for the first complete list. Returns False if it did not arrive in time."""
         return self._cache.wait_synced(timeout_s)
 
     def index(self) -> VmiIndex:
-        """Return the VMIs known now; the same object until something changes."""
+        """Return the VMIs known now; it is the same object until something changes."""
         return self._cache.index()
 
     def status(self) -> WatchStatus:
-        """Tell how the watch is doing now."""
+        """Return the state of the watch."""
         return self._cache.status()
 
     def _run(self) -> None:
@@ -112,7 +112,7 @@ class VmiWatch:
             self._cache.lost(why)
 
     def _follow(self) -> None:
-        """List, watch, recover, until stopped."""
+        """List, watch and recover until stopped."""
         while not self._stopping.is_set():
             try:
                 self._list_and_watch()
@@ -129,9 +129,9 @@ class VmiWatch:
     def _list_and_watch(self) -> None:
         """Follow one watch to its orderly end, after a list if one is due.
 
-        Raises ApiError when the list fails, or the watch ends in any other way.
+        Raises ApiError when the list fails, or when the watch ends in any other way.
         """
-        # Each time from the beginning: token, CA and address may have been replaced.
+        # Read the credentials each time: token, CA and address may have been replaced.
         api = ApiReader(
             self._config,
             connect_timeout_s=self._timing.connect_timeout_s,
@@ -145,7 +145,7 @@ class VmiWatch:
             api.close()
 
     def _list(self, api: ApiReader) -> None:
-        """Read all VMIs of the node, page by page, and put them in place of those known."""
+        """Read all VMIs of the node, page by page, and replace those known."""
         vmis: list[Vmi] = []
 
         def keep(obj: object) -> None:
@@ -154,20 +154,20 @@ class VmiWatch:
                 vmis.append(vmi)
 
         params = {"labelSelector": self._selector}
-        if not self._whole_list:
+        if not self._list_unpaged:
             params["limit"] = str(self._timing.page_limit)
         while True:
             try:
                 with self._opened(api, Verb.LIST, params) as response:
                     page = walk_list(response.read(), keep)
             except ApiError as err:
-                # Pages that expire faster than we turn them: then all at once, as client-go does.
-                self._whole_list = err.failure is Failure.EXPIRED
+                # If pages expire faster than they are read, read all at once, as client-go does.
+                self._list_unpaged = err.failure is Failure.EXPIRED
                 raise
             if page.continue_token is None:
                 break
             params["continue"] = page.continue_token
-        self._whole_list = False
+        self._list_unpaged = False
         self._resource_version = page.resource_version
         self._cache.replace_all(vmis)
 
@@ -188,7 +188,7 @@ class VmiWatch:
             for line in lines_of(response.stream(_CHUNK_BYTES)):
                 self._apply(api, decode_event(line))
                 if not delivers:
-                    # Not before: the first line may be an ERROR that says 410.
+                    # Not earlier, because the first line may be an ERROR that says 410.
                     delivers = True
                     self._recovered()
         if self._stopping.is_set():
@@ -230,7 +230,7 @@ class VmiWatch:
         params: Mapping[str, str],
         silence_s: float | None = None,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """Hold a successful answer that stop() can interrupt; its troubles become ApiError."""
+        """Open an answer that stop() can interrupt, and turn its errors into ApiError."""
         with api.reading(verb):
             response = api.get(verb, params, silence_s=silence_s)
             self._backoff.answered()
@@ -243,10 +243,10 @@ class VmiWatch:
             except ValueError as err:
                 if not self._stopping.is_set():
                     raise
-                # What ssl says when its socket is shut under a read.
+                # ssl raises this when its socket is shut down during a read.
                 raise ApiError("stopped") from err
             finally:
                 with self._lock:
                     self._response = None
-                # Not back to the pool: a half-read answer would spoil the connection.
+                # Do not return it to the pool: a half-read answer would spoil the connection.
                 response.close()

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * struct pt_regs is what the kernel hands to a kprobe program. Its layout is
- * system call ABI: arch/x86/include/asm/ptrace.h and arch/arm64/include/uapi/asm/ptrace.h
- * (struct user_pt_regs). bpf_syscall.py has the system call numbers of the same machines.
- * BCC's macros PT_REGS_PARMn read it by these field names.
+ * struct pt_regs is what the kernel passes to a kprobe program. Its layout is
+ * system call ABI: arch/x86/include/asm/ptrace.h and
+ * arch/arm64/include/uapi/asm/ptrace.h (struct user_pt_regs). bpf_syscall.py
+ * has the system call numbers of the same machines. BCC's macros PT_REGS_PARMn
+ * read it by these field names.
  */
 #ifndef HVPROBE_UAPI_LINUX_PTRACE_H
 #define HVPROBE_UAPI_LINUX_PTRACE_H

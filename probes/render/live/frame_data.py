@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and exit reasons, one after the other → scenes of the live view.
+"""Turns successive reports and exit reasons into the data of frames.
 
 Owns the history of what was shown, and which processes' exits are counted by reason. Must not know
 how a report is made, nor how exits are counted.
@@ -8,48 +8,51 @@ how a report is made, nor how exits are counted.
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from probes.render.live.frames import Scene
+from probes.render.live.frames import FrameData
 from probes.render.live.history import History, Reasons
 from probes.render.live.options import Selection
 from probes.report.model import NodeReport
 
 
 class ExitReasons(Protocol):
-    """Exits counted by reason (ebpf.exit_reasons.session.ReasonsSession)."""
+    """Counts exits by reason (ebpf.exit_reasons.session.ReasonsSession)."""
 
     def choose(self, tgids: Collection[int]) -> None:
         """Count the exits of these processes from now on, and of no others."""
         ...
 
     def read(self) -> Reasons:
-        """The counts of the chosen processes."""
+        """Return the counts of the chosen processes."""
         ...
 
     @property
     def lost_total(self) -> int:
-        """Exits whose reason found no room."""
+        """Exits whose reason was dropped because the table was full."""
         ...
 
 
-def scenes(
-    look: Callable[[], NodeReport], selection: Selection, exits: ExitReasons | None
-) -> Callable[[], Scene]:
-    """A function that makes the next scene. exits: None where exit reasons are not wanted."""
+def frame_source(
+    refresh: Callable[[], NodeReport], selection: Selection, exits: ExitReasons | None
+) -> Callable[[], FrameData]:
+    """Return a function that makes the data of the next frame.
+
+    exits is None where exit reasons are not wanted.
+    """
     history = History()
 
-    def next_scene() -> Scene:
-        report = selection.of(look())
+    def next_frame_data() -> FrameData:
+        report = selection.of(refresh())
         reasons = None
         if exits is not None:
-            # Those chosen by number are counted from now on, whatever they are yet.
+            # Processes chosen by number are counted from now on, even if they are no VMMs yet.
             exits.choose({process.vmm.tgid for process in report.processes} | selection.tgids)
             reasons = exits.read()
         history.add(report, reasons)
-        return Scene(
+        return FrameData(
             report=report,
             history=history,
             reasons=reasons,
             reasons_lost_total=exits.lost_total if exits else 0,
         )
 
-    return next_scene
+    return next_frame_data
