@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from ebpf.counters import COUNTERS, Counter
 from ebpf.hooks import HookStatus
 
 WORD_BYTES = 8
@@ -32,13 +33,7 @@ class ProcessRecord(ctypes.Structure):
 class ActivityRecord(ctypes.Structure):
     """Mirrors ``struct ledger_activity``, which exists once per slot and CPU."""
 
-    _fields_ = (
-        ("runs", ctypes.c_uint64),
-        ("userspace_exits", ctypes.c_uint64),
-        ("completed_runs", ctypes.c_uint64),
-        ("exits", ctypes.c_uint64),
-        ("mshv_runs", ctypes.c_uint64),
-    )
+    _fields_ = tuple((counter.name, ctypes.c_uint64) for counter in COUNTERS)
 
 
 class LivesRecord(ctypes.Structure):
@@ -61,8 +56,8 @@ _TGID = word_of(ProcessRecord, "tgid")
 _LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
 _VMS_CREATED = word_of(ProcessRecord, "vms_created")
 _VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
-_COUNTERS = tuple(name for name, *_ in ActivityRecord._fields_)
-"""Counters in the order of their words; LedgerEntry uses the same names."""
+PLACES: dict[str, int] = {counter.name: place for place, counter in enumerate(COUNTERS)}
+"""Of each counter, by its name, among the words of a slot's counters and in a LedgerEntry."""
 
 
 class Total(IntEnum):
@@ -91,21 +86,17 @@ class LedgerEntry(NamedTuple):
     """KVM_CREATE_VM calls."""
     vcpus_created: int = 0
     """KVM_CREATE_VCPU calls."""
-    runs: int = 0
-    """KVM_RUN calls entered."""
-    userspace_exits: int = 0
-    """Returns of KVM_RUN to the VMM."""
-    completed_runs: int = 0
-    """Returns that prove a run: the call did not fail, and KVM could continue with the guest."""
-    exits: int = 0
-    """VM exits."""
-    mshv_runs: int = 0
-    """MSHV_RUN_VP calls entered."""
+    counts: tuple[int, ...] = (0,) * len(COUNTERS)
+    """What each counter has counted, in the order of PLACES."""
 
     @property
-    def ran_kvm(self) -> bool:
-        """Whether any hook observed this process running a vCPU of KVM."""
-        return bool(self.runs or self.userspace_exits or self.exits)
+    def counters(self) -> dict[str, int]:
+        """What each counter has counted, by its name."""
+        return dict(zip(PLACES, self.counts, strict=True))
+
+    def count(self, counter: Counter) -> int:
+        """What a counter has counted."""
+        return self.counts[PLACES[counter.name]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +142,13 @@ def entries_from(
         if at >= len(before) or (before[at + _FIRST_NS], before[at + _TGID]) != (first_ns, tgid):
             complete = False
             continue
-        counters = activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]
+        # By position: names would double the time, and each refresh does this for every record.
         entries[tgid] = LedgerEntry(
-            tgid=tgid,
-            first_ns=first_ns,
-            leader_exit_ns=after[at + _LEADER_EXIT_NS] or None,
-            vms_created=after[at + _VMS_CREATED],
-            vcpus_created=after[at + _VCPUS_CREATED],
-            **dict(zip(_COUNTERS, counters, strict=True)),
+            tgid,
+            first_ns,
+            after[at + _LEADER_EXIT_NS] or None,
+            after[at + _VMS_CREATED],
+            after[at + _VCPUS_CREATED],
+            tuple(activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]),
         )
     return entries, complete

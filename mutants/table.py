@@ -214,16 +214,16 @@ IN_THE_READER = (
 
 IN_THE_JUDGEMENT = (
     HandMade(
-        file="probes/judge/evidence.py",
-        text="all(hook.attached or hook.inactive for hook in mshv)",
-        replacement="any(hook.attached or hook.inactive for hook in mshv)",
+        file="probes/host/hypervisors.py",
+        text="and all(it.attached or it.inactive for it in found)",
+        replacement="and any(it.attached or it.inactive for it in found)",
         test="tests/unit/test_evidence.py::test_every_hook_of_every_accelerator_has_to_watch",
         breaks="mshv counts as watched by any instead of by all of its hooks",
     ),
     HandMade(
         file="probes/judge/verdict.py",
-        text="ledger and ledger.completed_runs)",
-        replacement="ledger and ledger.userspace_exits)",
+        text="if ledger and ledger.count(counter):",
+        replacement="if ledger and (ledger.count(counter) or ledger.count(USERSPACE_EXITS)):",
         test="tests/unit/test_verdict.py::test_rule",
         breaks="any return of KVM_RUN, a refused one too, is taken for a proof",
     ),

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from probes.command.completion import Shell
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import REASONS_COST
 
 DEFAULT_LISTEN = "0.0.0.0:9747"

@@ -16,7 +16,7 @@ from typing import TypedDict
 
 from probes.command.completion import Shell
 from probes.command.flags import TYPES, Command, UsageError, command_line, parsed
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import LiveOptions, Selection
 from probes.serve.http.listen import Listen, TlsFiles, parse_listen
 

@@ -1,31 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: finds out what the accelerators of this node can do, and which modules provide them.
 
-Owns the trial of an accelerator (/dev/kvm). Must not know any process or VMI. A trial opens the
-device, creates an empty VM and closes it at once. On an idle node that enables virtualization for a
-moment, so the caller tries rarely, and never while running VMs already prove the same.
+Owns the trial of an accelerator (/dev/kvm, /dev/mshv). Must not know any process or VMI. A trial
+opens the device and creates an empty VM, which is closed at once. On an idle node that enables
+virtualization for a moment, so the caller tries rarely, and never where running VMs already prove
+the same.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from ebpf.uapi import KVM_CREATE_VM
+from probes.host.hypervisors import HYPERVISORS, Hypervisor, Trial
 from probes.host.node import Accelerator, Cause, NodeVirtualization, Problem
-from probes.host.process import HypervisorType
-
-_VENDOR_MODULES: Mapping[str, str] = {"vmx": "kvm_intel", "svm": "kvm_amd"}
-"""Vendor modules by the CPU flag in /proc/cpuinfo that each one needs."""
-_NOT_VENDORS = frozenset({"kvm", "kvm_guest"})
-_REMEDIES: Mapping[Cause, str | None] = {
-    Cause.ACCESS_DENIED: "hvprobe cannot try it: give it access to the device",
-    Cause.DEVICE_NOT_MOUNTED: "the node has KVM: mount its /dev/kvm into the container",
-    Cause.DEVICE_ABSENT: "load kvm_intel or kvm_amd, enable virtualization in firmware",
-    Cause.TRIAL_FAILED: None,
-}
 
 
 class Accelerators:
@@ -42,57 +31,71 @@ class Accelerators:
         self._sys = sys_root
         self._proc = proc_root
 
-    def try_kvm(self) -> Accelerator:
-        """Open /dev/kvm, create an empty VM and report whether that worked."""
-        device = self._dev / "kvm"
+    def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
+        """Open its device and create an empty VM; None: a rare one that this node does not have."""
+        device = self._dev / hypervisor.driver.device
         try:
-            _create_empty_vm(device)
+            _create_empty_vm(device, hypervisor.trial)
         except OSError as err:
-            return self._failed(device, err)
-        return Accelerator(type=HypervisorType.KVM, available=True)
+            cause = self._cause(hypervisor, err)
+            if cause is Cause.DEVICE_ABSENT and not hypervisor.expected:
+                return None
+            return self._failed(hypervisor, device, err, cause)
+        return Accelerator(type=hypervisor.type, available=True)
 
     def virtualization(self) -> NodeVirtualization:
-        """Return the vendor module and whether the node is nested, from sysfs and cpuinfo."""
+        """Vendor modules and nesting, as sysfs and cpuinfo show them."""
         flags = self._cpu_flags()
+        modules = ((it.type, self._module(it, flags)) for it in HYPERVISORS)
         return NodeVirtualization(
-            module=self._module(flags),
+            modules={kind: module for kind, module in modules if module is not None},
             nested=None if flags is None else "hypervisor" in flags,
         )
 
-    def _failed(self, device: Path, err: OSError) -> Accelerator:
-        """Report KVM after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
-        cause = self._cause(err)
+    def _failed(
+        self, hypervisor: Hypervisor, device: Path, err: OSError, cause: Cause
+    ) -> Accelerator:
+        """One after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
         unknown = cause in (Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED)
         return Accelerator(
-            type=HypervisorType.KVM,
+            type=hypervisor.type,
             available=None if unknown else False,
             problem=Problem(
                 cause=cause,
                 detail=f"{device}: {os.strerror(err.errno or 0)}",
-                remedy=_REMEDIES[cause],
+                remedy=_remedy(hypervisor, cause),
             ),
         )
 
-    def _cause(self, err: OSError) -> Cause:
+    def _cause(self, hypervisor: Hypervisor, err: OSError) -> Cause:
         if err.errno in (errno.EACCES, errno.EPERM):
             return Cause.ACCESS_DENIED
         if err.errno != errno.ENOENT:
             return Cause.TRIAL_FAILED
-        registered = (self._sys / "class/misc/kvm").exists()
-        return Cause.DEVICE_NOT_MOUNTED if registered else Cause.DEVICE_ABSENT
+        return Cause.DEVICE_NOT_MOUNTED if self._registered(hypervisor) else Cause.DEVICE_ABSENT
 
-    def _module(self, flags: frozenset[str] | None) -> str | None:
+    def _registered(self, hypervisor: Hypervisor) -> bool:
+        return (self._sys / "class/misc" / hypervisor.driver.device).exists()
+
+    def _module(self, hypervisor: Hypervisor, flags: frozenset[str] | None) -> str | None:
         with contextlib.suppress(OSError):
-            names = {entry.name for entry in (self._sys / "module").glob("kvm_*")} - _NOT_VENDORS
-            for flag, module in _VENDOR_MODULES.items():
-                if flag in (flags or ()) and module in names:
-                    return module
-            others = sorted(names - set(_VENDOR_MODULES.values()))
-            if others:
-                return others[0]
-        if (self._sys / "class/misc/kvm").exists() or (self._dev / "kvm").exists():
+            module = self._loaded_module(hypervisor, flags or frozenset())
+            if module is not None:
+                return module
+        if self._registered(hypervisor) or (self._dev / hypervisor.driver.device).exists():
             return "builtin"
         return None
+
+    def _loaded_module(self, hypervisor: Hypervisor, flags: frozenset[str]) -> str | None:
+        """The module in sysfs that provides it: of several, the one whose CPU flag is there."""
+        folder, driver = self._sys / "module", hypervisor.driver.module
+        if hypervisor.vendor_modules is None:
+            return driver if (folder / driver).exists() else None
+        names = {entry.name for entry in folder.glob(f"{driver}_*")} - hypervisor.no_vendor_modules
+        for flag, module in hypervisor.vendor_modules.items():
+            if flag in flags and module in names:
+                return module
+        return min(names - set(hypervisor.vendor_modules.values()), default=None)
 
     def _cpu_flags(self) -> frozenset[str] | None:
         """Return the CPU flags on x86; None elsewhere, where /proc/cpuinfo has no such line."""
@@ -104,9 +107,23 @@ class Accelerators:
         return None
 
 
-def _create_empty_vm(device: Path) -> None:
+def _remedy(hypervisor: Hypervisor, cause: Cause) -> str | None:
+    device = f"/dev/{hypervisor.driver.device}"
+    match cause:
+        case Cause.ACCESS_DENIED:
+            return "hvprobe cannot try it: give it access to the device"
+        case Cause.DEVICE_NOT_MOUNTED:
+            return f"the node has {hypervisor.label}: mount its {device} into the container"
+        case Cause.DEVICE_ABSENT:
+            return hypervisor.remedy_if_absent
+        case Cause.TRIAL_FAILED:
+            return None
+
+
+def _create_empty_vm(device: Path, trial: Trial) -> None:
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.close(fcntl.ioctl(fd, KVM_CREATE_VM, 0))
+        argument = bytearray(trial.argument_bytes) if trial.argument_bytes else 0
+        os.close(fcntl.ioctl(fd, trial.request, argument))
     finally:
         os.close(fd)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds what is known about the node itself. Pure types."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 
 
 class Cause(StrEnum):
@@ -49,10 +50,10 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeVirtualization:
-    """What provides KVM on this node."""
+    """What provides the hypervisors of this node."""
 
-    module: str | None
-    """Vendor module (kvm_intel, kvm_amd, kvm_pvm, …), ``builtin``, or None: there is no KVM."""
+    modules: Mapping[HypervisorType, str]
+    """Vendor module (kvm_intel, kvm_amd, kvm_pvm, …) or ``builtin``; absent: there is none."""
     nested: bool | None
     """Whether the node is itself a VM; None: this architecture does not say."""
 

@@ -9,19 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-class HypervisorType(StrEnum):
-    """How a VM's instructions are executed; QEMU's accelerator names (label hypervisor_type)."""
-
-    KVM = "kvm"
-    TCG = "tcg"
-    MSHV = "mshv"
-    UNKNOWN = "unknown"
-
-    @property
-    def accelerated(self) -> bool:
-        """Whether a hypervisor in the kernel executes them."""
-        return self is HypervisorType.KVM or self is HypervisorType.MSHV
+from probes.host.hypervisors import HypervisorType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -46,35 +34,40 @@ class Unread(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldFds:
+    """Descriptors of one hypervisor, by number; the fields are the values of ``FdKind``."""
+
+    devices: frozenset[int] = frozenset()
+    vms: frozenset[int] = frozenset()
+    vcpus: frozenset[int] = frozenset()
+    statistics: frozenset[int] = frozenset()
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any."""
+        return bool(self.devices or self.vms or self.vcpus or self.statistics)
+
+
+_NO_FDS = HeldFds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorFds:
-    """Accelerator descriptors of a process, by number, from the tables of all its threads."""
+    """Hypervisors' descriptors of a process: of all its threads' tables together."""
 
-    kvm_devices: frozenset[int] = frozenset()
-    """/dev/kvm."""
-    kvm_vms: frozenset[int] = frozenset()
-    """anon_inode:kvm-vm."""
-    kvm_vcpus: frozenset[int] = frozenset()
-    """anon_inode:kvm-vcpu, with or without ``:N``."""
-    kvm_vcpu_stats: frozenset[int] = frozenset()
-    """anon_inode:kvm-vcpu-stats:N."""
-    mshv_devices: frozenset[int] = frozenset()
-    """/dev/mshv."""
-    mshv_partitions: frozenset[int] = frozenset()
-    """anon_inode:mshv_partition."""
-    mshv_vps: frozenset[int] = frozenset()
-    """anon_inode:mshv_vp."""
+    held: Mapping[HypervisorType, HeldFds] = field(default_factory=dict)
+    """By hypervisor; one of which it holds none is absent."""
     complete: bool
-    """Whether the tables were read to the end. Only then does the absence of a descriptor count."""
+    """Whether the fd table was read to its end: only then does an absence mean anything."""
+
+    def of(self, kind: HypervisorType) -> HeldFds:
+        """Those of one hypervisor."""
+        return self.held.get(kind, _NO_FDS)
 
     @property
-    def kvm(self) -> bool:
-        """Whether any descriptor is KVM's."""
-        return bool(self.kvm_devices or self.kvm_vms or self.kvm_vcpus or self.kvm_vcpu_stats)
-
-    @property
-    def mshv(self) -> bool:
-        """Whether any descriptor is the Microsoft hypervisor's."""
-        return bool(self.mshv_devices or self.mshv_partitions or self.mshv_vps)
+    def any(self) -> bool:
+        """Whether any descriptor is a hypervisor's."""
+        return any(held.any for held in self.held.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from probes.host.hypervisors import HypervisorType
 from probes.host.process import Unread, VmmId, VmmProcess, VmmThread
 from probes.host.process_folder import ProcessFolder
 from probes.host.procfs import (
@@ -148,7 +149,8 @@ class ProcessDraft:
         self.read_descriptors(folder, tids)
         self.threads_complete = self._read_threads(folder, tids) and not self.threads_cut
         if self.machine.numbers_are_ours:
-            self.stats_exits = stats_exits(self.tgid, self.tables.fds.kvm_vcpu_stats, folder.at)
+            statistics = self.tables.fds.of(HypervisorType.KVM).statistics
+            self.stats_exits = stats_exits(self.tgid, statistics, folder.at)
         self.read_identity(folder)
         self.ended = self.vmm != before
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probes.host.process import AcceleratorFds, QemuCommandLine
+from probes.host.hypervisors import BY_TYPE, HYPERVISORS, FdKind, HypervisorType
+from probes.host.process import AcceleratorFds, HeldFds, QemuCommandLine
 
 IOCTL_SYSCALL: Mapping[str, int] = {
     "x86_64": 16,
@@ -26,9 +27,9 @@ MAX_ARGUMENTS = 1024
 
 _QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")
 _QEMU_OTHER_NAMES = frozenset({"qemu", "kvm"})
-"""Other names under which distributions install a system emulator."""
-_ACCELERATORS = frozenset({"kvm", "tcg", "mshv", "xen", "hvf", "whpx", "nvmm", "qtest"})
-"""The names of QEMU's accelerators."""
+"""What distributions link to a system emulator."""
+_ACCELERATORS = frozenset({"tcg", "xen", "hvf", "whpx", "nvmm", "qtest"}) | BY_TYPE.keys()
+"""QEMU's, by name."""
 _GUEST_OF_KUBEVIRT = re.compile(r"[a-z0-9][a-z0-9.-]*_[a-z0-9][a-z0-9.-]*")
 """``namespace_name``, as virt-launcher names a domain."""
 _SHORT_OPTIONS = frozenset("-h -M -m -k -g -L -S -s -d -D".split())
@@ -37,14 +38,10 @@ _LOADER = re.compile(r"ld(-linux.*|-musl.*|64.*|-[0-9.]+)?\.so.*")
 """Base name of a dynamic loader, whose first argument is the program."""
 _KERNEL_THREAD = 0x0020_0000
 """PF_KTHREAD (include/linux/sched.h)."""
-_FD_FIELDS: Mapping[str, str] = {
-    "/dev/kvm": "kvm_devices",
-    "anon_inode:kvm-vm": "kvm_vms",
-    "anon_inode:kvm-vcpu": "kvm_vcpus",
-    "anon_inode:kvm-vcpu-stats": "kvm_vcpu_stats",
-    "/dev/mshv": "mshv_devices",
-    "anon_inode:mshv_partition": "mshv_partitions",
-    "anon_inode:mshv_vp": "mshv_vps",
+_FD_KINDS: Mapping[str, tuple[HypervisorType, FdKind]] = {
+    target: (hypervisor.type, kind)
+    for hypervisor in HYPERVISORS
+    for target, kind in hypervisor.descriptors.items()
 }
 
 
@@ -124,16 +121,20 @@ def classify_fds(targets: Iterable[tuple[int, str]], *, complete: bool) -> Accel
     kernels omit it. A user cannot imitate it with a file name, because such a target starts with a
     slash.
     """
-    found: dict[str, set[int]] = {}
+    found: dict[HypervisorType, dict[FdKind, set[int]]] = {}
     for fd, target in targets:
         kind = target.removesuffix(" (deleted)")
         if target.startswith("anon_inode:"):
             kind = ":".join(target.split(":")[:2]).replace("[", "").replace("]", "")
-        field = _FD_FIELDS.get(kind)
-        if field is not None:
-            found.setdefault(field, set()).add(fd)
+        known = _FD_KINDS.get(kind)
+        if known is not None:
+            found.setdefault(known[0], {}).setdefault(known[1], set()).add(fd)
     return AcceleratorFds(
-        complete=complete, **{name: frozenset(fds) for name, fds in found.items()}
+        held={
+            hypervisor: HeldFds(**{kind.value: frozenset(fds) for kind, fds in kinds.items()})
+            for hypervisor, kinds in found.items()
+        },
+        complete=complete,
     )
 
 

@@ -288,5 +288,4 @@ def _may_be_vmm(draft: ProcessDraft, folder: ProcessFolder, *, every_fd: bool) -
         return False
     several = draft.stat.threads > 1 and (draft.machine.tables.able or draft.stat.state in "ZX")
     draft.read_descriptors(folder, draft.read_tids(folder) if several else ())
-    fds = draft.tables.fds
-    return fds.kvm or fds.mshv
+    return draft.tables.fds.any

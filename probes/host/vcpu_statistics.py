@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Collection
 
+from probes.host.hypervisors import HypervisorType
 from probes.host.kvm_stats import MAX_BYTES, statistic
 from probes.host.procfs import classify_fds
 
@@ -65,5 +66,5 @@ def _exits(fd: int) -> int | None:
 
 
 def is_vcpu_statistics(target: str) -> bool:
-    """Whether a descriptor with this link target holds the statistics of a vCPU."""
-    return bool(classify_fds([(0, target)], complete=True).kvm_vcpu_stats)
+    """Whether a descriptor with this link is one of KVM's statistics of a vCPU."""
+    return bool(classify_fds([(0, target)], complete=True).of(HypervisorType.KVM).statistics)

@@ -10,7 +10,8 @@ import sys
 from ebpf.hooks import Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.cgroup import pod_of
-from probes.host.process import HypervisorType, VmmProcess
+from probes.host.hypervisors import HypervisorType, recorded_types
+from probes.host.process import VmmProcess
 from probes.judge.evidence import Evidence
 from probes.judge.tracked import Action, Event, State, Step, TrackedProcess
 from probes.judge.verdict import Verdict
@@ -123,10 +124,8 @@ def _contradicts(tracked: TrackedProcess, entry: LedgerEntry) -> bool:
 
 
 def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
-    """Return the accelerator that the kernel observed a process using; None: none."""
-    if entry.ran_kvm:
-        return HypervisorType.KVM
-    return HypervisorType.MSHV if entry.mshv_runs else None
+    """The hypervisor that the kernel saw a process use; None: none."""
+    return next(recorded_types(entry), None)
 
 
 def event_of_reading(
@@ -137,7 +136,7 @@ def event_of_reading(
     A VMM is named or started like one, or uses an accelerator.
     """
     recorded = evidence.ledger is not None and _recorded_type(evidence.ledger) is not None
-    used = evidence.kvm_fds or evidence.mshv_fds or evidence.kvm_runs_unheld > 0
+    used = any(seen.held or seen.runs_unheld for seen in evidence.seen.values())
     if not (process.named_like_qemu or used or recorded):
         return Event.NO_VMM
     if tracked is not None and tracked.program != process.program:
@@ -165,7 +164,7 @@ def tracked_process(
         parent_tgid=process.parent_tgid,
         pod=pod_of(process.cgroup) if process.cgroup else None,
         named_like_qemu=process.named_like_qemu,
-        vcpus=max(evidence.kvm_vcpus, evidence.mshv_vps, evidence.tcg_threads) or None,
+        vcpus=max(evidence.tcg_threads, *(seen.vcpus for seen in evidence.seen.values())) or None,
         started_unix_s=started_unix_s,
         verdict=verdict,
         record_ns=record.first_ns if record else None,

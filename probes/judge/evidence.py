@@ -7,23 +7,62 @@ verdict.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ebpf.hooks import Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
-from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
-from probes.host.process import HypervisorType, Unread, VmmId, VmmProcess, VmmThread
+from probes.host.hypervisors import (
+    HYPERVISORS,
+    FdKind,
+    Hypervisor,
+    HypervisorType,
+    all_are_watched,
+    entries_are_seen,
+)
+from probes.host.process import (
+    Unread,
+    VmmId,
+    VmmProcess,
+    VmmThread,
+)
 from probes.host.procfs import is_qemu_name
 
-_KVM_RUN_PROVING = frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS})
-"""Questions whose hooks observe every use of a vCPU. A VM exit alone may go unseen on some vendor
-modules."""
+_CLAIMS: Mapping[str, HypervisorType] = {
+    "TCG": HypervisorType.TCG,
+    **{hypervisor.thread_suffix: hypervisor.type for hypervisor in HYPERVISORS},
+}
+_THREAD_NAME = re.compile(rf"(?:CPU \d+|ALL CPUs)/({'|'.join(_CLAIMS)})")
+"""Thread names QEMU gives with debug-threads=on (accel/*/*-accel-ops*.c)."""
+_WORKERS = tuple(it.worker_thread for it in HYPERVISORS if it.worker_thread is not None)
 
-_KVM_WORKER = "kvm-nx-lpage"
 
-_THREAD_NAME = re.compile(r"(?:CPU \d+|ALL CPUs)/(KVM|TCG|MSHV)")
-"""QEMU's thread names with debug-threads=on (accel/*/*-accel-ops*.c)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervisorEvidence:
+    """What shows the use of one hypervisor by one process, besides the ledger."""
+
+    held: bool = False
+    """It holds any descriptor of it."""
+    vcpus: int = 0
+    """vCPU descriptors it holds."""
+    vcpus_in_run: int = 0
+    """Distinct vCPU descriptors on which a thread is inside the run call now."""
+    runs_unheld: int = 0
+    """Threads inside the run call on a descriptor that no table holds any longer."""
+    run_worker: bool = False
+    """It has a thread that the hypervisor itself started from within its run call.
+
+    kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
+    d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
+    a VM's first KVM_RUN since 931656b9e2ff ("kvm: defer huge page recovery vhost task to later")
+    (v6.14). As a copy of the thread that made the call, it shows that call, with its descriptor,
+    for the rest of its life.
+    """
+    stats_exits: int | None = None
+    """VM exits by the hypervisor's own statistics of its vCPUs; None: it holds none open."""
+
+
+_UNUSED = HypervisorEvidence()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,32 +82,9 @@ class Evidence:
     fds_complete: bool
     """Whether the descriptor tables of all its threads were read to the end."""
     threads_seen: bool
-    """Whether every thread, except those named after TCG, was observed outside KVM_RUN."""
-    kvm_fds: bool
-    """Whether it holds any KVM descriptor."""
-    kvm_vcpus: int
-    """KVM vCPU descriptors that it holds."""
-    kvm_vcpus_in_run: int
-    """Distinct KVM vCPU descriptors on which a thread is inside KVM_RUN now."""
-    kvm_runs_unheld: int
-    """Threads inside KVM_RUN on a descriptor that no table holds now."""
-    kvm_run_worker: bool
-    """Whether it has a thread that KVM started from within the process's KVM_RUN.
-
-    kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
-    d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
-    a VM's first KVM_RUN since 931656b9e2ff ("kvm: defer huge page recovery vhost task to later")
-    (v6.14). It is a copy of the thread that made the call, so it shows that call and its descriptor
-    for the rest of its life.
-    """
-    mshv_fds: bool
-    """Whether it holds any descriptor of the Microsoft hypervisor."""
-    mshv_vps: int
-    """Virtual processor descriptors of the Microsoft hypervisor that it holds."""
-    mshv_vps_in_run: int
-    """Distinct virtual processor descriptors on which a thread is inside MSHV_RUN_VP now."""
-    stats_exits: int | None
-    """VM exits in KVM's own statistics of its vCPUs; None: it holds no statistics open."""
+    """Whether each thread was seen to be in no KVM_RUN, those that call themselves TCG aside."""
+    seen: Mapping[HypervisorType, HypervisorEvidence]
+    """By hypervisor."""
     guest_ticks: int
     """CPU time that the kernel accounted to its threads as guest time, in clock ticks."""
     tcg_threads: int
@@ -90,13 +106,17 @@ class Evidence:
     """Whether the ledger dropped events and has no entry for it, so that its silence means
     nothing."""
 
+    def of(self, kind: HypervisorType) -> HypervisorEvidence:
+        """What shows the use of one hypervisor."""
+        return self.seen.get(kind, _UNUSED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Threads:
     """The threads of a process, each in one of three groups."""
 
     workers: tuple[VmmThread, ...]
-    """Threads that KVM started. They show the system call of the thread that made them."""
+    """A hypervisor started them: they show the system call of the thread that made them."""
     emulating: tuple[VmmThread, ...]
     """Threads that are named like TCG vCPUs."""
     others: tuple[VmmThread, ...]
@@ -108,7 +128,7 @@ class _Threads:
         emulating: list[VmmThread] = []
         others: list[VmmThread] = []
         for thread in threads:
-            if thread.comm.startswith(_KVM_WORKER):
+            if thread.comm.startswith(_WORKERS):
                 workers.append(thread)
             elif _claim(thread) is HypervisorType.TCG:
                 emulating.append(thread)
@@ -134,45 +154,30 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
     start_monotonic_ns is the earliest CLOCK_MONOTONIC time at which the process can have started.
     """
     threads = _Threads.of(process.threads)
-    in_kvm_run = _fds_inside(threads.own, KVM_RUN)
-    in_mshv_run = _fds_inside(threads.own, MSHV_RUN_VP)
     entry = ledger_entry(process.vmm, kernel, start_monotonic_ns=start_monotonic_ns)
     before = _attached_before(start_monotonic_ns, kernel.hooks)
-    fds = process.fds
     return Evidence(
         named_like_qemu=process.named_like_qemu,
         capability_probe=process.named_like_qemu and process.command_line.machine == "none",
         asked_for=process.command_line.accelerators,
         claimed=threads.claimed,
         unread=process.unread,
-        fds_complete=fds.complete,
+        fds_complete=process.fds.complete,
         threads_seen=process.threads_complete
         and not any(thread.running for thread in threads.others),
-        kvm_fds=fds.kvm,
-        kvm_vcpus=len(fds.kvm_vcpus),
-        kvm_vcpus_in_run=len(in_kvm_run & fds.kvm_vcpus),
-        kvm_runs_unheld=len(in_kvm_run - fds.kvm_vcpus),
-        kvm_run_worker=bool(_fds_inside(threads.workers, KVM_RUN) & fds.kvm_vcpus),
-        mshv_fds=fds.mshv,
-        mshv_vps=len(fds.mshv_vps),
-        mshv_vps_in_run=len(in_mshv_run & fds.mshv_vps),
-        stats_exits=process.stats_exits,
+        seen={it.type: _use_of(it, process, threads) for it in HYPERVISORS},
         guest_ticks=process.guest_ticks,
         tcg_threads=len(threads.emulating),
         tcg_cpu_ticks=sum(thread.cpu_ticks for thread in threads.emulating),
         ledger=entry,
-        hooks_prove_running=_hooks_prove_running(kernel.hooks),
+        hooks_prove_running=all_are_watched(kernel.hooks),
         hooks_read_results=any(
             hook.reads_result
             for hook in kernel.hooks
             if hook.hook.question is Question.USERSPACE_EXITS
         ),
-        hooks_since_start=_hooks_prove_running(before),
-        entries_since_start=any(
-            hook.attached or hook.inactive
-            for hook in before
-            if hook.hook.question is Question.RUNS_VCPU
-        ),
+        hooks_since_start=all_are_watched(before),
+        entries_since_start=entries_are_seen(before),
         ledger_lost_events=entry is None and kernel.dropped_total > 0,
     )
 
@@ -187,12 +192,24 @@ def ledger_entry(
     return entry
 
 
-def _hooks_prove_running(hooks: Collection[HookStatus]) -> bool:
-    """Whether the attached hooks observe every accelerator that can be used on this node."""
-    kvm = [hook for hook in hooks if hook.hook.question in _KVM_RUN_PROVING]
-    mshv = [hook for hook in hooks if hook.hook.question is Question.RUNS_MSHV_VP]
-    kvm_watched = any(hook.attached for hook in kvm) or all(hook.inactive for hook in kvm)
-    return bool(kvm) and kvm_watched and all(hook.attached or hook.inactive for hook in mshv)
+def _use_of(hypervisor: Hypervisor, process: VmmProcess, threads: _Threads) -> HypervisorEvidence:
+    """What a process's descriptors and threads show of one hypervisor."""
+    fds = process.fds.of(hypervisor.type)
+    in_run = _fds_inside(threads.own, hypervisor.run_request)
+    workers = [
+        thread
+        for thread in threads.workers
+        if hypervisor.worker_thread is not None and thread.comm.startswith(hypervisor.worker_thread)
+    ]
+    has_statistics = FdKind.STATISTICS in hypervisor.descriptors.values()
+    return HypervisorEvidence(
+        held=fds.any,
+        vcpus=len(fds.vcpus),
+        vcpus_in_run=len(in_run & fds.vcpus),
+        runs_unheld=len(in_run - fds.vcpus),
+        run_worker=bool(_fds_inside(workers, hypervisor.run_request) & fds.vcpus),
+        stats_exits=process.stats_exits if has_statistics else None,
+    )
 
 
 def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> list[HookStatus]:
@@ -220,4 +237,4 @@ def _claim(thread: VmmThread) -> HypervisorType | None:
     if is_qemu_name(thread.comm):
         return None
     match = _THREAD_NAME.fullmatch(thread.comm)
-    return HypervisorType(match[1].lower()) if match else None
+    return _CLAIMS[match[1]] if match else None

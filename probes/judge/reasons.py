@@ -6,8 +6,13 @@ minimum severity of a process that has the reason, and a remedy. Owns all texts 
 renderers choose a length. Must not know which evidence leads to a reason (verdict.py).
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Self
+
+from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS
+from probes.host.hypervisors import HypervisorType
 
 
 class Outcome(StrEnum):
@@ -117,6 +122,8 @@ class Reason(StrEnum):
         "vCPU thread inside MSHV_RUN_VP",
         Severity.FINE,
     )
+    RUN_RECORDED = ("run_recorded", "run seen", "a run of its vCPUs was recorded", Severity.FINE)
+    INSIDE_RUN = ("inside_run", "in run", "vCPU thread inside the run call", Severity.FINE)
     TCG_COMPUTES = (
         "tcg_computes",
         "TCG computes",
@@ -192,6 +199,13 @@ class Reason(StrEnum):
         "kvm_run_unheld",
         "hidden RUN",
         "thread inside KVM_RUN on a descriptor that it closed",
+        Severity.UNKNOWN,
+        _INSPECT,
+    )
+    RUN_UNHELD = (
+        "run_unheld",
+        "hidden run",
+        "thread inside the run call on a descriptor that it closed",
         Severity.UNKNOWN,
         _INSPECT,
     )
@@ -276,3 +290,33 @@ class Reason(StrEnum):
         Severity.CONTRADICTION,
         _INSPECT,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervisorReasons:
+    """The reasons that name one hypervisor; the defaults suit any."""
+
+    recorded: Mapping[str, Reason] = field(default_factory=dict)
+    """By the counter that proves a run; absent: RUN_RECORDED."""
+    inside_run: Reason = Reason.INSIDE_RUN
+    holds_vcpus: Reason = Reason.HOLDS_VCPUS
+    run_unheld: Reason = Reason.RUN_UNHELD
+
+
+OF_ANY_HYPERVISOR = HypervisorReasons()
+OF_HYPERVISOR: Mapping[HypervisorType, HypervisorReasons] = {
+    HypervisorType.KVM: HypervisorReasons(
+        recorded={
+            EXITS.name: Reason.VM_EXITS_RECORDED,
+            COMPLETED_RUNS.name: Reason.USERSPACE_EXITS_RECORDED,
+        },
+        inside_run=Reason.INSIDE_KVM_RUN,
+        run_unheld=Reason.KVM_RUN_UNHELD,
+    ),
+    HypervisorType.MSHV: HypervisorReasons(
+        recorded={MSHV_RUNS.name: Reason.MSHV_RUN_RECORDED},
+        inside_run=Reason.INSIDE_MSHV_RUN,
+        holds_vcpus=Reason.HOLDS_MSHV_VPS,
+    ),
+}
+"""Hypervisors with words of their own. Another one needs no row here."""

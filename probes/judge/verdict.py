@@ -7,11 +7,14 @@ Absence of evidence is not evidence of absence: where nothing is proven, the typ
 verified.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from probes.host.process import HypervisorType, Unread
-from probes.judge.evidence import Evidence
-from probes.judge.reasons import Reason
+from ebpf.counters import USERSPACE_EXITS
+from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
+from probes.host.process import Unread
+from probes.judge.evidence import Evidence, HypervisorEvidence
+from probes.judge.reasons import OF_ANY_HYPERVISOR, OF_HYPERVISOR, HypervisorReasons, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,9 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Apply the rules in order; the first match decides."""
-    verdict = _kvm(evidence) or _mshv(evidence) or _without_accelerator(evidence)
+    """Apply the rules in order; the first that fits decides."""
+    accelerated = (_accelerated(hypervisor, evidence) for hypervisor in HYPERVISORS)
+    verdict = next(filter(None, accelerated), None) or _without_accelerator(evidence)
     contradicted = tuple(
         reason
         for reason, holds in (
@@ -44,27 +48,17 @@ def judge(evidence: Evidence) -> Verdict:
     return replace(verdict, reasons=(*verdict.reasons, *contradicted))
 
 
-def _kvm(evidence: Evidence) -> Verdict | None:
-    ledger = evidence.ledger
-    proofs = tuple(
-        reason
-        for reason, holds in (
-            (Reason.VM_EXITS_RECORDED, ledger and ledger.exits),
-            (Reason.USERSPACE_EXITS_RECORDED, ledger and ledger.completed_runs),
-            (Reason.INSIDE_KVM_RUN, evidence.kvm_vcpus_in_run),
-            (Reason.VCPU_STATISTICS, _vcpus_count(evidence) and evidence.stats_exits),
-            (Reason.KVM_RUN_WORKER, _worker_proves(evidence)),
-            (Reason.GUEST_TIME, _vcpus_count(evidence) and evidence.guest_ticks),
-        )
-        if holds
-    )
+def _accelerated(hypervisor: Hypervisor, evidence: Evidence) -> Verdict | None:
+    """The verdict of a process that uses a vCPU of this hypervisor; None: it does not."""
+    proofs = tuple(_proofs(hypervisor, evidence))
     if proofs:
-        return Verdict(type=HypervisorType.KVM, verified=True, reasons=proofs)
+        return Verdict(type=hypervisor.type, verified=True, reasons=proofs)
+    ledger, reasons = evidence.ledger, _reasons_of(hypervisor)
     tried: tuple[Reason, ...] = ()
-    if ledger is not None and ledger.ran_kvm:
+    if ledger is not None and any(ledger.count(it) for it in hypervisor.run_counters):
         refused = evidence.hooks_read_results
         tried = (Reason.KVM_RUN_REFUSED if refused else Reason.KVM_RUN_RESULT_UNREAD,)
-    held = (Reason.HOLDS_VCPUS,) if evidence.kvm_vcpus else ()
+    held = (reasons.holds_vcpus,) if evidence.of(hypervisor.type).vcpus else ()
     if not held and not tried:
         return None
     computes_otherwise = evidence.tcg_cpu_ticks > 0
@@ -72,64 +66,68 @@ def _kvm(evidence: Evidence) -> Verdict | None:
     if computes_otherwise or unproven:
         against = (Reason.CONTRADICTS_THREAD_NAMES,) if computes_otherwise else ()
         return _inferred(HypervisorType.UNKNOWN, *held, *tried, *against)
-    return _inferred(HypervisorType.KVM, *held, *tried)
+    return _inferred(hypervisor.type, *held, *tried)
 
 
-def _worker_proves(evidence: Evidence) -> bool:
-    """Whether KVM's worker thread proves that a guest ran.
+def _proofs(hypervisor: Hypervisor, evidence: Evidence) -> Iterator[Reason]:
+    """What proves that a guest ran on this hypervisor, the strongest first."""
+    ledger, reasons = evidence.ledger, _reasons_of(hypervisor)
+    seen = evidence.of(hypervisor.type)
+    for counter in hypervisor.proofs:
+        if ledger and ledger.count(counter):
+            yield reasons.recorded.get(counter.name, Reason.RUN_RECORDED)
+    if seen.vcpus_in_run:
+        yield reasons.inside_run
+    if _vcpus_tell(seen, evidence) and seen.stats_exits:
+        yield Reason.VCPU_STATISTICS
+    if _worker_proves(seen, evidence):
+        yield Reason.KVM_RUN_WORKER
+    if _vcpus_tell(seen, evidence) and evidence.guest_ticks:
+        yield Reason.GUEST_TIME
+
+
+def _reasons_of(hypervisor: Hypervisor) -> HypervisorReasons:
+    return OF_HYPERVISOR.get(hypervisor.type, OF_ANY_HYPERVISOR)
+
+
+def _worker_proves(seen: HypervisorEvidence, evidence: Evidence) -> bool:
+    """Whether KVM's worker thread shows a guest that ran.
 
     KVM starts the thread at the first KVM_RUN of a VM, before it may refuse that call. So the
     thread proves nothing if other threads emulate, nor if the hooks read the results of all calls
     since the process started, or of any call, and none was a guest's.
     """
     ledger = evidence.ledger
-    returned = ledger is not None and ledger.userspace_exits > 0
+    returned = ledger is not None and ledger.count(USERSPACE_EXITS) > 0
     recorded = ledger is not None and evidence.hooks_since_start
     seen_refused = evidence.hooks_read_results and (returned or recorded)
-    return evidence.kvm_run_worker and not evidence.tcg_threads and not seen_refused
+    return seen.run_worker and not evidence.tcg_threads and not seen_refused
 
 
-def _vcpus_count(evidence: Evidence) -> bool:
-    """Whether its vCPUs and its guest time describe the process as it is now.
+def _vcpus_tell(seen: HypervisorEvidence, evidence: Evidence) -> bool:
+    """Whether what the vCPUs it holds have done, and its guest time, tell of it as it is now.
 
     A process that executes another program keeps its guest time and may keep the descriptors, which
-    a forked child has as well; KVM lets neither run these vCPUs. So none of that proves anything if
-    threads emulate.
+    a forked child has as well; the kernel lets neither run these vCPUs. So nothing of that proves
+    anything beside threads that emulate.
     """
-    return evidence.kvm_vcpus > 0 and not evidence.tcg_threads
-
-
-def _mshv(evidence: Evidence) -> Verdict | None:
-    proofs = tuple(
-        reason
-        for reason, holds in (
-            (Reason.MSHV_RUN_RECORDED, evidence.ledger and evidence.ledger.mshv_runs),
-            (Reason.INSIDE_MSHV_RUN, evidence.mshv_vps_in_run),
-            (Reason.GUEST_TIME, evidence.mshv_vps and evidence.guest_ticks),
-        )
-        if holds
-    )
-    if proofs:
-        return Verdict(type=HypervisorType.MSHV, verified=True, reasons=proofs)
-    if evidence.mshv_vps:
-        return _inferred(HypervisorType.MSHV, Reason.HOLDS_MSHV_VPS)
-    return None
+    return seen.vcpus > 0 and not evidence.tcg_threads
 
 
 def _without_accelerator(evidence: Evidence) -> Verdict:
-    """Judge a process that holds no vCPU and was never observed running one."""
-    accelerated = frozenset({HypervisorType.KVM, HypervisorType.MSHV})
+    """No vCPU of an accelerator is held, and none was ever seen to run."""
     if evidence.capability_probe:
         return _inferred(HypervisorType.UNKNOWN, Reason.CAPABILITY_PROBE)
-    if evidence.kvm_runs_unheld:
-        return _inferred(HypervisorType.UNKNOWN, Reason.KVM_RUN_UNHELD)
+    for hypervisor in HYPERVISORS:
+        if evidence.of(hypervisor.type).runs_unheld:
+            return _inferred(HypervisorType.UNKNOWN, _reasons_of(hypervisor).run_unheld)
     if not evidence.fds_complete:
         return _inferred(HypervisorType.UNKNOWN, _why_incomplete(evidence.unread))
     if evidence.guest_ticks:
         return _inferred(HypervisorType.UNKNOWN, Reason.GUEST_TIME_WITHOUT_FDS)
-    if evidence.kvm_fds or evidence.mshv_fds:
+    if any(seen.held for seen in evidence.seen.values()):
         return _inferred(HypervisorType.UNKNOWN, Reason.NO_VCPU_YET)
-    if evidence.claimed & accelerated:
+    if any(claimed.accelerated for claimed in evidence.claimed):
         return _inferred(HypervisorType.UNKNOWN, Reason.CLAIMS_WITHOUT_FDS)
     if not evidence.named_like_qemu:
         return _inferred(HypervisorType.UNKNOWN, Reason.NO_VCPU_THREADS)

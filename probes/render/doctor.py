@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ebpf.hooks import HookStatus, Question
+from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
-from probes.host.process import HypervisorType
 from probes.judge.reasons import Outcome, Severity
 from probes.report.model import NodeReport
 from probes.report.vocabulary import (
@@ -27,9 +27,7 @@ from probes.report.vocabulary import (
 )
 
 _READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
-"""The capabilities that are required to read other users' processes in /proc."""
-_SHOW_RUNS = (Question.RUNS_VCPU, Question.USERSPACE_EXITS)
-"""The questions whose hooks observe every use of a vCPU."""
+"""What it takes to read other users' processes below /proc."""
 _URGENT_LISTED = 5
 """How many urgent VMs one line names."""
 
@@ -57,7 +55,7 @@ def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
     """Return all checks of a node, the most important first."""
     return (
         *_accelerator(report),
-        _activity(report, kernel),
+        *_activity(report, kernel),
         *_counters(report),
         _late(report, kernel),
         _processes(report),
@@ -72,11 +70,7 @@ def ability(report: NodeReport) -> Ability:
     """Return whether verdicts on this node are verified, inferred or impossible."""
     if not report.proc_readable:
         return Ability.NOTHING
-    runs = _hooks(report, *_SHOW_RUNS)
-    seen = any(status.attached for status in runs) or (
-        runs and all(status.inactive for status in runs)
-    )
-    return Ability.VERIFIED if seen else Ability.INFERRED
+    return Ability.VERIFIED if all_are_watched(report.health.hooks) else Ability.INFERRED
 
 
 def _hooks(report: NodeReport, *questions: Question) -> list[HookStatus]:
@@ -85,35 +79,36 @@ def _hooks(report: NodeReport, *questions: Question) -> list[HookStatus]:
 
 def _accelerator(report: NodeReport) -> Iterator[Check]:
     for accelerator in report.accelerators:
-        if accelerator.type is not HypervisorType.KVM:
-            continue
-        module = report.virtualization.module
+        module = report.virtualization.modules.get(accelerator.type)
         works = f"works, provided by {module}" if module else "works"
         nested = "; the node itself is a VM" if report.virtualization.nested else ""
         problem = accelerator.problem
         yield Check(
-            question="KVM",
+            question=BY_TYPE[accelerator.type].label,
             outcome=say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
             finding=problem.detail if problem else works + nested,
             remedy=problem.remedy if problem else None,
         )
 
 
-def _activity(report: NodeReport, kernel: KernelFeatures) -> Check:
-    outcome, finding = _activity_seen(report, kernel)
-    return Check(question="KVM activity", outcome=outcome, finding=finding)
+def _activity(report: NodeReport, kernel: KernelFeatures) -> Iterator[Check]:
+    for hypervisor in HYPERVISORS:
+        if hypervisor.expected or _hooks(report, *hypervisor.watched_by):
+            outcome, finding = _activity_seen(hypervisor, report, kernel)
+            question = f"{hypervisor.label} activity"
+            yield Check(question=question, outcome=outcome, finding=finding)
 
 
-def _activity_seen(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, str]:
-    """Describe whether and how the kernel shows which process runs a vCPU."""
-    entered = _hooks(report, Question.RUNS_VCPU)
-    if entered and all(status.inactive for status in entered):
-        return (
-            Outcome.GOOD,
-            "not applicable: no KVM module is loaded; hooks will be attached when one is",
-        )
-    wanted = _hooks(report, *_SHOW_RUNS)
-    attached = [status for status in wanted if status.attached]
+def _activity_seen(
+    hypervisor: Hypervisor, report: NodeReport, kernel: KernelFeatures
+) -> tuple[Outcome, str]:
+    """Whether, and how, the kernel shows which process runs a vCPU."""
+    entered = _hooks(report, hypervisor.entry_seen_by)
+    if entered and all(it.inactive for it in entered):
+        absent = f"no {hypervisor.label} module is loaded"
+        return Outcome.GOOD, f"not applicable: {absent}; hooks will be attached when one is"
+    wanted = _hooks(report, *hypervisor.watched_by)
+    attached = [it for it in wanted if it.attached]
     if attached:
         named = " and ".join(f"{status.hook.name} ({status.backend.value})" for status in attached)
         without = (

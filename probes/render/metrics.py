@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from ebpf import counters
+from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.render.exposition import Family, Histogram, Kind, Sample
 from probes.report.model import NodeReport, ProcessState, VmiReport
 from probes.report.vocabulary import FALLBACK_REMEDY, say
 from probes.vmi.model import WatchStatus
 
 _VM = ("node", "namespace", "name")
+
+_RARE = ", ".join(it.type.value for it in HYPERVISORS if it.type is not HypervisorType.KVM)
 
 _Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
 """The VMs, each with the values of the labels in _VM."""
@@ -52,7 +56,7 @@ def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
     yield _gauge(
         "kubevirt_vmi_hypervisor_info",
         "Always 1. hypervisor_type is what really executes the VM's instructions: kvm (hardware), "
-        "tcg (software emulation, about ten times slower), mshv, or unknown.",
+        f"tcg (software emulation, about ten times slower), {_RARE}, or unknown.",
         [((*labels, vmi.verdict.type.value), 1) for labels, vmi in vms],
         labels=(*_VM, "hypervisor_type"),
     )
@@ -73,20 +77,19 @@ def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
 
 
 def _vmi_counters(vms: _Vms) -> Iterator[Family]:
-    yield _counter(
-        "kubevirt_vmi_vcpu_exits",
-        "VM exits the kernel counted since the VM's process started, or since hvprobe attached if "
-        "that was later. Absent where this kernel cannot tell and for VMs not accelerated.",
-        [(labels, vmi.exits) for labels, vmi in vms if vmi.exits is not None],
-        labels=_VM,
-    )
-    yield _counter(
-        "kubevirt_vmi_vcpu_userspace_exits",
-        "Returns from KVM_RUN to QEMU, the expensive kind of exit; same rules as "
-        "kubevirt_vmi_vcpu_exits_total.",
-        [(labels, vmi.userspace_exits) for labels, vmi in vms if vmi.userspace_exits is not None],
-        labels=_VM,
-    )
+    for counter in counters.ranked():
+        if counter.metric is not None:
+            name = counter.name
+            yield _counter(
+                counter.metric.name,
+                counter.metric.help,
+                [
+                    (labels, count)
+                    for labels, vmi in vms
+                    if (count := vmi.counters.get(name)) is not None
+                ],
+                labels=_VM,
+            )
 
 
 def _node(report: NodeReport) -> Iterator[Family]:
@@ -101,13 +104,15 @@ def _node(report: NodeReport) -> Iterator[Family]:
         ],
         labels=("node", "hypervisor_type"),
     )
-    module = report.virtualization.module
     nested = say(report.virtualization.nested, "true", "false", "unknown")
     yield _gauge(
         "kubevirt_node_hypervisor_info",
         "Always 1. module provides KVM on this node; nested is true when the node is itself a VM, "
         "false on bare hardware, unknown where the CPU does not say.",
-        [((report.node, "kvm", module, nested), 1)] if module is not None else [],
+        [
+            ((report.node, kind.value, module, nested), 1)
+            for kind, module in report.virtualization.modules.items()
+        ],
         labels=("node", "hypervisor_type", "module", "nested"),
     )
 

@@ -8,18 +8,20 @@ external resources.
 """
 
 import base64
+import collections
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from probes.host.process import HypervisorType
+from ebpf import counters
+from ebpf.counters import Counter
+from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.render.markup import Markup, element, isolated, joined, line, plain, table, text
 from probes.render.page_health import health_section
 from probes.render.page_style import CLASSES, STYLE
-from probes.render.rates import per_second
+from probes.render.rates import rates_of
 from probes.report.model import NodeReport, ProcessState, VmiReport
 from probes.report.vocabulary import (
     subject_of_process,
@@ -35,12 +37,11 @@ CONTENT_SECURITY_POLICY = (
 """Allows the page's own style. img-src covers the empty icon, without which browsers request
 one."""
 
-Rates = tuple[float | None, float | None]
-"""VM exits and returns to user space per second; None: not counted, or observed only once."""
+Rates = Mapping[str, float]
+"""Events per second by the counter's name; absent: not counted, or seen only once."""
 _UNKNOWN = Markup('<span class="dim">&ndash;</span>')
 _TYPE_CLASSES: Mapping[HypervisorType, str] = {
-    HypervisorType.KVM: "good",
-    HypervisorType.MSHV: "good",
+    **{hypervisor.type: "good" for hypervisor in HYPERVISORS},
     HypervisorType.TCG: "warn",
     HypervisorType.UNKNOWN: "",
 }
@@ -124,8 +125,8 @@ def _failure(
 
 
 def _summary(report: NodeReport) -> Iterator[Markup]:
-    types = Counter(vmi.verdict.type for vmi in report.vmis)
-    severities = Counter(subject_of_vmi(vmi).severity for vmi in report.vmis)
+    types = collections.Counter(vmi.verdict.type for vmi in report.vmis)
+    severities = collections.Counter(subject_of_vmi(vmi).severity for vmi in report.vmis)
     inferred = sum(not vmi.verdict.verified for vmi in report.vmis)
     yield Markup('<ul class="tiles">\n')
     yield _tile(len(report.vmis), "VM" if len(report.vmis) == 1 else "VMs")
@@ -153,8 +154,10 @@ def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
     window_s = report.taken_unix_s - previous.taken_unix_s if previous else 0.0
     rates = _rates(report, previous, window_s)
     ordered = sorted(report.vmis, key=lambda vmi: subject_of_vmi(vmi).order)
-    rows = [_vmi_row(vmi, rates.get(vmi.vm, (None, None))) for vmi in ordered]
-    yield from table(("VM", "Type", "Proof", "Exits/s", "To QEMU/s", "Reasons"), rows)
+    shown = [counter for counter in counters.ranked() if counter.page_heading is not None]
+    rows = [_vmi_row(vmi, rates.get(vmi.vm, {}), shown) for vmi in ordered]
+    headings = [counter.page_heading or "" for counter in shown]
+    yield from table(("VM", "Type", "Proof", *headings, "Reasons"), rows)
     over = (
         f"Rates are over {window_s:.0f} s. "
         if window_s > 0
@@ -164,15 +167,13 @@ def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
     yield Markup("</section>\n")
 
 
-def _vmi_row(vmi: VmiReport, rates: Rates) -> tuple[Markup, ...]:
+def _vmi_row(vmi: VmiReport, rates: Rates, shown: Sequence[Counter]) -> tuple[Markup, ...]:
     namespace = element("span", isolated(vmi.vm.namespace), Markup("/"), class_="dim")
-    exits, userspace_exits = rates
     return (
         joined((namespace, isolated(vmi.vm.name))),
         _type(vmi.verdict, subject_of_vmi(vmi).severity),
         _proof(vmi.verdict),
-        _rate(exits),
-        _rate(userspace_exits),
+        *(_rate(rates.get(counter.name)) for counter in shown),
         _reasons(vmi.verdict),
     )
 
@@ -184,10 +185,7 @@ def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> 
     """
     before = {vmi.vm: vmi for vmi in previous.vmis} if previous else {}
     return {
-        vmi.vm: (
-            per_second(old.exits, vmi.exits, window_s),
-            per_second(old.userspace_exits, vmi.userspace_exits, window_s),
-        )
+        vmi.vm: rates_of(old.counters, vmi.counters, window_s)
         for vmi in report.vmis
         if (old := before.get(vmi.vm)) is not None and old.vmm == vmi.vmm
     }

@@ -6,6 +6,7 @@ Owns what the section says; words and emphasis come from vocabulary.py. Must not
 
 from collections.abc import Iterator
 
+from probes.host.hypervisors import HYPERVISORS
 from probes.judge.reasons import Outcome
 from probes.render.markup import Markup, element, line, plain, table, text
 from probes.render.page_style import CLASSES
@@ -56,7 +57,10 @@ def _node_items(report: NodeReport) -> Iterator[Markup]:
             say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
         )
     nested = say(report.virtualization.nested, "the node itself is a VM", "on bare hardware", None)
-    yield _item("KVM module", report.virtualization.module or "none", nested)
+    for hypervisor in HYPERVISORS:
+        module = report.virtualization.modules.get(hypervisor.type)
+        if module is not None or hypervisor.expected:
+            yield _item(f"{hypervisor.label} module", module or "none", nested)
 
 
 def _ledger_item(health: ProbeHealth) -> Markup:

@@ -4,6 +4,18 @@
 Owns when there is a rate at all. Must not know what is counted.
 """
 
+from collections.abc import Mapping
+
+
+def rates_of(before: Mapping[str, int], now: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Events per second of each counter, by its name; those without a rate are absent."""
+    rates: dict[str, float] = {}
+    for name, total in now.items():
+        rate = per_second(before.get(name), total, seconds)
+        if rate is not None:
+            rates[name] = rate
+    return rates
+
 
 def per_second(before: int | None, now: int | None, seconds: float) -> float | None:
     """Return events per second between two readings; None: there is no rate.

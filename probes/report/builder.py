@@ -5,14 +5,16 @@ Owns what a counter's silence means and what counts as a fallback. Must not read
 not judge: verdicts arrive complete, each process with the record that is its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
-from ebpf.hooks import Question
-from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf import counters
+from ebpf.counters import Counter
+from ebpf.hooks import HookStatus
+from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
+from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
-from probes.host.process import HypervisorType, VmmId
+from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
@@ -36,22 +38,8 @@ interrupted before it enters the guest. A hundred in a row without one are no co
 """
 
 
-FiredHook = tuple[Question, int]
-"""A hook that has counted something, and how often it had been attached by then."""
-
-_COUNTERS: Mapping[Question, Callable[[LedgerEntry], int]] = {
-    Question.USERSPACE_EXITS: attrgetter("userspace_exits"),
-    Question.EXITS: attrgetter("exits"),
-}
-"""What each hook counts whose silence needs an explanation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CounterTrusts:
-    """How far each counter's hook can be trusted."""
-
-    userspace_exits: CounterTrust
-    exits: CounterTrust
+FiredHook = tuple[str, int]
+"""A counter whose hook has counted something, and how often the hook was attached by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,55 +47,59 @@ class HookHistory:
     """What hooks have done so far, which alone decides whether they are trusted."""
 
     fired: frozenset[FiredHook] = frozenset()
-    """Hooks that have counted anything."""
-    exits_missed: bool = False
-    """Whether guests ran while the VM exit hook counted nothing."""
+    """Counters that have counted anything."""
+    missed: frozenset[str] = frozenset()
+    """Counters that counted too little for what others counted (``Counter.implied_by``)."""
 
     def after(self, kernel: KernelSnapshot) -> "HookHistory":
         """Return the history after this reading of the ledger."""
         return HookHistory(
-            fired=self.fired | _hooks_fired(kernel),
-            exits_missed=self.exits_missed or _exits_missed(kernel),
+            fired=self.fired | _hooks_fired(kernel), missed=self.missed | _events_missed(kernel)
         )
 
-    def trusts(self, kernel: KernelSnapshot) -> CounterTrusts:
-        """Judge the hooks by what they have done since they were last attached."""
-        exits = self._trust(kernel, Question.EXITS)
-        if exits is CounterTrust.UNTRIED and self.exits_missed:
-            exits = CounterTrust.BLIND
-        return CounterTrusts(
-            exits=exits,
-            userspace_exits=self._trust(kernel, Question.USERSPACE_EXITS),
-        )
+    def trusts(self, kernel: KernelSnapshot) -> Mapping[str, CounterTrust]:
+        """Judge the counters by what their hooks have done since they were attached last."""
+        return {counter.name: self._trust(kernel, counter) for counter in counters.trusted()}
 
-    def _trust(self, kernel: KernelSnapshot, question: Question) -> CounterTrust:
-        hooks = [hook for hook in kernel.hooks if hook.hook.question is question and hook.attached]
+    def _trust(self, kernel: KernelSnapshot, counter: Counter) -> CounterTrust:
+        hooks = [hook for hook in _hooks_of(kernel, counter) if hook.attached]
         if not hooks:
             return CounterTrust.MISSING
-        if any((question, hook.attached_total) in self.fired for hook in hooks):
+        if any((counter.name, hook.attached_total) in self.fired for hook in hooks):
             return CounterTrust.PROVEN
-        return CounterTrust.UNTRIED
+        return CounterTrust.BLIND if counter.name in self.missed else CounterTrust.UNTRIED
 
 
-def _exits_missed(kernel: KernelSnapshot) -> bool:
-    """Whether processes ran guests so often that VM exits must have occurred."""
-    return sum(entry.completed_runs for entry in kernel.entries.values()) >= BLIND_AFTER
+def _hooks_of(kernel: KernelSnapshot, counter: Counter) -> list[HookStatus]:
+    """The hook that feeds a counter; none where it is not wanted."""
+    return [status for status in kernel.hooks if status.hook.name == counter.hook.name]
+
+
+def _events_missed(kernel: KernelSnapshot) -> frozenset[str]:
+    """Counters whose events must have been among what other counters counted."""
+    entries = kernel.entries.values()
+    return frozenset(
+        counter.name
+        for counter in counters.trusted()
+        if (sign := counter.implied_by) is not None
+        and sum(entry.counts[PLACES[sign]] for entry in entries) >= BLIND_AFTER
+    )
 
 
 def _hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
-    """Return the hooks that have counted anything for a process since they were last attached.
+    """Counters that have counted anything for a process since their hook was attached last.
 
     A record that began earlier may have been counted by the same hook in another module.
     """
     seen: set[FiredHook] = set()
-    for hook in kernel.hooks:
-        since_ns = hook.attached_ns
-        counter = _COUNTERS.get(hook.hook.question)
-        if counter is None or since_ns is None:
-            continue
-        young = (entry for entry in kernel.entries.values() if entry.first_ns >= since_ns)
-        if any(counter(entry) for entry in young):
-            seen.add((hook.hook.question, hook.attached_total))
+    for counter in counters.trusted():
+        for hook in _hooks_of(kernel, counter):
+            since_ns = hook.attached_ns
+            if since_ns is None:
+                continue
+            young = (entry for entry in kernel.entries.values() if entry.first_ns >= since_ns)
+            if any(entry.count(counter) for entry in young):
+                seen.add((counter.name, hook.attached_total))
     return frozenset(seen)
 
 
@@ -125,7 +117,7 @@ class NodeRefresh:
     taken_unix_s: float
     ledger: KernelSnapshot
     bcc_version: str | None
-    trusts: CounterTrusts
+    trusts: Mapping[str, CounterTrust]
     tracking: Tracking
     attributions: Attributions
     accelerators: tuple[Accelerator, ...]
@@ -150,8 +142,7 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
         virtualization=refresh.virtualization,
         health=ProbeHealth(
             hooks=ledger.hooks,
-            exits_trust=refresh.trusts.exits,
-            userspace_exits_trust=refresh.trusts.userspace_exits,
+            trusts=refresh.trusts,
             ledger_entries=len(ledger.entries),
             ledger_capacity=ledger.capacity,
             ledger_dropped_total=ledger.dropped_total,
@@ -176,13 +167,13 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
 def process_reports(
     tracking: Tracking, *, names: Mapping[VmmId, VmName]
 ) -> tuple[ProcessReport, ...]:
-    """Report every VMM process with its counters, in the given order.
-
-    names holds the VMs that processes are.
-    """
+    """Every VMM process, in the order given, with its counters; names: the VMs that they are."""
+    reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     return tuple(
         _process_report(
-            process, entry=tracking.records.get(process.vmm.tgid), vm=names.get(process.vmm)
+            process,
+            counted=_counted(process, tracking.records.get(process.vmm.tgid), reported),
+            vm=names.get(process.vmm),
         )
         for process in tracking.processes
     )
@@ -213,13 +204,12 @@ def vmi_reports(
 def _process_report(
     process: TrackedProcess,
     *,
-    entry: LedgerEntry | None,
+    counted: Mapping[str, int],
     vm: VmName | None,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
-    counted = entry if process.verdict.type.accelerated else None
     return ProcessReport(
         vmm=process.vmm,
         comm=process.comm,
@@ -229,18 +219,33 @@ def _process_report(
         verdict=process.verdict,
         vcpus=process.vcpus,
         started_unix_s=process.started_unix_s,
-        runs=_counted(counted.runs) if counted else None,
-        userspace_exits=_counted(counted.userspace_exits) if counted else None,
-        exits=_counted(counted.exits) if counted else None,
+        counters=counted,
     )
 
 
-def _counted(value: int) -> int | None:
-    """Return a non-zero count, which is always valid; None for 0, which proves nothing.
+def _counted(
+    process: TrackedProcess,
+    entry: LedgerEntry | None,
+    reported: Mapping[HypervisorType, Sequence[tuple[str, int]]],
+) -> Mapping[str, int]:
+    """What was counted of an accelerated process.
 
-    The hook may never observe this process.
+    reported: names of the counters of each hypervisor that reports have, and their places. What was
+    counted was counted. A 0 proves nothing: the hook may never see this process.
     """
-    return value or None
+    if entry is None:
+        return {}
+    places = reported.get(process.verdict.type, ())
+    return {name: count for name, place in places if (count := entry.counts[place])}
+
+
+def _reported(hypervisor: Hypervisor) -> Sequence[tuple[str, int]]:
+    """Names and places of the counters that tell of a hypervisor's VMs."""
+    return [
+        (counter.name, PLACES[counter.name])
+        for counter in counters.COUNTERS
+        if counter.json is not None and counter.hook.driver in (None, hypervisor.driver)
+    ]
 
 
 def _vmi_report(
@@ -261,8 +266,7 @@ def _vmi_report(
             verdict=verdict,
             fallback=False,
             vmm=None,
-            userspace_exits=None,
-            exits=None,
+            counters={},
         )
     native = attribution.architecture in (None, machine)
     return VmiReport(
@@ -270,8 +274,7 @@ def _vmi_report(
         verdict=process.verdict,
         fallback=_fallback(process.verdict, accelerators, native=native),
         vmm=process.vmm,
-        userspace_exits=process.userspace_exits,
-        exits=process.exits,
+        counters=process.counters,
     )
 
 

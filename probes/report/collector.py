@@ -15,8 +15,8 @@ from ebpf import clock
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import unattached
 from ebpf.ledger import KernelSnapshot
+from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
-from probes.host.process import HypervisorType
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
@@ -32,12 +32,12 @@ TRIAL_INTERVAL_S = 60.0
 class Virtualization(Protocol):
     """The accelerators of this node (probes.host.accelerators.Accelerators)."""
 
-    def try_kvm(self) -> Accelerator:
-        """Create an empty VM and report whether that worked."""
+    def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
+        """Create an empty VM; None: a rare hypervisor that this node does not have."""
         ...
 
     def virtualization(self) -> NodeVirtualization:
-        """Return the vendor module and whether the node is nested."""
+        """Vendor modules and nesting."""
         ...
 
 
@@ -207,16 +207,24 @@ class _AcceleratorTrials:
 
     def __init__(self, virtualization: Virtualization) -> None:
         self._virtualization = virtualization
-        self._last: Accelerator | None = None
-        self._tried_at_s = 0.0
+        self._last: dict[HypervisorType, Accelerator | None] = {}
+        self._tried_at_s: dict[HypervisorType, float] = {}
 
     def of(self, processes: Iterable[TrackedProcess]) -> tuple[Accelerator, ...]:
-        """Report KVM as available if a VM is verified to run on it, otherwise try it."""
-        for process in processes:
-            if process.verdict.type is HypervisorType.KVM and process.verdict.verified:
-                return (Accelerator(type=HypervisorType.KVM, available=True),)
-        now_s = time.monotonic()
-        if self._last is None or now_s - self._tried_at_s >= TRIAL_INTERVAL_S:
-            self._last = self._virtualization.try_kvm()
-            self._tried_at_s = now_s
-        return (self._last,)
+        """Each is available when a VM is seen to run on it; otherwise it is tried."""
+        running = {it.verdict.type for it in processes if it.verdict.verified}
+        found = (
+            Accelerator(type=hypervisor.type, available=True)
+            if hypervisor.type in running
+            else self._tried(hypervisor)
+            for hypervisor in HYPERVISORS
+        )
+        return tuple(accelerator for accelerator in found if accelerator is not None)
+
+    def _tried(self, hypervisor: Hypervisor) -> Accelerator | None:
+        """The last trial, or a new one if that was long ago; None: this node does not have it."""
+        kind, now_s = hypervisor.type, time.monotonic()
+        if kind not in self._last or now_s - self._tried_at_s[kind] >= TRIAL_INTERVAL_S:
+            self._last[kind] = self._virtualization.try_hypervisor(hypervisor)
+            self._tried_at_s[kind] = now_s
+        return self._last[kind]

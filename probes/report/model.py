@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ebpf import counters
 from ebpf.hooks import HookStatus
+from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
 from probes.judge.verdict import Verdict
@@ -53,10 +55,8 @@ class ProbeHealth:
     """How well hvprobe itself can observe this node."""
 
     hooks: tuple[HookStatus, ...]
-    exits_trust: CounterTrust
-    """Trust in the VM exit counter."""
-    userspace_exits_trust: CounterTrust
-    """Trust in the userspace exit counter."""
+    trusts: Mapping[str, CounterTrust]
+    """Of each counter that has a label, by its name."""
     ledger_entries: int
     ledger_capacity: int
     ledger_dropped_total: int
@@ -87,12 +87,8 @@ class ProcessReport:
     vcpus: int | None
     """Number of its vCPUs, by descriptors or TCG threads; None: unknown."""
     started_unix_s: float
-    runs: int | None
-    """KVM_RUN calls; None: not counted here."""
-    userspace_exits: int | None
-    """Returns from KVM_RUN; None: not counted here, or not trusted."""
-    exits: int | None
-    """VM exits; None: not counted here, or not trusted."""
+    counters: Mapping[str, int]
+    """What was counted of it, by the counter's name; absent: not counted here, or not trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +100,9 @@ class VmiReport:
     fallback: bool | None
     """Whether it is emulated although the node could accelerate it; None: unknown."""
     vmm: VmmId | None
-    """Its process; None: none was found."""
-    userspace_exits: int | None
-    exits: int | None
+    """Its process; None: not found."""
+    counters: Mapping[str, int]
+    """Those of its process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +137,7 @@ def to_json(report: NodeReport) -> dict[str, object]:
             "name": report.node,
             "kernel": report.kernel,
             "machine": report.machine,
-            "module": report.virtualization.module,
+            "module": report.virtualization.modules.get(HypervisorType.KVM),
             "nested": report.virtualization.nested,
             "accelerators": [
                 {
@@ -171,8 +167,7 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
             for status in health.hooks
         ],
         "counters": {
-            "exits": health.exits_trust.value,
-            "userspace_exits": health.userspace_exits_trust.value,
+            counter.name: health.trusts[counter.name].value for counter in counters.trusted()
         },
         "ledger": {
             "entries": health.ledger_entries,
@@ -214,8 +209,11 @@ def _vmi_json(vmi: VmiReport) -> dict[str, object]:
         **_verdict_json(vmi.verdict),
         "fallback": vmi.fallback,
         "tgid": vmi.vmm.tgid if vmi.vmm else None,
-        "vcpu_userspace_exits_total": vmi.userspace_exits,
-        "vcpu_exits_total": vmi.exits,
+        **{
+            counter.json: vmi.counters.get(counter.name)
+            for counter in counters.COUNTERS
+            if counter.json is not None and counter.metric is not None
+        },
     }
 
 
@@ -231,7 +229,9 @@ def _process_json(process: ProcessReport) -> dict[str, object]:
         "state": process.state.value,
         **_verdict_json(process.verdict),
         "vcpus": process.vcpus,
-        "kvm_runs_total": process.runs,
-        "vcpu_userspace_exits_total": process.userspace_exits,
-        "vcpu_exits_total": process.exits,
+        **{
+            counter.json: process.counters.get(counter.name)
+            for counter in counters.COUNTERS
+            if counter.json is not None
+        },
     }

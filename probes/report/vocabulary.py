@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from ebpf.hooks import Question
-from probes.host.process import HypervisorType, VmmId
+from ebpf import counters
+from ebpf.counters import Counter
+from ebpf.hooks import Hook
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import VmmId
 from probes.judge.reasons import Outcome, Reason, Severity
 from probes.judge.verdict import Verdict
 from probes.report.model import (
@@ -192,24 +195,47 @@ class CounterState:
         return self.words.sentence.format(hook=self.hook)
 
 
-def vm_exits(health: ProbeHealth) -> CounterState:
-    """Return the state of the counter of VM exits."""
-    return CounterState(label="VM exits", hook="kvm_exit", trust=health.exits_trust)
+def counter_state(health: ProbeHealth, counter: Counter) -> CounterState:
+    """How far one counter can be trusted; it has to have a label."""
+    return CounterState(
+        label=counter.label or counter.name,
+        hook=counter.hook.name,
+        trust=health.trusts[counter.name],
+    )
 
 
 def counter_states(health: ProbeHealth) -> Iterator[CounterState]:
-    """Yield the states of all counters whose hook may never fire."""
-    yield vm_exits(health)
-    yield CounterState(
-        label="userspace exits", hook="kvm_userspace_exit", trust=health.userspace_exits_trust
-    )
+    """All counters whose trust is reported."""
+    return (counter_state(health, counter) for counter in counters.trusted())
 
 
-def is_attached(report: NodeReport, question: Question) -> bool:
-    """Whether a hook that answers a question is attached."""
-    return any(
-        status.attached for status in report.health.hooks if status.hook.question is question
-    )
+def live_counters(report: NodeReport) -> tuple[Counter, ...]:
+    """The counters that have a column in the live view of this report, in order.
+
+    One that stands in for another has its column only while the other's hook is not attached. One
+    whose hook is wanted on few nodes has a column only while it counts a process.
+    """
+    stand_ins = {
+        column.stands_in_for: counter
+        for counter in counters.COUNTERS
+        if (column := counter.column) is not None and column.stands_in_for is not None
+    }
+    shown: list[Counter] = []
+    for counter in counters.COUNTERS:
+        if counter.column is None or counter.column.stands_in_for is not None:
+            continue
+        if counter.hook.optional and not any(
+            it.counters.get(counter.name) for it in report.processes
+        ):
+            continue
+        attached = is_attached(report, counter.hook)
+        shown.append(counter if attached else stand_ins.get(counter.name, counter))
+    return tuple(shown)
+
+
+def is_attached(report: NodeReport, hook: Hook) -> bool:
+    """Whether a hook is attached."""
+    return any(it.attached for it in report.health.hooks if it.hook.name == hook.name)
 
 
 # The watch of VMIs

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.host.cgroup import PodUid
-from probes.host.process import HypervisorType, VmmId
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import VmmId
 from probes.host.procfs import qemu_architecture
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.hooks import Question
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from tests.support.attack_world import (
     RETURNS,
@@ -189,7 +189,7 @@ def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected
     if vmi is None or process is None:
         return None
     verdict = vmi.verdict
-    proven = process.exits is not None
+    proven = process.counters.get("exits") is not None
     assert not verdict.verified or proven or verdict.type is expected.type, verdict
     if proven:
         assert verdict.reasons[0] is Reason.VM_EXITS_RECORDED
@@ -199,7 +199,7 @@ def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected
         type=verdict.type,
         verified=verdict.verified,
         reasons=verdict.reasons[: len(expected.reasons)],
-        returns=vmi.userspace_exits,
+        returns=vmi.counters.get("userspace_exits"),
     )
 
 
@@ -228,7 +228,7 @@ def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
         )
 
     wait_for(same, f"{attacker.name} is reported as {shown}")
-    if shown.exits is None:
+    if shown.counters.get("exits") is None:
         scraped = Scraped(watched.agent)
         assert scraped.value(attacker.name, RETURNS) == expected.returns
         assert scraped.value(attacker.name, VM_EXITS) is None
@@ -244,8 +244,8 @@ def test_seen_from_the_start(early: Watched, program: Path, attack: Attack) -> N
     with begin(program, attack) as attacker, Bystander(program) as bystander:
         check(early, attacker, expected)
         entry = early.node.session.read().entries.get(attacker.tgid)
-        assert (entry.userspace_exits if entry else 0) == attack.recorded
-        assert (entry.completed_runs if entry else 0) == 0
+        assert (entry.counters["userspace_exits"] if entry else 0) == attack.recorded
+        assert (entry.counters["completed_runs"] if entry else 0) == 0
         bystander.assert_unharmed(early.agent)
 
 
@@ -302,7 +302,12 @@ def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> Non
             if vmi is None or process is None:
                 return ()
             verdict = vmi.verdict
-            return process.vmm.tgid, verdict.type, verdict.verified, vmi.userspace_exits
+            return (
+                process.vmm.tgid,
+                verdict.type,
+                verdict.verified,
+                vmi.counters.get("userspace_exits"),
+            )
 
         expected = (runner, HypervisorType.KVM, True, made)
         wait_for(lambda: named() == expected, f"the VM is {expected}")
@@ -311,7 +316,7 @@ def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> Non
             shown = early.node.process(other)
             assert shown is not None
             assert not shown.verdict.verified
-            assert (shown.vm, shown.userspace_exits, shown.exits) == (None, None, None)
+            assert (shown.vm, shown.counters) == (None, {})
         wait_for(
             lambda: Scraped(early.agent).value(attacker.name, RETURNS) == made, "the agent agrees"
         )
@@ -363,7 +368,7 @@ def test_numbers_that_pass_on_at_once(
     busy = beside is busy_users_of_maps
     tgids = [owners.start(CALLS) for _ in range(PAIRS)]
     before = {it.vmm.tgid: it for it in early.node.report().processes}
-    assert {before[it].userspace_exits for it in tgids} == {CALLS}
+    assert {before[it].counters.get("userspace_exits") for it in tgids} == {CALLS}
     with beside(), Bystander(program) as bystander:
         for tgid in tgids:
             owners.replace(tgid, LATER_CALLS)
@@ -371,7 +376,9 @@ def test_numbers_that_pass_on_at_once(
             assert busy or shown is not None
             if shown is not None:
                 assert shown.vmm != before[tgid].vmm
-                assert shown.userspace_exits in ({None, LATER_CALLS} if busy else {LATER_CALLS})
+                assert shown.counters.get("userspace_exits") in (
+                    {None, LATER_CALLS} if busy else {LATER_CALLS}
+                )
         if not busy:
             bystander.assert_unharmed(early.agent)
     for tgid in tgids:

@@ -23,7 +23,7 @@ def finished_entry(node: Node, load: KvmLoad) -> LedgerEntry:
 
     def last_is_in() -> LedgerEntry | None:
         entry = node.session.read().entries.get(load.tgid)
-        return entry if entry is not None and entry.userspace_exits >= made else None
+        return entry if entry is not None and entry.counters["userspace_exits"] >= made else None
 
     return wait_for(last_is_in, f"{made} userspace exits of {load.tgid}")
 
@@ -58,16 +58,18 @@ def test_every_exit_is_counted(
         load.finish_counted_part()
         entry = finished_entry(node, load)
         assert load.totals["userspace_exits"] == exits
-        assert entry.userspace_exits == exits + load.totals["eintr"]
+        assert entry.counters["userspace_exits"] == exits + load.totals["eintr"]
         if node.has(Question.RUNS_VCPU):
-            assert entry.runs == load.totals["kvm_run"]
+            assert entry.counters["runs"] == load.totals["kvm_run"]
             assert (entry.vms_created, entry.vcpus_created) == (1, vcpus)
-        record_property("userspace_exits", f"{entry.userspace_exits} of {load.totals['kvm_run']}")
+        record_property(
+            "userspace_exits", f"{entry.counters['userspace_exits']} of {load.totals['kvm_run']}"
+        )
         if node.has(Question.RUNS_VCPU):
-            record_property("kvm_run", f"{entry.runs} of {load.totals['kvm_run']}")
+            record_property("kvm_run", f"{entry.counters['runs']} of {load.totals['kvm_run']}")
         oracle = kvm_exits(load.tgid)
-        if oracle is not None and node.report().health.exits_trust is CounterTrust.PROVEN:
-            counted = node.session.read().entries[load.tgid].exits
+        if oracle is not None and node.report().health.trusts["exits"] is CounterTrust.PROVEN:
+            counted = node.session.read().entries[load.tgid].counters["exits"]
             record_property("vm_exits", f"{counted} of {oracle}")
             assert counted == oracle
             assert oracle >= exits
@@ -80,12 +82,12 @@ def test_exits_handled_in_the_kernel_are_counted(node: Node, kvmload: Path) -> N
     with KvmLoad(kvmload, "--userspace-exits", "7", "--kernel-exits", str(kernel_exits)) as load:
         load.finish_counted_part()
         entry = finished_entry(node, load)
-        assert entry.userspace_exits == 8 + load.totals["eintr"]
-        if node.report().health.exits_trust is not CounterTrust.PROVEN:
+        assert entry.counters["userspace_exits"] == 8 + load.totals["eintr"]
+        if node.report().health.trusts["exits"] is not CounterTrust.PROVEN:
             pytest.skip("kvm_exit does not fire on this kernel")
-        assert entry.exits >= kernel_exits + 8
+        assert entry.counters["exits"] >= kernel_exits + 8
         oracle = kvm_exits(load.tgid)
-        assert oracle is None or node.session.read().entries[load.tgid].exits == oracle
+        assert oracle is None or node.session.read().entries[load.tgid].counters["exits"] == oracle
 
 
 @pytest.mark.every_kernel
@@ -100,12 +102,20 @@ def test_a_blind_hook_is_said_to_be_blind(node: Node, kvmload: Path) -> None:
         health = node.report().health
         shown = node.process(load.tgid)
         assert shown is not None
-        if entry.exits:
-            assert (health.exits_trust, shown.exits) == (CounterTrust.PROVEN, entry.exits)
+        if entry.counters["exits"]:
+            assert (health.trusts["exits"], shown.counters.get("exits")) == (
+                CounterTrust.PROVEN,
+                entry.counters["exits"],
+            )
         else:
-            assert (health.exits_trust, shown.exits) == (CounterTrust.BLIND, None)
-        assert health.userspace_exits_trust is CounterTrust.PROVEN
-    assert node.report().health.exits_trust is health.exits_trust, "not forgotten with the VM"
+            assert (health.trusts["exits"], shown.counters.get("exits")) == (
+                CounterTrust.BLIND,
+                None,
+            )
+        assert health.trusts["userspace_exits"] is CounterTrust.PROVEN
+    assert node.report().health.trusts["exits"] is health.trusts["exits"], (
+        "not forgotten with the VM"
+    )
 
 
 @pytest.mark.every_kernel
@@ -116,7 +126,10 @@ def test_counts_never_go_backwards(node: Node, kvmload: Path) -> None:
         for steps in (1, 2, 3, 101, 1):
             load.step(steps)
             entry = finished_entry(node, load)
-            assert entry.userspace_exits == load.totals["userspace_exits"] + load.totals["eintr"]
+            assert (
+                entry.counters["userspace_exits"]
+                == load.totals["userspace_exits"] + load.totals["eintr"]
+            )
 
 
 def test_an_attach_later_counts_from_then_on(kvmload: Path) -> None:
@@ -131,10 +144,10 @@ def test_an_attach_later_counts_from_then_on(kvmload: Path) -> None:
             load.step(13)
             wait_for(lambda: load.tgid in late.session.read().entries, "the first exit is seen")
             wait_for(
-                lambda: late.session.read().entries[load.tgid].userspace_exits >= 13,
+                lambda: late.session.read().entries[load.tgid].counters["userspace_exits"] >= 13,
                 "the last exit is seen",
             )
-            assert late.session.read().entries[load.tgid].userspace_exits == 13
+            assert late.session.read().entries[load.tgid].counters["userspace_exits"] == 13
 
 
 def test_two_sets_of_hooks_do_not_disturb_each_other(node: Node, kvmload: Path) -> None:
@@ -142,4 +155,8 @@ def test_two_sets_of_hooks_do_not_disturb_each_other(node: Node, kvmload: Path) 
     with Node() as second, KvmLoad(kvmload, "--userspace-exits", "2003") as load:
         load.finish_counted_part()
         first_entry, second_entry = finished_entry(node, load), finished_entry(second, load)
-        assert first_entry.userspace_exits == second_entry.userspace_exits == 2003
+        assert (
+            first_entry.counters["userspace_exits"]
+            == second_entry.counters["userspace_exits"]
+            == 2003
+        )

@@ -40,7 +40,7 @@ def fires(node: Node, kvmload: Path) -> bool:
     """Whether this kernel calls kvm_exit at all: found out by the ledger, not by what is tested."""
     with KvmLoad(kvmload, "--userspace-exits", "1000") as load:
         load.finish_counted_part()
-        trust = node.report().health.exits_trust
+        trust = node.report().health.trusts["exits"]
     assert node.has(Question.EXITS)
     assert trust in (CounterTrust.PROVEN, CounterTrust.BLIND)
     return trust is CounterTrust.PROVEN

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.host.process import HypervisorType, Inspections, Scan, VmmId
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import Inspections, Scan, VmmId
 from probes.host.reader import Host
 from probes.judge.tracker import RECHECK_EVERY
 from probes.report.model import ProcessReport
@@ -94,7 +95,10 @@ def test_processes_seen_from_the_start_are_followed(
             load.step(100)
             found = node.process(load.tgid)
             assert found is not None
-            assert found.userspace_exits == load.totals["userspace_exits"] + load.totals["eintr"]
+            assert (
+                found.counters["userspace_exits"]
+                == load.totals["userspace_exits"] + load.totals["eintr"]
+            )
         assert readings[load.tgid] <= AT_MOST
         assert readings[tcg.tgid] <= AT_MOST
     assert node.process(load.tgid) is None

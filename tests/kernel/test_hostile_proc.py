@@ -60,8 +60,8 @@ def told(process):
         "unread": process.unread and process.unread.value,
         "named": process.named_like_qemu,
         "cgroup": process.cgroup is not None,
-        "fds": process.fds.whole,
-        "kvm": process.fds.kvm,
+        "fds": process.fds.complete,
+        "kvm": process.fds.any,
         "threads": process.threads_complete,
         "count": len(process.threads),
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.hooks import Question
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.report.model import VmiReport
 from tests.support.kernel_agent import ROOT
@@ -113,9 +113,9 @@ def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None
             lambda: node.session.read().entries[load.tgid].leader_exit_ns is not None,
             "the main thread has ended",
         )
-        before = node.session.read().entries[load.tgid].userspace_exits
+        before = node.session.read().entries[load.tgid].counters["userspace_exits"]
         wait_for(
-            lambda: node.session.read().entries[load.tgid].userspace_exits > before,
+            lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] > before,
             "the vCPU goes on",
         )
         node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
@@ -260,7 +260,7 @@ os.write(1, b"%d\\n" % child)
         (child,) = said
         shown = node.process(child)
         os.kill(child, signal.SIGKILL)
-        assert shown is None or not shown.userspace_exits
+        assert shown is None or not shown.counters.get("userspace_exits")
         assert shown is None or not shown.verdict.verified
 
 

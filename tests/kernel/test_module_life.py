@@ -10,7 +10,7 @@ import pytest
 
 from ebpf.hooks import HOOKS, KVM, Backend, HookStatus, Question
 from ebpf.session import Session
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
@@ -67,10 +67,11 @@ def test_kvm_loaded_after_the_agent(
     assert attached(node.session) == {it.hook.name for it in of_kvm(node.session)}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
-            lambda: node.session.read().entries[load.tgid].userspace_exits >= 1009, "all exits"
+            lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] >= 1009,
+            "all exits",
         )
         entry = node.session.read().entries[load.tgid]
-        assert (entry.runs, entry.userspace_exits) == (1009, 1009)
+        assert (entry.counters["runs"], entry.counters["userspace_exits"]) == (1009, 1009)
 
 
 @pytest.mark.every_kernel
@@ -90,10 +91,11 @@ def test_vendor_module_reloaded_under_the_agent(
     assert attached(node.session) == before
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
-            lambda: node.session.read().entries[load.tgid].userspace_exits >= 1009, "all exits"
+            lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] >= 1009,
+            "all exits",
         )
         entry = node.session.read().entries[load.tgid]
-        assert (entry.runs, entry.userspace_exits) == (1009, 1009)
+        assert (entry.counters["runs"], entry.counters["userspace_exits"]) == (1009, 1009)
 
 
 def test_kvm_itself_reloaded_under_the_agent(
@@ -119,10 +121,11 @@ def test_kvm_itself_reloaded_under_the_agent(
     assert {it.attached_total for it in of_kvm(node.session)} == {2}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
-            lambda: node.session.read().entries[load.tgid].userspace_exits >= 1009, "all exits"
+            lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] >= 1009,
+            "all exits",
         )
         entry = node.session.read().entries[load.tgid]
-        assert (entry.runs, entry.userspace_exits) == (1009, 1009)
+        assert (entry.counters["runs"], entry.counters["userspace_exits"]) == (1009, 1009)
 
 
 @pytest.mark.every_kernel
@@ -147,7 +150,7 @@ def test_a_kprobe_gone_dead_is_attached_again(module: str, kvmload: Path) -> Non
             assert load.tgid not in session.read().entries, "the kprobes were dead until this look"
             assert {it.attached_total for it in of_kvm(session)} == {2}
         with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
-            assert session.read().entries[load.tgid].runs == 1009
+            assert session.read().entries[load.tgid].counters["runs"] == 1009
 
 
 def is_kprobe(backend: Backend) -> bool:

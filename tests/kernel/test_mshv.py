@@ -40,4 +40,4 @@ def test_counts_its_own_number_only() -> None:
         with Started([sys.executable, "-c", ASK_A_KVM_VCPU], stderr=None) as process:
             assert process.line() == "done\n"
             entry = wait_for(lambda: session.read().entries.get(process.tgid), "it is recorded")
-            assert (entry.mshv_runs, entry.runs) == (101, 0)
+            assert (entry.counters["mshv_runs"], entry.counters["runs"]) == (101, 0)

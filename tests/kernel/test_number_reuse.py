@@ -37,7 +37,7 @@ def session() -> Iterator[Session]:
 def returns(session: Session, tgids: list[int]) -> list[int | None]:
     """What each number's record counts; None: there is no record."""
     entries = session.read().entries
-    return [entries[it].userspace_exits if it in entries else None for it in tgids]
+    return [entries[it].counters["userspace_exits"] if it in entries else None for it in tgids]
 
 
 def pairs(session: Session, owners: Owners) -> list[int]:

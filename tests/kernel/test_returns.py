@@ -7,6 +7,7 @@ import pytest
 
 from ebpf.hooks import HOOKS, AttachPoint, Question
 from ebpf.session import Session
+from probes.host.hypervisors import HypervisorType, recorded_types
 from tests.support.kernel_ledger import entry_with, only
 from tests.support.kernel_numbers import Owners
 from tests.support.kernel_world import KvmLoad, wait_for
@@ -30,12 +31,15 @@ def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
         with KvmLoad(kvmload, "--userspace-exits", str(EXITS)).finish_counted_part() as load:
             made = EXITS + load.totals["eintr"]
             entry = wait_for(lambda: entry_with(session, load.tgid, made), "all are counted")
-            assert entry.userspace_exits == made
-            assert entry.completed_runs == (EXITS if point.reads_result else 0)
+            assert entry.counters["userspace_exits"] == made
+            assert entry.counters["completed_runs"] == (EXITS if point.reads_result else 0)
         tgid = owners.start(INTERRUPTED)
         entry = wait_for(lambda: entry_with(session, tgid, INTERRUPTED), "all are counted")
-        assert (entry.userspace_exits, entry.completed_runs) == (INTERRUPTED, 0)
-        assert entry.ran_kvm
+        assert (entry.counters["userspace_exits"], entry.counters["completed_runs"]) == (
+            INTERRUPTED,
+            0,
+        )
+        assert [*recorded_types(entry)] == [HypervisorType.KVM]
 
 
 def test_the_best_form_is_taken() -> None:

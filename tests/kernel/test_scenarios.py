@@ -65,14 +65,16 @@ def test_seen_from_the_start(
         made = scenario.userspace_exits
         if made is not None:
             wait_for(
-                lambda: node.session.read().entries[process.tgid].userspace_exits >= made,
+                lambda: (
+                    node.session.read().entries[process.tgid].counters["userspace_exits"] >= made
+                ),
                 "the last exit is recorded",
             )
             shown = node.process(process.tgid)
             assert shown is not None
-            assert shown.userspace_exits == made
+            assert shown.counters.get("userspace_exits") == made
             if node.has(Question.RUNS_VCPU):
-                assert shown.runs == scenario.runs
+                assert shown.counters.get("runs") == scenario.runs
         check(node, process.tgid, early)
     wait_for(
         lambda: process.tgid not in node.session.read().entries, "the record leaves the ledger"

@@ -65,7 +65,7 @@ def test_processes_that_drive_each_other_out(kvmload: Path) -> None:
             load.step(1)
         for load in running:
             entry = wait_for(partial(counted, session, load), "the last exit is seen")
-            assert entry.userspace_exits == EXITS + 1 + load.totals["eintr"]
+            assert entry.counters["userspace_exits"] == EXITS + 1 + load.totals["eintr"]
 
 
 def test_a_slot_begins_at_zero(kvmload: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_slot_begins_at_zero(kvmload: Path) -> None:
             with KvmLoad(kvmload, "--vcpus", "2", "--userspace-exits", str(EXITS)) as load:
                 load.finish_counted_part()
                 entry = wait_for(partial(counted, session, load), "the exits are seen")
-                assert entry.userspace_exits == EXITS + load.totals["eintr"]
+                assert entry.counters["userspace_exits"] == EXITS + load.totals["eintr"]
                 tgid = load.tgid
             wait_for(partial(removed, session, tgid), "its record is removed")
         assert session.read().dropped_total == 0
@@ -100,7 +100,7 @@ def test_what_a_record_held_goes_with_it(kvmload: Path) -> None:
         wait_for(lambda: rubbish_left(session, slot) == 0, "its slot is empty")
         bystander.step(1)
         entry = wait_for(lambda: counted(session, bystander), "the step is seen")
-        assert entry.userspace_exits == EXITS + 1 + bystander.totals["eintr"]
+        assert entry.counters["userspace_exits"] == EXITS + 1 + bystander.totals["eintr"]
 
 
 def test_a_full_ledger_gives_what_becomes_free(kvmload: Path) -> None:
@@ -117,13 +117,13 @@ def test_a_full_ledger_gives_what_becomes_free(kvmload: Path) -> None:
             for load in running:
                 load.step(3)
                 entry = wait_for(partial(counted, session, load), "the steps are seen")
-                assert entry.userspace_exits == EXITS + 3 + load.totals["eintr"]
+                assert entry.counters["userspace_exits"] == EXITS + 3 + load.totals["eintr"]
             ended = {load.tgid for load in running}
         wait_for(lambda: not ended & set(session.read().entries), "both records are removed")
         with loads(kvmload, 2, "--userspace-exits", str(EXITS)) as running:
             for load in running:
                 entry = wait_for(partial(counted, session, load), "the exits are seen")
-                assert entry.userspace_exits == EXITS + load.totals["eintr"]
+                assert entry.counters["userspace_exits"] == EXITS + load.totals["eintr"]
 
 
 @pytest.mark.host_only
@@ -136,7 +136,7 @@ def test_processes_that_only_create_vms_leave_room(kvmload: Path) -> None:
         load = stack.enter_context(KvmLoad(kvmload, "--userspace-exits", str(EXITS)))
         load.finish_counted_part()
         entry = wait_for(lambda: counted(session, load), "it has a record")
-        assert entry.userspace_exits == EXITS + load.totals["eintr"]
+        assert entry.counters["userspace_exits"] == EXITS + load.totals["eintr"]
         snapshot = session.read()
         assert vm_only.tgid not in snapshot.entries
         kprobes = any(
@@ -169,7 +169,7 @@ def test_a_record_that_is_forgotten_begins_again(kvmload: Path) -> None:
         for _ in range(8):
             load.step(7)
             entry = wait_for(lambda: session.read().entries.get(load.tgid), "it has a record")
-            assert entry.userspace_exits == 7
+            assert entry.counters["userspace_exits"] == 7
             for first_ns in (entry.first_ns - 1, entry.first_ns + 1):
                 session.forget(load.tgid, first_ns)
             assert session.read().entries[load.tgid] == entry
@@ -223,7 +223,7 @@ def test_forgetting_a_process_that_runs_harms_no_other(kvmload: Path) -> None:
                 load.finish_counted_part()
                 for counted_load, made in ((load, 7), (bystander, EXITS)):
                     entry = wait_for(partial(counted, session, counted_load), "the exits are seen")
-                    assert entry.userspace_exits == made + counted_load.totals["eintr"]
+                    assert entry.counters["userspace_exits"] == made + counted_load.totals["eintr"]
 
 
 @pytest.mark.host_only
@@ -249,8 +249,8 @@ def test_a_reader_between_processes(kvmload: Path) -> None:
         worker.start()
         while not ended.is_set():
             for tgid, entry in session.read().entries.items():
-                assert entry.userspace_exits >= most.get(tgid, 0), "it went backwards"
-                most[tgid] = entry.userspace_exits
+                assert entry.counters["userspace_exits"] >= most.get(tgid, 0), "it went backwards"
+                most[tgid] = entry.counters["userspace_exits"]
         worker.join()
         seen = set(most) & set(made)
         assert len(seen) > 10
@@ -274,6 +274,6 @@ def test_counts_survive_a_cpu_that_goes(kvmload: Path) -> None:
                 CPU1_ONLINE.write_text(online)
                 load.step(97)
                 entry = wait_for(lambda: counted(session, load), "the steps are seen")
-                assert entry.userspace_exits == 2003 + 97 * step + load.totals["eintr"]
+                assert entry.counters["userspace_exits"] == 2003 + 97 * step + load.totals["eintr"]
         finally:
             CPU1_ONLINE.write_text("1")

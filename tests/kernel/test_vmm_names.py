@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from probes.host.hypervisors import HypervisorType
 from probes.host.process import VmmProcess
 from probes.host.reader import Host
 from tests.support.kernel_disguises import DISGUISES, ENVIRONMENT, Disguise
@@ -38,7 +39,7 @@ def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
         assert found.named_like_qemu
         assert found.command_line.accelerators == ("tcg",)
         assert found.fds.complete
-        assert not found.fds.kvm
+        assert not found.fds.any
         assert found.threads_complete
         assert found.parent_tgid == os.getpid()
 
@@ -49,7 +50,11 @@ def test_guest_with_workers_of_the_kernel() -> None:
 
         def running() -> VmmProcess | None:
             found = seen(Host(), guest.tgid)
-            return found if found is not None and len(found.fds.kvm_vcpus) == 2 else None
+            return (
+                found
+                if found is not None and len(found.fds.of(HypervisorType.KVM).vcpus) == 2
+                else None
+            )
 
         found = wait_for(running, "both vCPUs are there")
         assert found is not None

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from probes.report.json_schema import json_schema
 from tests.support.kernel_agent import Agent
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, Started, wait_for
-from tests.support.live_terminal import HVPROBE, ROOT, Terminal, environment
+from tests.support.live_terminal import HVPROBE, Terminal, environment
 
-SCHEMA = json.loads((ROOT / "probes/report/schema/snapshot.schema.json").read_text())
+SCHEMA = json_schema()
 FIRST_FRAME_S = 2.0
 RUNS = "kvm_runs_total"
 USERSPACE_EXITS = "vcpu_userspace_exits_total"

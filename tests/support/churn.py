@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import replace
 
 from ebpf.ledger import LedgerEntry
-from probes.host.process import HypervisorType, QemuCommandLine, VmmId, VmmProcess
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import QemuCommandLine, VmmId, VmmProcess
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport
 from probes.vmi.kube.cache import VmiCache

@@ -7,8 +7,15 @@ from collections.abc import Collection
 
 from ebpf.errors import LedgerReadError
 from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.hypervisors import Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
-from probes.host.process import HypervisorType, Inspections, Scan, Unread, VmmId, VmmProcess
+from probes.host.process import (
+    Inspections,
+    Scan,
+    Unread,
+    VmmId,
+    VmmProcess,
+)
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, ProcessReport
 from probes.vmi.model import VmiIndex, WatchStatus
@@ -96,7 +103,7 @@ class Node:
         found = {
             tgid: it.vmm
             for tgid, it in alive.items()
-            if it.named_like_qemu or (every_fd and (it.fds.kvm or it.fds.mshv))
+            if it.named_like_qemu or (every_fd and it.fds.any)
         }
         return Scan(
             found=found,
@@ -129,8 +136,14 @@ class Trials:
     def __init__(self) -> None:
         self.answer = KVM_AVAILABLE
         self.trials = 0
+        self.rare: Accelerator | None = None
+        """Answer for a hypervisor other than KVM; None: the node does not have it."""
+        self.rare_trials = 0
 
-    def try_kvm(self) -> Accelerator:
+    def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
+        if hypervisor.type is not KVM:
+            self.rare_trials += 1
+            return self.rare
         self.trials += 1
         return self.answer
 

@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ebpf.counters import COUNTERS, trusted
 from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.host.process import (
     AcceleratorFds,
-    HypervisorType,
+    HeldFds,
     QemuCommandLine,
     VmmId,
     VmmProcess,
     VmmThread,
 )
-from probes.judge.evidence import Evidence
+from probes.judge.evidence import Evidence, HypervisorEvidence
 from probes.judge.reasons import Reason
 from probes.judge.tracked import State, TrackedProcess
 from probes.judge.verdict import Verdict
@@ -34,16 +36,38 @@ ATTACHED_NS = 50_000_000_000
 """When the hooks of kernel() were attached; STARTED_NS is after it."""
 STARTED_NS = 60_000_000_000
 VMM = VmmId(tgid=4711, start_ticks=6000)
-KVM_FDS = AcceleratorFds(
-    kvm_devices=frozenset({3}), kvm_vms=frozenset({8}), kvm_vcpus=frozenset({9}), complete=True
-)
+
+
+def kvm_fds(
+    *vcpus: int, devices: tuple[int, ...] = (3,), vms: tuple[int, ...] = (8,), complete: bool = True
+) -> AcceleratorFds:
+    """Descriptors of a QEMU with these vCPUs of KVM."""
+    held = HeldFds(devices=frozenset(devices), vms=frozenset(vms), vcpus=frozenset(vcpus))
+    return AcceleratorFds(held={HypervisorType.KVM: held} if held.any else {}, complete=complete)
+
+
+KVM_FDS = kvm_fds(9)
 """Descriptors of a QEMU with one vCPU."""
 NO_FDS = AcceleratorFds(complete=True)
+COUNTER_NAMES = tuple(counter.name for counter in COUNTERS)
 ALL_QUESTIONS = frozenset(Question)
 
 
 def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
-    """Of a QEMU of which nothing is known but that its descriptor table is empty and whole."""
+    """Of a QEMU of which nothing is known but that its descriptor table is empty and whole.
+
+    What shows the use of a hypervisor is given as kvm_vcpus, mshv_held, and so on.
+    """
+    seen = {
+        hypervisor.type: HypervisorEvidence(
+            **{
+                name: changes.pop(f"{hypervisor.type}_{name}")
+                for name in HypervisorEvidence.__slots__
+                if f"{hypervisor.type}_{name}" in changes
+            }
+        )
+        for hypervisor in HYPERVISORS
+    }
     nothing = Evidence(
         named_like_qemu=True,
         capability_probe=False,
@@ -52,15 +76,7 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
         unread=None,
         fds_complete=True,
         threads_seen=True,
-        kvm_fds=False,
-        kvm_vcpus=0,
-        kvm_vcpus_in_run=0,
-        kvm_runs_unheld=0,
-        kvm_run_worker=False,
-        mshv_fds=False,
-        mshv_vps=0,
-        mshv_vps_in_run=0,
-        stats_exits=None,
+        seen=seen,
         guest_ticks=0,
         tcg_threads=0,
         tcg_cpu_ticks=0,
@@ -82,13 +98,20 @@ def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 
         leader_exit_ns=None,
         vms_created=0,
         vcpus_created=0,
-        runs=0,
-        userspace_exits=0,
-        completed_runs=0,
-        exits=0,
     )
     changes.setdefault("completed_runs", changes.get("userspace_exits", 0))
-    return nothing._replace(**changes)
+    counts = tuple(changes.pop(name, 0) for name in COUNTER_NAMES)
+    return nothing._replace(counts=counts, **changes)
+
+
+def counted(**counters: int | None) -> dict[str, int]:
+    """What a report shows of counters; None: nothing, as of one that is not counted."""
+    return {name: count for name, count in counters.items() if count is not None}
+
+
+def trusts(**changes: CounterTrust) -> dict[str, CounterTrust]:
+    """Every counter seen to count, but for those given."""
+    return {counter.name: CounterTrust.PROVEN for counter in trusted()} | changes
 
 
 def hooks(
@@ -211,6 +234,8 @@ KVM_UNTRIED = Accelerator(
     available=None,
     problem=Problem(cause=Cause.ACCESS_DENIED, detail="may not try"),
 )
+
+
 CAPABLE = KernelFeatures(
     kprobes=True,
     btf=True,
@@ -221,15 +246,22 @@ CAPABLE = KernelFeatures(
     initial_pid_namespace=True,
 )
 """A kernel and privileges that permit everything."""
-INTEL_HOST = NodeVirtualization(module="kvm_intel", nested=False)
+
+
+def provided_by(module: str | None, *, nested: bool | None) -> NodeVirtualization:
+    """A node on which this module provides KVM; None: none does."""
+    modules = {HypervisorType.KVM: module} if module is not None else {}
+    return NodeVirtualization(modules=modules, nested=nested)
+
+
+INTEL_HOST = provided_by("kvm_intel", nested=False)
 
 
 def health(**changes: Any) -> ProbeHealth:  # noqa: ANN401 - any field
     """Everything attached, every counter seen to count."""
     well = ProbeHealth(
         hooks=hooks(),
-        exits_trust=CounterTrust.PROVEN,
-        userspace_exits_trust=CounterTrust.PROVEN,
+        trusts=trusts(),
         ledger_entries=2,
         ledger_capacity=4096,
         ledger_dropped_total=0,

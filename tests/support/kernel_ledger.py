@@ -83,7 +83,7 @@ def only(question: Question, *points: AttachPoint) -> Sequence[Hook]:
 def entry_with(session: Session, tgid: int, returns: int) -> LedgerEntry | None:
     """The process's record once so many returns of KVM_RUN are in it."""
     entry = session.read().entries.get(tgid)
-    return entry if entry is not None and entry.userspace_exits >= returns else None
+    return entry if entry is not None and entry.counters["userspace_exits"] >= returns else None
 
 
 def _pop(session: Session, name: str) -> int | None:

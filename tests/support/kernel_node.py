@@ -6,7 +6,7 @@ from typing import Self
 from ebpf.hooks import Question
 from ebpf.session import Session
 from probes.host.accelerators import Accelerators
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.host.reader import Host
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, ProcessReport

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from ebpf.hooks import Question
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from tests.support.kernel_world import (
     KVM_RUN_ON_DEV_NULL,
     QEMU,

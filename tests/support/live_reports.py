@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ebpf.hooks import Question
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.render.live.frames import FrameData
 from probes.render.live.history import History
-from probes.report.model import CounterTrust, NodeReport, ProcessReport, ProcessState
-from tests.support.facts import hooks
+from probes.report.model import NodeReport, ProcessReport, ProcessState
+from tests.support.facts import COUNTER_NAMES, counted, hooks, trusts
 from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
 
 BEGAN_UNIX_S = 1700000000.0
@@ -28,8 +28,9 @@ RUNNING = Verdict(
 
 def guest(tgid: int, verdict: Verdict, name: str | None = None, **changes: Any) -> ProcessReport:  # noqa: ANN401 - any field
     """A QEMU; with a name it is that VM of namespace default."""
-    nothing = {"runs": None, "userspace_exits": None, "exits": None, "vcpus": 2}
-    return replace(process(tgid, verdict, name=name), **(nothing | changes))
+    counters = {name: changes.pop(name) for name in COUNTER_NAMES if name in changes}
+    plain = replace(process(tgid, verdict, name=name), counters=counted(**counters), vcpus=2)
+    return replace(plain, **changes)
 
 
 def report(seconds: float, *processes: ProcessReport, **changes: Any) -> NodeReport:  # noqa: ANN401 - any field
@@ -40,7 +41,7 @@ def report(seconds: float, *processes: ProcessReport, **changes: Any) -> NodeRep
         taken_unix_s=BEGAN_UNIX_S + seconds,
         processes=processes,
         vmis=(),
-        health=replace(plain.health, hooks=hooks(), exits_trust=CounterTrust.PROVEN),
+        health=replace(plain.health, hooks=hooks(), trusts=trusts()),
         **changes,
     )
 

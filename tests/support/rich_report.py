@@ -2,8 +2,9 @@
 """One report that has a case of everything, for the renderers' tests."""
 
 from ebpf.hooks import Question
+from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, Problem
-from probes.host.process import HypervisorType, VmmId
+from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.report.model import (
@@ -15,7 +16,7 @@ from probes.report.model import (
     VmiReport,
 )
 from probes.vmi.attribution import VmName
-from tests.support.facts import INTEL_HOST, VMM, health, hooks
+from tests.support.facts import INTEL_HOST, VMM, counted, health, hooks, trusts
 
 KVM = Verdict(
     type=HypervisorType.KVM,
@@ -43,8 +44,7 @@ def vmi(
         verdict=verdict,
         fallback=fallback,
         vmm=vmm,
-        userspace_exits=exits[0],
-        exits=exits[1],
+        counters=counted(userspace_exits=exits[0], exits=exits[1]),
     )
 
 
@@ -65,9 +65,7 @@ def process(
         verdict=verdict,
         vcpus=2 if name else None,
         started_unix_s=1700000000.25,
-        runs=3 if verdict is KVM else None,
-        userspace_exits=2 if verdict is KVM else None,
-        exits=41 if verdict is KVM else None,
+        counters=counted(runs=3, userspace_exits=2, exits=41) if verdict is KVM else {},
     )
 
 
@@ -90,7 +88,7 @@ def rich_report() -> NodeReport:
         virtualization=INTEL_HOST,
         health=health(
             hooks=hooks(frozenset(Question) - {Question.RUNS_VCPU, Question.IS_FREED}),
-            exits_trust=CounterTrust.BLIND,
+            trusts=trusts(exits=CounterTrust.BLIND),
             ledger_entries=3,
             ledger_dropped_total=17,
             errors_total={Source.EBPF: 1, Source.PROC: 0},

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node's accelerator can do, tried on device files and read from sysfs trees."""
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from probes.host.accelerators import Accelerators
-from probes.host.node import Cause
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import BY_TYPE, HypervisorType
+from probes.host.node import Accelerator, Cause
 
 
 @pytest.fixture
@@ -21,6 +22,12 @@ def node(tmp_path: Path) -> Path:
 
 def accelerators(node: Path) -> Accelerators:
     return Accelerators(dev_root=node / "dev", sys_root=node / "sys", proc_root=node / "proc")
+
+
+def tried(on: Accelerators, kind: HypervisorType = HypervisorType.KVM) -> Accelerator:
+    found = on.try_hypervisor(BY_TYPE[kind])
+    assert found is not None
+    return found
 
 
 def has_kvm(node: Path) -> None:
@@ -36,7 +43,7 @@ def open_descriptors() -> set[str]:
 
 def test_no_device_no_kvm(node: Path) -> None:
     """Neither device nor driver: the node has no KVM, and the problem has a remedy."""
-    found = accelerators(node).try_kvm()
+    found = tried(accelerators(node))
     assert (found.type, found.available) == (HypervisorType.KVM, False)
     assert found.problem is not None
     assert found.problem.cause is Cause.DEVICE_ABSENT
@@ -47,7 +54,7 @@ def test_no_device_no_kvm(node: Path) -> None:
 def test_no_device_in_this_container(node: Path) -> None:
     """With a driver and no device file here, it is unknown whether KVM works."""
     has_kvm(node)
-    found = accelerators(node).try_kvm()
+    found = tried(accelerators(node))
     assert found.available is None
     assert found.problem is not None
     assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
@@ -58,7 +65,7 @@ def test_device_that_may_not_be_opened(node: Path) -> None:
     """Without access it is unknown whether the accelerator works."""
     # A read-only attribute of sysfs refuses to be opened for writing, whoever asks.
     (node / "dev/kvm").symlink_to("/sys/kernel/uevent_seqnum")
-    found = accelerators(node).try_kvm()
+    found = tried(accelerators(node))
     assert found.available is None
     assert found.problem is not None
     assert found.problem.cause is Cause.ACCESS_DENIED
@@ -77,7 +84,7 @@ def test_device_that_is_none(node: Path, kind: str) -> None:
             device.symlink_to("/dev/null")
         case _:
             device.mkdir()
-    found = accelerators(node).try_kvm()
+    found = tried(accelerators(node))
     assert found.available is False
     assert found.problem is not None
     assert found.problem.cause is Cause.TRIAL_FAILED
@@ -89,14 +96,14 @@ def test_trial_leaves_no_descriptor(node: Path) -> None:
     """A failed trial closes the device again."""
     (node / "dev/kvm").write_bytes(b"")
     before = open_descriptors()
-    accelerators(node).try_kvm()
+    tried(accelerators(node))
     assert open_descriptors() == before
 
 
 def test_the_real_device() -> None:
     """On this very machine the answer is one of three; only a working device has no problem."""
     before = len(open_descriptors())
-    found = Accelerators().try_kvm()
+    found = tried(Accelerators())
     assert (found.problem is None) == (found.available is True)
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         assert found.available is not None
@@ -135,14 +142,14 @@ def test_vendor_module(
         (node / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     if kvm:
         has_kvm(node)
-    assert accelerators(node).virtualization().module == module
+    assert accelerators(node).virtualization().modules.get(HypervisorType.KVM) == module
 
 
 def test_device_without_sysfs(tmp_path: Path) -> None:
     """With no sysfs to ask, a device file still tells that there is KVM."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/kvm").write_bytes(b"")
-    assert accelerators(tmp_path).virtualization().module == "builtin"
+    assert accelerators(tmp_path).virtualization().modules.get(HypervisorType.KVM) == "builtin"
 
 
 @pytest.mark.parametrize(
@@ -163,3 +170,55 @@ def test_nesting(node: Path, cpuinfo: str | None, *, nested: bool | None) -> Non
     if cpuinfo is not None:
         (node / "proc/cpuinfo").write_text(cpuinfo)
     assert accelerators(node).virtualization().nested is nested
+
+
+# the Microsoft hypervisor
+
+MSHV = HypervisorType.MSHV
+
+
+def test_a_node_without_the_rare_hypervisor(node: Path) -> None:
+    """Nothing is said of a hypervisor that few nodes have, where neither device nor driver is."""
+    assert accelerators(node).try_hypervisor(BY_TYPE[MSHV]) is None
+    assert MSHV not in accelerators(node).virtualization().modules
+
+
+def test_its_device_not_in_this_container(node: Path) -> None:
+    """With a driver and no device file here it is unknown whether it works."""
+    (node / "sys/class/misc/mshv").mkdir(parents=True)
+    found = tried(accelerators(node), MSHV)
+    assert (found.type, found.available) == (MSHV, None)
+    assert found.problem is not None
+    assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
+    assert found.problem.remedy == "the node has mshv: mount its /dev/mshv into the container"
+    assert accelerators(node).virtualization().modules[MSHV] == "builtin"
+    (node / "sys/module/mshv_root").mkdir()
+    assert accelerators(node).virtualization().modules[MSHV] == "mshv_root"
+
+
+def test_its_device_that_makes_no_partition(node: Path) -> None:
+    """A device that refuses the call is no accelerator."""
+    (node / "dev/mshv").write_bytes(b"")
+    found = tried(accelerators(node), MSHV)
+    assert (found.type, found.available) == (MSHV, False)
+    assert found.problem is not None
+    assert found.problem.cause is Cause.TRIAL_FAILED
+
+
+def test_its_trial_makes_an_empty_partition(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MSHV_CREATE_PARTITION with an empty structure; the partition is closed at once."""
+    (node / "dev/mshv").write_bytes(b"")
+    calls: list[tuple[int, object]] = []
+
+    def ioctl(fd: int, request: int, argument: object) -> int:
+        assert Path(f"/proc/self/fd/{fd}").readlink() == node / "dev/mshv"
+        calls.append((request, argument))
+        return os.dup(fd)
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    before = open_descriptors()
+    found = tried(accelerators(node), MSHV)
+    assert (found.type, found.available, found.problem) == (MSHV, True, None)
+    write, size, family, number = 1 << 30, 16 << 16, 0xB8 << 8, 0
+    assert calls == [(write | size | family | number, bytearray(16))]
+    assert open_descriptors() == before

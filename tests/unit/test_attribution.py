@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.host.process import HypervisorType, VmmId
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess
 from probes.judge.verdict import Verdict

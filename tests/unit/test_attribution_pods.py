@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.host.cgroup import PodCgroup, PodUid
-from probes.host.process import HypervisorType, VmmId
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess
 from probes.judge.verdict import Verdict

@@ -7,8 +7,9 @@ import pytest
 
 from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
+from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
-from probes.host.process import HypervisorType, VmmId
+from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
@@ -42,8 +43,9 @@ TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUT
 UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
 PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
 COUNTED = entry(runs=3, userspace_exits=2, exits=40)
-RETURNED, EXITED = (Question.USERSPACE_EXITS, 1), (Question.EXITS, 1)
-"""Hooks that fired after they were attached once."""
+RETURNED, EXITED = ("userspace_exits", 1), ("exits", 1)
+"""Counters whose hooks fired after they were attached once."""
+MSHV_AVAILABLE = Accelerator(type=HypervisorType.MSHV, available=True)
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
 
@@ -93,26 +95,26 @@ def test_trust(
 
     Without one it is missing; silent while guests return to user space, it is blind.
     """
-    earlier = HookHistory(fired=frozenset((question, 1) for question in fired))
+    earlier = HookHistory(fired=frozenset((question.value, 1) for question in fired))
     unattached = kernel(entry(userspace_exits=returns), hooks=hooks(frozenset()))
     found = earlier.after(unattached).trusts(kernel(hooks=hooks(attached)))
-    assert (found.userspace_exits, found.exits) == expected
+    assert (found["userspace_exits"], found["exits"]) == expected
 
 
 def test_blindness_is_found_on_all_guests_together() -> None:
     """Many guests with few returns each tell as much as one with many."""
     entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
-    assert HookHistory().after(kernel(*entries)).exits_missed
-    assert not HookHistory().after(kernel(*entries[1:])).exits_missed
-    refused = [record._replace(completed_runs=0) for record in entries]
-    assert not HookHistory().after(kernel(*refused)).exits_missed
+    assert HookHistory().after(kernel(*entries)).missed
+    assert not HookHistory().after(kernel(*entries[1:])).missed
+    refused = [entry(tgid, userspace_exits=1, completed_runs=0) for tgid in range(BLIND_AFTER)]
+    assert not HookHistory().after(kernel(*refused)).missed
 
 
 def test_blindness_is_not_forgotten_with_its_guests() -> None:
     """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
-    blind = HookHistory(fired=frozenset({RETURNED}), exits_missed=True).after(kernel())
-    assert blind.trusts(kernel()).exits is BLIND
-    assert blind.after(kernel(entry(exits=1))).trusts(kernel()).exits is PROVEN
+    blind = HookHistory(fired=frozenset({RETURNED}), missed=frozenset({"exits"})).after(kernel())
+    assert blind.trusts(kernel())["exits"] is BLIND
+    assert blind.after(kernel(entry(exits=1))).trusts(kernel())["exits"] is PROVEN
 
 
 @pytest.mark.parametrize(
@@ -135,8 +137,8 @@ def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
     again = tuple(replace(it, attached_total=2) for it in hooks())
     snapshot = kernel(entry(exits=1), hooks=again)
     before = HookHistory(fired=frozenset({EXITED}))
-    assert before.trusts(snapshot).exits is UNTRIED
-    assert (Question.EXITS, 2) in before.after(snapshot).fired
+    assert before.trusts(snapshot)["exits"] is UNTRIED
+    assert ("exits", 2) in before.after(snapshot).fired
 
 
 # processes
@@ -166,36 +168,41 @@ def test_process_is_passed_on() -> None:
         verdict=KVM,
         vcpus=2,
         started_unix_s=1.5,
-        runs=3,
-        userspace_exits=2,
-        exits=40,
+        counters={"runs": 3, "userspace_exits": 2, "exits": 40},
     )
 
 
 def test_a_zero_is_never_shown() -> None:
     """A hook that has not counted this process may never see it, whatever it saw of others."""
     found = one(PROCESS, entry(runs=7))
-    assert (found.runs, found.userspace_exits, found.exits) == (7, None, None)
+    assert found.counters == {"runs": 7}
+
+
+def test_each_hypervisor_has_its_own_counters() -> None:
+    """What hooks of another hypervisor counted says nothing of a VM on this one."""
+    record = entry(runs=3, exits=40, mshv_runs=9)
+    assert one(PROCESS, record).counters == {"runs": 3, "exits": 40}
+    assert one(replace(PROCESS, verdict=MSHV), record).counters == {"mshv_runs": 9}
 
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
 def test_no_counters_without_acceleration(verdict: Verdict) -> None:
     """An emulated VM has no VM exits to count, which is not the same as 0 of them."""
     found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
-    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.counters == {}
 
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
 def test_a_record_without_acceleration_shows_no_counters(verdict: Verdict) -> None:
     """A process that only asked for a VM has a record all the same."""
     found = one(replace(PROCESS, verdict=verdict))
-    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.counters == {}
 
 
 def test_no_record_no_counters() -> None:
     """The tracker gives a process no record but its own."""
     found = one(PROCESS, None)
-    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.counters == {}
 
 
 def test_states() -> None:
@@ -222,6 +229,8 @@ def test_states() -> None:
         (TCG, "x86_64", (KVM_UNTRIED,), None),
         (TCG, "x86_64", (), None),
         (TCG, "x86_64", (KVM_UNTRIED, KVM_AVAILABLE), True),
+        # The node has no KVM, but the Microsoft hypervisor.
+        (TCG, "x86_64", (KVM_ABSENT, MSHV_AVAILABLE), True),
         # Emulated because the guest is of another architecture: on purpose.
         (TCG, "aarch64", (KVM_AVAILABLE,), False),
         (TCG, "aarch64", (KVM_UNTRIED,), False),
@@ -251,7 +260,7 @@ def test_vmi_is_passed_on() -> None:
         [NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
     )
     assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
-    assert (found.userspace_exits, found.exits) == (2, 40)
+    assert found.counters == {"runs": 3, "userspace_exits": 2, "exits": 40}
 
 
 @pytest.mark.parametrize("vmm", [None, VmmId(tgid=1, start_ticks=1)])
@@ -264,7 +273,7 @@ def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     assert found.verdict == Verdict(
         type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
     )
-    assert (found.vmm, found.userspace_exits, found.exits) == (None, None, None)
+    assert (found.vmm, found.counters) == (None, {})
     assert found.fallback is False
 
 

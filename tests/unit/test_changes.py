@@ -7,7 +7,7 @@ import pytest
 
 from ebpf.hooks import Question
 from ebpf.ledger import LedgerEntry
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.changes import (
     FREED_WITHIN_NS,
     event_of_reading,
@@ -199,8 +199,8 @@ def test_its_own_record(known: TrackedProcess, record: LedgerEntry, *, own: bool
     [
         (True, evidence(), True),
         (False, evidence(), False),
-        (False, evidence(kvm_fds=True), True),
-        (False, evidence(mshv_fds=True), True),
+        (False, evidence(kvm_held=True), True),
+        (False, evidence(mshv_held=True), True),
         (False, evidence(kvm_runs_unheld=1), True),
         (False, evidence(ledger=entry(vms_created=1)), False),
         (False, evidence(ledger=entry(exits=1)), True),

@@ -9,7 +9,9 @@ import pytest
 
 from ebpf.errors import LedgerReadError
 from ebpf.uapi import KVM_RUN
-from probes.host.process import HypervisorType, QemuCommandLine, VmmId, VmmProcess
+from probes.host.hypervisors import HypervisorType
+from probes.host.node import Accelerator
+from probes.host.process import AcceleratorFds, HeldFds, QemuCommandLine, VmmId, VmmProcess
 from probes.host.reader import Host
 from probes.judge.reasons import Reason
 from probes.report import collector as collector_module
@@ -40,6 +42,7 @@ from tests.support.facts import (
     hooks,
     in_ioctl,
     kernel,
+    kvm_fds,
     kvm_process,
     plant,
     process,
@@ -70,7 +73,7 @@ def test_report_of_a_node() -> None:
     health = report.health
     assert (health.ledger_entries, health.ledger_capacity) == (1, 4096)
     assert (health.ledger_error, health.bcc_version) == (None, "0.26.0")
-    assert (health.exits_trust, health.userspace_exits_trust) == (
+    assert (health.trusts["exits"], health.trusts["userspace_exits"]) == (
         CounterTrust.PROVEN,
         CounterTrust.UNTRIED,
     )
@@ -110,7 +113,7 @@ def test_itself_is_never_a_vmm() -> None:
     ("facts", "vcpus"),
     [
         (kvm_process(), 1),
-        (replace(kvm_process(), fds=replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))), 2),
+        (replace(kvm_process(), fds=kvm_fds(9, 11)), 2),
         (tcg_process(), 1),
         (process(), None),
     ],
@@ -137,7 +140,7 @@ def test_process_that_runs_a_guest_is_no_probe() -> None:
 def test_capability_probe_is_no_vm() -> None:
     """libvirt's probe asks KVM for a VM and runs none: it is counted apart."""
     says = QemuCommandLine(machine="none", accelerators=("kvm", "tcg"))
-    fds = replace(KVM_FDS, kvm_vcpus=frozenset())
+    fds = kvm_fds()
     world = World(entry(vms_created=1), processes=(process(fds=fds, command_line=says),))
     found = world.one()
     assert (found.state, found.verdict.reasons) == (
@@ -170,7 +173,7 @@ def test_late_starters_are_found_without_any_bpf() -> None:
     health = report.health
     assert (health.ledger_error, health.bcc_version) == ("no BPF: run as root", None)
     assert {(it.reason, it.refused) for it in health.hooks} == {("no BPF: run as root", True)}
-    assert health.exits_trust is CounterTrust.MISSING
+    assert health.trusts["exits"] is CounterTrust.MISSING
     assert not health.errors_total.get(Source.EBPF)
 
 
@@ -210,7 +213,9 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
     assert {(it.backend.value, it.reason) for it in health.hooks} == {
         ("none", "cannot read the ledger: gone")
     }
-    assert [(it.userspace_exits, it.exits) for it in report.vmis] == [(None, None)] * 2
+    assert [
+        (it.counters.get("userspace_exits"), it.counters.get("exits")) for it in report.vmis
+    ] == [(None, None)] * 2
     world.refresh()
     assert world.refresh().health.errors_total[Source.EBPF] == 3
 
@@ -220,10 +225,10 @@ def test_counters_return_after_an_unreadable_ledger() -> None:
     world = kvm_world()
     world.refresh()
     world.books.says = LedgerReadError("cannot read the ledger: gone")
-    assert world.one().runs is None
+    assert world.one().counters.get("runs") is None
     world.books.says = kernel(entry(runs=12, userspace_exits=12))
     report = world.refresh()
-    assert [it.runs for it in report.processes] == [12]
+    assert [it.counters.get("runs") for it in report.processes] == [12]
     assert report.health.errors_total[Source.EBPF] == 1
     assert all(it.attached for it in report.health.hooks)
 
@@ -247,8 +252,8 @@ def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
     world.books.says = full
     alpha, beta = world.refresh().vmis
     assert (alpha.verdict.type, alpha.verdict.verified) == (KVM, True)
-    assert (beta.userspace_exits, beta.exits) == (1, 1)
-    assert (alpha.userspace_exits, alpha.exits) == (None, None)
+    assert (beta.counters.get("userspace_exits"), beta.counters.get("exits")) == (1, 1)
+    assert (alpha.counters.get("userspace_exits"), alpha.counters.get("exits")) == (None, None)
 
 
 def test_late_entry_vouches_for_nothing_before_it() -> None:
@@ -287,15 +292,15 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
 def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
     """It outlives the process that showed it, and not the module."""
     world = World(entry(userspace_exits=1, exits=1), processes=(kvm_process(),))
-    assert world.refresh().health.exits_trust is CounterTrust.PROVEN
+    assert world.refresh().health.trusts["exits"] is CounterTrust.PROVEN
     quiet = entry(5000, first_ns=BETA_NS, userspace_exits=1)
     world.books.says = kernel(quiet)
-    assert world.refresh().health.exits_trust is CounterTrust.PROVEN
+    assert world.refresh().health.trusts["exits"] is CounterTrust.PROVEN
     again = tuple(replace(it, attached_total=2, attached_ns=BETA_NS - 1) for it in hooks())
     world.books.says = kernel(quiet, hooks=again)
     health = world.refresh().health
-    assert health.exits_trust is CounterTrust.UNTRIED
-    assert health.userspace_exits_trust is CounterTrust.PROVEN
+    assert health.trusts["exits"] is CounterTrust.UNTRIED
+    assert health.trusts["userspace_exits"] is CounterTrust.PROVEN
 
 
 # the accelerator's trial
@@ -363,3 +368,38 @@ def test_captured_processes_without_bpf(
     )
     report = collector.refresh()
     assert [(it.vmm, type_of(it)) for it in report.processes] == [(capture.vmm, found)]
+
+
+# the Microsoft hypervisor
+
+
+def mshv_world() -> World:
+    """A node without KVM, on whose other hypervisor one QEMU runs, recorded by its hook."""
+    held = HeldFds(devices=frozenset({3}), vms=frozenset({8}), vcpus=frozenset({9}))
+    guest = process(fds=AcceleratorFds(held={HypervisorType.MSHV: held}, complete=True))
+    world = World(entry(mshv_runs=11), processes=(guest,))
+    world.trials.answer = KVM_ABSENT
+    return world
+
+
+def test_a_vm_on_the_microsoft_hypervisor() -> None:
+    """Its type, its own counter, and that its hypervisor works, without a trial of that one."""
+    world = mshv_world()
+    report = world.refresh()
+    (found,) = report.processes
+    assert type_of(found) == (HypervisorType.MSHV, True)
+    assert found.counters == {"mshv_runs": 11}
+    assert report.accelerators == (
+        KVM_ABSENT,
+        Accelerator(type=HypervisorType.MSHV, available=True),
+    )
+    assert (world.trials.trials, world.trials.rare_trials) == (1, 0)
+
+
+def test_the_microsoft_hypervisor_is_tried_seldom() -> None:
+    """Each hypervisor has its own trial, and one that the node does not have is not reported."""
+    world = World(processes=())
+    assert world.refresh().accelerators == (KVM_AVAILABLE,)
+    world.trials.rare = Accelerator(type=HypervisorType.MSHV, available=True)
+    assert world.refresh().accelerators == (KVM_AVAILABLE,)
+    assert (world.trials.trials, world.trials.rare_trials) == (1, 1)

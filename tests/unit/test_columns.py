@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.render.live.columns import MINUTE_CELLS, Column, fit_columns
+from probes.render.live.columns import MINUTE_CELLS, Column, Key, fit_columns
 
 FIXED = {Column.TGID, Column.VMI, Column.TYPE}
 """Columns that are shown in any terminal."""
 GROWING = {Column.VMI: 80, Column.COMMAND: 80, Column.PROOF: 80, Column.MINUTE: MINUTE_CELLS}
 """Columns that may be wider than their least, and up to how wide."""
 
+COLUMNS = (*Column, "runs", "exits")
+"""With the columns of two counters, which are shown between the others."""
+
 cells = st.integers(0, 120)
-wanted = st.fixed_dictionaries(dict.fromkeys(Column, cells))
-leasts = st.fixed_dictionaries({column: st.integers(1, 16) for column in Column})
+wanted = st.fixed_dictionaries(dict.fromkeys(COLUMNS, cells))
+leasts = st.fixed_dictionaries({column: st.integers(1, 16) for column in COLUMNS})
 terminals = st.integers(0, 400)
 
 
-def line(widths: Mapping[Column, int]) -> int:
+def line(widths: Mapping[Key, int]) -> int:
     return sum(widths.values()) + len(widths) - 1
 
 
 @given(wanted, leasts, terminals)
-def test_a_line_fits(wants: dict[Column, int], least: dict[Column, int], width: int) -> None:
+def test_a_line_fits(wants: dict[Key, int], least: dict[Key, int], width: int) -> None:
     """No line is wider than the terminal, unless only the indispensable columns are left."""
     widths = fit_columns(wants, least, width)
     assert line(widths) <= width or set(widths) == FIXED
@@ -34,7 +37,7 @@ def test_a_line_fits(wants: dict[Column, int], least: dict[Column, int], width: 
 
 @given(wanted, leasts, terminals)
 def test_what_must_not_be_cut_is_not(
-    wants: dict[Column, int], least: dict[Column, int], width: int
+    wants: dict[Key, int], least: dict[Key, int], width: int
 ) -> None:
     """A column whose content may not be cut is exactly as wide as its content or its least."""
     for column, got in fit_columns(wants, least, width).items():
@@ -43,7 +46,7 @@ def test_what_must_not_be_cut_is_not(
 
 
 @given(wanted, leasts, terminals)
-def test_no_cell_is_wasted(wants: dict[Column, int], least: dict[Column, int], width: int) -> None:
+def test_no_cell_is_wasted(wants: dict[Key, int], least: dict[Key, int], width: int) -> None:
     """Cells are left over only when every column has all that it may have."""
     widths = fit_columns(wants, least, width)
     if line(widths) < width:
@@ -54,17 +57,15 @@ def test_no_cell_is_wasted(wants: dict[Column, int], least: dict[Column, int], w
 
 @given(wanted, leasts, terminals)
 def test_a_wider_terminal_hides_no_column(
-    wants: dict[Column, int], least: dict[Column, int], width: int
+    wants: dict[Key, int], least: dict[Key, int], width: int
 ) -> None:
     """One cell more never costs a column."""
     assert set(fit_columns(wants, least, width)) <= set(fit_columns(wants, least, width + 1))
 
 
 @given(wanted, leasts)
-def test_without_a_terminal_nothing_is_cut(
-    wants: dict[Column, int], least: dict[Column, int]
-) -> None:
+def test_without_a_terminal_nothing_is_cut(wants: dict[Key, int], least: dict[Key, int]) -> None:
     """A pipe gets every column as wide as it wants."""
     assert fit_columns(wants, least, None) == {
-        column: max(wants[column], least[column]) for column in Column
+        column: max(wants[column], least[column]) for column in COLUMNS
     }

@@ -6,22 +6,21 @@ from dataclasses import replace
 import pytest
 
 from ebpf.hooks import Question, unattached
+from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
-from probes.host.process import HypervisorType
 from probes.judge.reasons import Outcome
 from probes.render import doctor_view
 from probes.render.doctor import Ability, Check, ability, checks
 from probes.report.model import CounterTrust, NodeReport, ProcessReport, VmiReport
 from probes.vmi.model import WatchStatus
-from tests.support.facts import CAPABLE, health, hooks
+from tests.support.facts import CAPABLE, KVM_AVAILABLE, health, hooks, provided_by, trusts
 from tests.support.live_reports import LIAR, guest
 from tests.support.rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
 NO_BPF = health(
     hooks=unattached("no BPF: not permitted", refused=True),
     ledger_error="no BPF: not permitted",
-    exits_trust=CounterTrust.MISSING,
-    userspace_exits_trust=CounterTrust.MISSING,
+    trusts=trusts(exits=CounterTrust.MISSING, userspace_exits=CounterTrust.MISSING),
 )
 
 
@@ -42,6 +41,7 @@ def report(
     """A node on which the hooks of these questions are attached, and one VM runs, on KVM."""
     return replace(
         rich_report(),
+        accelerators=(KVM_AVAILABLE,),
         health=health(hooks=hooks(attached)),
         proc_readable=proc_readable,
         processes=(process(4711, KVM, name="alpha"),),
@@ -70,7 +70,30 @@ def check(given: NodeReport, question: str) -> Check:
 )
 def test_ability_follows_the_hooks(attached: frozenset[Question], expected: Ability) -> None:
     """Verified needs a hook that no use of a vCPU passes unseen."""
-    assert ability(report(attached=frozenset(attached))) is expected
+    assert ability(report(attached=frozenset(attached) | {Question.RUNS_MSHV_VP})) is expected
+
+
+def test_ability_needs_a_hook_of_each_hypervisor() -> None:
+    """Where the Microsoft hypervisor's hook is wanted and not attached, its runs go unseen."""
+    unseen = report(attached=frozenset(Question) - {Question.RUNS_MSHV_VP})
+    assert ability(unseen) is Ability.INFERRED
+    found = check(unseen, "mshv activity")
+    assert found.outcome is Outcome.DEGRADED
+    assert found.finding == "no hook is attached: mshv_vp_ioctl is not here"
+    usual = replace(unseen, health=health(hooks=hooks()[:-1]))
+    assert ability(usual) is Ability.VERIFIED
+    assert not [it for it in checks(usual, CAPABLE) if "mshv" in it.question]
+
+
+def test_each_hypervisor_has_a_line() -> None:
+    """The Microsoft hypervisor is reported with its module, as KVM is."""
+    given = replace(
+        report(),
+        accelerators=(Accelerator(type=HypervisorType.MSHV, available=True),),
+        virtualization=NodeVirtualization(modules={HypervisorType.MSHV: "mshv_root"}, nested=False),
+    )
+    (found,) = [it for it in checks(given, CAPABLE) if it.question == "mshv"]
+    assert (found.outcome, found.finding) == (Outcome.GOOD, "works, provided by mshv_root")
 
 
 @pytest.mark.parametrize("attached", [frozenset(), frozenset(Question)])
@@ -237,13 +260,13 @@ def test_no_exec_hook() -> None:
 )
 @pytest.mark.parametrize(
     ("field", "question"),
-    [("exits_trust", "VM exits"), ("userspace_exits_trust", "userspace exits")],
+    [("exits", "VM exits"), ("userspace_exits", "userspace exits")],
 )
 def test_counters(
     field: str, question: str, trust: CounterTrust, outcome: Outcome, says: str
 ) -> None:
     """How far each counter can be trusted, each by its own trust."""
-    given = replace(rich_report(), health=health(**{field: trust}))
+    given = replace(rich_report(), health=health(trusts=trusts(**{field: trust})))
     found = check(given, question)
     assert found.outcome is outcome
     assert says in found.finding
@@ -285,7 +308,7 @@ def test_accelerator(
             Accelerator(type=HypervisorType.MSHV, available=False),
             Accelerator(type=HypervisorType.KVM, available=available, problem=wrong),
         ),
-        virtualization=NodeVirtualization(module=module, nested=nested),
+        virtualization=provided_by(module, nested=nested),
     )
     (found,) = [it for it in checks(given, CAPABLE) if it.question == "KVM"]
     assert found.remedy == (problem[1] if problem else None)

@@ -9,9 +9,10 @@ import pytest
 from ebpf.hooks import HOOKS, Backend, HookStatus, Question
 from ebpf.ledger import KernelSnapshot
 from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
+from probes.host.hypervisors import HypervisorType
 from probes.host.process import (
     AcceleratorFds,
-    HypervisorType,
+    HeldFds,
     QemuCommandLine,
     VmmProcess,
     VmmThread,
@@ -29,12 +30,15 @@ from tests.support.facts import (
     hooks,
     in_ioctl,
     kernel,
+    kvm_fds,
     kvm_process,
     plant,
     process,
     tcg_process,
     thread,
 )
+
+KVM, MSHV = HypervisorType.KVM, HypervisorType.MSHV
 
 
 def weigh(facts: VmmProcess, snapshot: KernelSnapshot | None = None) -> Evidence:
@@ -49,7 +53,7 @@ def test_nothing_known() -> None:
 # vCPUs inside KVM_RUN
 
 WORKER = "kvm-nx-lpage-re"
-TWO_VCPUS = replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))
+TWO_VCPUS = kvm_fds(9, 11)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ TWO_VCPUS = replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))
 def test_vcpus_inside_kvm_run(threads: tuple[VmmThread, ...], running: int) -> None:
     """Descriptors are counted, not threads, and only with KVM_RUN on a vCPU's descriptor."""
     found = weigh(process(fds=TWO_VCPUS, threads=threads))
-    assert (found.kvm_vcpus, found.kvm_vcpus_in_run) == (2, running)
+    assert (found.of(KVM).vcpus, found.of(KVM).vcpus_in_run) == (2, running)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_worker_that_a_run_started(worker: VmmThread, *, started_by_run: bool) -
 
     KVM_RUN on a vCPU tells that the VM ran once, whatever its vCPUs do now.
     """
-    assert weigh(process(fds=TWO_VCPUS, threads=(worker,))).kvm_run_worker is started_by_run
+    assert weigh(process(fds=TWO_VCPUS, threads=(worker,))).of(KVM).run_worker is started_by_run
 
 
 def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
@@ -102,9 +106,13 @@ def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
     """
     worker = in_ioctl(5, KVM_RUN, comm=WORKER, tid=4713)
     found = weigh(process(threads=(in_ioctl(5, KVM_RUN), worker)))
-    assert (found.kvm_fds, found.kvm_vcpus_in_run, found.kvm_runs_unheld) == (False, 0, 1)
-    assert weigh(process(threads=(worker,))).kvm_runs_unheld == 0
-    assert weigh(process(fds=TWO_VCPUS, threads=(in_ioctl(9, KVM_RUN),))).kvm_runs_unheld == 0
+    assert (found.of(KVM).held, found.of(KVM).vcpus_in_run, found.of(KVM).runs_unheld) == (
+        False,
+        0,
+        1,
+    )
+    assert weigh(process(threads=(worker,))).of(KVM).runs_unheld == 0
+    assert weigh(process(fds=TWO_VCPUS, threads=(in_ioctl(9, KVM_RUN),))).of(KVM).runs_unheld == 0
 
 
 @pytest.mark.parametrize(
@@ -128,15 +136,15 @@ def test_threads_seen_outside_kvm_run(
 def test_virtual_processors_inside_mshv_run() -> None:
     """The Microsoft hypervisor's descriptors and request, and no others, count for it."""
     fds = AcceleratorFds(
-        mshv_devices=frozenset({3}),
-        mshv_partitions=frozenset({4}),
-        mshv_vps=frozenset({5, 6, 7}),
+        held={
+            MSHV: HeldFds(devices=frozenset({3}), vms=frozenset({4}), vcpus=frozenset({5, 6, 7}))
+        },
         complete=True,
     )
     threads = (in_ioctl(5, MSHV_RUN_VP), in_ioctl(6, KVM_RUN, tid=4713))
     found = weigh(process(fds=fds, threads=threads))
-    assert (found.mshv_fds, found.mshv_vps, found.mshv_vps_in_run) == (True, 3, 1)
-    assert (found.kvm_fds, found.kvm_vcpus_in_run) == (False, 0)
+    assert (found.of(MSHV).held, found.of(MSHV).vcpus, found.of(MSHV).vcpus_in_run) == (True, 3, 1)
+    assert (found.of(KVM).held, found.of(KVM).vcpus_in_run) == (False, 0)
 
 
 def test_captured_guest_with_two_vcpus(proc: Path) -> None:
@@ -147,8 +155,8 @@ def test_captured_guest_with_two_vcpus(proc: Path) -> None:
     host.machine = capture.machine
     facts = host.inspect([capture.vmm]).processes[capture.vmm]
     found = weigh(facts)
-    assert (found.kvm_vcpus, found.kvm_vcpus_in_run) == (2, 2)
-    assert found.kvm_run_worker
+    assert (found.of(KVM).vcpus, found.of(KVM).vcpus_in_run) == (2, 2)
+    assert found.of(KVM).run_worker
     assert found.claimed == {HypervisorType.KVM}
     assert found.guest_ticks == 1
 
@@ -210,7 +218,7 @@ def test_command_line_and_descriptors_are_passed_on() -> None:
     found = weigh(facts)
     assert found.asked_for == ("kvm",)
     assert found.guest_ticks == 12
-    assert (found.kvm_fds, found.fds_complete) == (True, False)
+    assert (found.of(KVM).held, found.fds_complete) == (True, False)
 
 
 # what the ledger can vouch for

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.render.exposition import Exposition, Family, Format, Histogram, Kind

@@ -19,6 +19,7 @@ import pytest
 
 from probes.host import process_reader, thread_tables, vcpu_statistics, watched_reads
 from probes.host import reader as reader_module
+from probes.host.hypervisors import HypervisorType
 from probes.host.process import (
     AcceleratorFds,
     Inspections,
@@ -34,8 +35,10 @@ from probes.host.reader import Host
 from probes.host.thread_tables import TableComparer
 from probes.host.vcpu_statistics import is_vcpu_statistics
 from probes.host.watched_reads import WatchedReads
-from tests.support.facts import Capture, captured, plant
+from tests.support.facts import Capture, captured, kvm_fds, plant
 from tests.support.kvm_statistics import statistics
+
+KVM = HypervisorType.KVM
 
 KVM_RUN = 0xAE80
 DEADLINE_S = 10.0
@@ -82,12 +85,7 @@ def test_guest_inside_kvm_run(host: Host, proc: Path) -> None:
         guest_name="default_alpha", accelerators=("kvm",), machine=None
     )
     assert found.cgroup == "0::/\n"
-    assert found.fds == AcceleratorFds(
-        kvm_devices=frozenset({3}),
-        kvm_vms=frozenset({8}),
-        kvm_vcpus=frozenset({9}),
-        complete=True,
-    )
+    assert found.fds == kvm_fds(9)
     assert [it.tid for it in found.threads] == sorted(int(tid) for tid in capture.task)
     vcpu = next(it for it in found.threads if it.comm == "CPU 0/KVM")
     assert (vcpu.ioctl_fd, vcpu.ioctl_request) == (9, KVM_RUN)
@@ -98,14 +96,14 @@ def test_worker_repeats_its_creators_line(host: Host, proc: Path) -> None:
     """Two vCPUs and KVM's worker thread: three threads in KVM_RUN, on two descriptors."""
     found = inspected(host, proc, "kvm_two_vcpus")
     assert sum(it.ioctl_request == KVM_RUN for it in found.threads) == 3
-    assert running_now(found) == {9, 11} == found.fds.kvm_vcpus
+    assert running_now(found) == {9, 11} == found.fds.of(KVM).vcpus
     assert found.guest_ticks == 1
 
 
 def test_paused_guest(host: Host, proc: Path) -> None:
     """vCPUs and their threads are there, and none is inside an ioctl(2)."""
     found = inspected(host, proc, "kvm_paused")
-    assert len(found.fds.kvm_vcpus) == 2
+    assert len(found.fds.of(KVM).vcpus) == 2
     assert running_now(found) == set()
     assert {"CPU 0/KVM", "CPU 1/KVM"} <= {it.comm for it in found.threads}
     assert all(it.ioctl_fd is None for it in found.threads)
@@ -117,8 +115,8 @@ def test_capability_probe(host: Host, proc: Path) -> None:
     assert found.command_line == QemuCommandLine(
         guest_name=None, accelerators=("kvm", "tcg"), machine="none"
     )
-    assert found.fds.kvm_vms
-    assert not found.fds.kvm_vcpus
+    assert found.fds.of(KVM).vms
+    assert not found.fds.of(KVM).vcpus
 
 
 @pytest.mark.parametrize(
@@ -161,7 +159,7 @@ def test_zombie_leader_with_live_threads(host: Host, proc: Path) -> None:
     assert found.named_like_qemu
     assert found.program is None
     assert found.command_line == QemuCommandLine()
-    assert found.fds.kvm_vcpus == frozenset({5})
+    assert found.fds.of(KVM).vcpus == frozenset({5})
     assert found.fds.complete
 
 
@@ -176,7 +174,7 @@ def test_workers_empty_table_is_not_the_process_s(host: Host, proc: Path) -> Non
     plant(proc, with_tasks(capture, workers))
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.fds.kvm_vcpus == frozenset({5})
+    assert found.fds.of(KVM).vcpus == frozenset({5})
 
 
 def with_tasks(capture: Capture, tasks: dict[str, dict[str, object]]) -> Capture:
@@ -283,7 +281,7 @@ def test_one_unreadable_descriptor(host: Host, proc: Path) -> None:
     (root / "fd" / "77").mkdir()
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert found.fds.kvm_vcpus == frozenset({9})
+    assert found.fds.of(KVM).vcpus == frozenset({9})
     assert not found.fds.complete
 
 
@@ -481,7 +479,7 @@ def test_descriptors_of_another_threads_table(host: Host, proc: Path) -> None:
     plant(proc, with_tasks(capture, {tid: own}))
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert (found.fds.kvm_devices, found.fds.kvm_vms) == (frozenset({7}), frozenset({8}))
+    assert (found.fds.of(KVM).devices, found.fds.of(KVM).vms) == (frozenset({7}), frozenset({8}))
     assert found.fds.complete
 
 
@@ -491,7 +489,7 @@ def test_system_calls_are_read_without_descriptors(host: Host, proc: Path) -> No
     plant(proc, capture)
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert not found.fds.kvm
+    assert not found.fds.any
     assert running_now(found) == {9}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ebpf.counters import COUNTERS
 from ebpf.hooks import Question
 from ebpf.ledger import (
     ActivityRecord,
@@ -19,6 +20,7 @@ from ebpf.ledger import (
     Total,
     entries_from,
 )
+from probes.host.hypervisors import HypervisorType, recorded_types
 from tests.support.facts import entry, hooks, kernel
 from tests.support.required import require
 
@@ -165,12 +167,12 @@ def test_what_a_record_says_is_the_newer() -> None:
 @pytest.mark.parametrize("counter", ["runs", "userspace_exits", "exits"])
 def test_any_use_of_a_vcpu_counts_as_running(counter: str) -> None:
     """One event of any of the three hooks shows that the process ran a vCPU."""
-    assert entry(**{counter: 1}).ran_kvm
+    assert [*recorded_types(entry(**{counter: 1}))] == [HypervisorType.KVM]
 
 
 def test_making_a_vm_is_not_running_it() -> None:
     """KVM_CREATE_VM and KVM_CREATE_VCPU alone are no use of a vCPU."""
-    assert not entry(vms_created=1, vcpus_created=64).ran_kvm
+    assert not [*recorded_types(entry(vms_created=1, vcpus_created=64))]
 
 
 def test_snapshot_has_no_error_unless_told() -> None:
@@ -184,5 +186,6 @@ def test_snapshot_has_no_error_unless_told() -> None:
 def test_nothing_is_counted_unless_told() -> None:
     """A record that is new has seen nothing."""
     new = LedgerEntry(1, 2, None)
-    assert new[3:] == (0,) * len(new[3:])
-    assert not new.ran_kvm
+    assert (new.vms_created, new.vcpus_created) == (0, 0)
+    assert not any(new.count(counter) for counter in COUNTERS)
+    assert not [*recorded_types(new)]

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ebpf.exit_reasons.reasons import Isa, ReasonCount
 from ebpf.hooks import unattached
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason, Severity
 from probes.render.live.columns import age, bars, number
 from probes.render.live.frames import FrameData, TerminalSize, frame, frame_json, plain
@@ -25,6 +25,7 @@ from probes.render.live.rows import Order, ordered, rows_of
 from probes.render.live.view import ViewState
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.model import WatchStatus
+from tests.support.facts import trusts
 from tests.support.live_reports import KVM, LIAR, RUNNING, busy_node, guest, report, scene
 from tests.support.rich_report import NONE, PAUSED, TCG, rich_report, vmi
 
@@ -185,16 +186,24 @@ def test_rates() -> None:
     history = History()
     history.add(first)
     vmm = first.processes[0].vmm
-    assert history.rates(vmm).runs is None
+    assert history.rates(vmm).get("runs") is None
     history.add(second)
     rates = history.rates(vmm)
-    assert (rates.runs, rates.userspace_exits, rates.exits) == (50.0, 0.5, None)
+    assert (rates.get("runs"), rates.get("userspace_exits"), rates.get("exits")) == (
+        50.0,
+        0.5,
+        None,
+    )
     history.add(report(3, guest(1, KVM, runs=7, userspace_exits=6, exits=4)))
     rates = history.rates(vmm)
-    assert (rates.runs, rates.userspace_exits, rates.exits) == (None, 0.0, None)
+    assert (rates.get("runs"), rates.get("userspace_exits"), rates.get("exits")) == (
+        None,
+        0.0,
+        None,
+    )
     history.add(report(4))
     history.add(report(5, guest(1, KVM, runs=9, userspace_exits=6, exits=4)))
-    assert history.rates(vmm).runs is None
+    assert history.rates(vmm).get("runs") is None
 
 
 def test_last_minute() -> None:
@@ -278,7 +287,7 @@ def test_short_reasons_fit() -> None:
 def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
     """An empty column has its reason in the header; so have exit reasons."""
     seen = report(1, guest(1, KVM, userspace_exits=3))
-    seen = replace(seen, health=replace(seen.health, exits_trust=trust))
+    seen = replace(seen, health=replace(seen.health, trusts=trusts(exits=trust)))
     assert says in shown(scene(seen))
     asked = replace(scene(seen), reasons={})
     note = re.search(
@@ -371,3 +380,14 @@ def test_vm_without_a_process() -> None:
 def test_contradiction_shows_what_contradicts() -> None:
     """The reason shown is the contradiction, not the proof."""
     assert "not as asked" in shown(scene(report(1, guest(1, LIAR, "liar"))))
+
+
+def test_a_rare_hypervisors_column() -> None:
+    """Its counter has a column while one of its VMs is shown, and on other nodes none."""
+    on_mshv = [report(at, guest(1, KVM, mshv_runs=100 * at)) for at in (1, 3)]
+    lines = shown(scene(*on_mshv)).splitlines()
+    (heading,) = [line for line in lines if "TGID" in line]
+    assert "VP/s" in heading
+    (row,) = [line for line in lines if line.lstrip().startswith("1 ")]
+    assert " 100 " in row
+    assert "VP/s" not in shown(scene(report(1, guest(1, KVM, runs=3))))

@@ -12,7 +12,7 @@ from probes.command.settings import (
     Settings,
     parse,
 )
-from probes.host.process import HypervisorType
+from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import LiveOptions, Selection
 
 

@@ -13,14 +13,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 from prometheus_client.samples import Sample
 
+from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
-from probes.host.process import HypervisorType
 from probes.render.exposition import Exposition, Format
 from probes.render.metrics import families
 from probes.report.model import NodeReport
 from probes.vmi.attribution import VmName
 from probes.vmi.model import WatchStatus
-from tests.support.facts import INTEL_HOST, health
+from tests.support.facts import INTEL_HOST, health, provided_by
 from tests.support.required import require
 from tests.support.rich_report import KVM, TCG, rich_report, vmi
 
@@ -151,9 +151,9 @@ def test_available_only_where_it_could_be_tried(
     ("virtualization", "shown"),
     [
         (INTEL_HOST, {("kvm_intel", "false"): 1}),
-        (NodeVirtualization(module="kvm_pvm", nested=True), {("kvm_pvm", "true"): 1}),
-        (NodeVirtualization(module="builtin", nested=None), {("builtin", "unknown"): 1}),
-        (NodeVirtualization(module=None, nested=True), {}),
+        (provided_by("kvm_pvm", nested=True), {("kvm_pvm", "true"): 1}),
+        (provided_by("builtin", nested=None), {("builtin", "unknown"): 1}),
+        (provided_by(None, nested=True), {}),
     ],
 )
 def test_node_info(virtualization: NodeVirtualization, shown: dict[tuple[str, ...], float]) -> None:
@@ -183,7 +183,7 @@ def test_hostile_labels_are_escaped(form: Format) -> None:
         node=HOSTILE,
         kernel=HOSTILE,
         version=HOSTILE,
-        virtualization=NodeVirtualization(module=HOSTILE, nested=True),
+        virtualization=provided_by(HOSTILE, nested=True),
         vmis=(replace(vmi("x", KVM, exits=(1, 2)), vm=name),),
     )
     plain = replace(rich_report(), vmis=(vmi("x", KVM, exits=(1, 2)),))
@@ -205,7 +205,7 @@ def test_every_family_is_told_even_when_empty() -> None:
         vmis=(),
         processes=(),
         accelerators=(),
-        virtualization=NodeVirtualization(module=None, nested=None),
+        virtualization=provided_by(None, nested=None),
     )
     names = [(it.name, it.kind) for it in families(rich_report())]
     assert [(it.name, it.kind) for it in families(bare)] == names
@@ -246,3 +246,13 @@ def test_vmi_watch() -> None:
         "hvprobe_vmi_watch_restarts_total": 2,
         "hvprobe_vmi_watch_malformed_total": 0,
     }
+
+
+def test_node_info_of_each_hypervisor() -> None:
+    """Each hypervisor that a module provides has its series."""
+    modules = {HypervisorType.KVM: "kvm_intel", HypervisorType.MSHV: "mshv_root"}
+    report = replace(
+        rich_report(), virtualization=NodeVirtualization(modules=modules, nested=False)
+    )
+    shown = values(report, "kubevirt_node_hypervisor_info", "hypervisor_type", "module")
+    assert shown == {("kvm", "kvm_intel"): 1, ("mshv", "mshv_root"): 1}

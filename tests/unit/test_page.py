@@ -22,7 +22,7 @@ from probes.render.page import CONTENT_SECURITY_POLICY, page
 from probes.render.page_style import STYLE
 from probes.report.model import NodeReport
 from probes.vmi.attribution import VmName
-from tests.support.facts import VMM
+from tests.support.facts import VMM, counted
 from tests.support.live_reports import LIAR
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
@@ -45,7 +45,10 @@ def earlier(
 ) -> NodeReport:
     """The report as it was: the named VMs with (returns to user space, all exits) of that time."""
     vmis = tuple(
-        replace(it, userspace_exits=exits[it.vm.name][0], exits=exits[it.vm.name][1])
+        replace(
+            it,
+            counters=counted(userspace_exits=exits[it.vm.name][0], exits=exits[it.vm.name][1]),
+        )
         if it.vm.name in exits
         else it
         for it in report.vmis

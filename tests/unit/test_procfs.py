@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.host.process import AcceleratorFds, QemuCommandLine
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import AcceleratorFds, HeldFds, QemuCommandLine
 from probes.host.procfs import (
     MAX_ARGUMENTS,
     MalformedProcError,
@@ -18,7 +19,9 @@ from probes.host.procfs import (
     qemu_architecture,
     split_arguments,
 )
-from tests.support.facts import captured
+from tests.support.facts import captured, kvm_fds
+
+KVM, MSHV = HypervisorType.KVM, HypervisorType.MSHV
 
 NUMBERS = (
     "{state} 1 6816 20573 0 -1 138412416 4475 0 0 0 6 394 0 0 20 0 {threads} 0 259531 431124480 "
@@ -195,39 +198,37 @@ def test_garbled_syscall_is_malformed(text: str) -> None:
 def test_captured_descriptors() -> None:
     """A real QEMU's table: one device, one VM, two vCPUs, and nothing else counts."""
     targets = [(int(fd), target) for fd, target in captured("kvm_two_vcpus").fd.items()]
-    assert classify_fds(targets, complete=True) == AcceleratorFds(
-        kvm_devices=frozenset({3}),
-        kvm_vms=frozenset({8}),
-        kvm_vcpus=frozenset({9, 11}),
-        complete=True,
-    )
+    assert classify_fds(targets, complete=True) == kvm_fds(9, 11)
 
 
 @pytest.mark.parametrize(
-    ("target", "field"),
+    ("target", "kind", "field"),
     [
-        ("/dev/kvm", "kvm_devices"),
-        ("/dev/mshv", "mshv_devices"),
-        ("anon_inode:kvm-vm", "kvm_vms"),
-        ("anon_inode:[kvm-vm]", "kvm_vms"),
-        ("anon_inode:kvm-vcpu", "kvm_vcpus"),
-        ("anon_inode:kvm-vcpu:0", "kvm_vcpus"),
-        ("anon_inode:kvm-vcpu:4095", "kvm_vcpus"),
-        ("anon_inode:[kvm-vcpu]", "kvm_vcpus"),
-        ("anon_inode:[kvm-vcpu:7]", "kvm_vcpus"),
-        ("anon_inode:kvm-vcpu-stats:0", "kvm_vcpu_stats"),
-        ("anon_inode:[kvm-vcpu-stats:0]", "kvm_vcpu_stats"),
-        ("anon_inode:mshv_partition", "mshv_partitions"),
-        ("anon_inode:[mshv_partition]", "mshv_partitions"),
-        ("anon_inode:mshv_vp", "mshv_vps"),
-        ("anon_inode:[mshv_vp]", "mshv_vps"),
+        ("/dev/kvm", KVM, "devices"),
+        ("/dev/mshv", MSHV, "devices"),
+        ("anon_inode:kvm-vm", KVM, "vms"),
+        ("anon_inode:[kvm-vm]", KVM, "vms"),
+        ("anon_inode:kvm-vcpu", KVM, "vcpus"),
+        ("anon_inode:kvm-vcpu:0", KVM, "vcpus"),
+        ("anon_inode:kvm-vcpu:4095", KVM, "vcpus"),
+        ("anon_inode:[kvm-vcpu]", KVM, "vcpus"),
+        ("anon_inode:[kvm-vcpu:7]", KVM, "vcpus"),
+        ("anon_inode:kvm-vcpu-stats:0", KVM, "statistics"),
+        ("anon_inode:[kvm-vcpu-stats:0]", KVM, "statistics"),
+        ("anon_inode:mshv_partition", MSHV, "vms"),
+        ("anon_inode:[mshv_partition]", MSHV, "vms"),
+        ("anon_inode:mshv_vp", MSHV, "vcpus"),
+        ("anon_inode:[mshv_vp]", MSHV, "vcpus"),
     ],
 )
-def test_accelerators_descriptors_are_known_by_their_target(target: str, field: str) -> None:
+def test_accelerators_descriptors_are_known_by_their_target(
+    target: str, kind: HypervisorType, field: str
+) -> None:
     """Every spelling kernels give to these files, with an index and brackets or without."""
     found = classify_fds([(1, "/dev/null"), (7, target)], complete=True)
-    assert found == AcceleratorFds(complete=True, **{field: frozenset({7})})
-    assert (found.kvm, found.mshv) == (field.startswith("kvm"), field.startswith("mshv"))
+    assert found == AcceleratorFds(held={kind: HeldFds(**{field: frozenset({7})})}, complete=True)
+    assert found.any
+    assert [it for it in (KVM, MSHV) if found.of(it).any] == [kind]
 
 
 def test_unlinked_device_is_still_the_device() -> None:
@@ -236,7 +237,7 @@ def test_unlinked_device_is_still_the_device() -> None:
     udev or a container runtime may make the entry again.
     """
     found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], complete=True)
-    assert (found.kvm_devices, found.mshv_devices) == (frozenset({3}), frozenset({4}))
+    assert (found.of(KVM).devices, found.of(MSHV).devices) == (frozenset({3}), frozenset({4}))
 
 
 @pytest.mark.parametrize(

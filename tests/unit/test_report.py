@@ -147,6 +147,7 @@ def test_processes() -> None:
         "kvm_runs_total": 3,
         "vcpu_userspace_exits_total": 2,
         "vcpu_exits_total": 41,
+        "mshv_runs_total": None,
     }
     assert [it["state"] for it in processes] == [
         "probe",

@@ -3,9 +3,10 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,14 @@ from jsonschema.exceptions import ValidationError
 
 from ebpf.exit_reasons.reasons import Isa, ReasonCount
 from probes.render.live.frames import frame_json
+from probes.report.json_schema import json_schema
 from probes.report.model import SCHEMA, NodeReport, to_json
 from probes.vmi.model import WatchStatus
 from tests.support.live_reports import busy_node
 from tests.support.rich_report import rich_report
 
-PUBLISHED = json.loads(
-    resources.files("probes.report").joinpath("schema/snapshot.schema.json").read_text()
-)
+PUBLISHED = json_schema()
+FOR_PEOPLE = Path(__file__).resolve().parents[2] / "docs/snapshot.schema.json"
 VALIDATOR = Draft202012Validator(PUBLISHED)
 WATCH = WatchStatus(
     up=True, synced=True, last_sync_unix_s=1.5, restarts=0, error=None, malformed_total=0
@@ -39,6 +40,17 @@ def test_it_is_a_schema() -> None:
     """Valid by the draft it names, for the version that reports carry."""
     Draft202012Validator.check_schema(PUBLISHED)
     assert PUBLISHED["title"] == SCHEMA
+
+
+def test_the_copy_for_people_is_current() -> None:
+    """docs/snapshot.schema.json is what the tables make.
+
+    After a wanted change run the test with HVPROBE_UPDATE_GOLDEN=1 and read the difference.
+    """
+    text = json.dumps(PUBLISHED, indent=2) + "\n"
+    if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":
+        FOR_PEOPLE.write_text(text)
+    assert FOR_PEOPLE.read_text() == text
 
 
 def test_reports_keep_to_it() -> None:

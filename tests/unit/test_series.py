@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 import pytest
 
 from ebpf.ledger import KernelSnapshot
+from probes.host.hypervisors import Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import Inspections, Scan, VmmId, VmmProcess
 from probes.report.collector import NodeCollector
@@ -47,7 +48,7 @@ class Churning:
                 exits=9,
             )
             for tgid, process in self.running.items()
-            if process.fds.kvm
+            if process.fds.any
         )
         return kernel(*entries)
 
@@ -76,8 +77,8 @@ class Churning:
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
         return Inspections(processes={vmm: self.running[vmm.tgid] for vmm in vmms})
 
-    def try_kvm(self) -> Accelerator:
-        return KVM_AVAILABLE
+    def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
+        return KVM_AVAILABLE if hypervisor.type is HypervisorType.KVM else None
 
     def virtualization(self) -> NodeVirtualization:
         return INTEL_HOST

@@ -271,7 +271,7 @@ def test_records_that_change_hands_are_read_again(
     readings = changing(kernel, monkeypatch, itertools.repeat(FIRST_NS + 1))
     entries = kernel.tables.entries()
     assert entries[TGID].first_ns == FIRST_NS + 1
-    assert entries[MEETS].runs == 7 * SIZES.cpus
+    assert entries[MEETS].counters["runs"] == 7 * SIZES.cpus
     assert readings == [3, 3]
 
 

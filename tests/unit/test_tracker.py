@@ -10,7 +10,7 @@ import pytest
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Question
 from ebpf.uapi import KVM_RUN
-from probes.host.process import QemuCommandLine, Unread, VmmId, VmmProcess
+from probes.host.process import AcceleratorFds, QemuCommandLine, Unread, VmmId, VmmProcess
 from probes.judge.changes import FREED_WITHIN_NS
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess
@@ -39,6 +39,7 @@ from tests.support.facts import (
     hooks,
     in_ioctl,
     kernel,
+    kvm_fds,
     kvm_process,
     process,
     tcg_process,
@@ -80,7 +81,7 @@ def test_a_thousand_final_processes_are_not_read_again() -> None:
             )
         )
         report = world.refresh()
-        assert {vmi.userspace_exits for vmi in report.vmis} == {runs, None}
+        assert {vmi.counters.get("userspace_exits") for vmi in report.vmis} == {runs, None}
         assert len(report.vmis) == 1000
         assert all(vmi.verdict.verified for vmi in report.vmis)
         assert world.node.inspections.total() == 1000
@@ -202,7 +203,11 @@ def test_a_number_that_passes_at_once() -> None:
     world.node.processes[VMM.tgid] = tcg_process(follower)
     world.books.lives = {VMM.tgid}
     found = world.one()
-    assert (found.vmm, type_of(found), found.userspace_exits) == (follower, (TCG, True), None)
+    assert (found.vmm, type_of(found), found.counters.get("userspace_exits")) == (
+        follower,
+        (TCG, True),
+        None,
+    )
     assert world.books.forgotten == [(VMM.tgid, entry().first_ns)]
 
 
@@ -215,7 +220,7 @@ def test_a_former_owners_record_never_counts_for_the_follower() -> None:
     rounds(world)
     found = world.one()
     assert (found.vmm, type_of(found)) == (follower, (KVM, True))
-    assert (found.runs, found.userspace_exits, found.exits) == (None, None, None)
+    assert found.counters == {}
     assert (VMM.tgid, entry().first_ns) in world.books.forgotten
 
 
@@ -227,9 +232,9 @@ def test_only_its_own_record_counts() -> None:
     world.books.says = kernel(later)
     world.node.hurried = {VMM.tgid}
     found = world.one()
-    assert (type_of(found), found.userspace_exits) == ((KVM, True), None)
+    assert (type_of(found), found.counters.get("userspace_exits")) == ((KVM, True), None)
     world.node.hurried = set()
-    assert world.one().userspace_exits == 9
+    assert world.one().counters.get("userspace_exits") == 9
     assert world.books.forgotten == []
 
 
@@ -268,7 +273,7 @@ def test_the_kernel_overrules_a_final_tcg() -> None:
     assert type_of(world.one()) == (TCG, True)
     world.books.says = kernel(entry(userspace_exits=1))
     found = world.one()
-    assert (type_of(found), found.userspace_exits) == ((KVM, True), 1)
+    assert (type_of(found), found.counters.get("userspace_exits")) == ((KVM, True), 1)
 
 
 def test_a_refused_run_takes_the_proof_from_a_tcg() -> None:
@@ -288,7 +293,7 @@ def test_a_record_that_begins_late_is_taken_over() -> None:
     world.books.says = kernel(entry(userspace_exits=3))
     for _ in range(3):
         found = world.one()
-        assert (type_of(found), found.userspace_exits) == ((KVM, True), 3)
+        assert (type_of(found), found.counters.get("userspace_exits")) == ((KVM, True), 3)
     assert world.node.inspections[VMM.tgid] == 2
     assert world.books.forgotten == []
 
@@ -298,7 +303,7 @@ def test_added_vcpus_are_read_once() -> None:
     world = World(entry(runs=5, vcpus_created=1), processes=(asleep(),))
     first = world.one()
     world.books.says = kernel(entry(runs=5, vcpus_created=2))
-    two = replace(KVM_FDS, kvm_vcpus=frozenset({9, 11}))
+    two = kvm_fds(9, 11)
     world.node.processes[VMM.tgid] = replace(asleep(), fds=two)
     for _ in range(3):
         found = world.one()
@@ -417,7 +422,7 @@ def test_final_verdicts_survive_an_unreadable_ledger() -> None:
     world.books.says = LedgerReadError("cannot read the ledger: gone")
     for _ in range(3):
         found = world.one()
-        assert (found.verdict, found.userspace_exits) == (before.verdict, None)
+        assert (found.verdict, found.counters.get("userspace_exits")) == (before.verdict, None)
     world.books.says = says
     assert world.one() == before
     assert world.node.inspections[VMM.tgid] == 1
@@ -473,7 +478,7 @@ def test_a_user_of_kvm_is_found_by_its_record() -> None:
     world.node.processes[VMM.tgid] = replace(SHELL, fds=KVM_FDS)
     world.books.says = kernel(entry(userspace_exits=2))
     found = world.one()
-    assert (type_of(found), found.userspace_exits) == ((KVM, True), 2)
+    assert (type_of(found), found.counters.get("userspace_exits")) == ((KVM, True), 2)
     assert world.books.forgotten == []
 
 
@@ -511,13 +516,12 @@ def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
     """What the kernel counted needs no /proc."""
     hidden = replace(
         process(), unread=Unread.BLOCKED, threads=(), command_line=QemuCommandLine(),
-        fds=replace(KVM_FDS, kvm_devices=frozenset(), kvm_vms=frozenset(),
-                    kvm_vcpus=frozenset(), complete=False),
+        fds=AcceleratorFds(complete=False),
     )  # fmt: skip
     world = World(entry(userspace_exits=4), processes=(hidden,))
     world.node.blocked = {VMM.tgid}
     found = world.one()
-    assert (type_of(found), found.userspace_exits) == ((KVM, True), 4)
+    assert (type_of(found), found.counters.get("userspace_exits")) == ((KVM, True), 4)
     world.books.says = kernel(entry())
     world.books.lives = {VMM.tgid}
     assert world.one().verdict.reasons == (Reason.READ_BLOCKED,)
@@ -564,7 +568,7 @@ def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch)
     world.node.processes[BETA.tgid] = kvm_process(BETA)
     for exits in (1, 2):
         world.books.says = kernel(entry(BETA.tgid, first_ns=BETA_NS, userspace_exits=exits))
-        assert [it.userspace_exits for it in world.refresh().vmis] == [exits, None]
+        assert [it.counters.get("userspace_exits") for it in world.refresh().vmis] == [exits, None]
     assert len(made) == 2
     del world.node.processes[VMM.tgid]
     assert [it.vm.name for it in world.refresh().vmis] == ["alpha"]

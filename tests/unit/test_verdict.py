@@ -2,15 +2,17 @@
 """The rules of judgement (DESIGN.md), one row each, and what must hold of any evidence."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpf.ledger import LedgerEntry
-from probes.host.process import HypervisorType, Unread
+from probes.host.hypervisors import HypervisorType, recorded_types
+from probes.host.process import Unread
 from probes.judge.evidence import Evidence
-from probes.judge.reasons import Reason, Severity
+from probes.judge.reasons import OF_HYPERVISOR, HypervisorReasons, Reason, Severity
 from probes.judge.verdict import Verdict, judge
 from probes.report.vocabulary import severity_of
 from tests.support.facts import VMM, entry, evidence
@@ -25,7 +27,7 @@ REFUSED = {"ledger": entry(runs=4, userspace_exits=4, completed_runs=0)}
 """Each KVM_RUN of it came back with an error."""
 UNREADABLE = {**REFUSED, "hooks_read_results": False}
 """KVM_RUN came back, on a kernel where the result cannot be read."""
-RUNNING = {"kvm_fds": True, "kvm_vcpus": 2, "claimed": frozenset({KVM})}
+RUNNING = {"kvm_held": True, "kvm_vcpus": 2, "claimed": frozenset({KVM})}
 """A QEMU with KVM vCPUs; nothing shows yet that they ran."""
 EMULATING = {"tcg_threads": 2, "tcg_cpu_ticks": 7, "claimed": frozenset({TCG})}
 """A QEMU whose TCG threads compute, its descriptor table whole and free of accelerators."""
@@ -109,11 +111,11 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         KVM, True, (R.KVM_RUN_WORKER,),
     ),
     "1: KVM's own statistics": (
-        {**RUNNING, **NO_HOOKS, "stats_exits": 12},
+        {**RUNNING, **NO_HOOKS, "kvm_stats_exits": 12},
         KVM, True, (R.VCPU_STATISTICS,),
     ),
     "1: KVM's own statistics beside threads that emulate": (
-        {**RUNNING, **EMULATING, "stats_exits": 12},
+        {**RUNNING, **EMULATING, "kvm_stats_exits": 12},
         UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
     ),
     "1: guest time, of a holder of vCPUs, beside threads that emulate": (
@@ -121,7 +123,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         UNKNOWN, False, (R.HOLDS_VCPUS, R.CONTRADICTS_THREAD_NAMES),
     ),
     "2: KVM's own statistics count nothing yet": (
-        {**RUNNING, **NO_HOOKS, "stats_exits": 0},
+        {**RUNNING, **NO_HOOKS, "kvm_stats_exits": 0},
         KVM, False, (R.HOLDS_VCPUS,),
     ),
     "1: guest time accounted to a holder of vCPUs": (
@@ -210,11 +212,11 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         UNKNOWN, False, (R.NOT_READ_YET,),
     ),
     "3: computes, but holds /dev/kvm": (
-        {**EMULATING, "kvm_fds": True},
+        {**EMULATING, "kvm_held": True},
         UNKNOWN, False, (R.NO_VCPU_YET,),
     ),
     "3: computes, but holds an mshv partition": (
-        {**EMULATING, "mshv_fds": True},
+        {**EMULATING, "mshv_held": True},
         UNKNOWN, False, (R.NO_VCPU_YET,),
     ),
     "3: computes, but the kernel accounted guest time": (
@@ -239,27 +241,35 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     ),
     # 4. mshv
     "4: MSHV_RUN_VP recorded": (
-        {"mshv_fds": True, "mshv_vps": 2, "ledger": entry(mshv_runs=3)},
+        {"mshv_held": True, "mshv_vcpus": 2, "ledger": entry(mshv_runs=3)},
         MSHV, True, (R.MSHV_RUN_RECORDED,),
     ),
     "4: inside MSHV_RUN_VP": (
-        {"mshv_fds": True, "mshv_vps": 2, "mshv_vps_in_run": 1},
+        {"mshv_held": True, "mshv_vcpus": 2, "mshv_vcpus_in_run": 1},
         MSHV, True, (R.INSIDE_MSHV_RUN,),
     ),
     "4: guest time accounted to a holder of vCPUs": (
-        {"mshv_fds": True, "mshv_vps": 2, "guest_ticks": 1},
+        {"mshv_held": True, "mshv_vcpus": 2, "guest_ticks": 1},
         MSHV, True, (R.GUEST_TIME,),
     ),
     "4: both": (
-        {"mshv_fds": True, "mshv_vps": 2, "mshv_vps_in_run": 2, "guest_ticks": 1},
+        {"mshv_held": True, "mshv_vcpus": 2, "mshv_vcpus_in_run": 2, "guest_ticks": 1},
         MSHV, True, (R.INSIDE_MSHV_RUN, R.GUEST_TIME),
     ),
     "4: vCPUs held, not seen to run": (
-        {"mshv_fds": True, "mshv_vps": 1},
+        {"mshv_held": True, "mshv_vcpus": 1},
         MSHV, False, (R.HOLDS_MSHV_VPS,),
     ),
+    "4: guest time, of a holder of vCPUs, beside threads that emulate": (
+        {**EMULATING, "mshv_held": True, "mshv_vcpus": 2, "guest_ticks": 1},
+        UNKNOWN, False, (R.HOLDS_MSHV_VPS, R.CONTRADICTS_THREAD_NAMES),
+    ),
+    "4: a thread is inside MSHV_RUN_VP on a descriptor that was closed": (
+        {**EMULATING, "mshv_runs_unheld": 1},
+        UNKNOWN, False, (R.RUN_UNHELD,),
+    ),
     # 5. anything else
-    "5: a VM without a vCPU": ({"kvm_fds": True}, UNKNOWN, False, (R.NO_VCPU_YET,)),
+    "5: a VM without a vCPU": ({"kvm_held": True}, UNKNOWN, False, (R.NO_VCPU_YET,)),
     "5: no QEMU and no accelerator": (
         {"named_like_qemu": False},
         UNKNOWN, False, (R.NO_VCPU_THREADS,),
@@ -268,7 +278,7 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
     "6: libvirt's capability probe": (
         {
             "capability_probe": True,
-            "kvm_fds": True,
+            "kvm_held": True,
             "ledger": entry(vms_created=1),
             "asked_for": ("kvm", "tcg"),
         },
@@ -347,7 +357,16 @@ def test_every_reason_of_the_rules_is_shown_by_a_row() -> None:
         Reason.POD_CONTESTED,
         Reason.SEVERAL_PROCESSES,
     }
-    assert shown == set(Reason) - of_identity
+    of_others = {Reason.RUN_RECORDED, Reason.INSIDE_RUN}
+    assert shown == set(Reason) - of_identity - of_others
+
+
+def test_a_hypervisor_without_words_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdicts have reasons that suit any hypervisor."""
+    monkeypatch.delitem(cast("dict[HypervisorType, HypervisorReasons]", OF_HYPERVISOR), MSHV)
+    ran = judge(evidence(mshv_vcpus=1, mshv_vcpus_in_run=1, ledger=entry(mshv_runs=1)))
+    assert ran.reasons == (R.RUN_RECORDED, R.INSIDE_RUN)
+    assert judge(evidence(mshv_vcpus=1)).reasons == (R.HOLDS_VCPUS,)
 
 
 def test_thread_names_that_contradict_the_kernel_are_reported() -> None:
@@ -373,50 +392,58 @@ LEDGERS = st.none() | st.builds(
     leader_exit_ns=st.none(),
     vms_created=COUNTS,
     vcpus_created=COUNTS,
-    runs=COUNTS,
-    userspace_exits=COUNTS,
-    completed_runs=COUNTS,
-    exits=COUNTS,
+    counts=st.tuples(COUNTS, COUNTS, COUNTS, COUNTS, st.just(0)),
 )
-ANY_EVIDENCE = st.builds(
-    Evidence,
-    named_like_qemu=FLAGS,
-    capability_probe=FLAGS,
-    asked_for=st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(tuple),
-    claimed=st.frozensets(st.sampled_from([KVM, TCG, MSHV])),
-    unread=st.none() | st.sampled_from(Unread),
-    fds_complete=FLAGS,
-    threads_seen=FLAGS,
-    kvm_fds=FLAGS,
-    kvm_vcpus=COUNTS,
-    kvm_vcpus_in_run=COUNTS,
-    kvm_runs_unheld=COUNTS,
-    kvm_run_worker=FLAGS,
-    mshv_fds=FLAGS,
-    mshv_vps=COUNTS,
-    mshv_vps_in_run=COUNTS,
-    guest_ticks=COUNTS,
-    tcg_threads=COUNTS,
-    tcg_cpu_ticks=COUNTS,
-    ledger=LEDGERS,
-    hooks_prove_running=FLAGS,
-    hooks_read_results=FLAGS,
-    hooks_since_start=FLAGS,
-    entries_since_start=FLAGS,
-    ledger_lost_events=FLAGS,
-).map(
-    # As gather() makes it: a vCPU is a descriptor, and only what is held can be in use.
-    lambda it: replace(
-        it,
-        kvm_fds=it.kvm_fds or it.kvm_vcpus > 0,
-        mshv_fds=it.mshv_fds or it.mshv_vps > 0,
-        kvm_vcpus_in_run=min(it.kvm_vcpus_in_run, it.kvm_vcpus),
-        kvm_run_worker=it.kvm_run_worker and it.kvm_vcpus > 0,
-        mshv_vps_in_run=min(it.mshv_vps_in_run, it.mshv_vps),
-        hooks_since_start=it.hooks_since_start and it.hooks_prove_running,
-        ledger_lost_events=it.ledger_lost_events and it.ledger is None,
+
+
+def as_gathered(known: dict[str, Any]) -> Evidence:
+    """As gather() makes it: a vCPU is a descriptor, and only what is held can be in use."""
+    return evidence(
+        **known
+        | {
+            "kvm_held": known["kvm_held"] or known["kvm_vcpus"] > 0,
+            "mshv_held": known["mshv_held"] or known["mshv_vcpus"] > 0,
+            "kvm_vcpus_in_run": min(known["kvm_vcpus_in_run"], known["kvm_vcpus"]),
+            "kvm_run_worker": known["kvm_run_worker"] and known["kvm_vcpus"] > 0,
+            "mshv_vcpus_in_run": min(known["mshv_vcpus_in_run"], known["mshv_vcpus"]),
+            "hooks_since_start": known["hooks_since_start"] and known["hooks_prove_running"],
+            "ledger_lost_events": known["ledger_lost_events"] and known["ledger"] is None,
+        }
     )
-)
+
+
+ANY_EVIDENCE = st.fixed_dictionaries(
+    {
+        "named_like_qemu": FLAGS,
+        "capability_probe": FLAGS,
+        "asked_for": st.lists(st.sampled_from(["kvm", "tcg", "mshv", "hvf", ""]), max_size=3).map(
+            tuple
+        ),
+        "claimed": st.frozensets(st.sampled_from([KVM, TCG, MSHV])),
+        "unread": st.none() | st.sampled_from(Unread),
+        "fds_complete": FLAGS,
+        "threads_seen": FLAGS,
+        "kvm_held": FLAGS,
+        "kvm_vcpus": COUNTS,
+        "kvm_vcpus_in_run": COUNTS,
+        "kvm_runs_unheld": COUNTS,
+        "kvm_run_worker": FLAGS,
+        "kvm_stats_exits": st.none() | COUNTS,
+        "mshv_held": FLAGS,
+        "mshv_vcpus": COUNTS,
+        "mshv_vcpus_in_run": COUNTS,
+        "mshv_runs_unheld": COUNTS,
+        "guest_ticks": COUNTS,
+        "tcg_threads": COUNTS,
+        "tcg_cpu_ticks": COUNTS,
+        "ledger": LEDGERS,
+        "hooks_prove_running": FLAGS,
+        "hooks_read_results": FLAGS,
+        "hooks_since_start": FLAGS,
+        "entries_since_start": FLAGS,
+        "ledger_lost_events": FLAGS,
+    }
+).map(as_gathered)
 
 
 @given(ANY_EVIDENCE)
@@ -437,16 +464,22 @@ def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
     """kvm is verified if and only if the kernel recorded a run, or shows one that it made."""
     verdict = judge(any_evidence)
     ledger = any_evidence.ledger
-    refused = ledger is not None and (any_evidence.hooks_since_start or ledger.userspace_exits > 0)
+    refused = ledger is not None and (
+        any_evidence.hooks_since_start or ledger.counters["userspace_exits"] > 0
+    )
     worker_proves = not (refused and any_evidence.hooks_read_results)
-    left_behind = any_evidence.kvm_vcpus > 0 and (
-        bool(any_evidence.stats_exits)
+    seen = any_evidence.of(KVM)
+    left_behind = seen.vcpus > 0 and (
+        bool(seen.stats_exits)
         or any_evidence.guest_ticks > 0
-        or (any_evidence.kvm_run_worker and worker_proves)
+        or (seen.run_worker and worker_proves)
     )
     proven = (
-        (ledger is not None and (ledger.completed_runs > 0 or ledger.exits > 0))
-        or any_evidence.kvm_vcpus_in_run > 0
+        (
+            ledger is not None
+            and (ledger.counters["completed_runs"] > 0 or ledger.counters["exits"] > 0)
+        )
+        or seen.vcpus_in_run > 0
         or (left_behind and not any_evidence.tcg_threads)
     )
     assert (verdict.type is KVM and verdict.verified) == proven
@@ -461,14 +494,14 @@ def test_verified_tcg_has_no_trace_of_an_accelerator(any_evidence: Evidence) -> 
     verdict = judge(any_evidence)
     if verdict.type is not TCG:
         return
-    assert not any_evidence.kvm_fds
-    assert not any_evidence.mshv_fds
+    assert not any_evidence.of(KVM).held
+    assert not any_evidence.of(MSHV).held
     assert any_evidence.fds_complete
-    assert not (any_evidence.ledger and any_evidence.ledger.ran_kvm)
+    assert not (any_evidence.ledger and [*recorded_types(any_evidence.ledger)])
     assert not any_evidence.claimed & {KVM, MSHV}
     if verdict.verified:
         assert any_evidence.tcg_cpu_ticks > 0
-        assert not any_evidence.kvm_runs_unheld
+        assert not any(seen.runs_unheld for seen in any_evidence.seen.values())
         assert any_evidence.threads_seen or any_evidence.entries_since_start
         assert any_evidence.hooks_prove_running
         assert not any_evidence.ledger_lost_events

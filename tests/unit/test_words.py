@@ -28,7 +28,7 @@ from probes.report.vocabulary import (
     watch_state,
 )
 from probes.vmi.model import WatchStatus
-from tests.support.facts import CAPABLE, health
+from tests.support.facts import CAPABLE, health, trusts
 from tests.support.live_reports import LIAR, guest, report, scene
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, vmi
@@ -153,7 +153,7 @@ def test_codes_are_stable() -> None:
         *("fds_unreadable", "threads_unseen", "read_blocked", "too_much_to_read", "not_read_yet"),
         *("capability_probe", "no_process", "no_pod", "pod_contested", "several_processes"),
         *("claims_without_fds", "guest_time_without_fds", "contradicts_thread_names"),
-        "contradicts_command_line",
+        *("contradicts_command_line", "run_recorded", "inside_run", "run_unheld"),
     }
 
 
@@ -201,7 +201,7 @@ def test_say(value: bool | None, word: str) -> None:
 @pytest.mark.parametrize("trust", list(CounterTrust))
 def test_a_counter_names_its_hook(trust: CounterTrust) -> None:
     """Each trust has words, with the name of the hook that they are about."""
-    given = health(exits_trust=trust, userspace_exits_trust=trust)
+    given = health(trusts=trusts(exits=trust, userspace_exits=trust))
     assert [counter.words for counter in counter_states(given)] == [TRUSTS[trust]] * 2
     exits, userspace_exits = counter_states(given)
     assert "kvm_exit" in exits.why

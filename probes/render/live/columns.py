@@ -11,7 +11,8 @@ from enum import StrEnum
 
 from rich.text import Text
 
-from probes.host.process import HypervisorType
+from ebpf.counters import Counter
+from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.reasons import Severity
 from probes.render.live.history import MINUTE_S, History
 from probes.render.live.rows import Row
@@ -25,7 +26,7 @@ LONG_HEADINGS_FROM = 110
 
 
 class Column(StrEnum):
-    """A column. The value is its heading."""
+    """A column; the value is its heading. Between VCPUS and MINUTE there is one a counter."""
 
     TGID = "TGID"
     COMMAND = "COMMAND"
@@ -33,8 +34,6 @@ class Column(StrEnum):
     TYPE = "TYPE"
     PROOF = "PROOF"
     VCPUS = "vCPU"
-    RUNS = "RUN/s"
-    EXITS = "EXIT/s"
     MINUTE = "1 MIN"
     AGE = "AGE"
 
@@ -47,21 +46,23 @@ class Layout:
     """Width of the terminal in cells; None: the table is as wide as it needs."""
     ascii_only: bool
     minute: bool
-    """Whether the last minute is drawn."""
-    runs_counted: bool
-    """Whether KVM_RUN is counted here; if not, its returns are shown."""
+    """Whether there is a last minute to be drawn."""
+    counters: tuple[Counter, ...]
+    """Those that have a column, in order."""
 
 
-_RIGHT = frozenset({Column.TGID, Column.VCPUS, Column.RUNS, Column.EXITS, Column.AGE})
-_MIN_CELLS = {
+Key = str
+"""A Column, or the name of the counter whose rate a column shows."""
+
+_LEFT = frozenset({Column.COMMAND, Column.VMI, Column.TYPE, Column.PROOF, Column.MINUTE})
+_COUNTER_CELLS = 6
+_LEAST: Mapping[Key, int] = {
     Column.TGID: 4,
     Column.COMMAND: 7,
     Column.VMI: 13,
     Column.TYPE: 7,
     Column.PROOF: 12,
     Column.VCPUS: 4,
-    Column.RUNS: 6,
-    Column.EXITS: 6,
     Column.MINUTE: 5,
     Column.AGE: 4,
 }
@@ -70,11 +71,9 @@ _DISPENSABLE = (
     Column.COMMAND,
     Column.AGE,
     Column.VCPUS,
-    Column.RUNS,
-    Column.EXITS,
-    Column.PROOF,
 )
-"""Columns that are left out, in this order, if the minimum widths do not fit."""
+"""Left out one after the other where even the least widths find no room; then the counters, in
+order, and the proof."""
 _GROWING = (
     (Column.VMI, 24),
     (Column.COMMAND, 15),
@@ -83,12 +82,11 @@ _GROWING = (
     (Column.PROOF, 80),
     (Column.COMMAND, 80),
 )
-"""Columns that grow, in this order, and up to which width; the last minute takes the rest."""
-_CUT = frozenset(column for column, _ in _GROWING)
+"""Who gets room, in this order, and up to how much; the last minute takes the rest."""
+_CUT: frozenset[Key] = frozenset(column for column, _ in _GROWING)
 
-_STYLES = {
-    HypervisorType.KVM: "green",
-    HypervisorType.MSHV: "green",
+_STYLES: Mapping[HypervisorType, str] = {
+    **{hypervisor.type: "green" for hypervisor in HYPERVISORS},
     HypervisorType.TCG: "yellow",
     HypervisorType.UNKNOWN: "magenta",
 }
@@ -97,12 +95,12 @@ _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
-    """Return the heading and one line per row, none wider than layout.width."""
+    """Heading and one line per row, none wider than layout.width."""
     contents = [_contents(row, layout) for row in rows]
-    widths = _widths(contents, layout)
+    widths, headings = _widths(contents, layout), _headings(layout)
     heading = Text()
     for column, width in widths.items():
-        _append(heading, fit(_heading(column, layout), width, right=column in _RIGHT), "bold")
+        _append(heading, fit(headings[column], width, right=column not in _LEFT), "bold")
     lines = [_cut(heading, layout)]
     for row, content in zip(rows, contents, strict=True):
         line = Text()
@@ -112,7 +110,7 @@ def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
                 text = _proof(row, short=True)
             if column is Column.MINUTE and row.vmm is not None:
                 text = bars(history.minute(row.vmm, width), ascii_only=layout.ascii_only)
-            text = fit(text, width, right=column in _RIGHT, ascii_only=layout.ascii_only)
+            text = fit(text, width, right=column not in _LEFT, ascii_only=layout.ascii_only)
             _append(line, text, _style(row, column))
         lines.append(_cut(line, layout))
     return lines
@@ -151,9 +149,7 @@ def bars(values: Sequence[float | None], *, ascii_only: bool) -> str:
     )
 
 
-def _contents(row: Row, layout: Layout) -> dict[Column, str]:
-    rates = row.rates
-    runs = rates.runs if layout.runs_counted else rates.userspace_exits
+def _contents(row: Row, layout: Layout) -> dict[Key, str]:
     return {
         Column.TGID: "-" if row.tgid is None else str(row.tgid),
         Column.COMMAND: visible(row.command, ascii_only=layout.ascii_only),
@@ -161,8 +157,7 @@ def _contents(row: Row, layout: Layout) -> dict[Column, str]:
         Column.TYPE: type_mark(row),
         Column.PROOF: _proof(row, short=False),
         Column.VCPUS: "-" if row.vcpus is None else str(row.vcpus),
-        Column.RUNS: number(runs),
-        Column.EXITS: number(rates.exits),
+        **{counter.name: number(row.rates.get(counter.name)) for counter in layout.counters},
         Column.AGE: age(row.age_s),
     }
 
@@ -181,32 +176,40 @@ def _proof(row: Row, *, short: bool) -> str:
     return reason.short if short else reason.sentence
 
 
-def _heading(column: Column, layout: Layout) -> str:
+def _headings(layout: Layout) -> dict[Key, str]:
+    """Of the columns that are shown, in order."""
     long = layout.width is None or layout.width >= LONG_HEADINGS_FROM
-    if column is Column.RUNS and not layout.runs_counted:
-        return "USER_EXIT/s" if long else "USER/s"
-    if column is Column.RUNS and long:
-        return "KVM_RUN/s"
-    return column.value
+    headings: dict[Key, str] = {}
+    for column in Column:
+        if layout.minute or column is not Column.MINUTE:
+            headings[column] = column.value
+        if column is Column.VCPUS:
+            headings |= {
+                counter.name: counter.column.text(long=long)
+                for counter in layout.counters
+                if counter.column is not None
+            }
+    return headings
 
 
-def _widths(contents: Sequence[dict[Column, str]], layout: Layout) -> dict[Column, int]:
-    """Return the widths of the columns that are shown, in order."""
-    columns = [column for column in Column if layout.minute or column is not Column.MINUTE]
+def _widths(contents: Sequence[Mapping[Key, str]], layout: Layout) -> dict[Key, int]:
+    """Of the columns that are shown, in order."""
+    headings = _headings(layout)
     wants = {
         column: max((cells(row.get(column, "")) for row in contents), default=0)
-        for column in columns
+        for column in headings
     }
     minimums = {
-        column: max(_MIN_CELLS[column], len(_heading(column, layout))) for column in columns
+        column: max(_LEAST.get(column, _COUNTER_CELLS), len(heading))
+        for column, heading in headings.items()
     }
     return fit_columns(wants, minimums, layout.width)
 
 
 def fit_columns(
-    wants: Mapping[Column, int], minimums: Mapping[Column, int], width: int | None
-) -> dict[Column, int]:
-    """Choose the columns of ``wants`` that fit into ``width`` cells, and their widths.
+    wants: Mapping[Key, int], minimums: Mapping[Key, int], width: int | None
+) -> dict[Key, int]:
+    """The columns of ``wants`` that a line of so many cells has room for, in its order, and widths.
 
     wants holds the cells of the widest content, minimums the width below which a column is not
     shown. width None means as many cells as wanted. Columns that may not be cut get what they want;
@@ -220,7 +223,8 @@ def fit_columns(
         for column, want in wants.items()
     }
     shown = tuple(needs)
-    for column in _DISPENSABLE:
+    counters = [column for column in needs if column not in _LEAST]
+    for column in (*_DISPENSABLE, *counters, Column.PROOF):
         if _line_cells(shown, needs) > width:
             shown = tuple(kept for kept in shown if kept is not column)
     spare = max(width - _line_cells(shown, needs), 0)
@@ -234,8 +238,8 @@ def fit_columns(
     return widths
 
 
-def _line_cells(columns: Sequence[Column], widths: Mapping[Column, int]) -> int:
-    """Return the cells of a line of these columns, with a blank between two."""
+def _line_cells(columns: Sequence[Key], widths: Mapping[Key, int]) -> int:
+    """Cells of a line of these columns, a blank between two."""
     return sum(widths[column] + 1 for column in columns) - 1
 
 
@@ -253,9 +257,10 @@ def _cut(line: Text, layout: Layout) -> Text:
     return line
 
 
-def _style(row: Row, column: Column) -> str:
+def _style(row: Row, column: Key) -> str:
     if column is Column.TYPE:
         return _URGENT if row.severity.urgent else _STYLES[row.verdict.type]
     if column is Column.PROOF and row.severity is Severity.CONTRADICTION:
         return _URGENT
-    return {Column.MINUTE: "cyan", Column.AGE: "dim", Column.PROOF: "dim"}.get(column, "")
+    styles: Mapping[Key, str] = {Column.MINUTE: "cyan", Column.AGE: "dim", Column.PROOF: "dim"}
+    return styles.get(column, "")

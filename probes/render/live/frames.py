@@ -5,8 +5,8 @@ Owns the header, the notes about what is unavailable, and the lines of exit reas
 the terminal, nor read anything.
 """
 
+import collections
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ from typing import cast
 
 from rich.text import Text
 
-from ebpf.hooks import Question
-from probes.host.process import HypervisorType
+from ebpf.counters import EXITS, Counter
+from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.render.live.columns import Layout, number, table
 from probes.render.live.history import History, ReasonRate, Reasons
 from probes.render.live.options import REASONS_COST
@@ -23,7 +23,7 @@ from probes.render.live.rows import Row, ordered, rows_of
 from probes.render.live.view import ViewState, scrolled
 from probes.render.terminal_text import fit, visible
 from probes.report.model import CounterTrust, NodeReport, to_json
-from probes.report.vocabulary import is_attached, vm_exits, watch_error
+from probes.report.vocabulary import counter_state, live_counters, watch_error
 
 _NOTES_SHOWN = 2
 _SMALL_HEIGHT = 10
@@ -121,13 +121,13 @@ def _layout(data: FrameData, *, width: int | None, ascii_only: bool, minute: boo
         width=width,
         ascii_only=ascii_only,
         minute=minute,
-        runs_counted=is_attached(data.report, Question.RUNS_VCPU),
+        counters=live_counters(data.report),
     )
 
 
 def _header(data: FrameData, layout: Layout, status: str) -> list[Text]:
     report, health = data.report, data.report.health
-    module = report.virtualization.module or "no KVM"
+    module = " ".join(report.virtualization.modules.values()) or "no KVM"
     nested = " nested" if report.virtualization.nested else ""
     taken = datetime.fromtimestamp(report.taken_unix_s, UTC).strftime("%H:%M:%SZ")
     left = f"hvprobe {report.version}  {report.node}  Linux {report.kernel}  {module}{nested}"
@@ -148,9 +148,10 @@ def _header(data: FrameData, layout: Layout, status: str) -> list[Text]:
 
 
 def _by_type(report: NodeReport) -> str:
-    found = Counter(vmi.verdict.type for vmi in report.vmis)
-    kinds = [kind for kind in HypervisorType if found[kind] or kind is not HypervisorType.MSHV]
-    return " ".join(f"{kind.value} {found[kind]}" for kind in kinds)
+    found = collections.Counter(vmi.verdict.type for vmi in report.vmis)
+    rare = {hypervisor.type for hypervisor in HYPERVISORS if not hypervisor.expected}
+    kinds = [it for it in HypervisorType if found[it] or it not in rare]
+    return " ".join(f"{it.value} {found[it]}" for it in kinds)
 
 
 def _notes(data: FrameData, layout: Layout) -> list[Text]:
@@ -168,22 +169,32 @@ def _notes_of(data: FrameData) -> Iterator[str]:
         yield f"VMI names are not up to date: {watch_error(watch)}"
     if data.reasons is not None:
         yield _reasons_note(data)
-    if not is_attached(data.report, Question.RUNS_VCPU):
-        yield "USER/s: returns of KVM_RUN to user space; KVM_RUN itself is not counted here"
-    exits = vm_exits(health)
-    match exits.trust:
-        case CounterTrust.UNTRIED:
-            yield f"EXIT/s: {exits.why}"
-        case CounterTrust.BLIND:
-            yield f"EXIT/s unavailable: {exits.why}"
-        case CounterTrust.MISSING:
-            yield f"EXIT/s unavailable: {exits.why} (see hvprobe doctor)"
-        case CounterTrust.PROVEN:
-            pass
+    for counter in live_counters(data.report):
+        yield from _column_notes(data, counter)
+
+
+def _column_notes(data: FrameData, counter: Counter) -> Iterator[str]:
+    """Why a counter's column is not what it seems to be, or is empty."""
+    column = counter.column
+    if column is None:
+        return
+    if column.stands_in_for is not None:
+        yield f"{column.heading}: {column.note}"
+    elif counter.label is not None:
+        state = counter_state(data.report.health, counter)
+        match state.trust:
+            case CounterTrust.UNTRIED:
+                yield f"{column.heading}: {state.why}"
+            case CounterTrust.BLIND:
+                yield f"{column.heading} unavailable: {state.why}"
+            case CounterTrust.MISSING:
+                yield f"{column.heading} unavailable: {state.why} (see hvprobe doctor)"
+            case CounterTrust.PROVEN:
+                pass
 
 
 def _reasons_note(data: FrameData) -> str:
-    exits = vm_exits(data.report.health)
+    exits = counter_state(data.report.health, EXITS)
     if exits.trust in (CounterTrust.BLIND, CounterTrust.MISSING):
         return f"exit reasons unavailable: {exits.why}"
     lost = data.reasons_lost_total

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ebpf import counters
 from ebpf.exit_reasons.reasons import ReasonCount
 from probes.host.process import VmmId
-from probes.render.rates import per_second
+from probes.render.rates import per_second, rates_of
 from probes.report.model import NodeReport, ProcessReport
 
 MINUTE_S = 60.0
@@ -21,13 +22,9 @@ Reasons = Mapping[int, tuple[ReasonCount, ...]]
 """Exit reasons by tgid; a process that was not requested is absent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Events per second between the last two reports; None: not counted, or observed only once."""
-
-    runs: float | None = None
-    userspace_exits: float | None = None
-    exits: float | None = None
+Rates = Mapping[str, float]
+"""Events per second between the last two reports, by the counter's name; absent: not counted, or
+seen only once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +40,12 @@ class _Sample:
     """One process in one report."""
 
     at_s: float
-    runs: int | None
-    userspace_exits: int | None
-    exits: int | None
+    counters: Mapping[str, int]
 
     @property
-    def activity(self) -> int | None:
-        """The counter from which the last minute is drawn."""
-        return self.userspace_exits if self.exits is None else self.exits
+    def activity(self) -> str | None:
+        """Name of the counter that the last minute is drawn from; None: none counts."""
+        return most_telling(self.counters)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +57,14 @@ class _Past:
     steps: deque[tuple[float, float]] = field(default_factory=deque)
     """(time, rate) of each step of the last minute."""
     step_began: _Sample
+
+
+def most_telling(counted: Mapping[str, object]) -> str | None:
+    """Name of the counter that shows best how busy a guest is; None: none of those counts."""
+    for counter in counters.ranked():
+        if counter.shows_activity and counter.name in counted:
+            return counter.name
+    return None
 
 
 class History:
@@ -94,17 +97,12 @@ class History:
         """Return the rates between the last two reports."""
         past = self._processes.get(vmm)
         if past is None or past.before is None:
-            return Rates()
+            return {}
         now, before = past.now, past.before
-        seconds = now.at_s - before.at_s
-        return Rates(
-            runs=per_second(before.runs, now.runs, seconds),
-            userspace_exits=per_second(before.userspace_exits, now.userspace_exits, seconds),
-            exits=per_second(before.exits, now.exits, seconds),
-        )
+        return rates_of(before.counters, now.counters, now.at_s - before.at_s)
 
     def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
-        """Return the mean activity in equal parts of the last minute, oldest first.
+        """Mean activity in parts of the last minute, oldest first.
 
         Activity is exits, otherwise userspace exits. None: there was no report in that part.
         """
@@ -131,21 +129,18 @@ class History:
         return max(count.total - before, 0) / self._reasons_elapsed_s
 
     def _past(self, process: ProcessReport) -> _Past:
-        sample = _Sample(
-            at_s=self._at_s,
-            runs=process.runs,
-            userspace_exits=process.userspace_exits,
-            exits=process.exits,
-        )
+        sample = _Sample(at_s=self._at_s, counters=process.counters)
         past = self._processes.get(process.vmm)
         if past is None:
             return _Past(now=sample, step_began=sample)
         past.before, past.now = past.now, sample
         seconds = sample.at_s - past.step_began.at_s
         if seconds >= STEP_S * 0.95:
-            rate = per_second(past.step_began.activity, sample.activity, seconds)
-            if rate is not None and (past.step_began.exits is None) == (sample.exits is None):
-                past.steps.append((sample.at_s, rate))
+            name = sample.activity
+            if name is not None and name == past.step_began.activity:
+                before, now = past.step_began.counters[name], sample.counters[name]
+                rate = per_second(before, now, seconds)
+                past.steps.extend([] if rate is None else [(sample.at_s, rate)])
             past.step_began = sample
         while past.steps and past.steps[0][0] <= sample.at_s - MINUTE_S:
             past.steps.popleft()

@@ -7,7 +7,8 @@ Owns the options, what a selection keeps of a report, and the cost of ``--reason
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from probes.host.process import HypervisorType, VmmId
+from probes.host.hypervisors import HypervisorType
+from probes.host.process import VmmId
 
 if TYPE_CHECKING:
     from probes.judge.verdict import Verdict

@@ -12,7 +12,7 @@ from enum import StrEnum
 from probes.host.process import VmmId
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
-from probes.render.live.history import History, Rates, ReasonRate
+from probes.render.live.history import History, Rates, ReasonRate, most_telling
 from probes.report.model import NodeReport, ProcessReport, VmiReport
 from probes.report.vocabulary import subject_of_process, subject_of_vmi
 
@@ -104,7 +104,7 @@ def _orphan(vmi: VmiReport) -> Row:
         severity=subject.severity,
         vcpus=None,
         age_s=None,
-        rates=Rates(),
+        rates={},
         reasons=(),
     )
 
@@ -114,9 +114,8 @@ def _by_name(row: Row) -> tuple[str, tuple[VmmId, ...]]:
 
 
 def _activity(row: Row) -> float:
-    if row.rates.exits is not None:
-        return row.rates.exits
-    return row.rates.userspace_exits or 0.0
+    name = most_telling(row.rates)
+    return row.rates[name] if name is not None else 0.0
 
 
 _KEYS: Mapping[Order, Callable[[Row], tuple[object, ...]]] = {

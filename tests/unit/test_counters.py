@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of counters is the only place that names them: a row more shows in every output."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from ebpf import counters
+from ebpf.counters import COUNTERS, Counter, LiveColumn, Metric
+from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook, HookStatus, Question
+from ebpf.ledger import PLACES
+from probes.host.node import KernelFeatures
+from probes.judge.tracked import Tracking
+from probes.render.doctor import checks
+from probes.render.exposition import Exposition, Format
+from probes.render.live.frames import FrameData, frame_json, plain
+from probes.render.live.history import History
+from probes.render.metrics import families
+from probes.render.page import page
+from probes.report.builder import HookHistory, process_reports, vmi_reports
+from probes.report.json_schema import json_schema
+from probes.report.model import CounterTrust, NodeReport
+from probes.vmi.attribution import Attribution, VmName
+from tests.support.facts import VMM, entry, hooks, kernel, tracked
+from tests.support.rich_report import rich_report
+
+DIRTIED = Counter(
+    name="dirtied",
+    hook=Hook(
+        name="kvm_dirty_ring_push",
+        question=Question.EXITS,
+        program="on_kvm_dirty_ring_push",
+        points=(AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_dirty_ring_push"),),
+        proves="the guest wrote to a page",
+        driver=KVM,
+    ),
+    counts="Pages the guest wrote to",
+    json="vcpu_dirtied_total",
+    metric=Metric(name="kubevirt_vmi_vcpu_dirtied", help="Pages the guest wrote to."),
+    label="dirtied pages",
+    page_heading="Dirtied/s",
+    column=LiveColumn(heading="DIRT/s"),
+)
+"""A counter that hvprobe does not have."""
+ALPHA = VmName(namespace="default", name="alpha")
+
+
+@pytest.fixture(autouse=True)
+def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "COUNTERS", (*COUNTERS, DIRTIED))
+    monkeypatch.setitem(PLACES, DIRTIED.name, len(COUNTERS))
+
+
+def node(total: int, *, seconds: float) -> NodeReport:
+    """A node whose ledger has counted so much of one VM by then."""
+    record = entry(runs=total, userspace_exits=total, exits=total)
+    record = record._replace(counts=(*record.counts, 7 * total))
+    status = HookStatus(
+        hook=DIRTIED.hook, backend=Backend.TRACEPOINT, attached_ns=1, attached_total=1
+    )
+    books = kernel(record, hooks=(*hooks(), status))
+    processes = process_reports(
+        Tracking(
+            processes=(tracked(record_ns=record.first_ns),), records={VMM.tgid: record}, pending=0
+        ),
+        names={VMM: ALPHA},
+    )
+    plain_report = rich_report()
+    return replace(
+        plain_report,
+        taken_unix_s=seconds,
+        processes=processes,
+        vmis=vmi_reports(
+            (Attribution(vm=ALPHA, vmm=VMM, architecture=None),),
+            processes,
+            accelerators=(),
+            machine="x86_64",
+            pending=0,
+        ),
+        health=replace(
+            plain_report.health,
+            hooks=books.hooks,
+            trusts=HookHistory().after(books).trusts(books),
+        ),
+    )
+
+
+EARLIER, NOW = 100, 300
+"""Totals of two reports, 10 s apart."""
+
+
+def two_reports() -> tuple[NodeReport, NodeReport]:
+    return node(EARLIER, seconds=1000.0), node(NOW, seconds=1010.0)
+
+
+def test_json() -> None:
+    """A process, its VM and the health of the node have it, and the schema describes it."""
+    schema = json_schema()
+    frame = json.loads(frame_json(two_reports()[1]))
+    Draft202012Validator(schema).validate(frame)
+    for what in ("processes", "vmis"):
+        assert frame[what][0]["vcpu_dirtied_total"] == 7 * NOW
+        described = schema["properties"][what]["items"]["properties"]["vcpu_dirtied_total"]
+        assert described["description"] == "Pages the guest wrote to; null: not counted here."
+    assert frame["health"]["counters"]["dirtied"] == CounterTrust.PROVEN.value
+
+
+def test_metrics() -> None:
+    """The VM has a series of it, with its help text."""
+    text = "".join(Exposition().write(families(two_reports()[1]), Format.TEXT))
+    assert "# HELP kubevirt_vmi_vcpu_dirtied_total Pages the guest wrote to.\n" in text
+    labels = '{name="alpha",namespace="default",node="node-1"}'
+    assert f"kubevirt_vmi_vcpu_dirtied_total{labels} {7 * NOW}.0\n" in text
+
+
+def test_page() -> None:
+    """The page shows its rate, and how far it can be trusted."""
+    before, now = two_reports()
+    drawn = page(now, previous=before, failure=None, last_known_s=60).decode()
+    assert "Dirtied/s" in drawn
+    assert "140" in drawn
+    assert "dirtied pages" in drawn
+    assert "kvm_dirty_ring_push has fired on this node" in drawn
+
+
+def test_live() -> None:
+    """The live view has a column of its rate."""
+    history = History()
+    for report in two_reports():
+        history.add(report)
+    data = FrameData(report=two_reports()[1], history=history)
+    lines = [str(line) for line in plain(data, width=None, ascii_only=True)]
+    (heading,) = [line for line in lines if "DIRT/s" in line]
+    (row,) = [line for line in lines if "default/alpha" in line]
+    end = heading.index("DIRT/s") + len("DIRT/s")
+    assert row[:end].split()[-1] == "140"
+
+
+def test_doctor() -> None:
+    """The doctor says how far it can be trusted."""
+    features = KernelFeatures(
+        kprobes=True,
+        btf=True,
+        tracefs=True,
+        kvm_device=True,
+        lockdown="none",
+        capabilities_missing=(),
+        initial_pid_namespace=True,
+    )
+    (found,) = [it for it in checks(two_reports()[1], features) if it.question == "dirtied pages"]
+    assert found.finding == "counted: kvm_dirty_ring_push has fired on this node"
+
+
+def test_rows_agree() -> None:
+    """Each counter that another one names is there, and each hook is one that is wanted."""
+    names = {counter.name for counter in COUNTERS}
+    assert len(names) == len(COUNTERS)
+    for counter in COUNTERS:
+        assert counter.hook in HOOKS
+        assert counter.implied_by in {None, *names}
+        column = counter.column
+        assert column is None or column.stands_in_for in {None, *names}
+        assert column is None or (column.note is None) == (column.stands_in_for is None)
+        assert counter.metric is None or counter.json is not None
