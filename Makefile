@@ -10,9 +10,11 @@ TEST_FOLDERS := $(wildcard $(addprefix tests/, \
 C_FILES := $(sort $(wildcard ebpf/*.[ch] ebpf/*/*.c tests/*/*.c bench/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh vmtest/*.sh))
 WORKFLOW_FILES := $(sort $(wildcard .github/workflows/*.yml .github/dependabot.yml))
-# Runs a linter of .venv, or skips it if its package has no wheel for this machine.
+# Runs a linter of .venv and shows its output only if it fails, because zizmor reports success even
+# with --quiet. Skips a linter whose package has no wheel for this machine.
 LINT_WITH = if [ ! -x .venv/bin/$(1) ]; then \
-	echo "lint: skipped $(1): its package has no wheel for $$(uname -m)"; else .venv/bin/$(1) $(2); fi
+	echo "lint: skipped $(1): its package has no wheel for $$(uname -m)"; else \
+	report=$$(.venv/bin/$(1) $(2) 2>&1) || { printf '%s\n' "$$report" >&2; exit 1; }; fi
 
 # Kernels that vmtest boots: versions separated by commas, or all.
 HVPROBE_KERNELS ?= 6.1

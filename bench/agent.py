@@ -66,8 +66,8 @@ class Answer:
     def verified_kvm(self) -> int:
         """How many VMs it shows as kvm and verified; -1 where it shows any VM otherwise."""
         kvm = len(_VERIFIED_KVM.findall(self.body))
-        whole = kvm == len(_INFO.findall(self.body)) == len(_VERIFIED.findall(self.body))
-        return kvm if whole else -1
+        complete = kvm == len(_INFO.findall(self.body)) == len(_VERIFIED.findall(self.body))
+        return kvm if complete else -1
 
 
 class BenchAgent:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF programs by their number: taken from whoever loaded them, attached, timed by the kernel.
+"""BPF programs that another process loaded: opened by id, attached, and timed by the kernel.
 
-Owns what the measurements ask of bpf(2). Must not know whose programs these are. A program taken
-by its number stays while the descriptor is held, also when its loader has ended; it is the very
-program, with the loader's tables.
+Owns the calls of bpf(2) that the measurements make. Must not know which process loaded a program.
+A program opened by its id is the loader's own, with the loader's tables. It stays loaded while
+the descriptor is open, even after the loader has ended.
 
 Facts: include/uapi/linux/bpf.h (commands, struct bpf_prog_info).
 """
@@ -28,7 +28,7 @@ _BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_ENABLE_STATS = 32
 _TEST_RUN_BYTES = 80
 _ARGUMENTS = 12
-"""As many as a tracepoint can have (include/linux/bpf.h, MAX_BPF_FUNC_ARGS)."""
+"""The most arguments that a tracepoint can have (include/linux/bpf.h, MAX_BPF_FUNC_ARGS)."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 TRACEPOINT, RAW_TRACEPOINT = 5, 17
@@ -36,7 +36,7 @@ TRACEPOINT, RAW_TRACEPOINT = 5, 17
 
 
 class _ProgInfo(ctypes.Structure):
-    """struct bpf_prog_info up to run_cnt."""
+    """The fields of struct bpf_prog_info up to run_cnt."""
 
     _fields_ = [
         ("type", ctypes.c_uint32),
@@ -78,7 +78,7 @@ class _ProgInfo(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """What the kernel has written down of a program while statistics were on."""
+    """How often and how long a program ran while the kernel's run statistics were enabled."""
 
     count: int
     time_ns: int
@@ -88,7 +88,7 @@ class Program:
     """One loaded program. Close it, or use it as a context manager."""
 
     def __init__(self, fd: int) -> None:
-        """Own a descriptor."""
+        """Take over a program's descriptor."""
         self.fd = fd
         info = self._info()
         self.id = int(info.id)
@@ -97,9 +97,12 @@ class Program:
 
     @classmethod
     def of_process(cls, tgid: int, name: str) -> Self:
-        """The program of a process whose function has this name (cut to 15 bytes)."""
-        for number in sorted(program_ids(tgid)):
-            program = cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(number)))
+        """Open the program of a process by its function's name, which the kernel cuts to 15 bytes.
+
+        Raises LookupError when the process holds no such program.
+        """
+        for program_id in sorted(program_ids(tgid)):
+            program = cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(program_id)))
             if program.name == name[:15]:
                 return program
             program.close()
@@ -107,12 +110,15 @@ class Program:
 
     @classmethod
     def only_one_of(cls, tgid: int) -> Self:
-        """The one program of a process that holds no other."""
-        (number,) = program_ids(tgid)
-        return cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(number)))
+        """Open the only program that a process holds."""
+        (program_id,) = program_ids(tgid)
+        return cls(_bpf(_BPF_PROG_GET_FD_BY_ID, ctypes.c_uint32(program_id)))
 
     def run_here(self, times: int) -> None:
-        """Run it in this thread, so many times, with arguments of zero (raw tracepoints only)."""
+        """Run the program ``times`` times in this thread; all its arguments are 0.
+
+        Works for raw tracepoint programs only.
+        """
         arguments = (ctypes.c_uint64 * _ARGUMENTS)()
         # prog_fd, ..., ctx_size_in, ctx_size_out, ctx_in, ...
         fields = (self.fd, ctypes.sizeof(arguments), 0, ctypes.addressof(arguments))
@@ -124,13 +130,13 @@ class Program:
                 raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
 
     def runs(self) -> Runs:
-        """What it has run so far."""
+        """The kernel's run statistics of this program so far."""
         info = self._info()
         return Runs(count=int(info.run_cnt), time_ns=int(info.run_time_ns))
 
     @contextlib.contextmanager
     def attached(self, category: str, event: str) -> Iterator[None]:
-        """Run at a tracepoint meanwhile, in the form this program was loaded for."""
+        """Attach the program to a tracepoint during the block, as the kind it was loaded as."""
         if self.type == RAW_TRACEPOINT:
             link = open_raw_tracepoint(event, self.fd)
         else:
@@ -168,7 +174,7 @@ class Program:
 
 @contextlib.contextmanager
 def run_statistics() -> Iterator[None]:
-    """The kernel times every program's runs meanwhile (which costs each run a little)."""
+    """Let the kernel time all runs of all programs during the block; each run costs a bit more."""
     fd = _bpf(_BPF_ENABLE_STATS, ctypes.c_uint32(0))  # BPF_STATS_RUN_TIME
     try:
         yield
@@ -184,10 +190,10 @@ def _tracepoint_id(category: str, event: str) -> int:
 
 
 def _bpf(command: int, attributes: ctypes.Structure | ctypes.c_uint32) -> int:
-    # A whole union bpf_attr of zeros behind what is given: the kernel wants nothing else there.
-    whole = (ctypes.c_uint8 * 128)()
-    ctypes.memmove(whole, ctypes.addressof(attributes), ctypes.sizeof(attributes))
-    return _checked(_LIBC.syscall(_SYS_BPF, command, whole, ctypes.sizeof(whole)))
+    # The kernel refuses a union bpf_attr with anything but zeros after the command's own fields.
+    padded = (ctypes.c_uint8 * 128)()
+    ctypes.memmove(padded, ctypes.addressof(attributes), ctypes.sizeof(attributes))
+    return _checked(_LIBC.syscall(_SYS_BPF, command, padded, ctypes.sizeof(padded)))
 
 
 def _checked(result: int) -> int:

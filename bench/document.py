@@ -51,13 +51,13 @@ def document(results: dict[str, Any]) -> str:
                 ["what", "measured", "spread", "goal", ""],
                 (
                     [
-                        it["what"],
-                        f"{number(it['value'])} {it['unit']}",
-                        _spread(it),
-                        "" if it["goal"] is None else f"{number(it['goal'])} {it['unit']}",
-                        PASSED[it["passed"]],
+                        row["what"],
+                        f"{number(row['value'])} {row['unit']}",
+                        _spread(row),
+                        "" if row["goal"] is None else f"{number(row['goal'])} {row['unit']}",
+                        PASSED[row["passed"]],
                     ]
-                    for it in rows
+                    for row in rows
                 ),
             ),
             "## Beside others\n",
@@ -65,19 +65,19 @@ def document(results: dict[str, Any]) -> str:
                 ["what", "ours", "beside", "theirs", "ratio"],
                 (
                     [
-                        it["what"],
-                        f"{number(it['value'])} {it['unit']}",
+                        row["what"],
+                        f"{number(row['value'])} {row['unit']}",
                         peer["name"],
-                        _theirs(peer, it["unit"]),
+                        _theirs(peer, row["unit"]),
                         "" if peer["ratio"] is None else number(peer["ratio"]),
                     ]
-                    for it in rows
-                    for peer in it["beside"]
+                    for row in rows
+                    for peer in row["beside"]
                 ),
             ),
             FLEET,
             "## How each was measured\n",
-            "".join(f"* {it['what']}: {it['note']}.\n" for it in rows if it["note"]),
+            "".join(f"* {row['what']}: {row['note']}.\n" for row in rows if row["note"]),
             "## Guard\n",
             GUARD,
             _table(

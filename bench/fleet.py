@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node full of VMs: real KVM processes in pods' cgroups, their VMIs in an API server.
 
-Owns N processes of tests/support/kvmload.c, each with one VM of one vCPU, each in the cgroup of a
-virt-launcher pod of its own, and N Running VMIs that name these pods. Must not know the agent.
+Owns N processes of tests/support/kvmload.c and N Running VMIs. Each process has one VM with one
+vCPU and runs in the cgroup of its own virt-launcher pod, which its VMI names. Must not know the
+agent.
 
-All of it ends with the process that made it, killed or not: a VM ends when its standard input does,
-and the next tree of cgroups removes what the last one left (pod_cgroups.py).
+Everything ends with the process that made it, even if that process is killed: a VM ends when its
+standard input closes, and the next cgroup tree removes the one left behind (pod_cgroups.py).
 """
 
 import json
@@ -27,22 +28,22 @@ from tests.support.vmi_objects import pod_uid, vmi
 NODE = "node-a"
 NAMESPACE = "default"
 SPARE_FILES = 500
-"""Descriptors for everything but the VMs, each of which takes one."""
+"""Descriptors for everything except the VMs. Each VM takes one more."""
 LINE_DEADLINE_S = 60.0
 
 
 class State(Enum):
-    """What the VMs do until they are told otherwise. None of them uses a CPU."""
+    """What the VMs do until the next command. In no state do they use a CPU."""
 
     HALTED = "asleep inside KVM_RUN, as an idle guest is"
     STEPPED = "outside KVM_RUN; each tick runs each of them once to its next exit"
 
 
 class Fleet:
-    """VMs that run, more of them whenever told so. Use as a context manager."""
+    """Running VMs; `grow` adds more. Use it as a context manager."""
 
     def __init__(self, vms: int = 0, state: State = State.STEPPED, *, exits: int = 7) -> None:
-        """Begin with so many when entered, each with so many userspace exits made."""
+        """On entry, start ``vms`` VMs. Each makes ``exits`` exits to user space."""
         self._begin_with = vms
         self._state = state
         self._exits = exits
@@ -50,7 +51,7 @@ class Fleet:
         self._stdins: list[int] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.tgids: list[int] = []
-        """The VMs' processes, in no order."""
+        """The VMs' processes, in no particular order."""
 
     def __enter__(self) -> Self:
         try:
@@ -66,11 +67,11 @@ class Fleet:
 
     @property
     def agent_arguments(self) -> tuple[str, ...]:
-        """Flags of an agent of this node."""
+        """The flags that run an agent on this node."""
         return ("--kubeconfig", str(self.api.kubeconfig()), "--node", NODE)
 
     def grow(self, vms: int) -> None:
-        """Start so many more at once, with their VMIs; returns when each has made its exits."""
+        """Start more VMs at once, with their VMIs; return when each has made its exits."""
         _allow_files(len(self.tgids) + vms + SPARE_FILES)
         pods = [self._add_vmi(len(self.tgids) + number) for number in range(vms)]
         if self._state is State.HALTED and vms:
@@ -84,13 +85,13 @@ class Fleet:
         self.tgids += started
 
     def tick(self) -> None:
-        """Let each VM make one more exit; returns when all have made it (STEPPED only)."""
+        """Let each VM make one more exit; return when all have made it (STEPPED only)."""
         for stdin in self._stdins:
             os.write(stdin, b"1\n")
         self._lines.take(len(self._stdins))
 
     def end_vms(self) -> None:
-        """End them all; their VMIs and the API server stay."""
+        """End all VMs. Their VMIs and the API server stay."""
         while self._stdins:
             os.close(self._stdins.pop())
         while self._processes:
@@ -112,47 +113,47 @@ class Fleet:
         self._stack.callback(self.end_vms)
 
     def _add_vmi(self, number: int) -> Path:
-        """Create a Running VMI of this node; gives the cgroup of its pod's container."""
+        """Create a Running VMI on this node, and return the cgroup of its pod's container."""
         name = f"vm-{number}"
         self.api.store.create(vmi(name, namespace=NAMESPACE, node=NODE, architecture=None))
         return self._cgroups.pod(pod_uid(NAMESPACE, name))
 
     def _start(self, *arguments: str) -> None:
-        theirs, ours = os.pipe()
+        vm_stdin, ours = os.pipe()
         self._stdins.append(ours)
         try:
             self._processes.append(
                 subprocess.Popen(
                     [self._kvmload, "--userspace-exits", str(self._exits), *arguments],
-                    stdin=theirs,
+                    stdin=vm_stdin,
                     stdout=self._stdout,
                 )
             )
         finally:
-            os.close(theirs)
+            os.close(vm_stdin)
 
 
 class _Lines:
-    """Lines that many processes write to one pipe: each is short, hence written at once."""
+    """Lines that many processes write to one pipe. Short writes are atomic, so no lines mix."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._rest = b""
 
     def take(self, count: int) -> list[str]:
-        """The next so many lines. Raises TimeoutError when one does not come."""
+        """The next ``count`` lines. Raises TimeoutError when one does not arrive in time."""
         lines: list[str] = []
         while len(lines) < count:
             if not select.select([self._fd], [], [], LINE_DEADLINE_S)[0]:
                 raise TimeoutError(f"{count - len(lines)} VMs of {count} do not answer")
-            *whole, self._rest = (self._rest + os.read(self._fd, 1 << 20)).split(b"\n")
-            lines += [line.decode() for line in whole]
+            *complete, self._rest = (self._rest + os.read(self._fd, 1 << 20)).split(b"\n")
+            lines += [line.decode() for line in complete]
         assert len(lines) == count, (len(lines), count)
         return lines
 
 
 def _allow_files(wanted: int) -> None:
-    """Raise this process's limit of open files where it is lower."""
+    """Raise this process's limit on open files to ``wanted`` if it is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))

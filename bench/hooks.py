@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs whose cost is compared, loaded by whoever loads them in earnest.
+"""The programs whose cost is compared, each loaded by the program that normally loads it.
 
-Owns getting hold of them: of a real agent, of the distribution's tool, and of reference.bpf.c. Must
-not know how they are measured. The agent and the tool have ended when they are measured: otherwise
-their own attachments would run beside those of the measurement.
+Owns how they are obtained: from a real agent, from the distribution's tool, and from
+reference.bpf.c. Must not know how they are measured. The agent and the tool end before the
+measurement, because otherwise their own attachments would run beside it.
 """
 
 import importlib
@@ -20,32 +20,36 @@ from bench.peers import KVMEXIT_PEER, running
 
 REFERENCE = Path(__file__).with_name("reference.bpf.c")
 EMPTY, SLOT, PER_CPU_HASH, COMMON = "empty", "percpu_array", "percpu_hash", "hash_atomic"
-ASKS_PROCESS = "asks_process"
+CURRENT_PROCESS = "current_process"
 OURS, OURS_USERSPACE, KVMEXIT = "hvprobe", "hvprobe, kvm_userspace_exit", "kvmexit-bpfcc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookPrograms:
-    """Each by its name."""
+    """The programs by name, and the reasons why some are absent."""
 
     programs: dict[str, Program]
     absent: dict[str, str]
-    """Why one is not there."""
+    """The reason why a program is absent, by name."""
 
     def raw(self) -> dict[str, Program]:
-        """Those that are raw tracepoints: like is compared with like."""
-        return {name: it for name, it in self.programs.items() if it.type == RAW_TRACEPOINT}
+        """The raw tracepoint programs, because only programs of one kind are comparable."""
+        return {
+            name: program
+            for name, program in self.programs.items()
+            if program.type == RAW_TRACEPOINT
+        }
 
 
 @contextmanager
 def hook_programs() -> Iterator[HookPrograms]:
-    """Load all of them."""
+    """Load all programs; they are closed when the block ends."""
     with ExitStack() as stack:
         programs: dict[str, Program] = {}
         absent: dict[str, str] = {}
         bpf = _compile()
         stack.callback(bpf.cleanup)
-        for name in (EMPTY, SLOT, ASKS_PROCESS, PER_CPU_HASH, COMMON):
+        for name in (EMPTY, SLOT, CURRENT_PROCESS, PER_CPU_HASH, COMMON):
             loaded = bpf.load_func(name.encode(), RAW_TRACEPOINT)
             programs[name] = Program(os.dup(loaded.fd))
         with BenchAgent("--standalone") as agent:

@@ -97,7 +97,7 @@ def agent_of(
 
 
 def print_steady(agent: Container, beside: str, scrape: Callable[[], object]) -> None:
-    """What scrapes cost, each a look of its own, and the memory after them."""
+    """What scrapes cost when each makes its own refresh, and the memory after them."""
     tgid = agent.main_tgid()
     before = cpu_s(tgid)
     for _ in range(SCRAPES):
@@ -110,9 +110,12 @@ def print_steady(agent: Container, beside: str, scrape: Callable[[], object]) ->
 
 
 def cgroup_mib(agent: Container) -> dict[str, float]:
-    """What image_memory.memory_of says; the OOM kills are no MiB."""
+    """What image_memory.memory_of reports, in MiB; the OOM kills stay a number."""
     found = memory_of(agent.main_tgid())
-    return {name: it if name == "oom_kills" else round(it / MIB, 1) for name, it in found.items()}
+    return {
+        name: value if name == "oom_kills" else round(value / MIB, 1)
+        for name, value in found.items()
+    }
 
 
 def beside_two_guests(image: Image) -> None:
@@ -133,10 +136,10 @@ def all_are_verified(connection: Connection) -> bool:
 def in_a_fleet(image: Image, fleet: Fleet) -> None:
     with (
         agent_of(image, fleet) as (agent, _),
-        contextlib.closing(agent.connect()) as asked,
+        contextlib.closing(agent.connect()) as connection,
     ):
-        wait_for(partial(all_are_verified, asked), "all are verified")
-        print_steady(agent, f"{VMS} VMs", lambda: asked.get("/metrics"))
+        wait_for(partial(all_are_verified, connection), "all are verified")
+        print_steady(agent, f"{VMS} VMs", lambda: connection.get("/metrics"))
 
 
 def started_cold(image: Image, fleet: Fleet) -> None:
@@ -144,8 +147,8 @@ def started_cold(image: Image, fleet: Fleet) -> None:
     for limit in LIMITS_MIB:
         with agent_of(image, fleet, limit_mib=limit, cold=True) as (agent, start_s):
             started = cgroup_mib(agent)
-            with contextlib.closing(agent.connect()) as asked:
-                wait_for(partial(all_are_verified, asked), "all are verified")
+            with contextlib.closing(agent.connect()) as connection:
+                wait_for(partial(all_are_verified, connection), "all are verified")
                 looked = cgroup_mib(agent)
             begun_s = time.monotonic()
             doctor = agent.execute("hvprobe", "doctor").returncode

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What a hook's cost is compared with. Each program is loaded as a raw tracepoint.
+ * The programs that a hook's cost is compared with. Each is loaded as a raw tracepoint.
  *
- *   empty             nothing: what the kernel's own timing of a run costs
- *   percpu_array      the limit: one counter of this CPU, at a place known beforehand
- *   asks_process      which process it is and nothing else: the one helper call that no program can
- *                     do without that tells processes apart
- *   percpu_hash       a counter of this process on this CPU, found by its number
- *   hash_atomic       the common form: a counter of this process, found by its number, that all
- *                     CPUs add to
+ *   empty             does nothing: shows what the kernel's own timing of a run costs
+ *   percpu_array      the limit: adds to one counter of this CPU, at a fixed index
+ *   current_process   asks for the current process and does nothing else: every program that
+ *                     distinguishes processes needs this helper call
+ *   percpu_hash       adds to this process's counter on this CPU, found by the process number
+ *   hash_atomic       the common form: adds to this process's counter, which all CPUs share,
+ *                     found by the process number
  */
 BPF_PERCPU_ARRAY(one_slot, u64, 1);
 BPF_F_TABLE("percpu_hash", u32, u64, by_process_and_cpu, 4096, 0);
@@ -29,7 +29,7 @@ int percpu_array(void *ctx)
 	return 0;
 }
 
-int asks_process(void *ctx)
+int current_process(void *ctx)
 {
 	return bpf_get_current_pid_tgid() >> 32 == 1;
 }

@@ -27,7 +27,9 @@ LIBRARIES = ("hvprobe", "h11", "kubernetes", "prometheus-client", "psutil", "url
 
 def row_json(row: Row) -> dict[str, Any]:
     """A row with what follows from it. Ratios are ours over theirs: below 1, ours is less."""
-    beside = [{**dataclasses.asdict(it), "ratio": ratio(row.value, it.value)} for it in row.beside]
+    beside = [
+        {**dataclasses.asdict(peer), "ratio": ratio(row.value, peer.value)} for peer in row.beside
+    ]
     return {
         **dataclasses.asdict(row),
         "passed": row.passed,
@@ -42,7 +44,7 @@ def ratio(ours: float, theirs: float | None) -> float | None:
 
 
 def number(value: float) -> str:
-    """Three significant digits, or the whole number."""
+    """A number with three significant digits; 0 and numbers from 100 have no decimals."""
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}"
@@ -56,19 +58,19 @@ def lines(row: Row) -> Iterable[str]:
         spread = f"[{number(row.low)} .. {number(row.high)}]"
     value = f"{number(row.value)} {row.unit}"
     yield f"{row.what:<66} {value:>20} {spread:<20} {goal:<12} {PASSED[row.passed]}"
-    for it in row.beside:
-        if it.value is None:
-            yield f"    beside {it.name}: none, {it.why}"
+    for peer in row.beside:
+        if peer.value is None:
+            yield f"    beside {peer.name}: none, {peer.why}"
         else:
-            times = ratio(row.value, it.value)
+            times = ratio(row.value, peer.value)
             share = "" if times is None else f", ours is {number(times)} of it"
-            yield f"    beside {it.name}: {number(it.value)} {row.unit}{share}"
+            yield f"    beside {peer.name}: {number(peer.value)} {row.unit}{share}"
 
 
 def results_json(
     rows: Iterable[Row], guard: Mapping[str, float], *, seconds: float
 ) -> dict[str, Any]:
-    """The whole file."""
+    """The complete content of the results file."""
     return {
         "machine": machine(),
         "seconds": round(seconds),
@@ -107,7 +109,7 @@ def _processor() -> str:
 
 
 def _kvm() -> str:
-    vendors = sorted(it.name for it in Path("/sys/module").glob("kvm_*"))
+    vendors = sorted(module.name for module in Path("/sys/module").glob("kvm_*"))
     return ", ".join(vendors) or "built in"
 
 
@@ -124,9 +126,9 @@ def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _rounded(it) for key, it in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(it) for it in value]
+        return [_rounded(item) for item in value]
     return value
 
 

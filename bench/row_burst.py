@@ -24,7 +24,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         asked_s = time.monotonic()
         fleet.grow(vms)
         took_s = time.monotonic() - asked_s
-        time.sleep(max(0.0, BETWEEN_SCRAPES_S - took_s))  # the next scrape is a look of its own
+        time.sleep(max(0.0, BETWEEN_SCRAPES_S - took_s))  # the next scrape makes its own refresh
         after = agent.get()
     note = (
         f"they started within {took_s:.2f} s, cgroups and VMIs included; "

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest loses by the hooks: CPU time an exit, with a hook and without one.
+"""What the hooks cost a guest: CPU time per exit, with a hook and without one.
 
-A guest that does nothing but exit is the worst case. Its process's CPU time an exit is taken with
-no hook and with each program attached, in turns (turns.py). Nothing is timed by the kernel
-meanwhile. This is the whole cost, the tracepoint's own included, which bpf_stats does not see.
+A guest that does nothing but exit is the worst case. The CPU time of its process per exit is
+measured without a hook and with each program attached, in turns (turns.py), while the kernel's run
+statistics are off. The result is the complete cost. It includes that of the tracepoint itself,
+which bpf_stats does not see.
 """
 
 from collections.abc import Iterator
@@ -23,16 +24,16 @@ SETTLING = 200
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """The raw form, which is like kvmexit's, and the form that the agent takes on this kernel."""
+    """One row for the raw form, as kvmexit uses it, and one for the agent's form on this kernel."""
     bench.release()
     plan = bench.plan
     with hook_programs() as hooks, GuestThatExits() as guest:
 
         def cost_ns(name: str) -> float:
-            meanwhile: AbstractContextManager[None] = nullcontext()
+            attached: AbstractContextManager[None] = nullcontext()
             if name != NOTHING:
-                meanwhile = hooks.programs[name].attached("kvm", "kvm_userspace_exit")
-            with meanwhile:
+                attached = hooks.programs[name].attached("kvm", "kvm_userspace_exit")
+            with attached:
                 guest.make(SETTLING)
                 return guest.ns_an_exit(plan.guest_exits)
 

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one VM exit costs in the hook, over an empty program of the same kind.
+"""What one VM exit costs in the hook, compared with an empty program of the same kind.
 
-Measured in three ways, for what a program costs depends on what the processor still knows of it:
+A program's cost depends on what the processor still has in its caches, so it is measured in three
+ways:
 
 * `real`: each program alone at the tracepoint kvm_userspace_exit, driven by a guest that does
-  nothing but exit. Under kvm_pvm, as on any processor that forgets its caches of addresses and
-  branches between guest and host, the first touch of everything is part of it.
-* `warm`: each program run by BPF_PROG_TEST_RUN again and again in this process, between two system
-  calls: what is left when everything is known. The steadier figure of the two.
-* `event`: CPU time of a system call that meets a tracepoint (prctl PR_SET_NAME, task_rename), with
-  a program attached and without: the tracepoint's own cost is in it, which every BPF program at a
-  tracepoint pays, an empty one, too.
+  nothing but exit. Under kvm_pvm, as on any processor that loses its caches of addresses and
+  branches between guest and host, this includes the cost of filling them again.
+* `warm`: each program run repeatedly by BPF_PROG_TEST_RUN in this process. Everything is in the
+  caches, so this figure is the more stable of the two.
+* `event`: CPU time of a system call that reaches a tracepoint (prctl PR_SET_NAME, task_rename),
+  with a program attached and without. It includes the cost of the tracepoint itself, which every
+  BPF program at a tracepoint causes, even an empty one.
 
-In the first two the kernel times each run itself (bpf_stats: run_time_ns over run_cnt), the empty
-program's, too: the difference is what is told. All programs are raw tracepoints, and take turns, in
-another order each round. Ours is the program of a real agent for kvm_exit, taken by its number and
-attached where events are (kvm_exit never fires under kvm_pvm; no argument is used, so it is the
-same there). kvmexit's is taken from the running tool likewise; its argument, the reason, comes
-first in both tracepoints' arguments. At task_rename it would return at once, so it is not there.
+In the first two, the kernel itself times each run (bpf_stats: run_time_ns divided by run_cnt) of
+each program, including the empty one, and the difference is reported. All programs are raw
+tracepoints and take turns, in another order each round.
+
+The program of hvprobe is that of a real agent for kvm_exit, opened by its id. It is attached to
+kvm_userspace_exit, because kvm_exit never fires under kvm_pvm; it reads no argument, so its cost is
+the same there. The program of kvmexit comes from the running tool in the same way. The exit reason
+that it reads is the first argument of both tracepoints. At task_rename it would return immediately,
+so it is left out there.
 """
 
 import ctypes
@@ -28,8 +32,8 @@ from statistics import median
 
 from bench.bpf import Program, run_statistics
 from bench.hooks import (
-    ASKS_PROCESS,
     COMMON,
+    CURRENT_PROCESS,
     EMPTY,
     KVMEXIT,
     OURS,
@@ -48,7 +52,7 @@ GOAL_NS = 12.0
 GOAL_PER_CENT = 3.0
 HARDWARE_EXITS_NS = (1000, 2000)
 SETTLING = 500
-"""Runs before those that are timed."""
+"""Runs that precede the timed ones."""
 WARM_RUNS = 4000
 RENAMES = 4000
 NOTHING = "no hook"
@@ -57,7 +61,7 @@ _PR_SET_NAME = 15
 PEER_TEXTS = {
     EMPTY: "an empty program",
     SLOT: "a per-CPU array slot (the limit)",
-    ASKS_PROCESS: "asking which process it is, and nothing else",
+    CURRENT_PROCESS: "asking which process it is, and nothing else",
     PER_CPU_HASH: "a per-CPU hash",
     COMMON: "hash increment with atomic add (the common form)",
     KVMEXIT: "kvmexit-bpfcc",
@@ -65,7 +69,7 @@ PEER_TEXTS = {
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """All three ways, and the share of an exit on real hardware."""
+    """One row for each of the three ways, and the hook's share of an exit on real hardware."""
     bench.release()
     plan = bench.plan
     with hook_programs() as hooks, GuestThatExits() as guest:
@@ -84,11 +88,11 @@ def measure(bench: Bench) -> Iterator[Row]:
         "{} rounds of {}; ns by bpf_stats, of which what is timed of the empty program, {:.0f} ns, "
         "is taken off"
     )
-    told = note.format(plan.hook_rounds, f"{plan.exits} exits", median(real_ns[EMPTY]))
-    row = _row("real", "one exit in the hook, at a guest's real exits", real_ns, EMPTY, told)
+    real_note = note.format(plan.hook_rounds, f"{plan.exits} exits", median(real_ns[EMPTY]))
+    row = _row("real", "one exit in the hook, at a guest's real exits", real_ns, EMPTY, real_note)
     yield row
-    told = note.format(plan.hook_rounds, f"{WARM_RUNS} runs", median(warm_ns[EMPTY]))
-    yield _row("warm", "one exit in the hook, run in a loop", warm_ns, EMPTY, told)
+    warm_note = note.format(plan.hook_rounds, f"{WARM_RUNS} runs", median(warm_ns[EMPTY]))
+    yield _row("warm", "one exit in the hook, run in a loop", warm_ns, EMPTY, warm_note)
     yield _row(
         "event",
         "one event with its hook, the tracepoint's own cost included",
@@ -101,7 +105,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def warm(hooks: HookPrograms, rounds: int) -> Samples:
-    """Nanoseconds of a run by BPF_PROG_TEST_RUN."""
+    """Nanoseconds per run by BPF_PROG_TEST_RUN."""
 
     def run(name: str) -> float:
         program = hooks.programs[name]
@@ -113,7 +117,7 @@ def warm(hooks: HookPrograms, rounds: int) -> Samples:
 
 
 def timed(program: Program, drive: Callable[[], None], runs: int) -> float:
-    """What the kernel has timed meanwhile, in nanoseconds a run."""
+    """Nanoseconds per run, timed by the kernel while ``drive`` makes the program run."""
     before = program.runs()
     drive()
     after = program.runs()
@@ -124,13 +128,13 @@ def timed(program: Program, drive: Callable[[], None], runs: int) -> float:
 
 def _events(hooks: HookPrograms, rounds: int) -> Samples:
     def rename(name: str) -> float:
-        meanwhile: AbstractContextManager[None] = nullcontext()
+        attached: AbstractContextManager[None] = nullcontext()
         if name != NOTHING:
-            meanwhile = hooks.programs[name].attached("task", "task_rename")
-        with meanwhile:
+            attached = hooks.programs[name].attached("task", "task_rename")
+        with attached:
             return _ns_a_rename()
 
-    return take_turns([NOTHING, EMPTY, SLOT, ASKS_PROCESS, COMMON, OURS], rename, rounds)
+    return take_turns([NOTHING, EMPTY, SLOT, CURRENT_PROCESS, COMMON, OURS], rename, rounds)
 
 
 def _ns_a_rename() -> float:

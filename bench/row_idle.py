@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent computes when nobody asks."""
+"""The agent's CPU time when no client scrapes it."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ GOAL_PER_CENT = 0.1
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """CPU time of all its processes; what hooks cost is the VMs' CPU time, not theirs."""
+    """CPU time of all the agent's processes. What the hooks cost is CPU time of the VMs instead."""
     plan = bench.plan
     agent = bench.steady(plan.vms).agent
     time.sleep(1.0)  # the last scrape is over

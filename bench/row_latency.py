@@ -12,7 +12,7 @@ TEN = 10
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """Each answer is the first of a new look; ten at once share one."""
+    """Each answer is the first of a new refresh; ten scrapes at once share one."""
     plan = bench.plan
     steady = bench.steady(plan.vms)
     one = bench.scraped().seconds

@@ -20,9 +20,11 @@ def measure(bench: Bench) -> Iterator[Row]:
     note = f"{held.processes} process(es) of the agent, added up"
     for name, goal in (("rss", GOAL_MIB), ("pss", None), ("anonymous", None)):
         beside = []
-        for peer, it in peers.items():
-            value = None if isinstance(it, str) else getattr(it, name) / MIB
-            beside.append(Beside(name=peer, value=value, why=it if isinstance(it, str) else ""))
+        for peer, memory in peers.items():
+            if isinstance(memory, str):
+                beside.append(Beside(name=peer, value=None, why=memory))
+            else:
+                beside.append(Beside(name=peer, value=getattr(memory, name) / MIB))
         yield Row(
             key=f"memory.{name}",
             what=f"{name.upper() if len(name) == 3 else name} memory with {plan.vms} VMs and VMIs",

@@ -34,7 +34,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _row(vms: int, series: Scraped, goal: float | None) -> Row:
-    ms = [it * 1000 for it in series.cpu_s]
+    ms = [used_s * 1000 for used_s in series.cpu_s]
     spread_ms = spread(ms)
     return Row(
         key=f"scrape_cpu.{vms}",

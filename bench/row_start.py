@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the start of the process to the first scrape that shows every VM of a full node."""
+"""The time from the agent's start to the first scrape that shows every VM of a full node."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ DEADLINE_S = 30.0
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """The VMs sleep inside KVM_RUN, as idle guests do: /proc alone tells what they are."""
+    """The VMs sleep inside KVM_RUN, as idle guests do, so only /proc shows what they are."""
     plan = bench.plan
     bench.release()
     with Fleet(plan.vms, State.HALTED) as fleet:

@@ -42,10 +42,10 @@ class Row:
     high: float | None = None
     """The spread: quartiles of the samples, unless `note` says otherwise."""
     goal: float | None = None
-    """The most it may be; None: told for comparison."""
+    """The highest value that meets the goal; None: the value is reported for comparison only."""
     beside: tuple[Beside, ...] = ()
     note: str = ""
-    """How it was measured, where that is not the row's whole name."""
+    """How it was measured, where the row's name does not say it."""
 
     @property
     def passed(self) -> bool | None:
@@ -72,7 +72,7 @@ def measurements() -> list[Measurement]:
         module: Any = importlib.import_module(f"bench.{file.stem}")
         name = file.stem.removeprefix("row_")
         found.append(Measurement(name=name, order=module.ORDER, measure=module.measure))
-    return sorted(found, key=lambda it: it.order)
+    return sorted(found, key=lambda measurement: measurement.order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,12 @@ def main() -> int:
     missing = missing_for_guests()
     if missing:
         sys.exit(f"bench: {missing}")
-    wanted = [it for it in measurements() if not options.only or it.name in options.only]
-    whole = not options.only and not options.short
+    wanted = [
+        measurement
+        for measurement in measurements()
+        if not options.only or measurement.name in options.only
+    ]
+    complete = not options.only and not options.short
     begun_s = time.monotonic()
     rows: list[Row] = []
     with Bench(SHORT if options.short else Plan()) as bench:
@@ -38,25 +42,25 @@ def main() -> int:
                 rows.append(row)
                 for line in lines(row):
                     say(line)
-    guard = guard_ratios() if whole else {}
+    guard = guard_ratios() if complete else {}
     took_s = time.monotonic() - begun_s
     results = results_json(rows, guard, seconds=took_s)
-    file = RESULTS if whole else ROOT / "build/bench/results.json"
+    file = RESULTS if complete else ROOT / "build/bench/results.json"
     write(results, file)
     written = [file.relative_to(ROOT)]
-    if whole:
+    if complete:
         written.append(write_document().relative_to(ROOT))
     missed = [row for row in rows if row.passed is False]
     judged = sum(row.passed is not None for row in rows)
     say(f"bench: {len(rows)} rows in {took_s:.0f} s, {judged - len(missed)} of {judged} goals met;")
-    say(f"bench: written: {', '.join(str(it) for it in written)}")
+    say(f"bench: written: {', '.join(str(path) for path in written)}")
     for row in missed:
         say(f"bench: missed: {row.what}: {row.value:.3g} {row.unit}, goal {row.goal:g}")
     return 1 if missed else 0
 
 
 def _options() -> argparse.Namespace:
-    names = [it.name for it in measurements()]
+    names = [measurement.name for measurement in measurements()]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--short", action="store_true", help="few samples, figures not kept")
     parser.add_argument(

@@ -18,7 +18,7 @@ from bench.agent import Answer, AnswerBytes, BenchAgent, Connection
 from bench.fleet import Fleet
 
 BETWEEN_SCRAPES_S = 1.05
-"""Looks are shared for 1 s (probes/serve/refresh.py, SHARED_FOR_S): each scrape is to be a look."""
+"""Each scrape is to make its own refresh, and a refresh is shared for 1 s (SHARED_FOR_S)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +88,8 @@ class Steady:
         raise AssertionError("the agent does not show every VM as kvm, verified")
 
     def scrape(self) -> Answer:
-        """Let each VM make an exit, wait until the next answer is a look, and ask."""
-        self._wait_for_a_look()
+        """Let each VM make an exit, wait until a scrape makes its own refresh, and scrape."""
+        self._wait_for_a_refresh()
         answer = self.agent.get()
         self._free_at_s = time.monotonic() + BETWEEN_SCRAPES_S
         assert answer.status == 200, answer.status
@@ -101,12 +101,12 @@ class Steady:
         cpu_s: list[float] = []
         answer = self.scrape()
         for _ in range(count):
-            self._wait_for_a_look()
+            self._wait_for_a_refresh()
             cpu_s.append(self.agent.cpu_s())
             answer = self.scrape()
             assert answer.verified_kvm() == len(self.fleet.tgids)
             seconds.append(answer.seconds)
-        self._wait_for_a_look()
+        self._wait_for_a_refresh()
         cpu_s.append(self.agent.cpu_s())
         used = [after - before for before, after in itertools.pairwise(cpu_s)]
         return Scraped(seconds=seconds, cpu_s=used, last=answer)
@@ -116,15 +116,15 @@ class Steady:
         connections = [Connection(self.agent.port) for _ in range(scrapers)]
         seconds: list[float] = []
         for _ in range(rounds):
-            self._wait_for_a_look()
+            self._wait_for_a_refresh()
             seconds += _ask_all(connections)
             self._free_at_s = time.monotonic() + BETWEEN_SCRAPES_S
         for each in connections:
             each.close()
         return seconds
 
-    def _wait_for_a_look(self) -> None:
-        """The VMs' exits first, that what they cost is over when the agent is asked."""
+    def _wait_for_a_refresh(self) -> None:
+        """Let the VMs make their exits first, so that their cost is over before the scrape."""
         if self._free_at_s > time.monotonic():
             self.fleet.tick()
         while (left_s := self._free_at_s - time.monotonic()) > 0:
@@ -171,8 +171,8 @@ class Bench:
 def _ask_all(connections: list[Connection]) -> list[float]:
     waiting = select.epoll()
     begun: dict[int, float] = {}
-    answers = {it.socket.fileno(): AnswerBytes() for it in connections}
-    by_fd = {it.socket.fileno(): it for it in connections}
+    by_fd = {connection.socket.fileno(): connection for connection in connections}
+    answers = {fd: AnswerBytes() for fd in by_fd}
     seconds: list[float] = []
     for fd, connection in by_fd.items():
         waiting.register(fd, select.EPOLLIN)
@@ -187,5 +187,5 @@ def _ask_all(connections: list[Connection]) -> list[float]:
                 seconds.append(time.perf_counter() - begun.pop(fd))
                 waiting.unregister(fd)
     waiting.close()
-    assert all(it.answer(0).status == 200 for it in answers.values())
+    assert all(answer.answer(0).status == 200 for answer in answers.values())
     return seconds

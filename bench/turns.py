@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs measured in turns, so that machine, frequency and neighbours are the same for all. Pure.
 
-A sample of each every round; what is told of one is its difference from another of the same round.
+Each round takes one sample of each program. A result is the difference of two samples of one round.
 """
 
 from collections.abc import Callable, Sequence
 
 Samples = dict[str, list[float]]
-"""By name, in the order of the rounds."""
+"""Samples by name, in the order of the rounds."""
 
 
 def take_turns(names: Sequence[str], cost: Callable[[str], float], rounds: int) -> Samples:
-    """A sample of each name a round; who is first moves on by one each round."""
+    """One sample of each name in each round. The first one of a round is last in the next."""
     samples: Samples = {name: [] for name in names}
     for number in range(rounds):
         at = number % len(names)
@@ -21,5 +21,5 @@ def take_turns(names: Sequence[str], cost: Callable[[str], float], rounds: int) 
 
 
 def over(samples: Samples, name: str, base: str) -> list[float]:
-    """What one costs over another, round by round."""
-    return [mine - its for mine, its in zip(samples[name], samples[base], strict=True)]
+    """How much more ``name`` costs than ``base``, in each round."""
+    return [cost - base_cost for cost, base_cost in zip(samples[name], samples[base], strict=True)]

@@ -17,7 +17,7 @@ def work_s() -> float:
     by_weight: dict[int, list[str]] = {}
     for name, weight in records.values():
         by_weight.setdefault(weight, []).append(name)
-    ordered = sorted(records.items(), key=lambda it: (it[1][1], it[0]))
+    ordered = sorted(records.items(), key=lambda item: (item[1][1], item[0]))
     text = "\n".join(f'{name}{{weight="{weight}"}} {number}' for number, (name, weight) in ordered)
     assert len(text.split("\n")) == sum(len(names) for names in by_weight.values())
     return time.thread_time() - begun_s

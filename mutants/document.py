@@ -60,7 +60,7 @@ one test that must fail. The BPF text is compiled and run as an ordinary program
 
 
 def document(results: Results) -> str:
-    """The whole page."""
+    """The complete page."""
     return _HEAD + _rooms(results) + _table(results.get("table", {})) + _survivors(results)
 
 
@@ -87,7 +87,7 @@ def _table(result: Mapping[str, Any]) -> str:
         f"| {row['outcome']} |\n"
         for row in result.get("rows", ())
     ]
-    gone = "".join(f"- {it}\n" for it in NOT_THERE)
+    gone = "".join(f"- {defect}\n" for defect in NOT_THERE)
     commit = f"\nMeasured at {result['commit']}.\n" if result else ""
     why = "\nThese defects have no mutant, because the code that had them is gone:\n\n"
     return _TABLE_HEAD + "".join(lines) + commit + why + gone
@@ -101,12 +101,13 @@ def _survivors(results: Results) -> str:
             continue
         lines.append(f"\n`{room.module}`, by line at that commit:\n\n")
         lines += [
-            f"- {it['line']}: {_code(it['before'])} → {_code(it['after'])}\n" for it in survivors
+            f"- {mutant['line']}: {_code(mutant['before'])} → {_code(mutant['after'])}\n"
+            for mutant in survivors
         ]
     return "\n## Open\n\nMutants of modules that no test noticed.\n" + "".join(lines)
 
 
 def _code(text: str) -> str:
-    """A piece of code in one line, as Markdown shows it whole."""
+    """A piece of code as one line of Markdown, quoted so that its backticks are shown."""
     short = text if len(text) <= 90 else f"{text[:87]}..."
     return f"`` {short} ``" if "`" in short else f"`{short}`"

@@ -48,7 +48,7 @@ class Mutant:
     after: str
     """Both in one line, as ast writes them."""
     text: str
-    """The whole module with the change."""
+    """The complete text of the module with the change."""
 
 
 def mutants(source: str) -> list[Mutant]:
@@ -63,7 +63,7 @@ def mutants(source: str) -> list[Mutant]:
             compile(text, "mutant", "exec")
         except SyntaxError:
             continue
-        before, after = (" ".join(ast.unparse(it).split()) for it in (place, changed))
+        before, after = (" ".join(ast.unparse(tree).split()) for tree in (place, changed))
         found.append(Mutant(line=place.lineno, before=before, after=after, text=text))
     return found
 
@@ -141,9 +141,9 @@ def _statement(node: ast.stmt) -> ast.stmt | None:
 
 
 def _is_enumeration(node: ast.AST) -> bool:
-    """Whether it is a class of named words; numbers would be the kernel's."""
+    """Whether a node is a class of named words. An enumeration of numbers would be the kernel's."""
     bases = node.bases if isinstance(node, ast.ClassDef) else []
-    return any(isinstance(it, ast.Name) and it.id in {"Enum", "StrEnum"} for it in bases)
+    return any(isinstance(base, ast.Name) and base.id in {"Enum", "StrEnum"} for base in bases)
 
 
 def _is_nothing(node: ast.AST) -> bool:

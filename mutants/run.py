@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs mutants and writes what came of them: ``make mutants ARGS="[NAME...] [--sample N]"``.
+"""Runs mutants and writes down the outcomes: ``make mutants ARGS="[NAME...] [--sample N]"``.
 
-Results of what is not run this time stay as they are.
+The stored results of rooms that are not run this time stay as they are.
 """
 
 import argparse
@@ -24,32 +24,34 @@ TABLE_NAME = "table"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is asked for; without a name, everything."""
+    """Run the named rooms and the table, or all of them if no name is given."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     names = (TABLE_NAME, *ROOMS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
-    parser.add_argument("--sample", type=int, metavar="N", help="at most so many of each room")
-    parser.add_argument("--limit-s", type=float, default=120, help="for one mutant's tests")
-    asked = parser.parse_args(arguments)
-    unknown = sorted(set(asked.names) - set(names))
+    parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each room")
+    parser.add_argument(
+        "--limit-s", type=float, default=120, help="time limit for the tests of one mutant"
+    )
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(names))
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}: choose from {', '.join(names)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("mutants: ended by SIGTERM"))
     results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    with copied(asked.limit_s) as tree:
-        for name in asked.names or names:
+    with copied(options.limit_s) as tree:
+        for name in options.names or names:
             print(f"mutants: {name}", flush=True)
             if name == TABLE_NAME:
                 results[name] = _table(tree)
             else:
-                results[name] = _room(tree, name, asked.sample)
+                results[name] = _room(tree, name, options.sample)
             results[name]["commit"] = _commit()
             _write(results)
     return 0
 
 
 def _room(tree: Copy, name: str, sample: int | None) -> dict[str, object]:
-    """A room's mutants, or the same part of them in every run."""
+    """Run a room's mutants, or a sample of them that is the same in every run."""
     room = ROOMS[name]
     _must_pass(tree, room.module, room.tests)
     everything = mutants((ROOT / room.module).read_text())
@@ -61,7 +63,7 @@ def _room(tree: Copy, name: str, sample: int | None) -> dict[str, object]:
             shown = {"line": mutant.line, "before": mutant.before, "after": mutant.after}
             survivors.append(shown)
             print(f"  survived: {room.module}:{mutant.line}: {mutant.before} -> {mutant.after}")
-    # What breaks on the machine meanwhile would pass for mutants that are noticed.
+    # If the tests broke during the run, every later mutant would count as noticed.
     _must_pass(tree, room.module, room.tests)
     counts = {outcome.value: outcomes[outcome] for outcome in Outcome}
     return {"possible": len(everything), "outcomes": counts, "survivors": survivors}
@@ -80,29 +82,31 @@ def _trials(tree: Copy, room: Room, chosen: list[Mutant]) -> Iterator[tuple[Muta
 
 
 def _table(tree: Copy) -> dict[str, object]:
-    """The mutants made by hand, each against the one test that has to fail."""
+    """Run the handwritten mutants, each against the one test that has to fail."""
     rows: list[dict[str, object]] = []
-    for test in sorted({it.test for it in TABLE}):
+    for test in sorted({mutant.test for mutant in TABLE}):
         _must_pass(tree, TABLE[0].file, (test,))
-    for it in TABLE:
-        text = (ROOT / it.file).read_text().replace(it.text, it.replacement)
-        outcome = tree.run(it.file, text, (it.test,))
-        print(f"  {outcome}: {it.breaks}", flush=True)
-        rows.append(
-            {"file": it.file, "breaks": it.breaks, "test": it.test, "outcome": outcome.value}
-        )
+    for mutant in TABLE:
+        text = (ROOT / mutant.file).read_text().replace(mutant.text, mutant.replacement)
+        outcome = tree.run(mutant.file, text, (mutant.test,))
+        print(f"  {outcome}: {mutant.breaks}", flush=True)
+        row = {"file": mutant.file, "breaks": mutant.breaks, "test": mutant.test}
+        rows.append({**row, "outcome": outcome.value})
     return {"rows": rows}
 
 
 def _must_pass(tree: Copy, file: str, tests: Sequence[str]) -> None:
-    """Without a mutant; otherwise a failure would say nothing."""
+    """Run tests without a mutant, because their failure with one would otherwise mean nothing.
+
+    Raises SystemExit when they fail.
+    """
     if tree.run(file, None, tests) is not Outcome.SURVIVED:
-        said = (tree.root / "mutant.log").read_text()
-        raise SystemExit(f"{said}\nmutants: {' '.join(tests)} must pass without a mutant")
+        log = (tree.root / "mutant.log").read_text()
+        raise SystemExit(f"{log}\nmutants: {' '.join(tests)} must pass without a mutant")
 
 
 def _commit() -> str:
-    """Of the tree that was measured."""
+    """The commit of the tree that was measured."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(
         command, cwd=ROOT, check=True, capture_output=True, text=True

@@ -37,7 +37,7 @@ _EXCLUDED = (
 
 
 class BuildError(Exception):
-    """A part of the bench could not be built. The message is one line."""
+    """A part of a guest could not be built. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

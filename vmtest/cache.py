@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the bench's cache of things that are made once.
+"""EDGE: the cache of artefacts that vmtest makes once.
 
-Owns where they lie and that they are whole. Each artefact is a directory named by a digest of its
-recipe, made under another name and renamed at the end, under a lock of its own: a killed build
-leaves nothing that counts as made, and two runs at once make it once. Must not know what they are.
+Owns where artefacts are and that they are complete. Each is a directory named by a digest of its
+recipe. It is made under another name and renamed at the end, under a lock of its own, so a killed
+build leaves nothing that counts as made, and two runs at once make it once. Must not know what the
+artefacts are.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ CACHE_VARIABLE = "HVPROBE_CACHE"
 
 
 def cache_directory() -> Path:
-    """Where the bench keeps what it built."""
+    """The folder in which vmtest keeps what it built."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given).resolve() / "guests"
@@ -29,7 +30,7 @@ def cache_directory() -> Path:
 
 
 def say(line: str) -> None:
-    """Tell on stderr what goes on."""
+    """Report progress on stderr."""
     print(f"guests: {line}", file=sys.stderr, flush=True)
 
 

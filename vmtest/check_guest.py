@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside a bench guest: proves that the bench gives what the project's tests stand on.
+"""Runs inside a guest of vmtest: proves that the guest provides what the project's tests rely on.
 
-Makes a KVM guest in this very process, drives it through a prime number of exits to user space,
-and compares what BPF counted at a kprobe on kvm_vcpu_ioctl and at the raw tracepoints kvm_exit and
-kvm_userspace_exit with the workload and with KVM's own counter. Uses nothing of the project but
-its kernel header stubs, so that a failure here is the bench's and not the project's.
+Makes a KVM guest in its own process and drives it through a prime number of exits to user space.
+BPF counts them at a kprobe on kvm_vcpu_ioctl and at the raw tracepoints kvm_exit and
+kvm_userspace_exit, and the counts are compared with the workload and with KVM's own counter. Uses
+nothing of the project but its stub headers, so a failure here is a fault of vmtest and not of the
+project.
 
-Prints one line per check; the first that does not hold ends it with a traceback. With a file name
-as argument, writes there as JSON what this guest is made of.
+Prints one line per check. The first check that fails ends it with a traceback. With a file name as
+argument, writes the versions of this guest's software to that file as JSON.
 """
 
 import ctypes
@@ -57,7 +58,7 @@ int on_userspace_exit(void *ctx) { if (is_ours()) counts.atomic_increment(2); re
 
 
 class TinyGuest:
-    """A KVM guest whose only program leaves for user space once per KVM_RUN."""
+    """A KVM guest whose program exits to user space once in each KVM_RUN."""
 
     def __init__(self) -> None:
         self._kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -79,7 +80,7 @@ class TinyGuest:
         struct.pack_into("H", sregs, 12, 0)  # cs.selector
         fcntl.ioctl(self._vcpu, KVM_SET_SREGS, bytes(sregs))
         general = [0] * 16
-        general[3] = 0x10  # rdx: a port that nobody in the kernel answers
+        general[3] = 0x10  # rdx: a port that KVM does not handle in the kernel
         fcntl.ioctl(self._vcpu, KVM_SET_REGS, struct.pack("18Q", *general, CODE_ADDRESS, 2))
         return KVM_EXIT_IO
 
@@ -94,14 +95,14 @@ class TinyGuest:
         return KVM_EXIT_MMIO
 
     def run(self) -> int:
-        """One KVM_RUN; returns kvm_run.exit_reason."""
+        """Make one KVM_RUN and return kvm_run.exit_reason."""
         fcntl.ioctl(self._vcpu, KVM_RUN, 0)
         reason: int = struct.unpack_from("I", self._run, 8)[0]
         return reason
 
 
 def count_exactly() -> str:
-    """The BPF counts equal the workload and KVM's own counter."""
+    """Check that the BPF counts equal the workload and KVM's own counter."""
     from bcc import BPF
 
     begun_s = time.monotonic()
@@ -121,7 +122,7 @@ def count_exactly() -> str:
 
 
 def cgroup_can_be_made() -> str:
-    """The unified hierarchy takes new groups and processes."""
+    """Check that a group can be made in the unified hierarchy and that a process can enter it."""
     group = Path("/sys/fs/cgroup/check")
     group.mkdir()
     home = Path("/sys/fs/cgroup/cgroup.procs")
@@ -135,7 +136,7 @@ def cgroup_can_be_made() -> str:
 
 
 def libraries_load() -> str:
-    """What the project imports is there."""
+    """Check that the libraries that the project imports are installed."""
     import bcc
     import h11
     import prometheus_client
@@ -147,17 +148,17 @@ def libraries_load() -> str:
 
 
 def facts() -> dict[str, str]:
-    """Versions of what the project meets in this guest."""
+    """Versions of the software in this guest that the project depends on."""
     import bcc
 
     qemu = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}[platform.machine()]
-    said = subprocess.run([qemu, "--version"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run([qemu, "--version"], check=True, capture_output=True, text=True).stdout
     return {
         "machine": platform.machine(),
         "kernel": platform.release(),
         "bcc": bcc.__version__,
         "python": platform.python_version(),
-        "qemu": said.split()[3],
+        "qemu": version.split()[3],
     }
 
 

@@ -28,7 +28,7 @@ _RECIPE = "3"
 
 
 def build_kernel(kernel: GuestKernel) -> Path:
-    """A directory with vmlinuz, release, and modules/: what the bench loads and what it needs."""
+    """A directory with vmlinuz, release, and modules/: those that guests load, and their needs."""
 
     def make(directory: Path) -> None:
         unpacked = directory / "unpacked"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels that the bench boots: one line each.
+"""The kernels that vmtest boots: one line each.
 
 Owns which distribution kernel is paired with which root file system, and the names that the rest
-of the bench derives from that. Must not know how anything is downloaded, built or booted.
+of vmtest derives from that. Must not know how anything is downloaded, built or booted.
 """
 
 import enum
@@ -31,7 +31,7 @@ class Suite(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestKernel:
-    """One kernel of the bench and the world it boots into."""
+    """One kernel of vmtest and the world it boots into."""
 
     name: str
     """What users write in HVPROBE_KERNELS: the kernel's version, `-arm64` appended off amd64."""
@@ -41,7 +41,7 @@ class GuestKernel:
     root_suite: Suite
     """Where user space comes from: the suite whose BCC knows this kernel."""
     release: str
-    """Pattern that the whole of `uname -r` matches; the newest match in the suite is taken."""
+    """Pattern that `uname -r` matches completely; the newest match in the suite is taken."""
     kvm_modules: tuple[str, ...]
     """Modules that make /dev/kvm appear; empty where KVM is built in."""
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: where a guest's run leaves what it made.
+"""EDGE: the directories in which guests leave their results.
 
-Owns the results' place. A run works in a directory of its own and takes the kernel's name at its
-end, so that runs of one kernel may overlap; the last one stays. Must not know what is in it.
+A run works in a directory of its own, which takes the kernel's name when the run ends. So runs of
+one kernel may overlap, and the results of the one that ends last stay. Must not know what the
+results are.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ from pathlib import Path
 from vmtest.cache import locked
 
 RESULTS = Path(__file__).resolve().parents[1] / "build" / "test-kernels"
-"""The results of each kernel's last run, in a directory of its name."""
+"""Holds the results of each kernel's last run, in a directory named after the kernel."""
 
 
 @contextlib.contextmanager
 def results_of(name: str, below: Path = RESULTS) -> Iterator[Path]:
-    """An empty directory for the block to fill, `below`/`name` afterwards."""
+    """An empty directory for the block to fill. It becomes `below`/`name` when the block ends."""
     below.mkdir(parents=True, exist_ok=True)
     with locked("results"):
         _remove_abandoned(name, below)
@@ -39,7 +40,7 @@ def results_of(name: str, below: Path = RESULTS) -> Iterator[Path]:
 
 
 def _remove_abandoned(name: str, below: Path) -> None:
-    """Remove directories of killed runs: nobody holds their lock."""
+    """Remove the directories of killed runs, which no process has locked."""
     for directory in below.glob(f".{name}-*"):
         held = os.open(directory, os.O_RDONLY)
         try:

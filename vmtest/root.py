@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: root file systems of the bench, unpacked from Debian packages and cached.
+"""EDGE: root file systems of guests, unpacked from Debian packages and cached.
 
 Owns what user space of a guest consists of. No step needs root privilege, and no package script
 runs: packages are unpacked, and the few things that scripts would have done are done here. That is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one command in one kernel of the bench, for debugging by hand.
+"""Runs one command in one kernel of vmtest, for debugging by hand.
 
     python -m vmtest.run --kernel 6.1 --command 'python3 -m vmtest.check_guest'
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(kernel.name for kernel in KERNELS)
     parser.add_argument("--kernel", default="6.1", help=f"one of {names} (default 6.1)")
-    parser.add_argument("--command", default=SELF_CHECK, help="default: the bench's self-check")
+    parser.add_argument("--command", default=SELF_CHECK, help="default: the self-check of vmtest")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--append", default="", help="more kernel arguments")
     parser.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS")

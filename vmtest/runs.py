@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that run beside each other, one for each CPU of this machine as far as memory goes.
+"""Guests that run at the same time, one for each CPU of this machine as far as memory permits.
 
-Owns the order and who waits. Must not know what a run is. Threads are daemons: a test run that is
-ended does not wait for them, and QEMU dies with the thread that started it.
+Owns the order in which they start. Must not know what a run does. The threads are daemons, so a
+test run that is interrupted does not wait for them, and QEMU dies with the thread that started it.
 """
 
 import os
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class Runs(Generic[K, R]):
-    """Every key's run, begun in the keys' order as soon as there is room."""
+    """One run for each key. Runs start in the order of the keys, ``at_once`` at a time."""
 
     def __init__(self, run: Callable[[K], R], keys: Sequence[K], *, at_once: int) -> None:
         self._run = run
@@ -32,7 +32,7 @@ class Runs(Generic[K, R]):
             threading.Thread(target=self._work, name=f"guest-{number}", daemon=True).start()
 
     def result(self, key: K) -> R:
-        """Wait for a run's result; raises what the run raised."""
+        """Wait for a run's result. Raises the exception that the run raised."""
         return self._futures[key].result()
 
     def _work(self) -> None:
@@ -44,12 +44,12 @@ class Runs(Generic[K, R]):
             future = self._futures[key]
             try:
                 future.set_result(self._run(key))
-            except BaseException as err:  # noqa: BLE001 - handed on, to whoever waits
+            except BaseException as err:  # noqa: BLE001 - result() raises it again
                 future.set_exception(err)
 
 
 def room() -> int:
-    """How many guests this machine can run at once; at least one."""
+    """The number of guests that this machine can run at once, at least one."""
     available_mib = 0
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

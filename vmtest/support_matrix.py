@@ -56,7 +56,7 @@ def read(folder: Path) -> Kernel:
             outcome = "-"
         kernel.outcomes[name] = outcome
         kernel.properties[name] = {
-            it.get("name") or "": it.get("value") or "" for it in case.iter("property")
+            found.get("name") or "": found.get("value") or "" for found in case.iter("property")
         }
     return kernel
 
@@ -78,36 +78,40 @@ def outcomes(kernels: list[Kernel], module: str) -> str:
     tests = dict.fromkeys(
         test for kernel in kernels for test in kernel.outcomes if test.startswith(f"{module}::")
     )
-    rows = [[title(test), *(it.outcomes.get(test, "") for it in kernels)] for test in tests]
-    return table(["scenario", *(it.name for it in kernels)], rows)
+    rows = [[title(test), *(kernel.outcomes.get(test, "") for kernel in kernels)] for test in tests]
+    return table(["scenario", *(kernel.name for kernel in kernels)], rows)
 
 
 def verdicts(kernels: list[Kernel]) -> str:
-    """What was reported of each scenario, where it was not the same on all kernels: by kernel."""
+    """The verdict that each scenario reported, and on which kernels if they differ."""
     tests = dict.fromkeys(
-        test for it in kernels for test, told in it.properties.items() if "verdict" in told
+        test
+        for kernel in kernels
+        for test, recorded in kernel.properties.items()
+        if "verdict" in recorded
     )
     rows = []
     for test in tests:
         by_verdict: dict[str, list[str]] = {}
         for kernel in kernels:
-            told = kernel.properties.get(test, {}).get("verdict")
-            if told:
-                by_verdict.setdefault(told, []).append(kernel.name)
-        for told, names in by_verdict.items():
-            rows.append([title(test), told, "all" if len(by_verdict) == 1 else ", ".join(names)])
+            verdict = kernel.properties.get(test, {}).get("verdict")
+            if verdict:
+                by_verdict.setdefault(verdict, []).append(kernel.name)
+        for verdict, names in by_verdict.items():
+            everywhere = len(by_verdict) == 1
+            rows.append([title(test), verdict, "all" if everywhere else ", ".join(names)])
     return table(["scenario", "reported", "kernels"], rows)
 
 
 def counts(kernels: list[Kernel]) -> str:
     rows = []
     for kernel in kernels:
-        for test, told in kernel.properties.items():
-            if "userspace_exits" in told:
+        for test, recorded in kernel.properties.items():
+            if "userspace_exits" in recorded:
                 vcpus_exits = re.search(r"\[(.*)\]", test)
                 exits, vcpus = (vcpus_exits[1] if vcpus_exits else "-").split("-")
                 columns = (
-                    told.get(name, "-") for name in ("userspace_exits", "kvm_run", "vm_exits")
+                    recorded.get(name, "-") for name in ("userspace_exits", "kvm_run", "vm_exits")
                 )
                 rows.append([kernel.name, vcpus, exits, *columns])
     header = [
@@ -136,15 +140,18 @@ def write_host_facts() -> None:
 
 def main() -> None:
     write_host_facts()
-    kernels = [read(it.parent) for it in sorted(RESULTS.glob("[!.]*/junit.xml"))]
+    kernels = [read(path.parent) for path in sorted(RESULTS.glob("[!.]*/junit.xml"))]
     sections = [
         HEAD,
         "## Kernels\n",
         table(
             ["name", "release", "BCC", "Python"],
             [
-                [it.name, *(str(it.facts.get(key, "")) for key in ("kernel", "bcc", "python"))]
-                for it in kernels
+                [
+                    kernel.name,
+                    *(str(kernel.facts.get(key, "")) for key in ("kernel", "bcc", "python")),
+                ]
+                for kernel in kernels
             ],
         ),
         "## Scenarios\n",
@@ -160,7 +167,7 @@ def main() -> None:
     ]
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text("\n".join(sections))
-    print(f"{DOCUMENT.relative_to(ROOT)}: {', '.join(it.name for it in kernels)}")
+    print(f"{DOCUMENT.relative_to(ROOT)}: {', '.join(kernel.name for kernel in kernels)}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def verdict(result: GuestResult, results: Path) -> str | None:
     if result.exit_code is None:
         return "the guest died or met its deadline"
     if result.exit_code == SELF_CHECK_FAILED:
-        return "the bench's self-check failed, the kernel tests did not run"
+        return "the self-check of vmtest failed, the kernel tests did not run"
     if result.exit_code:
         failed = not_passed(results / JUNIT) if (results / JUNIT).exists() else []
         return "\n  ".join([f"pytest in the guest ended with {result.exit_code}", *failed])
@@ -112,7 +112,7 @@ def run(kernel: GuestKernel) -> Outcome:
 @pytest.fixture(scope="module")
 def runs() -> Runs[GuestKernel, Outcome]:
     """All guests that this machine can boot, begun at once or as soon as there is room."""
-    possible = [it for it in selected() if unavailable(it.architecture) is None]
+    possible = [kernel for kernel in selected() if unavailable(kernel.architecture) is None]
     return Runs(run, possible, at_once=room())
 
 

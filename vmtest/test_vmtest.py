@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench itself: it tells a command's result, a guest's death and a deadline apart."""
+"""vmtest itself: it distinguishes a command's result, a guest's death and a deadline."""
 
 import subprocess
 import sys
@@ -16,11 +16,11 @@ from vmtest.results import results_of
 from vmtest.vm import boot, unavailable
 
 BOOT_S = 300
-"""For a boot on a busy machine; it takes some 10 s on an idle one."""
+"""Deadline of a boot on a busy machine. On an idle one it takes about 10 s."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEW = "written-by-a-guest"
-"""A file that a guest writes in its repository, and that is its own."""
+"""A file that a guest writes into its repository and that must not reach this one."""
 BUILDER = """
 import sys
 from vmtest import cache
@@ -28,7 +28,7 @@ def make(directory):
     (directory / "made").write_text("begun")
     print("begun", flush=True)
     sys.stdin.read()
-    (directory / "made").write_text("whole")
+    (directory / "made").write_text("complete")
 cache.made_once("thing", ["recipe"], make)
 """
 
@@ -47,7 +47,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def builder() -> subprocess.Popen[str]:
-    """A second run of the bench that has begun to make `thing`, and ends when its stdin does."""
+    """A second run of vmtest that has begun to make `thing`, and ends when its stdin closes."""
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER],
         cwd=Path(__file__).parents[1],
@@ -61,7 +61,10 @@ def builder() -> subprocess.Popen[str]:
 def test_the_command_runs_in_the_repository_and_its_exit_code_comes_back(
     guest: BuiltGuest, tmp_path: Path
 ) -> None:
-    """Environment, working directory and exit status pass the guest's border; the repo is safe."""
+    """The command gets its environment and working directory, and its exit status is returned.
+
+    What it writes into the repository stays in the guest.
+    """
     command = f'test -f vmtest/run.py && touch {NEW} && exit "$WANTED"'
     done = boot(guest, command, tmp_path, deadline_s=BOOT_S, environment={"WANTED": "7"})
     assert done.exit_code == 7, done.console_tail()
@@ -73,7 +76,7 @@ def test_the_command_runs_in_the_repository_and_its_exit_code_comes_back(
 def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
     guest: BuiltGuest, tmp_path: Path
 ) -> None:
-    """A kernel panic ends QEMU long before the deadline, and the console tells of it."""
+    """A kernel panic ends QEMU long before the deadline, and the console shows it."""
     done = boot(guest, "echo c > /proc/sysrq-trigger", tmp_path, deadline_s=BOOT_S)
     assert done.exit_code is None
     assert done.duration_s < BOOT_S
@@ -82,9 +85,9 @@ def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
 
 @pytest.mark.timeout(BUILD_S + BOOT_S)
 def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path: Path) -> None:
-    """Without signs of life the machine is ended and booted again, up to the given number of times.
+    """A machine without signs of life is ended and booted again, up to the given number of times.
 
-    Here their maker is stopped; an emulated processor that hangs stops them likewise.
+    Here the process that makes the signs is stopped; a hanging emulated CPU has the same effect.
     """
     silence = "pkill -STOP -x sleep; exec tail -f /dev/null"
     done = boot(guest, silence, tmp_path, deadline_s=BOOT_S, silent_s=8, boots_max=2)
@@ -94,14 +97,14 @@ def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path
 
 
 def test_a_guest_that_hangs_is_ended_at_its_deadline(guest: BuiltGuest, tmp_path: Path) -> None:
-    """The result has no exit code and the console says why it ends here."""
+    """The result has no exit code, and the console says why it ends."""
     done = boot(guest, "exec tail -f /dev/null", tmp_path, deadline_s=1)
     assert done.exit_code is None
     assert "deadline of 1 s met" in done.console_tail()
 
 
 def test_a_killed_build_leaves_nothing_that_counts_as_built(empty_cache: Path) -> None:
-    """The next build makes again what a killed build began."""
+    """The next build starts over after a build was killed."""
     killed = builder()
     assert killed.stdout is not None
     assert killed.stdout.readline() == "begun\n"
@@ -112,7 +115,7 @@ def test_a_killed_build_leaves_nothing_that_counts_as_built(empty_cache: Path) -
 
 
 def test_two_runs_at_once_build_once(empty_cache: Path) -> None:
-    """The second waits for the first and takes what it made."""
+    """The second run waits for the first and uses what it built."""
     first = builder()
     assert first.stdout is not None
     assert first.stdout.readline() == "begun\n"
@@ -120,15 +123,15 @@ def test_two_runs_at_once_build_once(empty_cache: Path) -> None:
     assert first.stdin is not None
     first.stdin.close()
     assert first.wait(timeout=60) == 0
-    said, _ = second.communicate(timeout=60)
-    assert (second.returncode, said) == (0, "")
+    output, _ = second.communicate(timeout=60)
+    assert (second.returncode, output) == (0, "")
     first.stdout.close()
     (made,) = empty_cache.glob("thing-*")
-    assert (made / "made").read_text() == "whole"
+    assert (made / "made").read_text() == "complete"
 
 
 def test_the_initramfs_is_an_archive_that_cpio_reads(tmp_path: Path) -> None:
-    """Paths, parents, modes and contents survive."""
+    """Extracted files have the paths, parent directories, modes and contents they were given."""
     archive = cpio({"init": (0o100755, b"#!"), "modules/tree/a.ko": (0o100644, b"abcde")})
     subprocess.run(
         ["busybox", "cpio", "-i"], input=archive, cwd=tmp_path, check=True, capture_output=True
@@ -138,7 +141,7 @@ def test_the_initramfs_is_an_archive_that_cpio_reads(tmp_path: Path) -> None:
 
 
 def test_module_dependencies_are_read_from_the_module() -> None:
-    """Names of the kernel's .modinfo, with underscores; none where there are none."""
+    """The dependencies are those of .modinfo, with underscores; the list may be empty."""
     assert depends(b"\x7fELF\0softdepends=no\0depends=kvm,irq-bypass\0name=kvm_amd\0") == [
         "kvm",
         "irq_bypass",
@@ -147,7 +150,7 @@ def test_module_dependencies_are_read_from_the_module() -> None:
 
 
 def test_kernels_are_selected_by_name() -> None:
-    """All by default; an unknown name is told together with the known ones."""
+    """All kernels are selected by default. The error for an unknown name lists the known ones."""
     assert [kernel.name for kernel in selected({"HVPROBE_KERNELS": "6.12, 5.10"})] == [
         "6.12",
         "5.10",
@@ -158,7 +161,10 @@ def test_kernels_are_selected_by_name() -> None:
 
 
 def test_results_of_overlapping_and_killed_runs(tmp_path: Path) -> None:
-    """Each run has a directory of its own; the last to end stays, an abandoned one is removed."""
+    """Each run has its own directory. The results of the last one to end stay.
+
+    The directory of a killed run is removed.
+    """
     (tmp_path / ".6.1-abandoned").mkdir()
     with results_of("6.1", tmp_path) as first:
         (first / "made-by").write_text("first")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: boots a kernel of the bench in QEMU, runs one command inside and brings its result back.
+"""EDGE: boots a kernel in QEMU, runs one command in the guest and returns its result.
 
-Owns the QEMU command line and the life of the QEMU process: it ends with its command, at the
-deadline, or with whoever started it. QEMU emulates everything (TCG), nested virtualization
-included, so the machine needs neither /dev/kvm nor privilege. Must not know what the command does.
+Owns the QEMU command line and the life of the QEMU process, which ends with the command, at the
+deadline, or with the process that started it. QEMU emulates everything (TCG), even nested
+virtualization, so the machine needs neither /dev/kvm nor privileges. Must not know what the command
+does.
 """
 
 import os
@@ -22,32 +23,32 @@ from vmtest.kernels import Architecture
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSOLE = "console.log"
 ALIVE = "alive"
-"""File in the results share that a guest which runs writes every other second."""
+"""File in the results share that a running guest writes every other second."""
 SILENT_S = 120.0
-"""Without a sign of life for so long, a machine hangs."""
+"""A machine without a sign of life for this long is taken to hang."""
 BOOTS = 3
-"""How often a guest is booted whose machine hangs.
+"""How many times a guest is booted if its machine hangs.
 
-QEMU's emulation of nested SVM was seen to livelock: one of its vCPU threads goes round in cpu_exec
-for ever and executes nothing, so that not even the guest's timers run. No test fails by that and
-none can pass. Whatever a test does to a guest whose clock still ticks is that test's result.
+QEMU's emulation of nested SVM sometimes livelocks: one of its vCPU threads loops in cpu_exec for
+ever and executes nothing, so not even the guest's timers run. No test causes that, and no test can
+pass after it. If the guest's clock still ticks, the outcome is the test's own result.
 
-With a host thread for each of the guest's CPUs it was also seen to corrupt the guest's memory (a
-5.10 kernel found the end of a stack overwritten). So one thread emulates both CPUs in turn, and
-test_kernels.py boots a guest for each CPU of this machine instead.
+With one host thread for each CPU of the guest, QEMU also corrupted the guest's memory (a 5.10
+kernel found the end of a stack overwritten). So one thread emulates both CPUs in turn, and
+test_kernels.py boots one guest for each CPU of this machine instead.
 """
 EXIT_CODE = "exit-code"
 COMMAND = "command.sh"
 MEMORY_MIB = 3072
-"""Of a guest."""
+"""Memory of a guest."""
 
 QEMU = {
     Architecture.AMD64: "qemu-system-x86_64",
     Architecture.ARM64: "qemu-system-aarch64",
 }
 _MACHINE = {
-    # What costs much to emulate and proves nothing here is left out: 5-level page tables,
-    # and pointer authentication by its architected algorithm (36 s a boot instead of 11 s).
+    # These are left out because they are slow to emulate and prove nothing here: 5-level page
+    # tables, and the architected algorithm of pointer authentication (a boot takes 36 s, not 11 s).
     Architecture.AMD64: ("-machine", "q35", "-cpu", "max,la57=off"),
     Architecture.ARM64: (
         "-machine",
@@ -58,26 +59,26 @@ _MACHINE = {
 }
 _TTY = {Architecture.AMD64: "ttyS0", Architecture.ARM64: "ttyAMA0"}
 _KERNEL_ARGUMENTS = (
-    # A panic ends QEMU (-no-reboot) at once; the watchdogs are not made for an emulated CPU.
+    # A panic ends QEMU (-no-reboot) at once. The watchdogs expire too early on an emulated CPU.
     "panic=-1 loglevel=5 nowatchdog audit=0 "
-    # Emulating the mitigations of a processor that is emulated costs time for nothing.
+    # An emulated processor needs no mitigations, and emulating them takes time.
     "mitigations=off"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestResult:
-    """What came of one boot."""
+    """The result of one command in a guest."""
 
     exit_code: int | None
-    """Exit status of the command; None when the guest died or met its deadline."""
+    """Exit status of the command; None when the guest died or reached its deadline."""
     console: Path
     duration_s: float
     boots: int = 1
-    """How often it was booted: above 1, the emulated machine hung before."""
+    """How many times the guest was booted. Above 1, the emulated machine hung before."""
 
     def console_tail(self, lines: int = 60) -> str:
-        """The end of the console, for a failure's message."""
+        """The last lines of the console, for a failure message."""
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
@@ -93,9 +94,10 @@ def boot(
     silent_s: float = SILENT_S,
     boots_max: int = BOOTS,
 ) -> GuestResult:
-    """Boot, run the shell command in /repo (read-only), and wait for the guest's end.
+    """Boot, run the shell command in /repo (read-only), and wait until the guest ends.
 
-    `results` is an existing directory, /results inside. The console holds the command's output.
+    `results` is an existing directory, which the guest sees as /results. The console has the
+    command's output.
     """
     exports = [f"export {k}={shlex.quote(v)}\n" for k, v in (environment or {}).items()]
     (results / COMMAND).write_text("".join(exports) + command + "\n")
@@ -119,11 +121,11 @@ def boot(
 def qemu_command(
     guest: BuiltGuest, archive: Path, results: Path, *, kernel_arguments: str = ""
 ) -> list[str]:
-    """The command line of the machine that this guest runs in."""
+    """The QEMU command line for this guest."""
     architecture = guest.kernel.architecture
     arguments = f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {kernel_arguments}".strip()
     command = [
-        # QEMU dies with us, also when we are killed.
+        # QEMU dies with this process, even if this process is killed.
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *(QEMU[architecture], *_MACHINE[architecture]),
         *("-accel", "tcg,thread=single", "-smp", "2", "-m", f"{MEMORY_MIB}M"),
@@ -147,9 +149,9 @@ def qemu_command(
 
 
 def unavailable(architecture: Architecture) -> str | None:
-    """Why this machine cannot boot such a guest, with the remedy; None when it can."""
+    """The reason why this machine cannot boot such a guest, with the remedy; None when it can."""
     if platform.machine() != "x86_64":
-        return f"the bench is built on x86_64 machines, this is {platform.machine()}"
+        return f"guests are built on x86_64 machines, this is {platform.machine()}"
     x86 = architecture is Architecture.AMD64
     needed = {
         QEMU[architecture]: "qemu-system-x86" if x86 else "qemu-system-arm",
@@ -164,7 +166,7 @@ def unavailable(architecture: Architecture) -> str | None:
 
 
 def _hung(command: list[str], results: Path, deadline_s: float, silent_s: float) -> bool:
-    """Run the machine to its end, its deadline or its silence; whether it was silence."""
+    """Run the machine until it ends, reaches its deadline or hangs; return whether it hangs."""
     begun_s = time.monotonic()
     (results / ALIVE).unlink(missing_ok=True)
     with (
@@ -190,7 +192,7 @@ def _hung(command: list[str], results: Path, deadline_s: float, silent_s: float)
 
 
 def _silent_s(alive: Path) -> float:
-    """Since the last sign of life; 0 before the first, for a boot has only its deadline."""
+    """Seconds since the last sign of life; 0 before the first, because booting may take longer."""
     try:
         return time.time() - alive.stat().st_mtime
     except FileNotFoundError:

@@ -75,7 +75,7 @@ def within(
             raise StoppedError
         if time.monotonic() >= end_s:
             raise RefreshTimeoutError(
-                f"a look at the node has not ended within {deadline_s:g} s: a file in /proc blocks "
+                f"the refresh has not ended within {deadline_s:g} s: a file in /proc blocks "
                 "its reader, or the node is overloaded; try again, and see the agent's log"
             )
     if errors:
@@ -116,7 +116,9 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
     said = os.read(answer, 1) if ready else b""
     if not ready:
         os.kill(child, signal.SIGKILL)
-        return _fail(f"no answer within {deadline_s:g} s; the process that looks is left behind")
+        return _fail(
+            f"no answer within {deadline_s:g} s; the process that reads the node is left behind"
+        )
     # Once it has sent its exit code, a thread that cannot end may keep it alive; it is then left
     # behind.
     if not select.select([ended], [], [], _END_WAIT_S if said else None)[0]:
@@ -126,7 +128,7 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
         return said[0]
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return _fail(f"the process that looks was ended by {signal.Signals(-code).name}")
+        return _fail(f"the process that reads the node was ended by {signal.Signals(-code).name}")
     return code
 
 

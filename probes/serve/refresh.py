@@ -106,7 +106,7 @@ class RefreshCache:
             await asyncio.wait({self._pending}, timeout=max(0.0, left_s))
         if self._pending is not None and not self._overdue:
             self._overdue = True
-            self._fail(Cause.DEADLINE, f"a look at the node has not ended within {DEADLINE_S:g} s")
+            self._fail(Cause.DEADLINE, f"the refresh has not ended within {DEADLINE_S:g} s")
         now_s = time.monotonic()
         if self._latest is None or now_s - self._latest_s >= SHARED_FOR_S:
             self._latest_s = now_s
@@ -161,10 +161,10 @@ class RefreshCache:
         self._ended_s = time.monotonic()
         err = ended.exception()
         if err is not None:
-            self._fail(Cause.ERROR, f"a look at the node failed: {err!r}", err)
+            self._fail(Cause.ERROR, f"the refresh failed: {err!r}", err)
             return
         if self._failure is not None:
-            log.info("looking at the node succeeds again")
+            log.info("refreshes succeed again")
         self._failure = None
         self._previous, self._report = self._report, ended.result()
 

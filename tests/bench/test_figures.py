@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench itself: what it makes of figures, and that what is stored is what is shown."""
+"""The bench itself: how it evaluates figures, and that the page shows the stored results."""
 
 import json
 from pathlib import Path
@@ -17,44 +17,47 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_row_file_is_found_once_and_in_order() -> None:
-    """A new row is one file."""
+    """Every row_*.py is a measurement, and no two have the same order."""
     found = measurements()
-    files = {it.stem.removeprefix("row_") for it in (ROOT / "bench").glob("row_*.py")}
-    assert {it.name for it in found} == files
-    orders = [it.order for it in found]
+    files = {path.stem.removeprefix("row_") for path in (ROOT / "bench").glob("row_*.py")}
+    assert {measurement.name for measurement in found} == files
+    orders = [measurement.order for measurement in found]
     assert orders == sorted(set(orders))
 
 
 def test_a_goal_is_met_up_to_its_value() -> None:
-    """Less is better; a row without a goal is neither met nor missed; ratios are ours to theirs."""
+    """A value up to the goal meets it. A row without a goal neither meets nor misses one.
+
+    Ratios are ours divided by theirs.
+    """
     beside = (Beside(name="theirs", value=4.0), Beside(name="absent", value=None, why="not here"))
     row = Row(key="k", what="w", value=2.0, unit="ns", goal=2.0, beside=beside)
     assert row.passed is True
-    told = row_json(row)
-    assert [it["ratio"] for it in told["beside"]] == [0.5, None]
-    assert told["of_goal"] == 1.0
+    stored = row_json(row)
+    assert [peer["ratio"] for peer in stored["beside"]] == [0.5, None]
+    assert stored["of_goal"] == 1.0
     assert Row(key="k", what="w", value=2.1, unit="ns", goal=2.0).passed is False
     assert Row(key="k", what="w", value=2.1, unit="ns").passed is None
 
 
 def test_a_percentile_is_a_sample() -> None:
-    """Of 200 samples two are above the 99th percentile, 100 above the 50th."""
-    samples = [float(it) for it in range(200)]
+    """Of 200 samples, two are above the 99th percentile and 100 above the 50th."""
+    samples = [float(number) for number in range(200)]
     assert percentile(samples, 99) == 197.0
     assert percentile(samples, 50) == 99.0
     assert percentile([3.0], 99) == 3.0
 
 
-def test_everybody_is_first_once() -> None:
-    """Each has a sample of every round, and differences are within a round."""
-    asked: list[str] = []
+def test_every_program_is_first_once() -> None:
+    """Every program has a sample in each round, and differences are taken within a round."""
+    order: list[str] = []
 
     def cost(name: str) -> float:
-        asked.append(name)
-        return len(asked) * 10.0 + (name == "b")
+        order.append(name)
+        return len(order) * 10.0 + (name == "b")
 
     samples = take_turns(["a", "b", "c"], cost, 3)
-    assert "".join(asked) == "abcbcacab"
+    assert "".join(order) == "abcbcacab"
     assert over(samples, "b", "a") == [11.0, -19.0, 11.0]
 
 
@@ -65,22 +68,22 @@ def test_everybody_is_first_once() -> None:
 def test_verified_vms_are_counted_only_when_all_are(
     kvm: int, tcg: int, verified: int, expected: int
 ) -> None:
-    """An answer that shows any VM otherwise is not a smaller number of right ones."""
+    """An answer counts its VMs only if all of them are KVM and verified; otherwise it counts -1."""
     types = ["kvm"] * kvm + ["tcg"] * tcg
     lines = [
-        f'kubevirt_vmi_hypervisor_info{{name="{at}",hypervisor_type="{it}"}} 1.0\n'
-        f'kubevirt_vmi_hypervisor_verified{{name="{at}"}} {float(at < verified)}\n'
-        for at, it in enumerate(types)
+        f'kubevirt_vmi_hypervisor_info{{name="{number}",hypervisor_type="{kind}"}} 1.0\n'
+        f'kubevirt_vmi_hypervisor_verified{{name="{number}"}} {float(number < verified)}\n'
+        for number, kind in enumerate(types)
     ]
     answer = Answer(status=200, body="".join(lines).encode(), seconds=0.0)
     assert answer.verified_kvm() == expected
 
 
 def test_an_answer_in_pieces() -> None:
-    """It is complete with its last byte, and not before."""
-    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\na 1\n"
+    """An answer is complete with its last byte, and not before."""
+    sent = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\na 1\n"
     bytes_ = AnswerBytes()
-    for byte in whole:
+    for byte in sent:
         assert not bytes_.complete
         bytes_.add(bytes([byte]))
     assert bytes_.complete
@@ -88,26 +91,26 @@ def test_an_answer_in_pieces() -> None:
 
 
 def test_worse_is_beyond_the_tolerance_only() -> None:
-    """A ratio at its limit passes, one above is named with both figures."""
+    """A ratio at its limit passes. A higher one is reported."""
     stored = dict.fromkeys(GUARDED, 2.0)
-    at_limit = {name: 2.0 * it.tolerance for name, it in GUARDED.items()}
+    at_limit = {name: 2.0 * guarded.tolerance for name, guarded in GUARDED.items()}
     assert worse(at_limit, stored) == []
     beyond = {name: value * 1.01 for name, value in at_limit.items()}
     assert len(worse(beyond, stored)) == len(GUARDED)
 
 
 def test_numbers_have_three_digits() -> None:
-    """And zero and large ones none behind the point."""
-    assert [number(it) for it in (0.0, 0.01234, 12.34, 123.4, 1521.0)] == [
+    """Numbers have three significant digits; zero and numbers from 100 have no decimals."""
+    assert [number(value) for value in (0.0, 0.01234, 12.34, 123.4, 1521.0)] == [
         "0", "0.0123", "12.3", "123", "1521",
     ]  # fmt: skip
 
 
 def test_a_free_port_is_one() -> None:
-    """The agent is told it before it runs."""
+    """A free port is a valid port number, which the agent can be given before it runs."""
     assert 0 < free_port() < 65536
 
 
 def test_the_page_is_what_the_stored_results_say() -> None:
-    """docs/benchmarks.md quotes nothing else: make bench writes both."""
+    """docs/benchmarks.md shows exactly the stored results, because ``make bench`` writes both."""
     assert DOCUMENT.read_text() == document(json.loads(RESULTS.read_text()))

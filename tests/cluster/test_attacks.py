@@ -40,7 +40,7 @@ AS_TENANT = (
 CALLS = 11
 CROWD = MIN_LEDGER_CAPACITY + 10
 SIDECAR = "5" * 64
-LOOKS = 3
+SCRAPES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +154,8 @@ ROWS: dict[str, tuple[Callable[[Pod], None], Shown]] = {
         TCG_FALLBACK,
     ),
     **{
-        f"the VM's program is disguised: {it.__name__}": (disguised(it), TCG_FALLBACK)
-        for it in DISGUISES
+        f"the VM's program is disguised: {disguise.__name__}": (disguised(disguise), TCG_FALLBACK)
+        for disguise in DISGUISES
     },
 }
 
@@ -212,20 +212,20 @@ def starts_bystander(pod: Pod) -> Bystander:
 
 
 def until_told(agent: Agent, pod: Pod, shown: Shown) -> None:
-    """Scrape until the VMI is shown so, and again; at no scrape is anything else certain."""
+    """Scrape until the VMI is shown as given, then again; no scrape shows another verified type."""
     vm = f"default/{pod.name}"
     last: list[Shown | None] = []
 
-    def told() -> bool:
+    def as_given() -> bool:
         last[:] = [Scrape(agent).vms().get(vm)]
         assert last[0] is None or not last[0].verified or last[0] == shown, last
         return last[0] == shown
 
     try:
-        wait_for(told, f"{vm} is {shown}")
-    except AssertionError as late:
-        raise AssertionError(f"{late}; it is {last}") from late
-    assert all(told() for _ in range(LOOKS))
+        wait_for(as_given, f"{vm} is {shown}")
+    except AssertionError as err:
+        raise AssertionError(f"{err}; it is {last}") from err
+    assert all(as_given() for _ in range(SCRAPES))
     if shown.type != "kvm":
         assert Scraped(agent).value(pod.name, RETURNS) is None
 
@@ -255,7 +255,7 @@ def test_a_pod_that_fills_the_ledger(
 
     Once the pod's processes have ended, collected or not, a new VM has everything again.
     """
-    hostile, first, late, last = (pods(it) for it in ("hostile", "first", "late", "last"))
+    hostile, first, late, last = (pods(name) for name in ("hostile", "first", "late", "last"))
     agent = agents("--ledger-capacity", str(MIN_LEDGER_CAPACITY))
     bystander = starts_bystander(first)
     bystander.assert_unharmed(agent)

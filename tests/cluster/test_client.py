@@ -86,7 +86,7 @@ def test_a_peer_that_is_gone_is_found(
     assert sock is not None
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-    idle_s, interval_s, count = (sock.getsockopt(socket.IPPROTO_TCP, it) for it in options)
+    idle_s, interval_s, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
     assert idle_s + interval_s * count <= 30
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
     response.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent as a cluster has it: an API server, pods' cgroups, real guests, scraped over HTTP."""
+"""The agent as in a cluster: with an API server, pods' cgroups and real guests, scraped by HTTP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Agents = Callable[..., Agent]
 
 @pytest.fixture
 def guests(guests_required: None, cgroups: CgroupTree) -> Iterator[Guests]:
-    """Guests in pods."""
+    """Starts guests in pods; they end with the test."""
     started = Guests(cgroups)
     yield started
     started.close()
@@ -45,7 +45,7 @@ def guests(guests_required: None, cgroups: CgroupTree) -> Iterator[Guests]:
 
 @pytest.fixture
 def agents(guests_required: None, api: ApiServer) -> Iterator[Agents]:
-    """Start agents that reach the API server by a kubeconfig."""
+    """Starts agents that reach the API server with a kubeconfig; they end with the test."""
     kubeconfig = api.kubeconfig()
     started: list[Agent] = []
 
@@ -59,19 +59,19 @@ def agents(guests_required: None, api: ApiServer) -> Iterator[Agents]:
 
 
 def not_ready_answer(agent: Agent, words: str) -> tuple[int, str] | None:
-    """What /readyz answers once the words are in it."""
+    """The answer of /readyz if it contains the words."""
     status, text = answer_of(agent, "/readyz")
     return (status, text) if words in text else None
 
 
 def scrape_with_a_guest(agent: Agent) -> Scrape | None:
-    """A scrape once it has a process that no VM is known of."""
+    """A scrape if it shows a process whose VM is unknown."""
     scrape = Scrape(agent)
     return scrape if scrape.value("hvprobe_processes", state="unattributed") else None
 
 
 def until_shown(agent: Agent, vms: dict[str, Shown], node: str = NODE) -> Scrape:
-    """Scrape until exactly these VMs are shown so."""
+    """Scrape until exactly these VMs are shown, each as given; return that scrape."""
     last: list[Scrape] = []
 
     def shown() -> bool:
@@ -80,17 +80,18 @@ def until_shown(agent: Agent, vms: dict[str, Shown], node: str = NODE) -> Scrape
 
     try:
         wait_for(shown, f"the VMs are {vms}", deadline_s=20)
-    except AssertionError as late:
-        raise AssertionError(f"{late}; they are {last[0].vms()}") from late
+    except AssertionError as err:
+        raise AssertionError(f"{err}; they are {last[0].vms()}") from err
     return last[0]
 
 
 def test_types_labels_and_fallback(api: ApiServer, agents: Agents, guests: Guests) -> None:
-    """Every VMI that runs here has its series, by its pod, and nothing else has any.
+    """Every VMI that runs here has its series, found by its pod, and nothing else has a series.
 
-    alpha runs on KVM and has libvirt's capability probe and a sleeping impostor in its pod; beta
-    and gamma are emulated, gamma's architecture is not the node's; delta has no process; epsilon
-    does not run yet; zeta is another node's; a QEMU that calls itself delta is in nobody's pod.
+    alpha runs on KVM and has libvirt's capability probe and a sleeping impostor in its pod. beta
+    and gamma are emulated, gamma because its architecture is not the node's. delta has no process,
+    epsilon does not run yet, and zeta is on another node. A QEMU that calls itself delta is in a
+    pod of no VMI.
     """
     for name in ("alpha", "beta", "delta"):
         api.store.create(vmi(name, architecture=NATIVE))
@@ -105,7 +106,7 @@ def test_types_labels_and_fallback(api: ApiServer, agents: Agents, guests: Guest
     agent = agents()
     guests.start(pod_uid("lab", "gamma"), "lab_gamma", accel=("tcg",))
     guests.start(pod_uid("default", "epsilon"), "default_epsilon")
-    guests.start(pod_uid("default", "nobody"), "default_delta", accel=("tcg",))
+    guests.start(pod_uid("default", "no-vmi"), "default_delta", accel=("tcg",))
     scrape = until_shown(
         agent,
         {
@@ -123,7 +124,7 @@ def test_types_labels_and_fallback(api: ApiServer, agents: Agents, guests: Guest
 
 
 def test_a_vm_through_its_life(api: ApiServer, agents: Agents, guests: Guests) -> None:
-    """Pause, a process that ends, a restart with a new pod, deletion while the process lives."""
+    """A VM is shown right when paused, ended, restarted in a new pod, and deleted while it runs."""
     api.store.create(vmi("alpha", architecture=NATIVE))
     agent = agents()
     first = guests.start(pod_uid("default", "alpha"), "default_alpha", "-qmp", "stdio")
@@ -145,9 +146,9 @@ def test_a_vm_through_its_life(api: ApiServer, agents: Agents, guests: Guests) -
 
 
 def test_a_migration(api: ApiServer, agents: Agents, guests: Guests, tmp_path: Path) -> None:
-    """A real one, seen by the agents of both nodes: the source has the VM until nodeName moves.
+    """During a real migration the source's agent shows the VM until nodeName changes.
 
-    Never have both, and the target's has its own process, not the source's.
+    From then on the target's agent shows it, with its own process. They never both show it.
     """
     stored = vmi("alpha", architecture=NATIVE)
     api.store.create(stored)
@@ -180,9 +181,9 @@ def test_a_migration(api: ApiServer, agents: Agents, guests: Guests, tmp_path: P
 
 
 def test_the_api_server_goes_and_comes_back(api: ApiServer, agents: Agents, guests: Guests) -> None:
-    """Without it the last known VMIs are judged on; when it is back, what changed is known.
+    """In an outage the agent keeps the last known VMIs, and learns the changes when it is over.
 
-    The agent stays ready, says once that it lost it, and needs no restart.
+    The agent stays ready, logs the recovery once, and needs no restart.
     """
     api.store.create(vmi("alpha", architecture=NATIVE))
     agent = agents()
@@ -209,16 +210,16 @@ def test_the_api_server_goes_and_comes_back(api: ApiServer, agents: Agents, gues
 
 
 def test_starting_without_the_api_server(api: ApiServer, agents: Agents, guests: Guests) -> None:
-    """Not ready and no VM named, though all else is served; ready as soon as the server is there.
+    """Without the API server the agent is not ready and names no VM, but serves everything else.
 
-    A QEMU that calls itself a VM is not believed meanwhile.
+    Until then it does not believe a QEMU that calls itself a VM. It is ready when the server is up.
     """
     api.store.create(vmi("alpha", architecture=NATIVE))
     api.stop()
     agent = agents()
     guests.start(pod_uid("default", "alpha"), "default_alpha")
     status, text = wait_for(
-        lambda: not_ready_answer(agent, "Connection refused"), "the reason is told"
+        lambda: not_ready_answer(agent, "Connection refused"), "the reason is reported"
     )
     assert status == 503
     assert len(text.splitlines()) == 1
@@ -227,23 +228,24 @@ def test_starting_without_the_api_server(api: ApiServer, agents: Agents, guests:
     assert scrape.vms() == {}
     assert scrape.value("hvprobe_vmi_watch_up") == 0
     assert scrape.value("hvprobe_vmi_watch_last_sync_timestamp_seconds") is None
-    assert any(it.name == "hvprobe_hook_attached" and it.value == 1 for it in scrape.samples)
+    attached = [sample for sample in scrape.samples if sample.name == "hvprobe_hook_attached"]
+    assert any(sample.value == 1 for sample in attached)
     api.start()
     until_shown(agent, {"default/alpha": KVM})
     assert answer_of(agent, "/readyz") == (200, "ready\n")
 
 
 def test_a_missing_permission(api: ApiServer, agents: Agents) -> None:
-    """403 is one line in the log and in /readyz that names the verb; once granted, all is well."""
+    """403 is one line in the log and in /readyz, with the verb, until the permission is granted."""
     api.grants = {"get", "watch"}
     agent = agents()
-    status, text = wait_for(lambda: not_ready_answer(agent, "403"), "the refusal is told")
+    status, text = wait_for(lambda: not_ready_answer(agent, "403"), "the refusal is reported")
     assert status == 503
     assert len(text.splitlines()) == 1
     assert "grant the verb list on virtualmachineinstances.kubevirt.io" in text
     api.grants = {"get", "list", "watch"}
     wait_for(lambda: answer_of(agent, "/readyz")[0] == 200, "ready")
-    lines = [it for it in ended_log(agent).splitlines() if "403" in it]
+    lines = [line for line in ended_log(agent).splitlines() if "403" in line]
     assert len(lines) == 1
     assert "grant the verb list" in lines[0]
 
@@ -252,7 +254,7 @@ def test_a_missing_permission(api: ApiServer, agents: Agents) -> None:
 def test_a_signal_ends_it_while_the_api_server_hangs(
     api: ApiServer, agents: Agents, fault: FaultKind
 ) -> None:
-    """Within 2 s, wherever the watch waits."""
+    """A signal ends the agent within 2 s, wherever the watch waits."""
     api.inject(Fault(kind=fault, verb="list"))
     agent = agents()
     api.wait_for(bool)
@@ -260,24 +262,25 @@ def test_a_signal_ends_it_while_the_api_server_hangs(
     assert agent.end(signal.SIGTERM, 2.0) == 0
 
 
-def test_commands_that_look_once(api: ApiServer, guests: Guests) -> None:
-    """Snapshot and doctor wait for the first list of VMIs, and name VMs by it."""
+def test_commands_that_refresh_once(api: ApiServer, guests: Guests) -> None:
+    """``snapshot`` and ``doctor`` wait for the first list of VMIs and name the VMs by it."""
     api.store.create(vmi("alpha", architecture=NATIVE))
     guests.start(pod_uid("default", "alpha"), "default_beta", accel=("tcg",))
     flags = ("--kubeconfig", str(api.kubeconfig()), "--node", NODE)
     ran = hvprobe("snapshot", *flags)
     assert ran.returncode == 0, ran.stderr
     taken = json.loads(ran.stdout)
-    assert [(it["name"], it["hypervisor_type"]) for it in taken["vmis"]] == [("alpha", "tcg")]
+    types = [(entry["name"], entry["hypervisor_type"]) for entry in taken["vmis"]]
+    assert types == [("alpha", "tcg")]
     assert taken["health"]["vmi_watch"]["synced"] is True
-    said = hvprobe("doctor", *flags).stdout
-    assert "ok    VMI names: from the API server" in said
+    checks = hvprobe("doctor", *flags).stdout
+    assert "ok    VMI names: from the API server" in checks
 
 
-def test_commands_that_look_once_without_an_api_server(
+def test_commands_that_refresh_once_without_an_api_server(
     guests_required: None, api: ApiServer
 ) -> None:
-    """They wait a few seconds, say so, and go on without names."""
+    """``doctor`` waits a few seconds for the VMIs, says so, and continues without names."""
     api.stop()
     ran = hvprobe("doctor", "--kubeconfig", str(api.kubeconfig()), "--node", NODE)
     assert "no VMI names after 5 s" in ran.stderr
@@ -289,11 +292,11 @@ SERVICE_ACCOUNT = """
 mount -t tmpfs tmpfs /run && dir=/run/secrets/kubernetes.io/serviceaccount &&
 mkdir -p "$dir" && cp "$1" "$dir/token" && cp "$2" "$dir/ca.crt" && shift 2 && exec "$@"
 """
-"""Give a program the service account that a pod has, in a mount namespace of its own."""
+"""Runs a program with the service account that a pod has, in a mount namespace of its own."""
 
 
 def test_a_mounted_service_account_means_a_cluster(api: ApiServer, guests: Guests) -> None:
-    """With one, names come from the API server; --standalone wins over it."""
+    """With a mounted service account, names come from the API server; --standalone overrides it."""
     api.store.create(vmi("by-pod", architecture=NATIVE))
     guests.start(pod_uid("default", "by-pod"), "default_by-domain", accel=("tcg",))
     files = (str(api.token_file), str(api.authority.ca_file))
@@ -302,5 +305,5 @@ def test_a_mounted_service_account_means_a_cluster(api: ApiServer, guests: Guest
         ran = hvprobe("snapshot", "--node", NODE, *flags, before=before, **api.environ)
         assert ran.returncode == 0, ran.stderr
         taken = json.loads(ran.stdout)
-        assert {it["name"] for it in taken["vmis"]} & {"by-pod", "by-domain"} == {name}
+        assert {entry["name"] for entry in taken["vmis"]} & {"by-pod", "by-domain"} == {name}
         assert (taken["health"]["vmi_watch"] is None) == bool(flags)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many VMs at once, and many events one after another: each shown as it is, at every look."""
+"""Many VMs at once, and many events in sequence: every refresh shows every VM as it is."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.support.vmi_objects import pod_uid, vmi
 
 VMS = 1000
 EXITS = 7
-"""Returns to user space that each makes, and no more."""
+"""The number of returns to user space that each VM makes."""
 
 
 def test_a_thousand_vms(
     guests_required: None, api: ApiServer, cgroups: CgroupTree, kvmload: Path
 ) -> None:
-    """1000 VMIs, 1000 KVM processes in their pods: the first scrape has each right, to the exit.
+    """With 1000 KVM processes in the pods of 1000 VMIs, one scrape has each VM and every exit.
 
-    When all processes have ended the next one says so of all, and when the VMIs are gone none is
-    left.
+    When all processes have ended, every VM is shown as unknown. When the VMIs are deleted, no VM is
+    shown.
     """
     pods = [cgroups.pod(pod_uid("default", f"vm-{number}")) for number in range(VMS)]
     for number in range(VMS):
@@ -38,7 +38,7 @@ def test_a_thousand_vms(
         with Started(load) as started:
             for pod in pods:
                 put(json.loads(started.line())["tgid"], pod)
-            wait_for(lambda: time.monotonic() - ready_s > 1, "a scrape is a look of its own")
+            wait_for(lambda: time.monotonic() - ready_s > 1, "a scrape makes its own refresh")
             scrape = Scrape(agent)
             expected = Shown(type="kvm", verified=True, fallback=False)
             assert scrape.vms() == {f"default/vm-{number}": expected for number in range(VMS)}
@@ -57,17 +57,20 @@ def test_a_thousand_vms(
 
 
 def test_ten_thousand_events() -> None:
-    """A look after each of 10000 events: never a stale, missing or foreign VM, nor a wrong process.
+    """A refresh after each of 10000 events shows exactly the right VMs with the right processes.
 
-    VMIs are created, run, migrate both ways, fail to, are deleted; processes start, are replaced,
-    end late, and take over the PIDs of others; the API server tells late and is lost and found.
+    VMIs are created, run, migrate both ways, fail to migrate and are deleted. Processes start, are
+    replaced, end late, and take over the PIDs of others. The API server reports late, is lost and
+    comes back.
     """
     churn = Churn(seed=1)
     shown = 0
     while churn.events < 10000:
         churn.step()
         report = churn.refresh()
-        found = {(it.vm.namespace, it.vm.name): (it.verdict.type, it.vmm) for it in report.vmis}
+        found = {
+            (vmi.vm.namespace, vmi.vm.name): (vmi.verdict.type, vmi.vmm) for vmi in report.vmis
+        }
         assert found == churn.expected(), f"after event {churn.events}"
         shown += sum(vmm is not None for _, vmm in found.values())
     assert shown > 10000

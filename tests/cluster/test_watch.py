@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMI watch against a strict API server over TLS: what it learns while all goes well."""
+"""The VMI watch with a strict API server over TLS: what it learns when nothing fails."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def lists(api: ApiServer) -> int:
 
 
 def has_watched(times: int, requests: list[Request]) -> bool:
-    """Whether the requests have so many watches among them."""
+    """Whether exactly ``times`` of the requests are watches."""
     return sum(request.verb == "watch" for request in requests) == times
 
 
 def pods(watch: VmiWatch) -> set[PodUid]:
-    """The active pods of all VMIs that the watch knows."""
+    """The uids of the active pods of all VMIs that the watch knows."""
     return {uid for found in watch.index().vmis.values() for uid, _node in found.active_pods}
 
 
 def test_only_the_vmis_of_this_node_are_read(api: ApiServer, begin: Begin) -> None:
-    """All pages of the node's VMIs arrive; nothing but that one resource is ever asked for."""
+    """The watch reads all pages of the node's VMIs, and requests no other resource."""
     for number in range(10):
         api.store.create(vmi(f"vm-{number}"))
         api.store.create(vmi(f"other-{number}", node="node-b"))
@@ -68,7 +68,7 @@ def test_an_empty_node_is_known_to_be_empty(api: ApiServer, begin: Begin) -> Non
     assert watch.index().vmis == {}
 
 
-def test_the_fields_the_join_needs_are_kept(api: ApiServer, begin: Begin) -> None:
+def test_the_fields_that_attribution_needs_are_kept(api: ApiServer, begin: Begin) -> None:
     """Phase, node, pods and architecture come through as KubeVirt wrote them."""
     api.store.create(vmi("alpha", namespace="lab", architecture="arm64"))
     watch = begin()
@@ -81,7 +81,7 @@ def test_the_fields_the_join_needs_are_kept(api: ApiServer, begin: Begin) -> Non
 
 
 def test_changes_arrive(api: ApiServer, begin: Begin) -> None:
-    """VMIs created, changed and deleted after the list are in the index as they happen."""
+    """The index follows VMIs that are created, changed and deleted after the list."""
     api.store.create(vmi("first", phase="Scheduled"))
     watch = begin()
     until(lambda: watch.status().up, "watch up")
@@ -97,7 +97,7 @@ def test_changes_arrive(api: ApiServer, begin: Begin) -> None:
 
 
 def test_a_restarted_vm_has_its_new_pod(api: ApiServer, begin: Begin) -> None:
-    """After a restart under the same name the old pod's uid names nobody."""
+    """After a restart under the same name the VMI has its new pod only."""
     api.store.create(vmi("alpha"))
     watch = begin()
     until(lambda: watch.status().up, "watch up")
@@ -108,7 +108,7 @@ def test_a_restarted_vm_has_its_new_pod(api: ApiServer, begin: Begin) -> None:
 
 
 def test_a_vmi_leaves_and_comes_with_its_node_label(api: ApiServer, begin: Begin) -> None:
-    """A changed nodeName label is a deletion on the one node and an addition on the other."""
+    """When its nodeName label changes, a VMI leaves the one node and appears on the other."""
     api.store.create(vmi("alpha"))
     here, there = begin(), begin(node="node-b")
     until(lambda: here.status().up and there.status().up, "both up")
@@ -122,7 +122,7 @@ def test_a_vmi_leaves_and_comes_with_its_node_label(api: ApiServer, begin: Begin
 
 
 def test_a_migration_seen_from_both_ends(api: ApiServer, begin: Begin) -> None:
-    """The source has the VMI, both pods included, until handover; the target has it from then."""
+    """The source has the VMI with both pods until the migration ends; then the target has it."""
     moving = migrating(vmi("alpha"), "node-b")
     api.store.create(vmi("alpha"))
     source, target = begin(), begin(node="node-b")
@@ -131,7 +131,9 @@ def test_a_migration_seen_from_both_ends(api: ApiServer, begin: Begin) -> None:
     until(lambda: len(pods(source)) == 2, "both pods at the source")
     assert names(target) == set()
     api.store.update(migrated(moving))
-    until(lambda: names(source) == set() and names(target) == {"default/alpha"}, "handed over")
+    until(
+        lambda: names(source) == set() and names(target) == {"default/alpha"}, "the VMI has moved"
+    )
     after = target.index().vmis["default", "alpha"]
     assert [node for _, node in after.active_pods] == ["node-b"]
 
@@ -148,7 +150,7 @@ def test_a_failed_migration_leaves_the_vmi(api: ApiServer, begin: Begin) -> None
 
 
 def test_the_index_is_a_snapshot(api: ApiServer, begin: Begin) -> None:
-    """An index never changes once handed out, and is the same object while nothing happens."""
+    """A returned index never changes, and is the same object until something happens."""
     api.store.create(vmi("alpha"))
     watch = begin()
     until(lambda: watch.status().up, "watch up")
@@ -163,7 +165,10 @@ def test_the_index_is_a_snapshot(api: ApiServer, begin: Begin) -> None:
 
 
 def test_bookmarks_carry_the_version_on(api: ApiServer, begin: Begin) -> None:
-    """A watch on a quiet node goes on from the bookmark's version, past what expired meanwhile."""
+    """On a quiet node the next watch starts at the bookmark's version, although older ones expired.
+
+    It needs no new list.
+    """
     api.bookmark_interval_s = 0.05
     watch = begin()
     until(lambda: watch.status().up, "watch up")
@@ -181,7 +186,7 @@ def test_bookmarks_carry_the_version_on(api: ApiServer, begin: Begin) -> None:
 
 
 def test_bookmarks_keep_a_quiet_watch_alive(api: ApiServer, begin: Begin) -> None:
-    """A node on which nothing happens for longer than the idle deadline is not taken for dead."""
+    """With bookmarks a watch stays up when nothing happens for longer than the idle deadline."""
     api.bookmark_interval_s = 0.05
     watch = begin(timing=replace(QUICK, idle_deadline_s=0.4))
     until(lambda: watch.status().up, "watch up")
@@ -192,7 +197,7 @@ def test_bookmarks_keep_a_quiet_watch_alive(api: ApiServer, begin: Begin) -> Non
 
 
 def test_the_server_ends_watches_in_order(api: ApiServer, begin: Begin) -> None:
-    """After an orderly end the next watch goes on where the last one was: no list, no restart."""
+    """When the server ends a watch in order, the next one continues it without list or restart."""
     api.store.create(vmi("alpha"))
     watch = begin()
     until(lambda: watch.status().up, "watch up")
@@ -206,7 +211,7 @@ def test_the_server_ends_watches_in_order(api: ApiServer, begin: Begin) -> None:
 
 
 def test_the_server_is_asked_to_end_watches(api: ApiServer, begin: Begin) -> None:
-    """Each watch asks for bookmarks and for an end of its own, spread over a range."""
+    """Each watch asks for bookmarks and for a timeout between 60 and 120 s."""
     watch = begin()
     until(lambda: watch.status().up, "watch up")
     params = api.requests[-1].params
@@ -215,14 +220,14 @@ def test_the_server_is_asked_to_end_watches(api: ApiServer, begin: Begin) -> Non
 
 
 def test_a_kubeconfig_serves_as_well(api: ApiServer, begin: Begin) -> None:
-    """Outside a pod, a kubeconfig with inline CA and token reaches the same VMIs."""
+    """Outside a pod, the watch reads the same VMIs with a kubeconfig with inline CA and token."""
     api.store.create(vmi("alpha"))
     watch = begin(Kubeconfig(file=api.kubeconfig()))
     until(lambda: names(watch) == {"default/alpha"}, "the VMI")
 
 
 def test_a_thousand_vmis_in_pages(api: ApiServer, begin: Begin) -> None:
-    """A node of a thousand VMIs is read whole with the page size of production."""
+    """All VMIs of a node with a thousand of them are read with the page size of production."""
     for number in range(1000):
         api.store.create(vmi(f"vm-{number}"))
     watch = begin(timing=replace(QUICK, page_limit=100))

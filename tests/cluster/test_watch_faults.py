@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMI watch when things go wrong: what it says, what it keeps, how it recovers."""
+"""The VMI watch under faults: what it reports, which VMIs it keeps, how it recovers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def up(watch: VmiWatch) -> None:
 
 
 def error_with(watch: VmiWatch, *parts: str) -> str:
-    """Wait for an error that holds these parts; it is one line and no secret."""
+    """Wait for an error with these parts, and check that it is one line without the token."""
     until(lambda: all(p in (watch.status().error or "") for p in parts), f"error with {parts}")
     error = watch.status().error or ""
     assert "\n" not in error
@@ -42,16 +42,16 @@ def error_with(watch: VmiWatch, *parts: str) -> str:
 
 
 def test_a_cut_watch_is_followed_by_a_list(api: ApiServer, begin: Begin) -> None:
-    """A reset connection may have lost events: the VMIs are listed again; it counts as one.
+    """After a reset connection, which may have lost events, the VMIs are listed again.
 
-    The list counts for the refused watches after it, too.
+    One list is enough even if the watches after it are refused, and all of it is one restart.
     """
     watch = begin()
     up(watch)
     api.inject(Fault(kind=FaultKind.STATUS, verb="watch", code=503, times=2))
     api.cut_watches()
-    api.store.create(vmi("meanwhile"))
-    until(lambda: names(watch) == {"default/meanwhile"}, "what happened during the cut")
+    api.store.create(vmi("during-the-cut"))
+    until(lambda: names(watch) == {"default/during-the-cut"}, "the VMI made during the cut")
     up(watch)
     assert api.answered("list") == 2
     assert watch.status().restarts == 1
@@ -60,7 +60,7 @@ def test_a_cut_watch_is_followed_by_a_list(api: ApiServer, begin: Begin) -> None
 
 @pytest.mark.parametrize("over_http", [False, True], ids=["ERROR event", "HTTP status"])
 def test_an_expired_version_is_listed_again(api: ApiServer, begin: Begin, over_http: bool) -> None:
-    """410 in either form leads to a new list; VMIs deleted in the meantime are gone."""
+    """410 in either form leads to a new list, without the VMIs that were deleted before it."""
     api.bookmark_interval_s = 60.0
     api.expire_over_http = over_http
     watch = begin()
@@ -81,7 +81,7 @@ def test_an_expired_version_is_listed_again(api: ApiServer, begin: Begin, over_h
 
 
 def test_a_restored_cluster_is_listed_again(api: ApiServer, begin: Begin) -> None:
-    """When the server's versions are behind ours, it is not asked for the future for ever."""
+    """When the server's versions are older than the watch's, the VMIs are listed again."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -96,7 +96,7 @@ def test_a_restored_cluster_is_listed_again(api: ApiServer, begin: Begin) -> Non
 
 
 def test_a_deletion_of_an_unnamed_vmi_lists_again(api: ApiServer, begin: Begin) -> None:
-    """A DELETED event without a name may mean any VMI: the list shows which."""
+    """After a DELETED event without a name, which may mean any VMI, the VMIs are listed again."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -108,7 +108,7 @@ def test_a_deletion_of_an_unnamed_vmi_lists_again(api: ApiServer, begin: Begin) 
 
 
 def test_pages_that_expire_are_read_in_one(api: ApiServer, begin: Begin) -> None:
-    """When a continue token expires, the next list has no pages, and nothing is mixed.
+    """When a continue token expires, the next list is read without pages, so no lists are mixed.
 
     The lists after that one have pages again.
     """
@@ -130,7 +130,7 @@ def test_pages_that_expire_are_read_in_one(api: ApiServer, begin: Begin) -> None
 
 
 def test_a_silent_watch_is_given_up(api: ApiServer, begin: Begin, log: list[str]) -> None:
-    """A watch that stays open and says nothing, not even a bookmark, ends at the idle deadline."""
+    """A watch that receives nothing, not even a bookmark, is given up at the idle deadline."""
     watch = begin(timing=IMPATIENT)
     up(watch)
     api.mute_watches()
@@ -145,7 +145,7 @@ def test_a_silent_watch_is_given_up(api: ApiServer, begin: Begin, log: list[str]
 def test_an_answer_that_never_comes_is_given_up(
     api: ApiServer, begin: Begin, kind: FaultKind, verb: str
 ) -> None:
-    """A list or watch that hangs before or after its headers is asked for again."""
+    """A list or watch that hangs before or after its headers is requested again."""
     api.bookmark_interval_s = 0.05
     api.store.create(vmi("alpha"))
     api.inject(Fault(kind=kind, verb=verb))
@@ -178,7 +178,7 @@ def test_an_answer_that_never_comes_is_given_up(
     ids=lambda fault: f"{fault.kind.name}-{fault.code}-{fault.body[:5]!r}",
 )
 def test_every_fault_passes(api: ApiServer, begin: Begin, fault: Fault) -> None:
-    """Whatever the server answers for a while, the watch comes up by itself when it is well."""
+    """Whatever wrong answers the server gives, the watch comes up by itself when they end."""
     for number in range(5):
         api.store.create(vmi(f"vm-{number}"))
     api.inject(fault)
@@ -190,7 +190,7 @@ def test_every_fault_passes(api: ApiServer, begin: Begin, fault: Fault) -> None:
 
 
 def test_slow_pieces_are_put_together(api: ApiServer, begin: Begin) -> None:
-    """A list that comes in pieces cut anywhere is read as if it came whole."""
+    """A list that arrives in pieces, cut anywhere, is read like one that arrives at once."""
     for number in range(5):
         api.store.create(vmi(f"vm-{number}"))
     api.inject(Fault(kind=FaultKind.SLOW, verb="list", times=2))
@@ -200,7 +200,7 @@ def test_slow_pieces_are_put_together(api: ApiServer, begin: Begin) -> None:
 
 
 def test_no_server_names_nothing(service_account: InCluster, api: ApiServer, begin: Begin) -> None:
-    """Started without an API server, it is not synced and says why; it recovers when one comes."""
+    """Without an API server the watch is not synced and says why. It recovers when one starts."""
     api.store.create(vmi("alpha"))
     api.stop()
     watch = begin()
@@ -218,7 +218,7 @@ def test_no_server_names_nothing(service_account: InCluster, api: ApiServer, beg
 def test_a_lost_server_leaves_the_last_known_vmis(
     api: ApiServer, begin: Begin, log: list[str]
 ) -> None:
-    """While the API is gone the VMIs stay, and are not confirmed; the watch recovers by itself."""
+    """While the API server is lost, the VMIs stay but are not confirmed; the watch recovers."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -239,17 +239,17 @@ def test_a_lost_server_leaves_the_last_known_vmis(
 
 
 def test_an_outage_is_logged_once(api: ApiServer, begin: Begin, log: list[str]) -> None:
-    """However often it is tried in vain, the same reason is one line in the log."""
+    """Repeated failures for the same reason are one line in the log."""
     api.inject(Fault(kind=FaultKind.STATUS, code=500, times=6))
     watch = begin()
     up(watch)
     assert sum("HTTP 500" in line for line in log) == 1
 
 
-def test_a_foreign_ca_is_told_and_survived(
+def test_a_foreign_ca_is_reported_and_survived(
     api: ApiServer, service_account: InCluster, begin: Begin, tmp_path: Path
 ) -> None:
-    """A server certificate of another CA is refused; with the right CA in the file it works."""
+    """A server certificate of another CA is refused, and trusted with the right CA in the file."""
     right = service_account.ca_file.read_bytes()
     foreign = Authority(tmp_path / "foreign", "kubernetes")
     service_account.ca_file.write_bytes(foreign.ca_file.read_bytes())
@@ -263,7 +263,7 @@ def test_a_foreign_ca_is_told_and_survived(
 def test_a_rotated_ca_is_followed(
     api: ApiServer, service_account: InCluster, begin: Begin, tmp_path: Path
 ) -> None:
-    """When the cluster's CA changes with the mounted file, the watch goes on without a restart."""
+    """When the cluster's CA and the mounted file change, the watch continues with the new CA."""
     watch = begin()
     up(watch)
     successor = Authority(tmp_path / "successor", "kubernetes")
@@ -274,8 +274,8 @@ def test_a_rotated_ca_is_followed(
     until(lambda: names(watch) == {"default/alpha"}, "the VMI")
 
 
-def test_a_server_without_tls_is_told(begin: Begin, tmp_path: Path, api: ApiServer) -> None:
-    """A port that does not speak TLS gives one line and no traceback."""
+def test_a_server_without_tls_is_reported(begin: Begin, tmp_path: Path, api: ApiServer) -> None:
+    """The error for a port that does not speak TLS is one line, which names the address."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as plain:
@@ -298,8 +298,8 @@ def test_a_server_without_tls_is_told(begin: Begin, tmp_path: Path, api: ApiServ
         error_with(watch, f"127.0.0.1:{port}")
 
 
-def test_a_refused_token_is_told(api: ApiServer, begin: Begin) -> None:
-    """401 is one line that names where the token is; a good token there is picked up."""
+def test_a_refused_token_is_reported(api: ApiServer, begin: Begin) -> None:
+    """The error for 401 is one line, which names the token's folder. A good token there is used."""
     api.token_file.write_text("wrong")
     watch = begin()
     error_with(watch, "401 Unauthorized", str(api.token_file.parent))
@@ -311,8 +311,8 @@ def test_a_refused_token_is_told(api: ApiServer, begin: Begin) -> None:
 @pytest.mark.parametrize(
     "content", ["", "a\nb", "t\u00f6ken"], ids=["empty", "two lines", "umlaut"]
 )
-def test_a_bent_token_file_is_told(api: ApiServer, begin: Begin, content: str) -> None:
-    """A token file without a token in it is one line, and looked at again later."""
+def test_a_malformed_token_file_is_reported(api: ApiServer, begin: Begin, content: str) -> None:
+    """The error for a file without a valid token is one line, and the file is read again later."""
     api.token_file.write_text(content)
     watch = begin()
     error = error_with(watch, str(api.token_file.parent))
@@ -322,7 +322,7 @@ def test_a_bent_token_file_is_told(api: ApiServer, begin: Begin, content: str) -
 
 
 def test_a_rotated_token_is_used(api: ApiServer, begin: Begin) -> None:
-    """When the old token is revoked, the new one in the file is used, without a new list."""
+    """When the old token is revoked, the file's new token is used, and no new list is needed."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -337,7 +337,7 @@ def test_a_rotated_token_is_used(api: ApiServer, begin: Begin) -> None:
 
 @pytest.mark.parametrize("verb", ["list", "watch"])
 def test_a_missing_right_is_named(api: ApiServer, begin: Begin, log: list[str], verb: str) -> None:
-    """403 says which verb on which resource is missing; once granted, the watch comes up."""
+    """The error for 403 names the missing verb and resource. Once granted, the watch comes up."""
     api.store.create(vmi("alpha"))
     api.grants = {"get", "list", "watch"} - {verb}
     watch = begin()
@@ -365,8 +365,8 @@ def test_retry_after_is_honoured(api: ApiServer, begin: Begin, code: int) -> Non
     assert repeated.at_s - refused.at_s >= 1.0
 
 
-def test_tries_become_rarer(api: ApiServer, begin: Begin) -> None:
-    """Watches that end at once are not asked for in a spin: the gaps double up to the cap."""
+def test_retries_become_rarer(api: ApiServer, begin: Begin) -> None:
+    """When watches end at once, the gaps between them double up to the cap."""
     api.inject(Fault(kind=FaultKind.EMPTY_WATCH, verb="watch", times=1000))
     begin()
     api.wait_for(lambda requests: len(watches(requests)) >= 6)
@@ -377,7 +377,7 @@ def test_tries_become_rarer(api: ApiServer, begin: Begin) -> None:
 
 
 def test_a_loop_of_expired_versions_is_not_a_spin(api: ApiServer, begin: Begin) -> None:
-    """A server that calls every version expired is asked ever more rarely, after the first time."""
+    """A server that calls every version expired is asked more and more rarely."""
     api.inject(Fault(kind=FaultKind.STATUS, verb="watch", code=410, reason="Expired", times=1000))
     begin()
     api.wait_for(lambda requests: len(watches(requests)) >= 6)
@@ -386,7 +386,7 @@ def test_a_loop_of_expired_versions_is_not_a_spin(api: ApiServer, begin: Begin) 
 
 
 def test_malformed_objects_are_skipped(api: ApiServer, begin: Begin, log: list[str]) -> None:
-    """Objects that cannot be VMIs are counted and left out, in lists and in watches."""
+    """Objects that are no valid VMIs are counted and left out, in lists and in watches."""
     bad = vmi("bad")
     bad["status"] = "broken"
     api.store.create(vmi("good"))
@@ -407,18 +407,18 @@ def test_malformed_objects_are_skipped(api: ApiServer, begin: Begin, log: list[s
 
 
 def test_a_vmi_that_becomes_malformed_is_dropped(api: ApiServer, begin: Begin) -> None:
-    """What was known of a VMI is no longer true once its object cannot be read."""
+    """A VMI whose object becomes malformed leaves the index, until the object is valid again."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
 
-    def bend(obj: Vmi) -> None:
+    def damage(obj: Vmi) -> None:
         obj["status"]["nodeName"] = ["node-a"]
 
-    api.store.edit("default", "alpha", bend)
+    api.store.edit("default", "alpha", damage)
     until(lambda: names(watch) == set(), "dropped")
     api.store.update(vmi("alpha"))
-    until(lambda: names(watch) == {"default/alpha"}, "well again")
+    until(lambda: names(watch) == {"default/alpha"}, "valid again")
 
 
 @pytest.mark.parametrize(
@@ -437,8 +437,8 @@ def test_a_vmi_that_becomes_malformed_is_dropped(api: ApiServer, begin: Begin) -
     ],
     ids=lambda line: line[:34].decode("latin-1"),
 )
-def test_a_bent_stream_is_survived(api: ApiServer, begin: Begin, line: bytes) -> None:
-    """Whatever a watch sends, the next one goes on and the VMIs are those of the server."""
+def test_a_malformed_stream_is_survived(api: ApiServer, begin: Begin, line: bytes) -> None:
+    """Whatever a watch sends, the index has the server's VMIs in the end."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -448,8 +448,8 @@ def test_a_bent_stream_is_survived(api: ApiServer, begin: Begin, line: bytes) ->
     up(watch)
 
 
-def test_blank_lines_are_nothing(api: ApiServer, begin: Begin) -> None:
-    """Empty lines between events are no events and no errors."""
+def test_blank_lines_are_ignored(api: ApiServer, begin: Begin) -> None:
+    """Blank lines between events are neither events nor errors."""
     watch = begin()
     up(watch)
     api.send_raw(b"\n\r\n\n")
@@ -469,7 +469,7 @@ STUCK = {
 
 @pytest.mark.parametrize("fault", STUCK.values(), ids=STUCK.keys())
 def test_stop_is_prompt(api: ApiServer, begin: Begin, fault: Fault | None) -> None:
-    """stop() returns within two seconds wherever the thread is, and nothing is up then."""
+    """``stop`` returns within two seconds, whatever the thread waits for, and the watch is down."""
     if fault is not None:
         api.inject(fault)
     watch = begin()
@@ -483,7 +483,7 @@ def test_stop_is_prompt(api: ApiServer, begin: Begin, fault: Fault | None) -> No
 
 
 def test_stop_ends_the_thread_and_leaves_the_vmis(api: ApiServer, begin: Begin) -> None:
-    """After stop() no thread is left, the last VMIs can still be read, a second stop is fine."""
+    """After ``stop`` the thread has ended and the VMIs stay. A second ``stop`` does nothing."""
     api.store.create(vmi("alpha"))
     watch = begin()
     up(watch)
@@ -495,7 +495,7 @@ def test_stop_ends_the_thread_and_leaves_the_vmis(api: ApiServer, begin: Begin) 
 
 
 def test_a_watch_that_never_began_can_be_stopped(service_account: InCluster) -> None:
-    """stop() before start() is no error."""
+    """``stop`` before ``start`` is no error."""
     watch = VmiWatch(service_account, "node-a")
     watch.stop()
     assert not watch.status().up
@@ -525,8 +525,10 @@ KUBECONFIGS = {
 
 
 @pytest.mark.parametrize("content", KUBECONFIGS.values(), ids=KUBECONFIGS.keys())
-def test_a_bent_kubeconfig_is_told(begin: Begin, tmp_path: Path, content: str | None) -> None:
-    """A kubeconfig that cannot be used is one line that names the file; the thread lives on."""
+def test_a_malformed_kubeconfig_is_reported(
+    begin: Begin, tmp_path: Path, content: str | None
+) -> None:
+    """The error for an unusable kubeconfig is one line, which names the file."""
     file = tmp_path / "kubeconfig"
     if content is not None:
         file.write_text(content)
@@ -534,8 +536,8 @@ def test_a_bent_kubeconfig_is_told(begin: Begin, tmp_path: Path, content: str | 
     error_with(watch, str(file))
 
 
-def test_a_missing_service_account_is_told(begin: Begin, tmp_path: Path) -> None:
-    """Without a mounted service account the line says so and names the alternatives."""
+def test_a_missing_service_account_is_reported(begin: Begin, tmp_path: Path) -> None:
+    """Without a mounted service account the error says so and names the flags to use instead."""
     config = InCluster(token_file=tmp_path / "token", ca_file=tmp_path / "ca.crt", environ={})
     assert not config.mounted()
     watch = begin(config)
@@ -544,7 +546,7 @@ def test_a_missing_service_account_is_told(begin: Begin, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", range(4))
 def test_after_any_churn_the_index_is_the_servers(api: ApiServer, begin: Begin, seed: int) -> None:
-    """Any order of writes, cuts, ends, expiries and outages leaves exactly the server's VMIs."""
+    """After any order of writes, cuts, ends, expiries and faults, the index equals the server's."""
     chance = random.Random(seed)
     api.bookmark_interval_s = 0.05
     watch = begin(timing=WatchTiming(backoff_base_s=0.005, backoff_cap_s=0.05, page_limit=5))

@@ -66,13 +66,13 @@ def test_mounts_nothing_else_of_the_node(overlay: str) -> None:
     assert not {"hostNetwork", "hostIPC"} & set(pod)
     hosts = [volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume]
     assert hosts == ["/sys/kernel/tracing"]
-    writable = [it for it in rendered(overlay).container["volumeMounts"] if not it.get("readOnly")]
-    assert writable == []
+    mounts = rendered(overlay).container["volumeMounts"]
+    assert [mount for mount in mounts if not mount.get("readOnly")] == []
 
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_is_scheduled_where_vms_can_be(overlay: str) -> None:
-    """Every node that virt-handler knows, whatever its taints, and no VM is displaced for it."""
+    """The pod runs on every node that virt-handler knows, whatever its taints, and evicts no VM."""
     pod = rendered(overlay).pod
     (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
@@ -106,12 +106,13 @@ def test_openshift_permits_what_is_asked_for() -> None:
     kinds = {kind for volume in objects.pod["volumes"] for kind in volume if kind != "name"}
     # Kubernetes adds the service account's token as a projected volume.
     assert kinds | {"projected", "secret"} == set(constraint["volumes"])
-    roles = {it["metadata"]["name"]: it["rules"] for it in objects.of_kind("Role")}
+    roles = {role["metadata"]["name"]: role["rules"] for role in objects.of_kind("Role")}
     assert roles.pop("hvprobe-scc")[0]["resourceNames"] == [constraint["metadata"]["name"]]
     # The other is for the platform's Prometheus, which reads only.
     ((rule,),) = roles.values()
     assert rule["verbs"] == ["get", "list", "watch"]
-    bound = {it["roleRef"]["name"]: it["subjects"] for it in objects.of_kind("RoleBinding")}
+    bindings = objects.of_kind("RoleBinding")
+    bound = {binding["roleRef"]["name"]: binding["subjects"] for binding in bindings}
     assert bound["hvprobe-prometheus"][0]["namespace"] == "openshift-monitoring"
     assert bound["hvprobe-scc"][0]["name"] == objects.one("ServiceAccount")["metadata"]["name"]
 
@@ -120,16 +121,20 @@ def test_tls_is_expected_where_it_is_served() -> None:
     """Certificate, mount, flags, probes and PodMonitor of the TLS overlay agree."""
     objects = rendered("tls")
     certificate = next(
-        it for it in objects.of_kind("Certificate") if it["metadata"]["name"] == "hvprobe-tls"
+        found
+        for found in objects.of_kind("Certificate")
+        if found["metadata"]["name"] == "hvprobe-tls"
     )["spec"]
     (endpoint,) = objects.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert endpoint["scheme"] == "https"
     assert [endpoint["tlsConfig"]["serverName"]] == certificate["dnsNames"]
     assert endpoint["tlsConfig"]["ca"]["secret"]["name"] == certificate["secretName"]
-    (volume,) = [it for it in objects.pod["volumes"] if "secret" in it]
+    (volume,) = [volume for volume in objects.pod["volumes"] if "secret" in volume]
     assert volume["secret"]["secretName"] == certificate["secretName"]
-    (mount,) = [it for it in objects.container["volumeMounts"] if it["name"] == volume["name"]]
-    values = {it["name"]: it.get("value", "") for it in objects.container["env"]}
+    (mount,) = [
+        mount for mount in objects.container["volumeMounts"] if mount["name"] == volume["name"]
+    ]
+    values = {variable["name"]: variable.get("value", "") for variable in objects.container["env"]}
     assert values["HVPROBE_TLS_CERT"] == f"{mount['mountPath']}/tls.crt"
     assert values["HVPROBE_TLS_KEY"] == f"{mount['mountPath']}/tls.key"
     for kind in ("startup", "liveness", "readiness"):
@@ -140,7 +145,10 @@ def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> N
     """Its third: Prometheus gets one of the CA that the agent is given; the probes need none."""
     _, _, example, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
-    certificates = {it["metadata"]["name"]: it["spec"] for it in objects.of_kind("Certificate")}
+    certificates = {
+        certificate["metadata"]["name"]: certificate["spec"]
+        for certificate in objects.of_kind("Certificate")
+    }
     scraper, server = certificates["hvprobe-scraper"], certificates["hvprobe-tls"]
     assert scraper["issuerRef"] == server["issuerRef"]
     assert "client auth" in scraper["usages"]
@@ -149,8 +157,8 @@ def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> N
     assert endpoint["tlsConfig"]["cert"]["secret"]["name"] == scraper["secretName"]
     assert endpoint["tlsConfig"]["keySecret"] == {"name": scraper["secretName"], "key": "tls.key"}
     assert endpoint["tlsConfig"]["ca"]["secret"]["name"] == server["secretName"]
-    (mount,) = [it for it in objects.container["volumeMounts"] if it["name"] == "tls"]
-    values = {it["name"]: it.get("value", "") for it in objects.container["env"]}
+    (mount,) = [mount for mount in objects.container["volumeMounts"] if mount["name"] == "tls"]
+    values = {variable["name"]: variable.get("value", "") for variable in objects.container["env"]}
     assert values["HVPROBE_TLS_CLIENT_CA"] == f"{mount['mountPath']}/ca.crt"
     for kind in ("startup", "liveness", "readiness"):
         probe = objects.container[f"{kind}Probe"]["httpGet"]
@@ -205,7 +213,7 @@ def test_monitoring_can_be_loaded_for_a_release(tmp_path: Path) -> None:
     """The example for kube-prometheus-stack labels PodMonitor and PrometheusRule."""
     (example,) = examples("deploy/monitoring/README.md")
     objects = rendered_beside(tmp_path, example).objects
-    assert {it["kind"] for it in objects} == {"PodMonitor", "PrometheusRule"}
+    assert {found["kind"] for found in objects} == {"PodMonitor", "PrometheusRule"}
     (wanted,) = yaml.safe_load(example)["labels"]
     for found in objects:
         assert found["metadata"]["labels"].items() >= wanted["pairs"].items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rendered manifests against the schemas of their readers, and against a security linter."""
+"""The rendered manifests satisfy their readers' schemas, and a security linter."""
 
 import copy
 import json
@@ -18,22 +18,22 @@ from tests.support.deploy_tools import python_tools
 
 pytestmark = pytest.mark.timeout(300)
 KUBERNETES = ("1.31.0", "1.37.0")
-"""Oldest and newest that the manifests are checked against."""
+"""The oldest and the newest version whose schemas the manifests are checked against."""
 CUSTOM = ("monitoring.coreos.com", "cert-manager.io", "security.openshift.io")
 EXCEPTIONS = {
     "CKV_K8S_11": "no CPU limit: throttling would make scrapes late",
     "CKV_K8S_15": "a pinned image need not be pulled at each start",
     "CKV_K8S_17": "hostPID: BPF numbers processes as the initial PID namespace does",
-    "CKV_K8S_23": "root: nobody else gets capabilities, and tracefs is root's",
+    "CKV_K8S_23": "root: no other user gets capabilities or can read tracefs",
     "CKV_K8S_29": "the security context is the container's",
     "CKV_K8S_31": "no seccomp filter: CRI-O's denies perf_event_open, see the component",
-    "CKV_K8S_38": "the token is what VirtualMachineInstances are asked for with",
+    "CKV_K8S_38": "the agent reads VirtualMachineInstances with the token",
     "CKV_K8S_40": "root, as CKV_K8S_23",
-    "CKV_K8S_43": "the digest is the operator's to pin, see docs/operators.md",
+    "CKV_K8S_43": "the operator pins the digest, see docs/operators.md",
 }
 """Checks that every overlay fails, each with its reason."""
 PRIVILEGED = {
-    "CKV_K8S_16": "that is what the overlay is",
+    "CKV_K8S_16": "the overlay exists to be privileged",
     "CKV_K8S_20": "privileged implies it",
     "CKV_K8S_28": "privileged has every capability",
     "CKV_K8S_37": "privileged has every capability",
@@ -42,12 +42,12 @@ CAPABILITIES = {"CKV_K8S_25": "five capabilities, each shown to be needed by tes
 DOCKERFILE = {
     "CKV_DOCKER_7": "the base image is an argument, which checkov does not resolve",
     "CKV_DOCKER_8": "root, as CKV_K8S_23",
-    "CKV_DOCKER_9": "what checkov takes for apt's use is its removal",
+    "CKV_DOCKER_9": "the Dockerfile removes apt, which checkov takes for a use of it",
 }
 
 
 def tool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """A Python module of tools.txt, run."""
+    """Run a Python module of tools.txt."""
     environment = {**os.environ, "PYTHONPATH": str(python_tools())}
     return subprocess.run(
         [sys.executable, "-m", *arguments],
@@ -67,8 +67,9 @@ def is_custom(manifest: str) -> bool:
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("overlay", NAMES)
 def test_kubernetes_knows_every_field(overlay: str, version: str, tmp_path: Path) -> None:
-    """Each object is valid by Kubernetes' own schema, in which no field is unknown."""
-    manifests = [it for it in rendered(overlay).text.split("\n---\n") if not is_custom(it)]
+    """Each object is valid by Kubernetes' own schema and has no unknown field."""
+    documents = rendered(overlay).text.split("\n---\n")
+    manifests = [manifest for manifest in documents if not is_custom(manifest)]
     (tmp_path / "all.yaml").write_text("\n---\n".join(manifests))
     checked = tool("kubernetes_validate", "--strict", "-k", version, str(tmp_path / "all.yaml"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -76,7 +77,7 @@ def test_kubernetes_knows_every_field(overlay: str, version: str, tmp_path: Path
 
 
 def refused(found: Json) -> list[str]:
-    """What is wrong with an object by its custom resource's schema, a line each."""
+    """What an object violates in the schema of its custom resource, one line for each fault."""
     schema = schema_of(found["apiVersion"], found["kind"])
     errors = jsonschema.Draft202012Validator(schema).iter_errors(found)
     return [f"{error.json_path}: {error.message}" for error in errors]
@@ -85,9 +86,14 @@ def refused(found: Json) -> list[str]:
 @pytest.mark.parametrize("overlay", NAMES)
 def test_operators_accept_their_resources(overlay: str) -> None:
     """Objects of prometheus-operator, cert-manager and OpenShift are valid by their schemas."""
-    custom = [it for it in rendered(overlay).objects if it["apiVersion"].split("/")[0] in CUSTOM]
-    assert {"PodMonitor", "PrometheusRule"} <= {it["kind"] for it in custom}
-    assert {it["kind"]: refused(it) for it in custom if refused(it)} == {}
+    custom = [
+        resource
+        for resource in rendered(overlay).objects
+        if resource["apiVersion"].split("/")[0] in CUSTOM
+    ]
+    assert {"PodMonitor", "PrometheusRule"} <= {resource["kind"] for resource in custom}
+    faults = [(resource["kind"], refused(resource)) for resource in custom]
+    assert [(kind, lines) for kind, lines in faults if lines] == []
 
 
 @pytest.mark.parametrize(
@@ -103,14 +109,14 @@ def test_operators_accept_their_resources(overlay: str) -> None:
 def test_operators_would_refuse_a_wrong_one(
     overlay: str, kind: str, field: str, value: object
 ) -> None:
-    """A wrong type and an unknown field are found, as a proof that the schemas look."""
+    """The schemas reject a wrong type and an unknown field, so their approval means something."""
     wrong = copy.deepcopy(rendered(overlay).of_kind(kind)[0])
     wrong["spec"][field] = value
     assert any(f"$.spec.{field}" in line or repr(field) in line for line in refused(wrong))
 
 
 def test_openshift_would_refuse_a_wrong_constraint() -> None:
-    """The same for a security context constraint, whose fields are at its top."""
+    """The schema rejects a wrong security context constraint, whose fields are at its top level."""
     wrong = copy.deepcopy(rendered("openshift").one("SecurityContextConstraints"))
     del wrong["volumes"]
     wrong["allowHostPid"] = True
@@ -118,7 +124,7 @@ def test_openshift_would_refuse_a_wrong_constraint() -> None:
 
 
 def failed_checks(framework: str, file: Path) -> set[str]:
-    """Ids of checkov's checks that fail."""
+    """The ids of checkov's checks that fail."""
     checked = tool(
         *("checkov.main", "--framework", framework, "--output", "json", "--compact"),
         *("--skip-download", "--file", str(file)),
@@ -130,12 +136,12 @@ def failed_checks(framework: str, file: Path) -> set[str]:
 
 @pytest.mark.parametrize("overlay", NAMES)
 def test_security_linter_finds_only_what_is_known(overlay: str, tmp_path: Path) -> None:
-    """checkov complains of exactly the exceptions listed here with their reasons."""
+    """checkov reports exactly the exceptions that are listed here with their reasons."""
     (tmp_path / "all.yaml").write_text(rendered(overlay).text)
     own = PRIVILEGED if overlay == "privileged" else CAPABILITIES
     assert failed_checks("kubernetes", tmp_path / "all.yaml") == EXCEPTIONS.keys() | own.keys()
 
 
 def test_security_linter_accepts_the_dockerfile() -> None:
-    """The same for the Dockerfile."""
+    """checkov reports nothing about the Dockerfile but the exceptions listed here."""
     assert failed_checks("dockerfile", ROOT / "Dockerfile") <= DOCKERFILE.keys()

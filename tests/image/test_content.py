@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the image, and what is not."""
+"""What the image contains, and what it must not contain."""
 
 import re
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 from tests.support.image_build import NATIVE, ROOT, Image
 
 pytestmark = pytest.mark.timeout(900)
-MOST_BYTES = 600 * 10**6
+MAX_BYTES = 600 * 10**6
 
 
 def in_image(image: Image, *command: str) -> subprocess.CompletedProcess[str]:
-    """A program in the image's root, with no network."""
+    """Run a program in the image's root, without a network."""
     entered = ["unshare", "--net", "--", "chroot", str(image.root), "/usr/bin/env", "-i"]
     path = "PATH=/opt/hvprobe/bin:/usr/sbin:/usr/bin"
     return subprocess.run([*entered, path, *command], check=False, capture_output=True, text=True)
@@ -22,17 +22,17 @@ def in_image(image: Image, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_is_small(image: Image) -> None:
     """The image takes less than 600 MB of a node's disk."""
-    assert image.size_bytes < MOST_BYTES
+    assert image.size_bytes < MAX_BYTES
 
 
-def test_is_what_was_asked_for(image: Image) -> None:
-    """Registries are told the architecture that its packages are of."""
+def test_has_the_requested_architecture(image: Image) -> None:
+    """The image declares the architecture of its packages to registries."""
     done = in_image(image, "dpkg", "--print-architecture")
     assert image.architecture == done.stdout.strip() == NATIVE
 
 
 def test_starts_the_agent(image: Image) -> None:
-    """Without arguments the image runs the agent, and engines can ask whether it is healthy."""
+    """Without arguments the image runs the agent as root, and it declares a health check."""
     assert image.config["Entrypoint"] == ["hvprobe"]
     assert image.config["Cmd"] == ["agent"]
     assert image.config["User"] == "0:0"
@@ -40,7 +40,7 @@ def test_starts_the_agent(image: Image) -> None:
 
 
 def test_says_what_it_is(image: Image) -> None:
-    """The OCI labels name the project, its version, its licences and a commit."""
+    """The OCI labels name the project, its version, its licences and its commit."""
     labels = {
         name.removeprefix("org.opencontainers.image."): value
         for name, value in image.config["Labels"].items()
@@ -52,7 +52,7 @@ def test_says_what_it_is(image: Image) -> None:
 
 
 def test_has_what_it_needs(image: Image) -> None:
-    """BCC 0.31 and every Python module are there and load, with no network."""
+    """BCC 0.31 and every Python module are installed and load without a network."""
     program = (
         "import bcc, probes.command.agent, probes.command.cli, ebpf.session; "
         "from kubernetes import client, config; print(bcc.__version__, hasattr(bcc, 'BPF'))"
@@ -62,7 +62,7 @@ def test_has_what_it_needs(image: Image) -> None:
 
 
 def test_has_no_tools_to_build_or_install(image: Image) -> None:
-    """No compiler, no pip, no apt, no caches: nothing that could change the image or be used to."""
+    """The image has no compiler, pip, apt or caches, so nothing in it can build or install."""
     programs = "apt apt-get apk as cc curl dpkg-buildpackage gcc git ld make pip pip3 wget"
     found = [
         name
@@ -76,7 +76,7 @@ def test_has_no_tools_to_build_or_install(image: Image) -> None:
 
 
 def test_has_no_setuid_program(image: Image) -> None:
-    """Nothing in the image gives anybody another's rights."""
+    """No program in the image runs with the rights of another user or group."""
     done = subprocess.run(
         ["find", str(image.root), "-xdev", "-perm", "/6000", "-type", "f"],
         check=True,
@@ -106,7 +106,7 @@ def installed(dist_info: Path) -> str:
 
 
 def test_lock_answers_the_project() -> None:
-    """Whatever pyproject.toml asks for is in the lock, in a version it accepts."""
+    """requirements.lock has every dependency of pyproject.toml, in a version that it accepts."""
     done = subprocess.run(
         [str(ROOT / ".venv/bin/python"), str(ROOT / "scripts/lock.py"), "--check"],
         check=False,

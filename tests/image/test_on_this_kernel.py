@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image run by a real OCI runtime on this machine's kernel, as each DaemonSet asks for it.
+"""The image, run by a real OCI runtime on this machine's kernel as each DaemonSet specifies.
 
-Beside it run a KVM and a TCG guest of user 107, as virt-launcher starts them.
+Beside it run a KVM guest and a TCG guest of user 107, as virt-launcher starts them.
 """
 
 import copy
@@ -34,7 +34,7 @@ KVM, TCG, UNKNOWN = ({"hypervisor_type": kind} for kind in ("kvm", "tcg", "unkno
 
 @pytest.fixture(scope="module")
 def guests() -> Iterator[None]:
-    """default/alpha on KVM and lab/beta emulated, both of user 107, running all the time."""
+    """The running guests default/alpha (KVM) and lab/beta (TCG), both of user 107."""
     require("image", missing_for_guests())
     with QemuAsUser("default_alpha", "kvm"), QemuAsUser("lab_beta", "tcg"):
         yield
@@ -45,7 +45,7 @@ def daemonset(overlay: str) -> Json:
 
 
 def samples(agent: Container, metric: str) -> dict[frozenset[tuple[str, str]], float]:
-    """Value by labels, of the two guests: the node may run others."""
+    """A metric's values by labels, for the two guests only, because the node may run others."""
     ours = (set(ALPHA.items()), set(BETA.items()))
     return {
         frozenset(labels): value
@@ -59,7 +59,7 @@ def labels(*parts: Json) -> frozenset[tuple[str, str]]:
 
 
 def both_verified(agent: Container) -> Callable[[], bool]:
-    """Whether alpha is shown as kvm, beta as tcg, and both as proven."""
+    """A condition: alpha is shown as kvm and beta as tcg, both verified."""
 
     def seen() -> bool:
         types = samples(agent, "kubevirt_vmi_hypervisor_info")
@@ -74,7 +74,7 @@ def both_verified(agent: Container) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_proves_what_runs(image: Image, crio_seccomp: Json, guests: None, variant: str) -> None:
-    """Each variant tells alpha from beta, verified, and `hvprobe doctor` in it finds no fault."""
+    """Each variant shows the types of alpha and beta, verified, and `hvprobe doctor` passes."""
     with running(image, daemonset(variant), crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
         assert samples(agent, "kubevirt_vmi_hypervisor_fallback")[labels(BETA)] == 1.0
@@ -98,7 +98,7 @@ def test_serves_https(image: Image, crio_seccomp: Json, guests: None, tmp_path: 
 
 
 def test_writes_nothing(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """Nothing in the container can be written, not even /tmp, and the agent does without."""
+    """No folder of the container is writable, not even /tmp, and the agent works all the same."""
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
         tried = agent.execute(
@@ -108,7 +108,7 @@ def test_writes_nothing(image: Image, crio_seccomp: Json, guests: None) -> None:
 
 
 def test_speaks_utf8(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """What `kubectl exec` starts finds a UTF-8 locale, though nobody's shell has set one."""
+    """A program that `kubectl exec` starts has a UTF-8 locale, although no shell has set one."""
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
         program = "import os, sys; print(os.environ['LANG'], sys.stdout.encoding)"
         assert agent.execute("python3", "-c", program).stdout == "C.UTF-8 utf-8\n"
@@ -119,7 +119,7 @@ def test_speaks_utf8(image: Image, crio_seccomp: Json, guests: None) -> None:
 
 
 def test_capabilities_are_all_it_gets(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """In the capabilities variant the process has those of the manifest, and cannot get more."""
+    """In the capabilities variant the agent has the manifest's capabilities and can get no more."""
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
         status = dict(
             line.split(":\t", 1)
@@ -135,7 +135,7 @@ def test_capabilities_are_all_it_gets(image: Image, crio_seccomp: Json, guests: 
 
 
 def test_leaves_nothing_behind(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """When the container is deleted the kernel has none of its BPF programs any more."""
+    """When the container is deleted, the kernel no longer has any of its BPF programs."""
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
         programs = program_ids(agent.main_tgid())
@@ -143,17 +143,18 @@ def test_leaves_nothing_behind(image: Image, crio_seccomp: Json, guests: None) -
         assert all(program_exists(number) for number in programs)
     wait_for(
         lambda: not any(program_exists(number) for number in programs),
-        "the kernel has let go of the programs",
+        "the kernel has freed the programs",
     )
 
 
 @pytest.mark.parametrize(
     ("missing", "beta", "beta_verified"),
     [
-        # Without BPF the emulated guest's silence proves nothing, so its type is inferred.
+        # Without BPF, the ledger's silence about the emulated guest proves nothing, so its type is
+        # only inferred.
         ("CAP_BPF", TCG, 0.0),
         ("CAP_PERFMON", TCG, 0.0),
-        # Without its descriptors nothing can be said of the emulated guest at all.
+        # Without the emulated guest's descriptors its type is unknown.
         ("CAP_SYS_PTRACE", UNKNOWN, 0.0),
         ("CAP_DAC_READ_SEARCH", UNKNOWN, 0.0),
     ],
@@ -166,28 +167,31 @@ def test_names_what_is_missing(
     beta: Json,
     beta_verified: float,
 ) -> None:
-    """Each capability taken away costs what the manual says, and the doctor names it alone."""
+    """Each missing capability costs what the manual says, and the doctor names that one only."""
     with running(image, daemonset("capabilities"), crio_seccomp, without=[missing]) as agent:
         wait_for(
             lambda: samples(agent, "kubevirt_vmi_hypervisor_verified").get(labels(ALPHA)) == 1.0,
-            "the kvm guest is verified all the same",
+            "the KVM guest is verified all the same",
         )
         types = samples(agent, "kubevirt_vmi_hypervisor_info")
         assert types == {labels(ALPHA, KVM): 1.0, labels(BETA, beta): 1.0}
         proven = samples(agent, "kubevirt_vmi_hypervisor_verified")
         assert proven[labels(BETA)] == beta_verified
         doctor = agent.execute("hvprobe", "doctor")
-    (line,) = [it for it in doctor.stdout.splitlines() if "permissions:" in it]
+    (line,) = [line for line in doctor.stdout.splitlines() if "permissions:" in line]
     assert f"permissions: {missing} is missing; " in line
     lost_bpf = missing in ("CAP_BPF", "CAP_PERFMON")
     assert doctor.returncode == (1 if lost_bpf else 0)
     if lost_bpf:
-        (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
+        (warning,) = [line for line in agent.log if "WARNING no BPF" in line]
         assert set(re.findall(r"CAP_\w+", warning)) == {missing}
 
 
 def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """CRI-O's RuntimeDefault denies perf_event_open: verdicts stay verified, those hooks go."""
+    """CRI-O's RuntimeDefault denies perf_event_open. Verdicts stay verified.
+
+    Only the hooks that need no perf event are attached.
+    """
     filtered = copy.deepcopy(daemonset("capabilities"))
     (container,) = filtered["spec"]["template"]["spec"]["containers"]
     container["securityContext"]["seccompProfile"]["type"] = "RuntimeDefault"
@@ -196,14 +200,14 @@ def test_what_the_runtimes_filter_costs(image: Image, crio_seccomp: Json, guests
         hooks = agent.samples("hvprobe_hook_attached")
         doctor = agent.execute("hvprobe", "doctor")
     assert doctor.returncode == 0
-    # Every capability is there, and yet the kernel refuses.
+    # The agent has every capability, and the call is refused all the same.
     assert "permissions: incomplete" in doctor.stdout
     backends = {dict(found)["backend"] for found, value in hooks.items() if value == 1.0}
     assert backends == {"raw_tracepoint"}
 
 
 def changed(**pod: object) -> Json:
-    """The capabilities DaemonSet with other fields of the pod; None: without the field."""
+    """The capabilities DaemonSet with other values for some fields of its pod."""
     manifest = copy.deepcopy(daemonset("capabilities"))
     spec = manifest["spec"]["template"]["spec"]
     spec.update(pod)
@@ -211,49 +215,50 @@ def changed(**pod: object) -> Json:
 
 
 def test_needs_the_nodes_process_numbers(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """Without hostPID nothing is seen, and the reason says what to give."""
+    """Without hostPID the agent sees no guest, and its log says that the pod needs it."""
     with running(image, changed(hostPID=False), crio_seccomp) as agent:
         assert samples(agent, "kubevirt_vmi_hypervisor_info") == {}
-    (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
+    (warning,) = [line for line in agent.log if "WARNING no BPF" in line]
     assert "give the pod hostPID: true" in warning
 
 
 def test_needs_root(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """Another user keeps none of the capabilities added, and both are named."""
+    """A user other than root has no capabilities, and the log names the two that BPF needs."""
     manifest = changed()
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     container["securityContext"]["runAsUser"] = 1000
     with running(image, manifest, crio_seccomp) as agent:
         status = Path(f"/proc/{agent.main_tgid()}/status").read_text()
     assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-    (warning,) = [it for it in agent.log if "WARNING no BPF" in it]
+    (warning,) = [line for line in agent.log if "WARNING no BPF" in line]
     assert set(re.findall(r"CAP_\w+", warning)) == {"CAP_BPF", "CAP_PERFMON"}
 
 
 def test_does_without_tracefs(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """Where the node's tracefs is not mounted, all but two hooks attach and verdicts are proven."""
+    """Without the node's tracefs, verdicts are verified and only two hooks are missing."""
     manifest = changed()
     pod = manifest["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    container["volumeMounts"] = [it for it in container["volumeMounts"] if it["name"] != "tracefs"]
+    mounts = container["volumeMounts"]
+    container["volumeMounts"] = [mount for mount in mounts if mount["name"] != "tracefs"]
     with running(image, daemonset("capabilities"), crio_seccomp) as agent:
-        whole = attached(agent)
+        with_tracefs = attached(agent)
     with running(image, manifest, crio_seccomp) as agent:
         wait_for(both_verified(agent), "both guests are verified")
-        assert whole - attached(agent) == {"sched_process_fork", "sched_process_free"}
+        assert with_tracefs - attached(agent) == {"sched_process_fork", "sched_process_free"}
 
 
 def attached(agent: Container) -> set[str]:
-    """Names of the hooks that are."""
+    """The names of the attached hooks."""
     found = agent.samples("hvprobe_hook_attached")
     return {dict(labels)["hook"] for labels, value in found.items() if value == 1.0}
 
 
 def test_stays_within_its_memory(image: Image, crio_seccomp: Json, guests: None) -> None:
-    """It compiles and starts within the manifest's limit, and then lives within its request.
+    """The agent compiles and starts within the memory limit, and then stays within the request.
 
-    The limit is in force. What counts for the request is what kubelet counts: the container's
-    memory without file pages that nobody has used lately (cadvisor's working set).
+    The limit is enforced. The request is compared with what kubelet counts: the container's memory
+    without file pages that are not in recent use (cadvisor's working set).
     """
     manifest = daemonset("capabilities")
     (container,) = manifest["spec"]["template"]["spec"]["containers"]

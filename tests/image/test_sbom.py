@@ -51,7 +51,10 @@ def test_is_valid(bill: str) -> None:
 def test_names_everything(bill: str, image: Image) -> None:
     """It has each Debian package dpkg knows of, and each Python package of the lock."""
     document: dict[str, Any] = json.loads(bill)
-    found = {(it["purl"].split("/")[0], it["name"].lower()) for it in document["components"]}
+    found = {
+        (component["purl"].split("/")[0], component["name"].lower())
+        for component in document["components"]
+    }
     asked = subprocess.run(
         ["dpkg-query", "--root", str(image.root), "-W", "-f", "${Package} ${db:Status-Status}\n"],
         check=True,

@@ -29,15 +29,15 @@ from tests.support.required import missing_for_guests, require
 pytestmark = pytest.mark.timeout(900)
 Json = dict[str, Any]
 VMS = 1000
-LOOKS = 30
-SCRAPES_OF_A_LOOK = 2
-"""At the same time, as two Prometheus servers ask."""
+REFRESHES = 30
+SCRAPES_OF_A_REFRESH = 2
+"""Scrapes at the same time, as two Prometheus servers make them."""
 MIB = 2**20
 
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
-    """A node with so many idle VMs."""
+    """A node with ``VMS`` idle VMs."""
     missing = None if cgroup2_mount() else "this needs a mounted cgroup2 hierarchy"
     require("image", missing_for_guests() or missing)
     with Fleet(VMS, State.HALTED) as started:
@@ -45,7 +45,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def service_account(fleet: Fleet) -> InCluster:
-    """The agent's, in the fleet's cluster."""
+    """The agent's service account in the fleet's cluster."""
     api = fleet.api
     return InCluster(token_file=api.token_file, ca_file=api.authority.ca_file, environ=api.environ)
 
@@ -59,7 +59,7 @@ def memory(agent: Container, when: str) -> dict[str, int]:
 
 
 def scrape(connections: list[Connection], pool: ThreadPoolExecutor) -> list[Answer]:
-    """One answer of each, asked at the same time, when a look is due."""
+    """One answer for each connection, requested at the same time, when a refresh is due."""
     time.sleep(BETWEEN_SCRAPES_S)
     return list(pool.map(lambda each: each.get("/metrics"), connections))
 
@@ -82,22 +82,22 @@ def test_stays_within_its_memory(image: Image, crio_seccomp: Json, fleet: Fleet)
         running(
             image, manifest, crio_seccomp, service_account=account, node=NODE, cold=True
         ) as agent,
-        ThreadPoolExecutor(SCRAPES_OF_A_LOOK) as pool,
+        ThreadPoolExecutor(SCRAPES_OF_A_REFRESH) as pool,
         ExitStack() as stack,
     ):
         memory(agent, "serving")
         connections = [
-            stack.enter_context(closing(agent.connect())) for _ in range(SCRAPES_OF_A_LOOK)
+            stack.enter_context(closing(agent.connect())) for _ in range(SCRAPES_OF_A_REFRESH)
         ]
-        asked = connections[0]
+        first = connections[0]
         wait_for(
-            lambda: asked.get("/metrics").verified_kvm() == VMS, "all are shown as kvm, verified"
+            lambda: first.get("/metrics").verified_kvm() == VMS, "all are shown as kvm, verified"
         )
         memory(agent, "all verified")
-        for _ in range(LOOKS):
+        for _ in range(REFRESHES):
             answers = scrape(connections, pool)
-            assert [it.verified_kvm() for it in answers] == [VMS] * SCRAPES_OF_A_LOOK
-        full = memory(agent, f"{LOOKS * SCRAPES_OF_A_LOOK} scrapes later")
+            assert [answer.verified_kvm() for answer in answers] == [VMS] * SCRAPES_OF_A_REFRESH
+        full = memory(agent, f"{REFRESHES * SCRAPES_OF_A_REFRESH} scrapes later")
         assert full["limit"] == wanted["limits"]
         assert full["oom_kills"] == 0
         assert full["working_set"] < wanted["requests"]

@@ -47,7 +47,8 @@ def fallback(agent: Container) -> list[float]:
 
 def verified(agent: Container) -> bool:
     found = agent.samples("kubevirt_vmi_hypervisor_verified")
-    return {dict(labels)["name"]: it for labels, it in found.items()}.get("beta") == 1.0
+    by_name = {dict(labels)["name"]: value for labels, value in found.items()}
+    return by_name.get("beta") == 1.0
 
 
 def test_says_that_it_cannot_tell_a_fallback(

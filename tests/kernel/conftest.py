@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of real hooks need, and the node as hvprobe sees it."""
+"""Fixtures for tests of real hooks, and the node as hvprobe sees it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ from tests.support.required import missing_for_guests, require
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_required() -> None:
-    """Skip where the machine cannot do it, fail where it was promised."""
+    """Skips the tests where the machine cannot run them, or fails them where they are required."""
     require("kernel", missing_for_guests())
 
 
 @pytest.fixture(scope="session")
 def kvmload(kernel_required: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled kvmload program."""
+    """The compiled program kvmload."""
     given = os.environ.get("HVPROBE_KVMLOAD")
     return Path(given) if given else build_kvmload(tmp_path_factory.mktemp("kvmload"))
 
 
 @pytest.fixture(scope="module")
 def node(kernel_required: None) -> Iterator[Node]:
-    """The node as seen by hooks that are attached before anything the module's tests start."""
+    """The node, with hooks that are attached before the module's tests start any process."""
     with Node() as watching:
         watching.report()
         yield watching
@@ -35,7 +35,7 @@ def node(kernel_required: None) -> Iterator[Node]:
 
 @pytest.fixture
 def new_node(kernel_required: None) -> Iterator[Callable[[], Node]]:
-    """Attach a further set of hooks now."""
+    """A function that attaches another set of hooks."""
     opened: list[Node] = []
 
     def attach() -> Node:
@@ -43,5 +43,5 @@ def new_node(kernel_required: None) -> Iterator[Callable[[], Node]]:
         return opened[-1]
 
     yield attach
-    for each in opened:
-        each.close()
+    for node in opened:
+        node.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent as its users have it: a process, asked over HTTP, ended by a signal."""
+"""The agent as users run it: a process that answers over HTTP and ends on a signal."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, of_this_run, w
 from tests.support.required import require
 
 END_WITHIN_S = DEADLINE_S / 15
-"""2 s; guests emulated in software take longer."""
+"""2 s. Guests that are emulated in software take longer."""
 GONE_WITHIN_S = DEADLINE_S / 15
-"""Two scrapes that share no refresh, as those within 1 s do; emulated guests take longer."""
+"""Time for two scrapes that share no refresh, as scrapes within 1 s do. Emulation takes longer."""
 ALPHA_NAME, BETA_NAME = of_this_run("alpha"), of_this_run("beta")
 ALPHA = ("namespace", "default"), ("name", ALPHA_NAME)
 BETA = ("namespace", "lab"), ("name", BETA_NAME)
@@ -44,7 +44,7 @@ def labels(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def seen(agent: Agent, metric: str, *vms: tuple[tuple[str, str], ...]) -> dict[object, float]:
-    """A metric's samples of the given VMs: the node may well run others."""
+    """The metric's samples of the given VMs. The node may run other VMs."""
     return {
         found: value
         for found, value in agent.samples(metric).items()
@@ -53,8 +53,8 @@ def seen(agent: Agent, metric: str, *vms: tuple[tuple[str, str], ...]) -> dict[o
 
 
 @pytest.mark.every_kernel
-def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
-    """alpha is kvm, beta is tcg, both verified; a stopped guest is gone at the next scrape."""
+def test_distinguishes_kvm_and_tcg_guests(agent: Agent) -> None:
+    """A KVM and a TCG guest are verified as such, and a guest that ended loses its series."""
     info = "kubevirt_vmi_hypervisor_info"
     alpha_kvm = labels(*ALPHA, ("hypervisor_type", "kvm"))
     beta_tcg = labels(*BETA, ("hypervisor_type", "tcg"))
@@ -83,7 +83,7 @@ def test_tells_a_kvm_guest_from_a_tcg_guest(agent: Agent) -> None:
 
 @pytest.mark.every_kernel
 def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path) -> None:
-    """A VM that made 100003 exits to user space is reported with exactly 100003."""
+    """A VM that exits to user space 100003 times is reported with exactly that count."""
     program = tmp_path / "qemu-kvm"
     shutil.copy(kvmload, program)
     counter = "kubevirt_vmi_vcpu_userspace_exits_total"
@@ -99,7 +99,7 @@ def test_counts_every_userspace_exit(agent: Agent, kvmload: Path, tmp_path: Path
 
 @pytest.mark.host_only
 def test_metrics_pass_promtool(agent: Agent) -> None:
-    """Names, types and help texts are as Prometheus's own linter wants them."""
+    """Prometheus's own linter accepts the names, types and help texts."""
     require("prometheus", None if shutil.which("promtool") else "there is no promtool")
     with Qemu(f"default_{ALPHA_NAME}"), Qemu(f"lab_{BETA_NAME}", accel=("tcg",)):
         wait_for(
@@ -118,7 +118,7 @@ def test_metrics_pass_promtool(agent: Agent) -> None:
 
 @pytest.mark.host_only
 def test_health_and_readiness(agent: Agent) -> None:
-    """The process is alive and ready once it serves, its probes attached or declared missing."""
+    """The agent is alive and ready when it serves, and reports each hook as attached or not."""
     assert agent.get("/healthz") == "alive\n"
     assert agent.get("/readyz") == "ready\n"
     hooks = agent.samples("hvprobe_hook_attached")
@@ -128,28 +128,34 @@ def test_health_and_readiness(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_leaves_nothing(mortal_agent: Agent, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C end the agent within 2 s, exit code 0, no program left in the kernel."""
+def test_a_signal_ends_the_agent_and_leaves_nothing(
+    mortal_agent: Agent, number: signal.Signals
+) -> None:
+    """SIGTERM and Ctrl-C end the agent within 2 s, with code 0 and no BPF program left."""
     mortal_agent.get("/metrics")
     programs = program_ids(mortal_agent.tgid)
     assert programs
-    assert all(program_exists(one) for one in programs)
+    assert all(program_exists(number) for number in programs)
     assert mortal_agent.end(number, END_WITHIN_S) == 0
-    wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
+    wait_for(
+        lambda: not any(program_exists(number) for number in programs), "all programs are gone"
+    )
 
 
 @pytest.mark.host_only
 def test_a_killed_agent_leaves_nothing(mortal_agent: Agent) -> None:
-    """SIGKILL gives no chance to clean up; the kernel does."""
+    """After SIGKILL the kernel removes the agent's programs."""
     programs = program_ids(mortal_agent.tgid)
     assert programs
     mortal_agent.kill()
-    wait_for(lambda: not any(program_exists(one) for one in programs), "all programs are gone")
+    wait_for(
+        lambda: not any(program_exists(number) for number in programs), "all programs are gone"
+    )
 
 
 @pytest.mark.host_only
 def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
-    """``hvprobe snapshot`` beside a running agent says the same of the same guests."""
+    """``hvprobe snapshot`` beside a running agent reports the same types of the same guests."""
     with Qemu(f"default_{ALPHA_NAME}"), Qemu(f"lab_{BETA_NAME}", accel=("tcg",)):
         wait_for(
             lambda: (
@@ -173,10 +179,10 @@ def test_snapshot_agrees_with_metrics(agent: Agent) -> None:
 
 
 def test_doctor_says_what_this_node_can_prove() -> None:
-    """With a hook that sees KVM_RUN the exit code is 0; every line names a check."""
-    said = hvprobe("doctor", "--standalone").splitlines()
-    assert said[-1] == "verdicts can be verified on this node"
-    assert any(line.startswith("ok") and "KVM activity" in line for line in said)
+    """With a hook of KVM_RUN the doctor exits with 0 and reports verified verdicts."""
+    lines = hvprobe("doctor", "--standalone").splitlines()
+    assert lines[-1] == "verdicts can be verified on this node"
+    assert any(line.startswith("ok") and "KVM activity" in line for line in lines)
 
 
 def hvprobe(*arguments: str) -> str:

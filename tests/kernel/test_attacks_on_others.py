@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tenant does to its own process so that nothing is told of the others.
+"""Attacks by a tenant's own process that try to keep the agent from reporting other VMs.
 
-Each row is set up by a process without uid and capabilities. A row says what is told of it; a VM
-that is started afterwards has its verdict, its counter and its scrape in time, and the agent stays
-within the memory that a cluster gives it. What may block is read by other processes than this one.
+An unprivileged process without capabilities sets up each row, which says what the agent reports
+about it. A VM that starts afterwards gets its verdict, its counter and its scrape in time, and the
+agent stays within the memory limit of a cluster. Processes other than the test read what may block.
 """
 
 import json
@@ -41,7 +41,7 @@ from tests.support.kernel_world import DEADLINE_S, EMULATED, KvmLoad, Qemu, wait
 pytestmark = pytest.mark.host_only
 
 MEMORY_LIMIT_KIB = 320 << 10
-"""What deploy/base gives the agent."""
+"""The agent's memory limit in deploy/base."""
 PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())
 MANY_THREADS = MAX_THREADS + 100 if EMULATED else min(20_000, PROCESSES_MAX // 3)
 MANY_PROCESSES = 500 if EMULATED else min(4200, PROCESSES_MAX // 4)
@@ -53,12 +53,12 @@ TOO_MUCH, LATER = Reason.TOO_MUCH_TO_READ, Reason.NOT_READ_YET
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """One row."""
+    """One attack, and what the agent reports about it."""
 
     kind: str
     number: int = 0
     reasons: tuple[Reason, ...]
-    """One of these is told of the process, as unknown; empty: it is not shown."""
+    """The process is unknown for one of these reasons. If there is none, it is not shown."""
 
 
 ATTACKS = {
@@ -102,7 +102,7 @@ def agent(kernel_required: None) -> Iterator[Agent]:
         yield started
 
 
-def begun(stack: ExitStack, hostile: Path, attack: Attack, folder: Path) -> Hostile:
+def started_attack(stack: ExitStack, hostile: Path, attack: Attack, folder: Path) -> Hostile:
     if attack.kind in NEED_FUSE and not Path("/dev/fuse").exists():
         pytest.skip("this needs /dev/fuse")
     place = Path(tempfile.mkdtemp(dir=folder))
@@ -114,8 +114,8 @@ def begun(stack: ExitStack, hostile: Path, attack: Attack, folder: Path) -> Host
     return started
 
 
-def told_by_snapshot() -> dict[int, dict[str, Any]]:
-    """Every process that the command shows, which ends although one blocks it."""
+def processes_of_snapshot() -> dict[int, dict[str, Any]]:
+    """The processes that ``snapshot`` shows. The command ends even if one of them blocks it."""
     ran = subprocess.run(
         [sys.executable, "-m", "probes", "snapshot", "--standalone"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -123,7 +123,7 @@ def told_by_snapshot() -> dict[int, dict[str, Any]]:
         timeout=2 * DEADLINE_S,
         check=True,
     )
-    return {it["tgid"]: it for it in json.loads(ran.stdout)["processes"]}
+    return {process["tgid"]: process for process in json.loads(ran.stdout)["processes"]}
 
 
 def peak_kib(tgid: int) -> int:
@@ -134,43 +134,43 @@ def peak_kib(tgid: int) -> int:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_the_others_pay_nothing(
+def test_other_vms_are_unharmed(
     agent: Agent, hostile: Path, program: Path, attack: Attack, tmp_path: Path
 ) -> None:
-    """The bystander is judged in time, the agent does not grow, and the attacker is unknown."""
+    """The other VM gets its verdict in time, the agent stays small, and the attacker is unknown."""
     with ExitStack() as stack:
-        attacker = begun(stack, hostile, attack, tmp_path)
+        attacker = started_attack(stack, hostile, attack, tmp_path)
         bystander = stack.enter_context(Bystander(program))
         bystander.assert_unharmed(agent)
         assert peak_kib(agent.tgid) < MEMORY_LIMIT_KIB
-        told = told_by_snapshot()
-        assert told[bystander.tgid]["hypervisor_type"] == "kvm"
-        assert (attacker.tgid in told) == bool(attack.reasons)
+        shown = processes_of_snapshot()
+        assert shown[bystander.tgid]["hypervisor_type"] == "kvm"
+        assert (attacker.tgid in shown) == bool(attack.reasons)
         if attack.reasons:
-            shown = told[attacker.tgid]
-            assert (shown["hypervisor_type"], shown["verified"]) == ("unknown", False)
-            assert shown["reason_codes"][0] in attack.reasons
+            row = shown[attacker.tgid]
+            assert (row["hypervisor_type"], row["verified"]) == ("unknown", False)
+            assert row["reason_codes"][0] in attack.reasons
     assert agent.get("/healthz") == "alive\n"
 
 
 @pytest.mark.timeout(300)
 def test_all_of_them_at_once(agent: Agent, hostile: Path, program: Path, tmp_path: Path) -> None:
-    """Those that block and those that are too much, ten of each."""
-    rows = [it for it in ATTACKS.values() if it.number < 1000 or it.kind == "descriptors"]
+    """A new VM is unharmed by ten of each attack that blocks or holds too many descriptors."""
+    rows = [row for row in ATTACKS.values() if row.number < 1000 or row.kind == "descriptors"]
     with ExitStack() as stack:
         for row in rows:
             for _ in range(10):
-                begun(stack, hostile, row, tmp_path)
+                started_attack(stack, hostile, row, tmp_path)
         stack.enter_context(Bystander(program)).assert_unharmed(agent)
         assert peak_kib(agent.tgid) < MEMORY_LIMIT_KIB
 
 
 @pytest.mark.timeout(300)
 def test_a_ledger_full_of_users_of_kvm(program: Path) -> None:
-    """A VM for which there is no room has its series, never a false 0 and no false certainty.
+    """A VM without room in the ledger has its series, but no false 0 and no false certainty.
 
-    One that was there before goes on counting. When the others have ended there is room again,
-    although their parent never collects them.
+    The counter of an earlier VM continues. When the other processes have ended there is room
+    again, although their parent never reaps them.
     """
     capacity = ("--ledger-capacity", str(MIN_LEDGER_CAPACITY))
     crowd = ("--processes", str(CROWD), "--userspace-exits", "1")
@@ -196,7 +196,8 @@ def test_a_ledger_full_of_users_of_kvm(program: Path) -> None:
         for tgid in tgids:
             os.kill(tgid, signal.SIGKILL)
         wait_for(lambda: only(agent, ENTRIES) < CROWD / 2, "there is room again")
-        assert {Path(f"/proc/{it}/stat").read_text().rpartition(")")[2][1] for it in tgids} == {"Z"}
+        stats = [Path(f"/proc/{tgid}/stat").read_text() for tgid in tgids]
+        assert {stat.rpartition(")")[2][1] for stat in stats} == {"Z"}
         with Bystander(program) as second:
             second.assert_unharmed(agent)
         first.assert_unharmed(agent)

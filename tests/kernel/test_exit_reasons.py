@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM exits by reason, counted by the kernel for chosen processes: exact numbers of known exits."""
+"""Exact counts of VM exits by reason, which the kernel counts for chosen processes."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from tests.support.kernel_node import Node
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, wait_for
 
 USERSPACE_REASON = {Isa.VMX: "IO_INSTRUCTION", Isa.SVM: "IOIO", Isa.ARM64: "DABT_LOW"}
-"""Why kvmload's guest leaves for user space: a port, or memory that is not there."""
+"""The reason for which kvmload's guest exits to user space: a port, or memory without backing."""
 KERNEL_REASON = {Isa.VMX: "IO_INSTRUCTION", Isa.SVM: "IOIO", Isa.ARM64: "HVC64"}
-"""Why it leaves for what KVM answers by itself."""
+"""The reason for which it exits when KVM handles the exit itself."""
 STOPPED = 'kill -STOP $$; exec "$@"'
 FORMAT = Path("/sys/kernel/tracing/events/kvm/kvm_exit/format")
 
@@ -37,7 +37,7 @@ def session(kernel_required: None) -> Iterator[ReasonsSession]:
 
 @pytest.fixture(scope="module")
 def fires(node: Node, kvmload: Path) -> bool:
-    """Whether this kernel calls kvm_exit at all: found out by the ledger, not by what is tested."""
+    """Whether this kernel fires kvm_exit. The ledger decides, not the code under test."""
     with KvmLoad(kvmload, "--userspace-exits", "1000") as load:
         load.finish_counted_part()
         trust = node.report().health.trusts["exits"]
@@ -47,16 +47,18 @@ def fires(node: Node, kvmload: Path) -> bool:
 
 
 def counted(session: ReasonsSession, tgid: int) -> tuple[Isa | None, Mapping[str, int]]:
-    """Whose reasons they are, and how many of each."""
+    """The instruction set of the reasons, and the count of each reason."""
     counts = session.read().get(tgid, ())
-    return next((it.isa for it in counts), None), {it.name: it.total for it in counts}
+    return next((count.isa for count in counts), None), {
+        count.name: count.total for count in counts
+    }
 
 
 @pytest.mark.every_kernel
 def test_every_exit_has_its_reason(session: ReasonsSession, kvmload: Path, *, fires: bool) -> None:
-    """100003 accesses to a port (x86) or to no memory (arm64) are as many exits of that reason.
+    """Each of 100003 accesses to a port (x86) or unbacked memory (arm64) counts by its reason.
 
-    Where the kernel never calls kvm_exit there is nothing, rather than something wrong.
+    If the kernel never fires kvm_exit, there are no counts, rather than wrong ones.
     """
     with KvmLoad(kvmload, "--step") as load:
         load.finish_counted_part()
@@ -75,7 +77,7 @@ def test_every_exit_has_its_reason(session: ReasonsSession, kvmload: Path, *, fi
 def test_exits_that_kvm_answers_itself(
     session: ReasonsSession, kvmload: Path, *, fires: bool
 ) -> None:
-    """Exits that no return to user space follows are counted under their reason, too."""
+    """Exits that KVM handles without a return to user space count under their reason as well."""
     with KvmLoad(
         Path("/bin/sh"),
         *("-c", STOPPED, "sh", str(kvmload)),
@@ -103,7 +105,7 @@ def test_exits_that_kvm_answers_itself(
 def test_only_chosen_processes_are_counted(
     session: ReasonsSession, kvmload: Path, *, fires: bool
 ) -> None:
-    """Nobody is counted who was not chosen, nor any longer; who is chosen again starts at 0."""
+    """Only processes that are chosen now are counted. One that is chosen again starts at 0."""
     with KvmLoad(kvmload, "--step") as one, KvmLoad(kvmload, "--step") as other:
         one.finish_counted_part()
         other.finish_counted_part()
@@ -127,7 +129,7 @@ def test_only_chosen_processes_are_counted(
 
 
 def test_live_shows_reasons_or_says_that_there_are_none(kvmload: Path, *, fires: bool) -> None:
-    """``live --once --reasons`` of one process: its exits by reason, or why there are none."""
+    """``live --reasons --json`` shows the exits of a process by reason, or shows none."""
     with KvmLoad(kvmload, "--step") as load:
         load.finish_counted_part()
         arguments = ["live", "--standalone", "--interval", "0.2", "--reasons", "--json"]
@@ -143,22 +145,25 @@ def test_live_shows_reasons_or_says_that_there_are_none(kvmload: Path, *, fires:
             load.step(20011)
             frames = (json.loads(line) for line in shown.stdout)
             frame = next(
-                it for it in frames if it["processes"][0]["vcpu_userspace_exits_total"] == 20011
+                frame
+                for frame in frames
+                if frame["processes"][0]["vcpu_userspace_exits_total"] == 20011
             )
-            assert [it["tgid"] for it in frame["processes"]] == [load.tgid]
+            assert [process["tgid"] for process in frame["processes"]] == [load.tgid]
             frame = next(frames)
         finally:
             shown.terminate()
             shown.communicate(timeout=DEADLINE_S)
         assert shown.returncode == 0
-        reasons = {it["name"]: it["total"] for it in frame["processes"][0]["exit_reasons"]}
-        isas = {Isa(it["isa"]) for it in frame["processes"][0]["exit_reasons"]}
+        counts = frame["processes"][0]["exit_reasons"]
+        reasons = {count["name"]: count["total"] for count in counts}
+        isas = {Isa(count["isa"]) for count in counts}
         assert [reasons[USERSPACE_REASON[isa]] for isa in isas] == ([20011] if fires else [])
 
 
 @pytest.mark.host_only
-def test_text_says_when_reasons_cannot_be_had(kvmload: Path, *, fires: bool) -> None:
-    """Where kvm_exit never fires the plain table says that exit reasons are unavailable."""
+def test_text_says_when_reasons_are_unavailable(kvmload: Path, *, fires: bool) -> None:
+    """If kvm_exit never fires, the plain table says that exit reasons are unavailable."""
     with KvmLoad(kvmload, "--step") as load:
         load.finish_counted_part()
         shown = subprocess.Popen(
@@ -185,23 +190,24 @@ def test_text_says_when_reasons_cannot_be_had(kvmload: Path, *, fires: bool) -> 
             shown.communicate(timeout=DEADLINE_S)
 
 
-def test_nothing_stays_in_the_kernel() -> None:
-    """The program is there while somebody looks and gone when nobody does any more."""
+def test_nothing_remains_in_the_kernel() -> None:
+    """The program is loaded while a session is open, and removed when it is closed."""
     before = program_ids(os.getpid())
     session = ReasonsSession()
     ours = program_ids(os.getpid()) - before
     assert ours
     session.close()
-    wait_for(lambda: not any(program_exists(one) for one in ours), "the program is gone")
+    wait_for(lambda: not any(program_exists(number) for number in ours), "the program is gone")
 
 
 @pytest.mark.every_kernel
 @pytest.mark.skipif(not FORMAT.exists(), reason="needs tracefs with the KVM module's tracepoints")
 def test_names_are_the_kernels(kernel_required: None) -> None:
-    """Every reason this kernel can name itself has a name here; VMX's and arm64's are the same."""
+    """Every reason that the kernel names has a name here, and for VMX and arm64 the same name."""
     printed = FORMAT.read_text().partition("print fmt:")[2]
-    # Each table begins so; flags, which come after the last one, are no reasons.
-    kernels = [it.partition("__print_flags(")[0] for it in printed.split("__print_symbolic(")[1:]]
+    # Each table begins with __print_symbolic. The flags after the last table are no reasons.
+    parts = printed.split("__print_symbolic(")[1:]
+    kernels = [part.partition("__print_flags(")[0] for part in parts]
     ours = (ARM64_CAUSES, ARM64_CLASSES) if "esr_ec" in printed else (VMX_REASONS, SVM_REASONS)
     for table, names in zip(kernels, ours, strict=True):
         pairs = re.findall(r'\{\s*\(?(-?\w+(?: \+ \d+)?)\)?,\s*"([^"]+)"\s*\}', table)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers at which a life begins: each fork and each exec is in one answer."""
+"""Process numbers at which a life begins: each fork and each exec is in exactly one answer."""
 
 import os
 import subprocess
@@ -45,10 +45,10 @@ def lives(session: Session) -> frozenset[int]:
     return found
 
 
-def test_a_fork_and_an_exec_are_lives_of_their_own(session: Session) -> None:
-    """A process begins a life when it is forked, and another when it executes a program.
+def test_a_fork_and_an_exec_begin_separate_lives(session: Session) -> None:
+    """A process begins a life when it is forked and another when it executes a program.
 
-    Its end is marked as well.
+    Its end is reported as well.
     """
     with Started(["sh", "-c", "echo forked; read line; exec sleep 1000"]) as process:
         assert process.line() == "forked\n"
@@ -61,7 +61,7 @@ def test_a_fork_and_an_exec_are_lives_of_their_own(session: Session) -> None:
 
 
 def test_a_fork_without_exec_and_a_thread(session: Session) -> None:
-    """Both have numbers, of one set; either may be followed by the other at the same one."""
+    """Both are reported, because processes and threads share numbers and can reuse each other's."""
     with Owners() as owners:
         lives(session)
         assert owners.start(1) in lives(session)
@@ -71,11 +71,11 @@ def test_a_fork_without_exec_and_a_thread(session: Session) -> None:
     thread.join()
 
 
-def test_no_life_is_missed_while_they_are_asked_for(session: Session) -> None:
-    """Each of many is in an answer, however often the reader asks while they begin.
+def test_no_life_is_missed_while_they_are_read(session: Session) -> None:
+    """Each of many forks is in an answer, however often the lives are read at the same time.
 
-    On an emulated processor a reader may come between the two programs that count a fork; then it
-    is told that lives are unknown.
+    On an emulated processor a read may fall between the two programs that count a fork. Its answer
+    is then that the lives are unknown.
     """
     answers: list[frozenset[int] | None] = []
     with subprocess.Popen(
@@ -89,18 +89,18 @@ def test_no_life_is_missed_while_they_are_asked_for(session: Session) -> None:
     answers.append(session.new_lives())
     assert len(made) == FORKS
     assert EMULATED or None not in answers
-    assert None in answers or set(made) <= frozenset().union(*(it or () for it in answers))
+    assert None in answers or set(made) <= frozenset().union(*(answer or () for answer in answers))
 
 
 @pytest.mark.parametrize("question", [Question.FORKS, Question.EXECUTES])
 def test_without_a_hook_lives_are_unknown(question: Question) -> None:
-    """None is not the same as none."""
+    """Without a hook of forks or execs the answer is None, not the empty set."""
     with Session(hooks=only(question)) as session:
         assert session.new_lives() is None
 
 
-def test_a_form_that_may_be_skipped_is_not_relied_on() -> None:
-    """The raw form of exec is one."""
+def test_a_form_that_may_be_skipped_is_not_sufficient() -> None:
+    """Lives are unknown if the hook of execs has only the raw form, which may be skipped."""
     (raw,) = [
         point
         for hook in HOOKS
@@ -109,20 +109,20 @@ def test_a_form_that_may_be_skipped_is_not_relied_on() -> None:
         if point.backend is Backend.RAW_TRACEPOINT
     ]
     with Session(hooks=only(Question.EXECUTES, raw)) as session:
-        assert any(it.backend is Backend.RAW_TRACEPOINT for it in session.hooks)
+        assert any(status.backend is Backend.RAW_TRACEPOINT for status in session.hooks)
         assert session.new_lives() is None
 
 
 def classic(question: Question) -> tuple[AttachPoint, str]:
-    """The form that is skipped where another process is in a call on a map, and its program."""
+    """The attach point that is skipped during a map operation on its CPU, and its program."""
     (hook,) = [hook for hook in HOOKS if hook.question is question]
     return hook.points[0], hook.program
 
 
 def test_a_fork_that_is_skipped_is_noticed(session: Session) -> None:
-    """Its program did not run, here because it is not attached for a moment: lives are unknown.
+    """Lives are unknown when the program did not run, here because it was detached.
 
-    Later ones are known again.
+    Later lives are known again.
     """
     point, program = classic(Question.FORKS)
     assert session.new_lives() is not None
@@ -134,7 +134,7 @@ def test_a_fork_that_is_skipped_is_noticed(session: Session) -> None:
 
 
 def test_an_exec_and_an_end_are_not_skipped(session: Session, kvmload: Path) -> None:
-    """Without the classic form there is the raw one: what a process executes is a life."""
+    """Without the classic form the raw form still reports an exec as a life, and an end."""
     for question in (Question.EXECUTES, Question.ENDS):
         session._programs.detach(classic(question)[0])
     arguments = ("--userspace-exits", "7", "--", "sleep", "1000")
@@ -150,7 +150,7 @@ def test_an_exec_and_an_end_are_not_skipped(session: Session, kvmload: Path) -> 
 
 
 def test_numbers_beyond_the_table_are_unknown(tmp_path: Path) -> None:
-    """kernel.pid_max was raised under the agent: there are no marks for the numbers above."""
+    """Lives are unknown after kernel.pid_max is raised beyond the table."""
     pid_max = tmp_path / "sys/kernel/pid_max"
     pid_max.parent.mkdir(parents=True)
     pid_max.write_text(f"{os.getpid() // LIFE_BYTES * LIFE_BYTES + 1}\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that compiles: it leaves nothing behind, whoever dies when, and tells its errors."""
+"""The loader, which compiles the programs: it leaves nothing behind and reports its errors."""
 
 import contextlib
 import ctypes
@@ -22,19 +22,19 @@ from ebpf.session import Session
 from tests.support.kernel_agent import ROOT, Agent
 from tests.support.kernel_world import EMULATED, wait_for
 
-MOMENTS = [0.1, 0.5, 0.9] if EMULATED else [it / 10 for it in range(1, 12)]
-"""When somebody is killed, in parts of the time that a start takes."""
+MOMENTS = [0.1, 0.5, 0.9] if EMULATED else [tenth / 10 for tenth in range(1, 12)]
+"""When a process is killed, as fractions of the time that a start takes."""
 
 
-class Walk(IntEnum):
-    """Commands of bpf(2) that walk over all objects of a kind (``enum bpf_cmd``)."""
+class NextId(IntEnum):
+    """Commands of bpf(2) that iterate over all objects of a kind (``enum bpf_cmd``)."""
 
     PROG_GET_NEXT_ID = 11
     MAP_GET_NEXT_ID = 12
 
 
 class IdAttributes(ctypes.Structure):
-    """``union bpf_attr`` of the commands that walk over all objects."""
+    """``union bpf_attr`` of the commands that iterate over all objects."""
 
     _fields_ = (
         ("start_id", ctypes.c_uint32),
@@ -43,10 +43,10 @@ class IdAttributes(ctypes.Structure):
     )
 
 
-def objects() -> set[tuple[Walk, int]]:
-    """All BPF programs and maps of this kernel, by id. Ids are not used twice."""
-    found: set[tuple[Walk, int]] = set()
-    for command in (Walk.PROG_GET_NEXT_ID, Walk.MAP_GET_NEXT_ID):
+def objects() -> set[tuple[NextId, int]]:
+    """The ids of all BPF programs and maps of this kernel. An id is never used twice."""
+    found: set[tuple[NextId, int]] = set()
+    for command in (NextId.PROG_GET_NEXT_ID, NextId.MAP_GET_NEXT_ID):
         attributes = IdAttributes()
         with contextlib.suppress(FileNotFoundError):
             while True:
@@ -56,10 +56,10 @@ def objects() -> set[tuple[Walk, int]]:
     return found
 
 
-def held() -> set[tuple[Walk, int]]:
-    """Those that a process has a descriptor of: a second user of BPF on this machine is no leak."""
-    kinds = {"prog_id:": Walk.PROG_GET_NEXT_ID, "map_id:": Walk.MAP_GET_NEXT_ID}
-    found: set[tuple[Walk, int]] = set()
+def held() -> set[tuple[NextId, int]]:
+    """Objects for which a process has a descriptor. Another user of BPF is not a leak."""
+    kinds = {"prog_id:": NextId.PROG_GET_NEXT_ID, "map_id:": NextId.MAP_GET_NEXT_ID}
+    found: set[tuple[NextId, int]] = set()
     for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
         with contextlib.suppress(OSError):
             for line in info.read_text().splitlines():
@@ -70,15 +70,15 @@ def held() -> set[tuple[Walk, int]]:
 
 
 def descriptors() -> set[str]:
-    """This process's own."""
-    return {it.name for it in Path("/proc/self/fd").iterdir()}
+    """The descriptors of this process."""
+    return {link.name for link in Path("/proc/self/fd").iterdir()}
 
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """When the test has ended, the kernel has no BPF object that it had not before.
+    """Fails the test when it leaves a new BPF object in the kernel.
 
-    What the test started has ended by then: what anybody still holds is not of the test.
+    The processes of the test have ended by then, so an object that is still held is not the test's.
     """
     before = objects()
     yield
@@ -87,15 +87,15 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def start_s() -> float:
-    """What the start of an agent takes on this machine, in seconds."""
-    begun_s = time.monotonic()
+    """The time that an agent needs to start on this machine, in seconds."""
+    started_s = time.monotonic()
     with Agent("--standalone") as agent:
         agent.get("/readyz")
-        return time.monotonic() - begun_s
+        return time.monotonic() - started_s
 
 
 def started_agent() -> subprocess.Popen[bytes]:
-    """An agent that nobody waits for."""
+    """An agent, which may not serve yet."""
     return subprocess.Popen(
         [sys.executable, "-m", "probes", "agent", "--standalone", "--listen", "127.0.0.1:0"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -104,7 +104,7 @@ def started_agent() -> subprocess.Popen[bytes]:
 
 
 def loader_of(tgid: int) -> psutil.Process | None:
-    """The process that compiles for an agent, while there is one."""
+    """The loader of an agent, while it runs."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(tgid).children():
             return child
@@ -116,19 +116,19 @@ def loader_of(tgid: int) -> psutil.Process | None:
 def test_an_agent_killed_at_any_moment_leaves_nothing(
     nothing_left: None, start_s: float, moment: float
 ) -> None:
-    """Neither a BPF object nor the process that compiles, also when that was at work."""
+    """Neither a BPF object nor the loader remains, even if the loader was at work."""
     agent = started_agent()
     time.sleep(start_s * moment)
     loader = loader_of(agent.pid)
     agent.kill()
     agent.wait()
-    wait_for(lambda: loader is None or not loader.is_running(), "the loader has ended, too")
+    wait_for(lambda: loader is None or not loader.is_running(), "the loader has ended")
 
 
 @pytest.mark.host_only
 @pytest.mark.parametrize("moment", MOMENTS[:-2])
 def test_a_loader_killed_at_any_moment(nothing_left: None, start_s: float, moment: float) -> None:
-    """The agent serves all the same: with the whole ledger, or without one and saying why."""
+    """The agent still serves, with the complete ledger, or without one and with a logged reason."""
     killed = False
     with Agent("--standalone", wait=False) as agent:
         end_s = time.monotonic() + start_s * moment
@@ -142,17 +142,17 @@ def test_a_loader_killed_at_any_moment(nothing_left: None, start_s: float, momen
                 killed = True
         agent.wait_until_serving()
         capacity = agent.samples("hvprobe_ledger_capacity")[()]
-        told = "".join(agent.log)
+        log = "".join(agent.log)
         if capacity == 0:
             assert killed
-            assert "the process that compiles them was killed: out of memory?" in told
+            assert "the process that compiles them was killed: out of memory?" in log
         else:
-            assert "no BPF" not in told
+            assert "no BPF" not in log
 
 
 @pytest.mark.host_only
 def test_the_agent_holds_no_compiler() -> None:
-    """Once it serves, the loader has ended and no library of the compiler is in its memory."""
+    """When the agent serves, the loader has ended and the agent maps no compiler library."""
     with Agent("--standalone") as agent:
         assert loader_of(agent.tgid) is None
         mapped = Path(f"/proc/{agent.tgid}/maps").read_text()
@@ -163,7 +163,7 @@ def test_the_agent_holds_no_compiler() -> None:
 
 @pytest.mark.host_only
 def test_a_loader_dies_with_its_parent(nothing_left: None) -> None:
-    """Also one that is stopped and could not notice: the kernel ends it."""
+    """The kernel ends the loader, even one that is stopped and cannot notice the death."""
     agent = started_agent()
     loader = wait_for(lambda: loader_of(agent.pid), "the loader runs")
     maps = Path(f"/proc/{loader.pid}/maps")
@@ -175,7 +175,7 @@ def test_a_loader_dies_with_its_parent(nothing_left: None) -> None:
 
 
 def test_sessions_leave_nothing(nothing_left: None) -> None:
-    """close() gives everything back at once, descriptors of this process included."""
+    """``close`` releases everything at once, including the descriptors of this process."""
     before = descriptors()
     for _ in range(3):
         session = Session()
@@ -187,7 +187,7 @@ def test_sessions_leave_nothing(nothing_left: None) -> None:
 
 @pytest.mark.host_only
 def test_programs_that_do_not_compile(nothing_left: None) -> None:
-    """The compiler's own words are told, in one line."""
+    """The error contains the compiler's message, in one line."""
     with pytest.raises(
         BpfUnavailableError, match=r"cannot prepare the BPF programs: .*error: "
     ) as err:
@@ -205,7 +205,7 @@ def test_programs_that_do_not_compile(nothing_left: None) -> None:
 def test_an_interpreter_that_cannot_start(
     nothing_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loader that ends before it answers is told with what it said last."""
+    """A loader that ends before it answers is reported with its last output."""
     monkeypatch.setattr("ebpf.programs._MAIN", "import no_such_module")
     with pytest.raises(BpfUnavailableError, match=r"the process that compiles them ended with"):
         Programs((), (), maps=(), loadable=(), sys_root=Path("/sys"))
@@ -213,7 +213,7 @@ def test_an_interpreter_that_cannot_start(
 
 @pytest.mark.host_only
 def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and what to do is said."""
+    """The loader is killed, and the error says what to do."""
     monkeypatch.setattr("ebpf.programs.LOADING_S", 0.2)
     monkeypatch.setattr("ebpf.programs._MAIN", "import time; time.sleep(600)")
     with pytest.raises(BpfUnavailableError, match=r"within 0\.2 s; restart hvprobe"):
@@ -223,10 +223,10 @@ def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.Mon
 
 @pytest.mark.host_only
 def test_signal_to_the_group_does_not_break_the_start(nothing_left: None) -> None:
-    """Ctrl-C while it compiles ends hvprobe as Ctrl-C does, without a word of the loader's."""
+    """Ctrl-C during compilation ends hvprobe as usual, without output from the loader."""
     command = [sys.executable, "-m", "probes", "agent", "--standalone", "--listen", "127.0.0.1:0"]
     agent = subprocess.Popen(
-        # Shells let what they run in the background ignore SIGINT, the tests, too.
+        # A shell makes its background jobs ignore SIGINT, and the tests may be such a job.
         ["env", "--default-signal=INT", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -235,5 +235,5 @@ def test_signal_to_the_group_does_not_break_the_start(nothing_left: None) -> Non
     )
     wait_for(lambda: loader_of(agent.pid), "the loader runs")
     os.killpg(agent.pid, signal.SIGINT)
-    said = agent.communicate(timeout=30)[1]
-    assert "Traceback" not in said, said
+    output = agent.communicate(timeout=30)[1]
+    assert "Traceback" not in output, output

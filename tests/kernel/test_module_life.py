@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's modules come and go under the agent. Only where they are modules and nobody needs them."""
+"""Loading and unloading of KVM's modules while the agent runs.
+
+The tests run only where KVM is a module and no other process needs it.
+"""
 
 import os
 import subprocess
@@ -22,7 +25,7 @@ def modules_loaded() -> set[str]:
 
 
 def vendor() -> str:
-    """KVM's vendor module; skips where KVM is built in."""
+    """KVM's vendor module. Skips the test where KVM is built into the kernel."""
     found = modules_loaded() & set(VENDORS)
     if not found or "kvm" not in modules_loaded():
         pytest.skip("KVM is built into this kernel")
@@ -35,7 +38,7 @@ def modprobe(*arguments: str) -> int:
 
 @pytest.fixture
 def module() -> Iterator[str]:
-    """The vendor module, loaded again afterwards whatever happens."""
+    """The vendor module, which is loaded again after the test even if it fails."""
     if os.environ.get("HVPROBE_MODULE_TESTS") != "1":
         pytest.skip("unloads KVM: only in a machine of its own (HVPROBE_MODULE_TESTS=1)")
     name = vendor()
@@ -45,26 +48,26 @@ def module() -> Iterator[str]:
 
 
 def of_kvm(session: Session) -> list[HookStatus]:
-    return [it for it in session.hooks if it.hook.driver == KVM]
+    return [status for status in session.hooks if status.hook.driver == KVM]
 
 
 def attached(session: Session) -> set[str]:
-    return {it.hook.name for it in of_kvm(session) if it.attached}
+    return {status.hook.name for status in of_kvm(session) if status.attached}
 
 
 def test_kvm_loaded_after_the_agent(
     module: str, kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
-    """Without KVM its hooks are inactive; at the first look after it is loaded they count."""
+    """KVM's hooks are inactive without KVM, and count from the first refresh after it is loaded."""
     assert modprobe("-r", module) == 0
     node = new_node()
-    assert all(it.inactive and not it.attached for it in of_kvm(node.session))
+    assert all(status.inactive and not status.attached for status in of_kvm(node.session))
     with Qemu("lab_beta", accel=("tcg",)) as tcg:
         node.wait_for_verdict(tcg.tgid, HypervisorType.TCG, verified=True)
     assert modprobe(module) == 0
     wait_for(Path("/dev/kvm").exists, "/dev/kvm is there")
     node.report()
-    assert attached(node.session) == {it.hook.name for it in of_kvm(node.session)}
+    assert attached(node.session) == {status.hook.name for status in of_kvm(node.session)}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
             lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] >= 1009,
@@ -78,9 +81,9 @@ def test_kvm_loaded_after_the_agent(
 def test_vendor_module_reloaded_under_the_agent(
     module: str, kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
-    """The daily case, ``modprobe -r kvm_amd; modprobe kvm_amd nested=…``, works at once.
+    """The usual ``modprobe -r kvm_amd; modprobe kvm_amd nested=…`` succeeds at once.
 
-    The agent holds kvm.ko, not the vendor module; counting goes on exactly, nothing is doubled.
+    The agent holds kvm.ko, not the vendor module. Counts stay exact, and nothing counts twice.
     """
     node = new_node()
     before = attached(node.session)
@@ -101,9 +104,9 @@ def test_vendor_module_reloaded_under_the_agent(
 def test_kvm_itself_reloaded_under_the_agent(
     module: str, kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
-    """Once the vendor module is gone, one look lets kvm.ko go; the look after its return attaches.
+    """The first refresh without the vendor module releases kvm.ko, so that it can be unloaded.
 
-    That look counts as an attachment more for each hook, and what is counted is not doubled.
+    The first refresh after its return attaches each hook a second time, and nothing counts twice.
     """
     node = new_node()
     wanted = attached(node.session)
@@ -118,7 +121,7 @@ def test_kvm_itself_reloaded_under_the_agent(
     wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
     node.report()
     assert attached(node.session) == wanted
-    assert {it.attached_total for it in of_kvm(node.session)} == {2}
+    assert {status.attached_total for status in of_kvm(node.session)} == {2}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
             lambda: node.session.read().entries[load.tgid].counters["userspace_exits"] >= 1009,
@@ -129,10 +132,10 @@ def test_kvm_itself_reloaded_under_the_agent(
 
 
 @pytest.mark.every_kernel
-def test_a_kprobe_gone_dead_is_attached_again(module: str, kvmload: Path) -> None:
-    """kvm.ko unloaded and loaded between two looks: a kprobe there is dead, without any error.
+def test_a_dead_kprobe_is_attached_again(module: str, kvmload: Path) -> None:
+    """A kprobe dies without an error when kvm.ko is reloaded between two reads of the ledger.
 
-    Only kprobes are attached here, which do not hold the module. The look after it notices.
+    Only kprobes, which do not hold the module, are attached here. The next read attaches them.
     """
     kprobes = [hook for hook in HOOKS if hook.driver == KVM and is_kprobe(hook.points[0].backend)]
     with Session(hooks=kprobes) as session:
@@ -147,8 +150,8 @@ def test_a_kprobe_gone_dead_is_attached_again(module: str, kvmload: Path) -> Non
         assert modprobe(module) == 0
         wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
         with KvmLoad(kvmload, "--userspace-exits", "13").finish_counted_part() as load:
-            assert load.tgid not in session.read().entries, "the kprobes were dead until this look"
-            assert {it.attached_total for it in of_kvm(session)} == {2}
+            assert load.tgid not in session.read().entries, "the kprobes were dead until this read"
+            assert {status.attached_total for status in of_kvm(session)} == {2}
         with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
             assert session.read().entries[load.tgid].counters["runs"] == 1009
 
@@ -158,7 +161,7 @@ def is_kprobe(backend: Backend) -> bool:
 
 
 def test_hooks_of_the_kernel_proper_stay(module: str, new_node: Callable[[], Node]) -> None:
-    """KVM's coming and going leaves the hooks on processes alone."""
+    """The hooks on processes stay attached when KVM is unloaded."""
     node = new_node()
     assert modprobe("-r", module) == 0
     node.report()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DaemonSet in a real cluster: admitted, scheduled, run by kubelet and containerd, and asked.
+"""The DaemonSet in a real cluster: admitted, scheduled, run by kubelet and containerd, scraped.
 
-Kubernetes 1.20 with containerd 1.6, the newest that Debian has the source of. Its VMs are QEMU
-processes in pods of their own.
+The cluster is Kubernetes 1.20, the newest whose source Debian has, with containerd 1.6. Its VMs are
+QEMU processes in pods of their own.
 """
 
 import re
@@ -43,7 +43,7 @@ INFO = "kubevirt_vmi_hypervisor_info"
 
 @pytest.fixture(scope="module")
 def installed(vms: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The capabilities variant, installed as the manual says."""
+    """The cluster with the capabilities variant, installed as the manual says."""
     given = manifests("capabilities", tmp_path_factory.mktemp("own"))
     install(vms, given)
     yield vms
@@ -51,7 +51,7 @@ def installed(vms: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def main_tgid(cluster: Cluster) -> int:
-    """The agent's process, as the machine numbers it."""
+    """The agent's process number on this machine."""
     (status,) = agent_pod(cluster)["status"]["containerStatuses"]
     number = status["containerID"].removeprefix("containerd://")
     shown = cluster.containerd("tasks", "ls").stdout
@@ -61,7 +61,7 @@ def main_tgid(cluster: Cluster) -> int:
 
 
 def test_names_what_runs(installed: Cluster) -> None:
-    """VMs in pods that kubelet has made are told, verified and named by their VMIs."""
+    """VMs in kubelet's pods are shown with their types, verified, and with their VMIs' names."""
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
     text = scrape(installed)
     assert samples_of(text, "hvprobe_processes")[(("state", "attributed"),)] == 2.0
@@ -69,7 +69,7 @@ def test_names_what_runs(installed: Cluster) -> None:
 
 
 def test_is_verified_as_the_manual_says(installed: Cluster) -> None:
-    """The three commands of the section Verify."""
+    """The three commands of the manual's section Verify show what the manual says."""
     doctor = installed.kubectl_try(
         *("-n", NAMESPACE, "exec", "daemonset/hvprobe", "--", "hvprobe", "doctor")
     )
@@ -81,14 +81,14 @@ def test_is_verified_as_the_manual_says(installed: Cluster) -> None:
     assert re.search(r"vms/beta.*tcg", shown)
     account = f"system:serviceaccount:{NAMESPACE}:hvprobe"
     rights = installed.kubectl("auth", "can-i", "--list", "--as", account)
-    (line,) = [it for it in rights.splitlines() if "kubevirt" in it]
+    (line,) = [line for line in rights.splitlines() if "kubevirt" in line]
     assert sorted(re.findall(r"\w+", line.rpartition("[")[2])) == ["get", "list", "watch"]
 
 
 def test_follows_the_cluster(installed: Cluster) -> None:
-    """A VMI that goes takes its series with it and the node says a VM has no name; and back.
+    """Without its VMI a VM has no series and counts as unattributed, until the VMI is back.
 
-    Other VMs of this machine have no VMI either: they are counted beside beta.
+    Other VMs of this machine have no VMI either, so they are counted as well.
     """
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
     named, unnamed = (("state", "attributed"),), (("state", "unattributed"),)
@@ -108,14 +108,14 @@ def test_follows_the_cluster(installed: Cluster) -> None:
 
 
 def test_outlives_the_api_server(installed: Cluster) -> None:
-    """While it is away nothing is lost; when it is back the watch is, too, in the same process."""
+    """An outage of the API server loses no series, and then the same agent watches again."""
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
     before, url = main_tgid(installed), f"http://{agent_pod(installed)['status']['podIP']}:9747"
     up = "hvprobe_vmi_watch_up"
     with without_api_server(installed):
         wait_for(
             lambda: list(samples_of(installed.fetch(f"{url}/metrics"), up).values()) == [0.0],
-            "the agent says that its watch is down",
+            "the agent reports that its watch is down",
             60,
         )
         assert shows_both(installed.fetch(f"{url}/metrics"))
@@ -129,7 +129,7 @@ def test_outlives_the_api_server(installed: Cluster) -> None:
 
 
 def test_says_that_it_may_not_read(installed: Cluster) -> None:
-    """Without its right it is not ready, and says which; with it, it gets ready by itself."""
+    """Without its right the agent is not ready and names the right; with it, it becomes ready."""
     with without_right(installed):
         installed.kubectl("-n", NAMESPACE, "delete", "pod", "--all")
         pod = agent_pod(installed)["metadata"]["name"]
@@ -137,7 +137,7 @@ def test_says_that_it_may_not_read(installed: Cluster) -> None:
         def log() -> str:
             return installed.kubectl_try("-n", NAMESPACE, "logs", pod).stdout
 
-        wait_for(lambda: "forbidden" in log(), "the agent says what it may not", 60)
+        wait_for(lambda: "forbidden" in log(), "the agent says which right it lacks", 60)
         assert 'cannot list resource "virtualmachineinstances"' in log()
         assert not pod_is_ready(installed, NAMESPACE, pod)
     until_ready(installed, NAMESPACE, pod)
@@ -145,10 +145,13 @@ def test_says_that_it_may_not_read(installed: Cluster) -> None:
 
 
 def test_is_wherever_vms_can_be(installed: Cluster) -> None:
-    """It is on nodes that virt-handler has claimed, whatever the claim says and whatever taints."""
+    """The agent runs on every node that virt-handler labels, whatever the label says.
+
+    The node's taints do not matter either.
+    """
     with node_restored(installed):
         installed.kubectl("label", "node", NODE, f"{VM_NODE_LABEL}-")
-        wait_for(lambda: not agent_pods(installed), "no agent is where no VM can be", 60)
+        wait_for(lambda: not agent_pods(installed), "no agent runs on a node without the label", 60)
         installed.kubectl("taint", "node", NODE, "dedicated=vms:NoSchedule")
         installed.kubectl("label", "node", NODE, f"{VM_NODE_LABEL}=false")
         until_ready(installed, NAMESPACE, agent_pod(installed)["metadata"]["name"])
@@ -156,13 +159,13 @@ def test_is_wherever_vms_can_be(installed: Cluster) -> None:
 
 
 def test_has_what_the_manifest_asks_for(installed: Cluster) -> None:
-    """containerd gives it those capabilities, and a root that cannot be written."""
+    """containerd gives the agent the manifest's capabilities and a read-only root."""
     status = Path(f"/proc/{main_tgid(installed)}/status").read_text()
     found = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
     assert found
     daemonset = rendered("capabilities")
-    asked = {f"CAP_{it}" for it in daemonset.container["securityContext"]["capabilities"]["add"]}
-    given = asked & possible_capabilities()
+    added = daemonset.container["securityContext"]["capabilities"]["add"]
+    given = {f"CAP_{name}" for name in added} & possible_capabilities()
     assert int(found[1], 16) == sum(1 << CAPABILITIES[name] for name in given)
     tried = installed.kubectl_try(
         *("-n", NAMESPACE, "exec", "daemonset/hvprobe", "--", "touch", "/tmp/x")
@@ -173,7 +176,7 @@ def test_has_what_the_manifest_asks_for(installed: Cluster) -> None:
 def test_upgrades_and_leaves_nothing_behind(
     vms: Cluster, installed: Cluster, tmp_path: Path
 ) -> None:
-    """One variant replaces the other; after the manual's `delete` the kernel has nothing of it."""
+    """One variant replaces the other. After the manual's `delete` nothing of hvprobe is left."""
     former = main_tgid(installed)
     programs = program_ids(former)
     assert programs
@@ -183,7 +186,7 @@ def test_upgrades_and_leaves_nothing_behind(
     wait_for(lambda: not Path(f"/proc/{former}").exists(), "the former agent has ended", 60)
     assert not any(program_exists(number) for number in programs)
     text = scrape(installed)
-    # Privileged, it may try /dev/kvm, and knows that beta is emulated without need.
+    # The privileged agent may try /dev/kvm, so it knows that beta is a fallback.
     assert samples_of(text, "kubevirt_vmi_hypervisor_fallback")[of_vm(BETA)] == 1.0
     programs = program_ids(main_tgid(installed))
     assert programs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``hvprobe live`` line by line: beside an agent, as JSON, without root; and how soon."""
+"""``hvprobe live`` as text: beside an agent, as JSON, without root, and its time to start."""
 
 import json
 import os
@@ -28,7 +28,7 @@ COUNTED = (("name", "counted"), ("namespace", "live"), ("node", "n"))
 
 @pytest.fixture
 def counted(kvmload: Path, tmp_path: Path) -> Iterator[KvmLoad]:
-    """A KVM user that hvprobe takes for the VM live/counted."""
+    """A user of KVM that hvprobe takes for the VM live/counted."""
     program = tmp_path / "qemu-kvm"
     program.write_bytes(kvmload.read_bytes())
     program.chmod(0o755)
@@ -37,7 +37,7 @@ def counted(kvmload: Path, tmp_path: Path) -> Iterator[KvmLoad]:
 
 
 class Frames(Started):
-    """``hvprobe live --json``, frame by frame."""
+    """The frames of ``hvprobe live --json``."""
 
     def __init__(self, *arguments: str) -> None:
         command = ["live", "--json", "--standalone", "--node", "n", "--interval", "0.2"]
@@ -50,8 +50,9 @@ class Frames(Started):
         return frame
 
     def process(self, tgid: int) -> dict[str, Any]:
-        """As the next frame shows it."""
-        return next((it for it in self.next()["processes"] if it["tgid"] == tgid), {})
+        """The process in the next frame; empty when it is not there."""
+        processes = self.next()["processes"]
+        return next((process for process in processes if process["tgid"] == tgid), {})
 
 
 def hvprobe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -70,14 +71,14 @@ def total(agent: Agent) -> float:
 
 
 def verified(agent: Agent) -> set[str]:
-    """Names of this test's VMs that are verified."""
+    """The names of this test's verified VMs."""
     samples = agent.samples("kubevirt_vmi_hypervisor_verified")
     found = {dict(labels)["name"] for labels, value in samples.items() if value}
     return found & {"alpha", "beta", "counted"}
 
 
-def test_leaves_the_agents_counts_alone(kvmload: Path, tmp_path: Path) -> None:
-    """An agent's counts stay exact while live views come, look for reasons, and go."""
+def test_does_not_change_the_agents_counts(kvmload: Path, tmp_path: Path) -> None:
+    """An agent's counts stay exact while a live view with exit reasons starts, runs and ends."""
     program = tmp_path / "qemu-kvm"
     program.write_bytes(kvmload.read_bytes())
     program.chmod(0o755)
@@ -92,7 +93,7 @@ def test_leaves_the_agents_counts_alone(kvmload: Path, tmp_path: Path) -> None:
             load.step(20011)
             wait_for(
                 lambda: frames.process(load.tgid).get(USERSPACE_EXITS) == 20011,
-                "live counts from its own beginning on",
+                "live counts from its own start",
             )
             assert total(agent) == 10007 + 20011
             frames.popen.terminate()
@@ -103,7 +104,7 @@ def test_leaves_the_agents_counts_alone(kvmload: Path, tmp_path: Path) -> None:
 
 
 def test_live_snapshot_and_metrics_agree(counted: KvmLoad) -> None:
-    """Same types; a count of live and snapshot is bounded by the agent's before and after."""
+    """All three show the same types, and the agent's counts bound those of live and snapshot."""
     with (
         Agent("--standalone", "--node", "n") as agent,
         Qemu("live_alpha"),
@@ -131,18 +132,18 @@ def test_live_snapshot_and_metrics_agree(counted: KvmLoad) -> None:
         }
     for report in (live, snapshot):
         types = {
-            (it["namespace"], it["name"]): it["hypervisor_type"]
-            for it in report["vmis"]
-            if it["namespace"] == "live"
+            (vmi["namespace"], vmi["name"]): vmi["hypervisor_type"]
+            for vmi in report["vmis"]
+            if vmi["namespace"] == "live"
         }
         assert types == {name: kind for name, kind in metrics.items() if name[0] == "live"}
-        (count,) = (it[USERSPACE_EXITS] for it in report["vmis"] if it["name"] == "counted")
+        (count,) = (vmi[USERSPACE_EXITS] for vmi in report["vmis"] if vmi["name"] == "counted")
         assert (count or 0) <= after - before
     assert (before, after) == (5003, 5003 + 7001)
 
 
 def test_frames_keep_to_the_schema(counted: KvmLoad) -> None:
-    """Frames with and without reasons, and snapshots, are as the published schema says."""
+    """Frames with exit reasons and snapshots are valid under the published schema."""
     Draft202012Validator.check_schema(SCHEMA)
     validator = Draft202012Validator(SCHEMA)
     with Qemu("live_alpha"), Qemu("live_beta", accel=("tcg",)):
@@ -152,14 +153,14 @@ def test_frames_keep_to_the_schema(counted: KvmLoad) -> None:
             for _ in range(3):
                 frame = frames.next()
                 validator.validate(frame)
-                assert all("exit_reasons" in it for it in frame["processes"])
+                assert all("exit_reasons" in process for process in frame["processes"])
         snapshot = json.loads(hvprobe("snapshot").stdout)
     validator.validate(snapshot)
     assert snapshot["vmis"]
 
 
 def test_piped_table(counted: KvmLoad) -> None:
-    """A pipe gets an aligned table, nothing cut, no escape sequences, one after the other."""
+    """A pipe receives an aligned table without shortened cells or escape sequences."""
     with Qemu("live_alpha"):
         shown = hvprobe("live", "--once", "--standalone", "--namespace", "live")
     assert shown.returncode == 0
@@ -174,7 +175,7 @@ def test_piped_table(counted: KvmLoad) -> None:
 
 
 def test_filters(counted: KvmLoad) -> None:
-    """--pid, --namespace and --type show what they say and nothing else."""
+    """--pid, --namespace and --type show exactly the processes and VMIs that match."""
     with Qemu("live_beta", accel=("tcg",)) as beta:
         for arguments, tgids in (
             (("--pid", str(counted.tgid)), {counted.tgid}),
@@ -184,28 +185,28 @@ def test_filters(counted: KvmLoad) -> None:
             (("--namespace", "nowhere"), set()),
         ):
             frame = json.loads(hvprobe("live", "--once", "--json", *arguments).stdout)
-            assert {it["tgid"] for it in frame["processes"]} == tgids
-            assert {it["tgid"] for it in frame["vmis"]} == tgids
+            assert {process["tgid"] for process in frame["processes"]} == tgids
+            assert {vmi["tgid"] for vmi in frame["vmis"]} == tgids
 
 
 def test_first_frame(tmp_path: Path) -> None:
-    """A first frame within 2 s of the start, and a word on stderr of what is being waited for.
+    """The first frame appears within 2 s, after a line on stderr that says what takes time.
 
-    Of several starts the fastest counts: the machine that runs tests has other things to do.
+    Only the fastest of several starts counts, because the machine may have other work.
     """
     took_s = []
     for _ in range(4):
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         with Started([*HVPROBE, "live"], environment=environment(), stderr=-1) as live:
             assert live.popen.stderr is not None
             assert live.popen.stderr.readline() == "hvprobe: attaching the probes ...\n"
             assert live.line().startswith("hvprobe ")
-            took_s.append(time.monotonic() - began_s)
+            took_s.append(time.monotonic() - started_s)
     assert min(took_s) < FIRST_FRAME_S
 
 
 def test_reader_that_went_away(counted: KvmLoad) -> None:
-    """``live | head -1`` ends quietly."""
+    """``live | head -1`` ends without an error."""
     command = f"{' '.join(HVPROBE)} live --interval 0.1; echo $? >&3"
     reader, writer = os.pipe()
     done = subprocess.run(
@@ -224,8 +225,8 @@ def test_reader_that_went_away(counted: KvmLoad) -> None:
     assert done.stderr == "hvprobe: attaching the probes ...\n"
 
 
-NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
-# By number: older setpriv programs do not know all names.
+UNPRIVILEGED = ("--reuid=65534", "--regid=65534", "--clear-groups")
+# Capabilities are given by number, because older versions of setpriv do not know all names.
 NO_BPF = ("--bounding-set=-cap_39,-cap_38,-cap_21", "--inh-caps=-cap_39,-cap_38,-cap_21")
 NO_PTRACE = ("--bounding-set=-cap_19", "--inh-caps=-cap_19")
 
@@ -233,14 +234,14 @@ NO_PTRACE = ("--bounding-set=-cap_19", "--inh-caps=-cap_19")
 @pytest.mark.parametrize(
     ("without", "names"),
     [
-        (NOBODY, ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")),
+        (UNPRIVILEGED, ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE")),
         (NO_BPF, ("CAP_BPF", "CAP_PERFMON")),
         (NO_PTRACE, ("CAP_SYS_PTRACE",)),
     ],
-    ids=["nobody", "no BPF", "no ptrace"],
+    ids=["unprivileged", "no BPF", "no ptrace"],
 )
 def test_without_privileges(without: Sequence[str], names: Sequence[str]) -> None:
-    """Without what it needs: exit code 1, one line that names it and the remedy, no table."""
+    """Without its privileges live exits with 1 and one line that names them and the remedy."""
     shown = subprocess.run(
         ["setpriv", *without, *HVPROBE, "live"],
         env=environment(PYTHONDONTWRITEBYTECODE="1"),
@@ -257,7 +258,7 @@ def test_without_privileges(without: Sequence[str], names: Sequence[str]) -> Non
 
 
 def test_doctor_for_a_person(tmp_path: Path) -> None:
-    """On a terminal the doctor marks each check with colour; NO_COLOR takes the colour away."""
+    """On a terminal the doctor marks each check with colour, unless NO_COLOR is set."""
     for variables, mark, colours in (
         ({}, "✓", True),
         ({"NO_COLOR": "1"}, "✓", False),
@@ -274,12 +275,12 @@ def test_doctor_for_a_person(tmp_path: Path) -> None:
 
 
 def test_doctor_as_json() -> None:
-    """The same checks as an object, with the exit code that the command has."""
+    """The JSON object has the same checks as the text, and the command's exit code."""
     shown = hvprobe("doctor", "--json", "--standalone")
     found = json.loads(shown.stdout)
     assert found["schema"] == "hvprobe-doctor/v1"
     assert (found["ability"], found["exit_code"], shown.returncode) == ("verified", 0, 0)
     plain = hvprobe("doctor", "--standalone").stdout.splitlines()
-    assert [it["question"] for it in found["checks"]] == [
+    assert [check["question"] for check in found["checks"]] == [
         line[6:].partition(":")[0] for line in plain[:-1]
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``hvprobe live`` in a real terminal, with real guests, by its keys."""
+"""``hvprobe live`` in a real terminal with real guests, driven by its keys."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SELECTED = ("live", "--standalone", "--node", "worker-1", "--interval", "0.3")
 
 @pytest.fixture(scope="module")
 def guests(kvmload: Path) -> Iterator[KvmLoad]:
-    """An accelerated guest, an emulated one, a paused one, and a KVM user that is no QEMU."""
+    """An accelerated, an emulated and a paused guest, and a user of KVM that is not QEMU."""
     with (
         Qemu("live_alpha"),
         Qemu("live_beta", "-smp", "2", accel=("tcg,thread=multi",)),
@@ -37,12 +37,12 @@ def field(line: str, number: int) -> str:
 
 
 def names(frame: list[str]) -> list[str]:
-    """The VMI column of the rows that are this test's guests."""
+    """The VMI column of the rows of this test's guests."""
     return [found[0] for line in frame if (found := re.search(r"\blive[/_]\w+", line))]
 
 
-def test_guests_as_they_are(tmp_path: Path, guests: KvmLoad) -> None:
-    """Every guest with its type; the emulated one is a fallback and stands before the others."""
+def test_guests_are_shown_with_their_types(tmp_path: Path, guests: KvmLoad) -> None:
+    """Every guest has its type, and the emulated one, a fallback, precedes the accelerated one."""
     with live(tmp_path, columns=160) as terminal:
         terminal.wait_for("live/alpha")
         wait_for(
@@ -65,7 +65,7 @@ def test_guests_as_they_are(tmp_path: Path, guests: KvmLoad) -> None:
 
 
 def test_rates_of_a_guest_under_load(tmp_path: Path, guests: KvmLoad) -> None:
-    """The rate that is shown is the one that is driven: their sum over the frames is the total."""
+    """A guest under load is shown with a rate and a bar."""
     with live(tmp_path, "--pid", str(guests.tgid), columns=110) as terminal:
         terminal.wait_for("kvmload")
 
@@ -82,7 +82,7 @@ def test_rates_of_a_guest_under_load(tmp_path: Path, guests: KvmLoad) -> None:
 
 
 def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
-    """r, t and n sort, / filters, Escape shows all again, p pauses, q quits with 0."""
+    """r, t and n sort, / filters, Escape shows all rows again, p pauses and q exits with 0."""
     with live(tmp_path, columns=110) as terminal:
         terminal.wait_for("live/paused")
         terminal.wait_for("by severity")
@@ -109,13 +109,13 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         guests.step(3000)
         assert terminal.frame() == still
         terminal.press("p")
-        wait_for(lambda: terminal.frame()[0] != still[0], "it goes on")
+        wait_for(lambda: terminal.frame()[0] != still[0], "the view continues")
         terminal.press("q")
         terminal.wait_for("ended with 0")
 
 
 def test_paging_and_resizing(tmp_path: Path, guests: KvmLoad) -> None:
-    """A table longer than the screen scrolls; another size is used at once, be it tiny."""
+    """A table longer than the screen scrolls, and a new size is used at once, even a tiny one."""
     with live(tmp_path, columns=80, lines=10) as terminal:
         terminal.wait_for("1-")
         terminal.press("n")
@@ -136,43 +136,46 @@ def test_paging_and_resizing(tmp_path: Path, guests: KvmLoad) -> None:
         )
         terminal.wait_for("live/alpha")
         terminal.resize(20, 4)
-        wait_for(lambda: len(terminal.frame()) <= 4 and terminal.frame() != top, "it is tiny")
+        wait_for(
+            lambda: len(terminal.frame()) <= 4 and terminal.frame() != top,
+            "the tiny screen is used",
+        )
         terminal.resize(80, 24)
         terminal.wait_for("live/alpha")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_gives_the_terminal_back(
+def test_a_signal_restores_the_terminal(
     tmp_path: Path, guests: KvmLoad, number: signal.Signals
 ) -> None:
-    """A signal that ends it leaves no trace: the former screen, a cursor, echoed lines."""
+    """A signal that ends the view restores the former screen, the cursor and the echo."""
     with live(tmp_path) as terminal:
         terminal.wait_for("quit")
         assert (terminal.asks("alternate_on"), terminal.asks("cursor_flag")) == ("1", "0")
         os.kill(terminal.program(), number)
         terminal.wait_for("ended with 0")
-        assert_given_back(terminal)
+        assert_restored(terminal)
 
 
-def test_an_error_gives_the_terminal_back(tmp_path: Path, guests: KvmLoad) -> None:
-    """So does an error in the middle of it, which is then to be read."""
+def test_an_error_restores_the_terminal(tmp_path: Path, guests: KvmLoad) -> None:
+    """An error while the view runs restores the terminal and is then printed."""
     program = (
         "import sys, probes.command.cli, probes.command.show as show; of = show.frame; left = [3]\n"
         "def frame(*a, **k):\n"
         "    left[0] -= 1\n"
-        "    if not left[0]: raise RuntimeError('in the midst of it')\n"
+        "    if not left[0]: raise RuntimeError('while it runs')\n"
         "    return of(*a, **k)\n"
         "show.frame = frame\n"
         "sys.exit(probes.command.cli.main(sys.argv[1:]))\n"
     )
     with Terminal(tmp_path, [HVPROBE[0], "-c", program, *SELECTED]) as terminal:
-        terminal.wait_for("RuntimeError: in the midst of it")
+        terminal.wait_for("RuntimeError: while it runs")
         terminal.wait_for("ended with 1")
-        assert_given_back(terminal)
+        assert_restored(terminal)
 
 
 def test_stopped_and_continued(tmp_path: Path, guests: KvmLoad) -> None:
-    """Ctrl-Z gives the terminal back and stops; continued, the view is there again."""
+    """Ctrl-Z restores the terminal and stops the view, and ``fg`` shows the view again."""
     shell = ["env", "PS1=prompt> ", "bash", "--norc", "--noprofile", "-i"]
     with Terminal(tmp_path, shell) as terminal:
         terminal.wait_for("prompt>")
@@ -193,7 +196,7 @@ def test_stopped_and_continued(tmp_path: Path, guests: KvmLoad) -> None:
 
 
 def test_without_colour(tmp_path: Path, guests: KvmLoad) -> None:
-    """Colour where it helps, none with NO_COLOR."""
+    """The view has colours, unless NO_COLOR is set."""
     for variables, colours in (({}, True), ({"NO_COLOR": "1"}, False)):
         command = [*HVPROBE, *SELECTED]
         with Terminal(tmp_path, command, variables=variables) as terminal:
@@ -202,14 +205,14 @@ def test_without_colour(tmp_path: Path, guests: KvmLoad) -> None:
 
 
 def test_terminal_without_utf8(tmp_path: Path, guests: KvmLoad) -> None:
-    """Where the locale is not UTF-8 nothing but ASCII is shown."""
+    """In a locale other than UTF-8 the view shows only ASCII."""
     command = [*HVPROBE, *SELECTED]
     with Terminal(tmp_path, command, variables={"LC_ALL": "C"}) as terminal:
         terminal.wait_for("live/beta")
         assert "\n".join(terminal.frame()).isascii()
 
 
-def assert_given_back(terminal: Terminal) -> None:
+def assert_restored(terminal: Terminal) -> None:
     assert (terminal.asks("alternate_on"), terminal.asks("cursor_flag")) == ("0", "1")
     settings = terminal.settings().split()
     assert "echo" in settings

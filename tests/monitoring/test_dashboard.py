@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard as Grafana needs it: what a person would otherwise notice only after importing."""
+"""The dashboard has no fault that a user would otherwise notice only after importing it."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def test_panels_have_their_own_id_and_place() -> None:
 
 
 def test_every_panel_uses_the_chosen_data_source() -> None:
-    """No data source of somebody's own Grafana is left in the file."""
+    """Every panel and query uses the data source variable, not one particular Grafana's source."""
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     assert [v["name"] for v in BOARD["templating"]["list"]] == ["datasource", "node", "namespace"]
     for panel in BOARD["panels"]:
@@ -43,7 +43,7 @@ def test_every_panel_uses_the_chosen_data_source() -> None:
 
 
 def test_every_metric_of_the_contract_is_shown() -> None:
-    """What hvprobe exports is drawn somewhere, so that no self metric is forgotten."""
+    """The dashboard shows every metric that hvprobe exports, its metrics about itself included."""
     drawn = " ".join(query.expr for query in dashboard_queries())
     for metric in (
         "kubevirt_vmi_hypervisor_info",
@@ -72,7 +72,7 @@ def test_every_metric_of_the_contract_is_shown() -> None:
 
 
 def test_the_table_of_emulated_vmis_links_onwards() -> None:
-    """From an emulated VMI one gets to its node, its namespace and the runbook."""
+    """The row of an emulated VMI links to its node, its namespace and the runbook."""
     (table,) = [panel for panel in BOARD["panels"] if panel["title"] == "Emulated VMIs"]
     urls = [link["url"] for link in table["fieldConfig"]["defaults"]["links"]]
     assert any("var-node=${__data.fields.node}" in url for url in urls)

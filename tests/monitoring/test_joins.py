@@ -72,8 +72,8 @@ def wait_until(condition: Callable[[], bool], what: Callable[[], object]) -> Non
         time.sleep(0.2)
 
 
-def rules_in_trouble(url: str) -> list[dict[str, str]]:
-    """Rules that Prometheus could not evaluate, or did not load, with its reason."""
+def failing_rules(url: str) -> list[dict[str, str]]:
+    """The rules that Prometheus could not evaluate, with its reasons. All rules must be loaded."""
     loaded = [rule for group in ask(url, "rules")["groups"] for rule in group["rules"]]
     assert len(loaded) == len(all_rules(load_groups()))
     return [rule for rule in loaded if rule["health"] != "ok"]
@@ -95,7 +95,7 @@ def test_every_query_answers_and_every_alert_fires_and_resolves(scene: Scene) ->
         scene.firing,
     )
 
-    assert rules_in_trouble(scene.url) == []
+    assert failing_rules(scene.url) == []
 
     # A VMI migrates to a node where it is emulated, and a hook of n1 is lost.
     moved = Machine(node="n2", namespace="lab", name="mover", hypervisor_type="tcg")
@@ -107,7 +107,7 @@ def test_every_query_answers_and_every_alert_fires_and_resolves(scene: Scene) ->
     lost = ("HvprobeHookDetached", "kvm_vcpu_ioctl")
     wait_until(lambda: lost in scene.firing(), scene.firing)
 
-    assert rules_in_trouble(scene.url) == []
+    assert failing_rules(scene.url) == []
 
     # What was wrong is repaired: beta and delta stop, n1 gets its hook back.
     scene.world.replace("beta", None)

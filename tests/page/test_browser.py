@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in a real browser: served by the real server, laid out, asked for its errors."""
+"""The page in a real browser: the real server serves it, and the browser reports its errors."""
 
 import http.client
 import os
@@ -43,7 +43,7 @@ def empty() -> NodeReport:
 
 
 def hostile() -> NodeReport:
-    names = [VmName(namespace=each, name=each) for each in (HOSTILE, ZALGO, "W" * 400, "שלום")]
+    names = [VmName(namespace=text, name=text) for text in (HOSTILE, ZALGO, "W" * 400, "שלום")]
     unnamed = process(4900, TCG, state=ProcessState.UNATTRIBUTED)
     return replace(
         rich_report(),
@@ -81,28 +81,28 @@ REPORTS: dict[str, Callable[[], NodeReport]] = {
 def test_the_page_in_a_browser(
     browser: Browser, tmp_path: Path, name: str, width: int, dark: bool
 ) -> None:
-    """No console message, no request but for the page, no sideways scrolling, nothing owned.
+    """The page logs nothing, requests nothing else, fits its width, and runs no hostile markup.
 
-    With HVPROBE_SCREENSHOTS=DIR the pictures are kept, to be looked at.
+    With HVPROBE_SCREENSHOTS=DIR the screenshots are kept in that folder.
     """
     browser.console()
     browser.requests()
-    browser.be(width=width, dark=dark)
+    browser.emulate(width=width, dark=dark)
     with Serving(Endpoints(RefreshCache(REPORTS[name])).routes) as serving:
         url = f"http://127.0.0.1:{serving.port}/"
         browser.open(url)
         assert browser.console() == []
-        asked = [each for each in browser.requests() if not each.startswith("data:")]
-        assert asked == [url]
+        requested = [address for address in browser.requests() if not address.startswith("data:")]
+        assert requested == [url]
         shots = Path(os.environ.get("HVPROBE_SCREENSHOTS") or tmp_path)
         if name != "thousand":
             browser.screenshot(shots / f"{name}-{width}-{'dark' if dark else 'light'}.png")
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.evaluate(overflow) == 0
     assert browser.evaluate("document.title").endswith(" \N{EN DASH} hvprobe")
-    # The style applies: the policy lets it in, and the scheme is followed.
-    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert ground == ("rgb(20, 23, 26)" if dark else "rgb(246, 247, 249)")
+    # The style applies: the policy permits it, and it follows the colour scheme.
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 23, 26)" if dark else "rgb(246, 247, 249)")
     assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
     if name == "thousand":
         rows = browser.evaluate(
@@ -112,12 +112,12 @@ def test_the_page_in_a_browser(
 
 
 def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
-    """Were markup to get in nevertheless, it could not run, load or post anything."""
-    asked: list[str] = []
+    """If markup got into the page, the policy would keep it from running or loading anything."""
+    requested: list[str] = []
     routes = Endpoints(RefreshCache(rich_report)).routes
 
     async def metrics(request: Request) -> Response:
-        asked.append(request.path)
+        requested.append(request.path)
         return await routes["/metrics"](request)
 
     with Serving({**routes, "/metrics": metrics}) as serving:
@@ -133,13 +133,13 @@ def test_the_policy_holds_in_the_browser(browser: Browser) -> None:
         )
         refused = browser.console()
         assert browser.evaluate("document.title") == "node-1 \N{EN DASH} hvprobe"
-        assert asked == []
+        assert requested == []
     for directive in ("img-src", "style-src", "script-src"):
         assert [line for line in refused if directive in line], directive
 
 
 def test_the_page_is_compressed_and_has_a_head() -> None:
-    """A thousand VMs travel as less than 40 kB; HEAD tells the same headers."""
+    """The compressed page of a thousand VMs takes less than 40 kB. HEAD has the same headers."""
     with Serving(Endpoints(RefreshCache(thousand)).routes) as serving:
         client = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
         client.request("GET", "/", headers={"Accept-Encoding": "gzip"})

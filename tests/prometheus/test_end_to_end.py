@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Prometheus scrapes a real agent, behind TLS, that watches real guests.
+"""A real Prometheus scrapes a real agent over TLS, which watches real guests.
 
-Beside it, in the same Prometheus, are KubeVirt's components with their own label sets.
+The same Prometheus scrapes stand-ins for KubeVirt's components, with their own label sets.
 """
 
 import os
@@ -34,7 +34,7 @@ ALPHA, BETA, PAUSED, ORPHAN = (
     f"{name}-{os.getpid()}" for name in ("alpha", "beta", "paused", "orphan")
 )
 FACTOR = 60
-"""Alerts that wait minutes wait seconds here."""
+"""Speeds the rules up: an alert that waits minutes waits seconds here."""
 
 EMULATED: Alerts = {("KubeVirtVMISoftwareEmulation", BETA)}
 DOWN: Alerts = {("HvprobeDown", NODE)}
@@ -42,14 +42,14 @@ DOWN: Alerts = {("HvprobeDown", NODE)}
 NOT_HERE = (
     # The agent runs without a cluster, so it watches no API server.
     "hvprobe_vmi_watch_",
-    # The node's accelerator works, so no node is offered without one.
+    # The node's accelerator works, so the query for schedulable nodes without one has no result.
     "kube_node_labels",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """An agent, what it serves TLS with, and the Prometheus that scrapes it."""
+    """An agent, its keys and certificates, and the Prometheus that scrapes it."""
 
     keys: Keys
     agent: SecureAgent
@@ -57,7 +57,7 @@ class Scene:
 
 
 def kubevirt() -> World:
-    """What KubeVirt says of the same node: our guests that run, and one that no agent can find."""
+    """What KubeVirt reports of the same node: the running guests, and a VMI without a process."""
     return World(
         machines=[
             Machine(node=NODE, namespace="default", name=ALPHA, hypervisor_type="kvm"),
@@ -69,14 +69,14 @@ def kubevirt() -> World:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    """Everything running, scraped every second, the rules loaded and 60 times as fast."""
+    """A running scene: scraped every second, with the rules loaded and 60 times as fast."""
     keys = Keys(tmp_path)
     rules = write_rules(faster(load_groups(), FACTOR), tmp_path / "rules.yaml")
     with served(kubevirt()) as address, SecureAgent(keys, NODE) as agent:
         others = [
-            each
-            for each in scrape_configs(address)
-            if each["static_configs"][0]["labels"]["job"] != "hvprobe"
+            job
+            for job in scrape_configs(address)
+            if job["static_configs"][0]["labels"]["job"] != "hvprobe"
         ]
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -91,27 +91,27 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             )
 
 
-def rules_in_trouble(url: str) -> list[dict[str, str]]:
-    """Rules that Prometheus could not evaluate, or did not load, with its reason."""
+def failing_rules(url: str) -> list[dict[str, str]]:
+    """The rules that Prometheus could not evaluate, with its reasons. All rules must be loaded."""
     loaded = [rule for group in ask(url, "rules")["groups"] for rule in group["rules"]]
     assert len(loaded) == len(all_rules(load_groups()))
     return [rule for rule in loaded if rule["health"] != "ok"]
 
 
 def queries_that_can_answer(node: WatchedNode) -> tuple[list[Query], list[Query]]:
-    """Those that must answer while an emulated guest runs, and those of changes over time."""
-    # A kernel that cannot count VM exits (kvm_pvm) has no series of them.
+    """The queries that must answer while an emulated guest runs, and those about changes."""
+    # A kernel that cannot count VM exits (kvm_pvm) has no series for them.
     exits = "kubevirt_vmi_vcpu_exits_total"
     absent = NOT_HERE if run_query(node.url, exits) else (*NOT_HERE, exits)
     left = leave_out([*documented_queries(), *dashboard_queries()], metrics=absent)
-    changes = [each for each in left if "changed their hypervisor" in each.where]
+    changes = [query for query in left if "changed their hypervisor" in query.where]
     assert changes
-    return [each for each in left if each not in changes], changes
+    return [query for query in left if query not in changes], changes
 
 
 @pytest.mark.timeout(400)
 def test_from_guest_to_alert(scene: Scene) -> None:
-    """The emulated guest alerts until it stops; every query answers; nothing else alerts."""
+    """Only the alert for the emulated guest fires, until it stops, and every query answers."""
     node = scene.node
     with (
         Qemu(f"default_{ALPHA}"),
@@ -120,14 +120,14 @@ def test_from_guest_to_alert(scene: Scene) -> None:
     ):
         node.wait_until_firing(EMULATED)
         assert node.types() == {ALPHA: "kvm", BETA: "tcg", PAUSED: "kvm"}
-        assert rules_in_trouble(node.url) == []
+        assert failing_rules(node.url) == []
         (verified,) = run_query(node.url, f'kubevirt_vmi_hypervisor_verified{{name="{BETA}"}}')
         expected = {"node": NODE, "namespace": "lab", "name": BETA}
         assert expected.items() <= verified["metric"].items()
         assert not [label for label in verified["metric"] if label.startswith("exported_")]
         now, changes = queries_that_can_answer(node)
         wait_until_all_answer(node.url, now, deadline_s=DEADLINE_S)
-        (reported,) = [each for each in documented_queries() if "no agent reports" in each.where]
+        (reported,) = [query for query in documented_queries() if "no agent reports" in query.where]
         (orphan,) = run_query(node.url, reported.expr)
         assert orphan["metric"]["name"] == ORPHAN
 
@@ -142,7 +142,7 @@ def test_from_guest_to_alert(scene: Scene) -> None:
 
 @pytest.mark.timeout(400)
 def test_certificates_replaced_under_scrapes(scene: Scene) -> None:
-    """A renewed pair is served at once, a broken one is told and not served; no scrape is lost."""
+    """A renewed pair is served at once, a broken one is reported instead, and no scrape fails."""
     node, keys, agent = scene.node, scene.keys, scene.agent
     failed = "hvprobe_tls_reload_failed"
     node.wait_for_value('up{job="hvprobe"}', 1)
@@ -168,7 +168,7 @@ def test_certificates_replaced_under_scrapes(scene: Scene) -> None:
 
 @pytest.mark.timeout(400)
 def test_an_agent_that_is_killed(scene: Scene) -> None:
-    """HvprobeDown fires for its node and resolves when the agent is back."""
+    """When the agent is killed, HvprobeDown fires for its node until the agent is back."""
     scene.node.wait_for_value('up{job="hvprobe"}', 1)
     port = scene.agent.port
     scene.agent.end(signal.SIGKILL, DEADLINE_S)
@@ -178,7 +178,7 @@ def test_an_agent_that_is_killed(scene: Scene) -> None:
 
 
 def test_a_scraper_without_certificate_is_refused(tmp_path: Path) -> None:
-    """Without a certificate of the CA only health is answered, as kubelet's probes need it."""
+    """A client without a certificate gets only /healthz and /readyz, which kubelet needs."""
     keys = Keys(tmp_path)
     with SecureAgent(keys, NODE) as agent:
         assert "hvprobe_build_info" in agent.get("/metrics")

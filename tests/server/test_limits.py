@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Idle and slow clients, many of them, and what is left for a scrape."""
+"""Many idle and slow clients do not keep scrapes from being answered."""
 
 import errno
 import os
@@ -21,17 +21,17 @@ from tests.support.serving import DEADLINE_S, Gate, Peer, Serving, descriptors, 
 
 CROWD = 1000
 SCRAPE_DEADLINE_S = 10.0
-"""Prometheus' default: a scrape among the crowd has to be answered within this."""
+"""The default timeout of Prometheus. A scrape must be answered within it despite the crowd."""
 
 METRICS = "".join(f'metric{{name="vm-{n}"}} {n}\n' for n in range(2000)).encode()
 LONG = b"x" * 4_000_000
-"""More than the send and receive buffers hold that the kernel gives a connection."""
+"""More than a connection's send and receive buffers in the kernel hold."""
 
 ROUTES = {"/metrics": text(METRICS), "/long": text(LONG)}
 
 
 def scrape(serving: Serving, *, tls: ssl.SSLContext | None = None) -> None:
-    """One scrape on a new connection, in time."""
+    """Scrape on a new connection, and check the answer and that it arrives in time."""
     began_s = time.monotonic()
     with Peer(serving.port, tls=tls) as peer:
         peer.get("/metrics")
@@ -44,7 +44,7 @@ def scrape(serving: Serving, *, tls: ssl.SSLContext | None = None) -> None:
 def crowd(
     serving: Serving, hello: Callable[[int], bytes], *, receive_buffer: int | None = None
 ) -> Iterator[list[Peer]]:
-    """CROWD peers connected at once, each having said its `hello`, as far as they were let."""
+    """CROWD peers, all connected. Each has sent its `hello`, unless it had to make room before."""
     with descriptors(4 * CROWD), ExitStack() as stack:
         peers = []
         for number in range(CROWD):
@@ -53,12 +53,12 @@ def crowd(
             try:
                 peer.send(hello(number))
             except (BrokenPipeError, ConnectionResetError):
-                continue  # made room for another already
+                continue  # the server has ended it to make room
         yield peers
 
 
 def test_1000_idle_connections() -> None:
-    """With 1000 connections that never say a word, scrapes go on; only so many are held."""
+    """With 1000 silent connections, scrapes are answered, and no more than the limit are kept."""
     limits = Limits(connections_max=64)
     with Serving(ROUTES, limits=limits) as serving, crowd(serving, lambda _: b"") as peers:
         for _ in range(20):
@@ -74,7 +74,7 @@ def test_1000_idle_connections() -> None:
 
 
 def test_1000_kept_connections() -> None:
-    """1000 clients that keep their connection after a scrape do not keep the next one out."""
+    """1000 clients that keep their connection after a scrape do not block the next scrape."""
     request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n"
     limits = Limits(connections_max=64)
     with Serving(ROUTES, limits=limits) as serving, crowd(serving, lambda _: request) as peers:
@@ -83,7 +83,7 @@ def test_1000_kept_connections() -> None:
 
 
 def test_1000_slow_heads() -> None:
-    """Nor do 1000 clients that send their heads a byte at a time, for as long as they try."""
+    """1000 clients that send their heads a byte at a time do not block scrapes."""
     limits = Limits(connections_max=64)
     head = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow: "
     with (
@@ -101,7 +101,7 @@ def test_1000_slow_heads() -> None:
 
 @pytest.mark.parametrize("grace_s", [0.0, 0.2])
 def test_1000_slow_readers(grace_s: float) -> None:
-    """Nor 1000 clients that ask for much and do not read it, once their grace is over."""
+    """1000 clients that request a lot and do not read it block scrapes only for their grace."""
     request = b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n"
     limits = Limits(connections_max=64, write_grace_s=grace_s)
     with (
@@ -144,7 +144,7 @@ def test_slow_readers_make_room_first(grace_s: float, status: int) -> None:
 
 
 def test_1000_idle_connections_under_tls(authority: Authority) -> None:
-    """The same under TLS: 1000 peers that do not begin, and 100 that are through the handshake."""
+    """Under TLS, 1000 peers that never start the handshake and 100 idle ones block no scrape."""
     limits = Limits(connections_max=128)
     context = authority.client_context()
     with (
@@ -158,8 +158,8 @@ def test_1000_idle_connections_under_tls(authority: Authority) -> None:
             scrape(serving, tls=context)
 
 
-def test_connections_of_a_flood_are_looked_at_before_they_make_room() -> None:
-    """A client that connects and asks at the head of 1000 others gets its answer."""
+def test_connections_of_a_flood_are_read_before_they_make_room() -> None:
+    """A client that connects and sends its request before 1000 others gets its answer."""
     with (
         Serving(ROUTES, limits=Limits(connections_max=64)) as serving,
         Peer(serving.port) as first,
@@ -171,7 +171,7 @@ def test_connections_of_a_flood_are_looked_at_before_they_make_room() -> None:
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_longest_waiting_makes_room(secure: bool, authority: Authority) -> None:
-    """At the limit the connection that was used longest ago ends, in order; the others stay."""
+    """At the limit the connection that has waited longest is closed in order; the others stay."""
     tls = authority.server_files() if secure else None
     context = authority.client_context() if secure else None
     with (
@@ -196,7 +196,7 @@ def test_all_busy(
     authority: Authority,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """When every connection has a request in work, a new one is told 503, and none is hurt."""
+    """When every connection has a request in progress, a new one gets 503; the others go on."""
     gate = Gate()
     limits = Limits(connections_max=4, refusals_max=2)
     tls = authority.server_files() if secure else None
@@ -226,7 +226,7 @@ def test_all_busy(
 
 
 def test_head_deadline() -> None:
-    """A head that is not whole in time is answered 408, however steadily its bytes come."""
+    """A head that is incomplete at the deadline is answered 408, even if its bytes keep coming."""
     limits = Limits(header_deadline_s=0.3)
     with Serving(ROUTES, limits=limits) as serving, Peer(serving.port) as peer:
         peer.get("/metrics")
@@ -256,13 +256,13 @@ def test_head_deadline() -> None:
     ],
 )
 def test_connection_without_request(limits: Limits) -> None:
-    """A connection without a first request ends at the deadline for heads, without a word."""
+    """A connection without a first request ends at the deadline for heads, without an answer."""
     with Serving(ROUTES, limits=limits) as serving, Peer(serving.port) as peer:
         assert peer.ended()
 
 
 def test_idle_deadline() -> None:
-    """A kept connection ends after its idle time, not after the shorter time for a head."""
+    """A kept connection ends at the idle deadline, not at the shorter deadline for heads."""
     limits = Limits(idle_deadline_s=0.4, header_deadline_s=0.1)
     with Serving(ROUTES, limits=limits) as serving, Peer(serving.port) as peer:
         peer.get("/metrics")
@@ -273,7 +273,7 @@ def test_idle_deadline() -> None:
 
 
 def test_write_deadline() -> None:
-    """A peer that does not read its response is reset, and the kernel keeps none of it."""
+    """A peer that does not read its response is reset, so the kernel drops what it buffered."""
     limits = Limits(write_deadline_s=0.2)
     with (
         Serving(ROUTES, limits=limits) as serving,
@@ -285,23 +285,23 @@ def test_write_deadline() -> None:
 
 
 def test_linger_deadline() -> None:
-    """A peer that keeps its side open after the last response does not keep the socket."""
+    """A peer that keeps its side open after the last response does not keep the socket open."""
     limits = Limits(linger_deadline_s=0.1)
     with Serving(ROUTES, limits=limits) as serving, Peer(serving.port) as peer:
         peer.get("/metrics", "Connection: close")
         assert peer.answer().status == 200
         assert peer.ended()
         deadline_s = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline_s:  # sending into a closed socket fails, sooner or later
+        while time.monotonic() < deadline_s:  # sending to a closed socket fails sooner or later
             try:
                 peer.send(b"x")
             except (BrokenPipeError, ConnectionResetError):
                 return
-        pytest.fail("the server still takes bytes")
+        pytest.fail("the server still receives bytes")
 
 
-def test_fast_peer_does_not_take_the_loop() -> None:
-    """A peer that sends requests without end, and reads all answers, leaves room for others."""
+def test_fast_peer_does_not_block_the_loop() -> None:
+    """A peer that keeps sending requests and reads all answers does not block other peers."""
     stop = threading.Event()
 
     def flood(peer: Peer) -> None:
@@ -320,7 +320,7 @@ def test_fast_peer_does_not_take_the_loop() -> None:
             return
 
     with Serving(ROUTES) as serving, Peer(serving.port) as peer:
-        threads = [threading.Thread(target=each, args=(peer,)) for each in (flood, swallow)]
+        threads = [threading.Thread(target=work, args=(peer,)) for work in (flood, swallow)]
         for thread in threads:
             thread.start()
         try:
@@ -334,7 +334,7 @@ def test_fast_peer_does_not_take_the_loop() -> None:
 
 
 def test_no_descriptors_left(caplog: pytest.LogCaptureFixture) -> None:
-    """Out of descriptors, a waiting connection ends to let the next one in; one line is logged."""
+    """Without free descriptors, the longest waiting connection makes room; one line is logged."""
     with Serving(ROUTES) as serving, ExitStack() as stack:
         idle = [stack.enter_context(Peer(serving.port)) for _ in range(3)]
         for peer in idle:
@@ -356,9 +356,9 @@ def test_no_descriptors_left(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("limit", [24, 40, 64, 200])
 def test_a_small_descriptor_limit(limit: int) -> None:
-    """With idle connections beyond the limit a scrape gets through, and what it reads is opened.
+    """With more idle connections than the limit, a request is answered and can open its files.
 
-    The server is a process of its own: peers' descriptors are not among its few.
+    The server is a separate process, so the peers' descriptors do not count against its limit.
     """
     started = subprocess.Popen(
         [sys.executable, "-c", SERVE_FILES, str(limit)],
@@ -424,14 +424,14 @@ asyncio.run(main())
     ],
 )
 def test_connections_within_descriptors(left: int, connections: int, refusals: int) -> None:
-    """They leave 64 descriptors, or half of the few there are, and are never none."""
+    """Connections leave 64 descriptors free, or half of fewer than that, and are at least one."""
     limits = Limits().within(left)
     assert (limits.connections_max, limits.refusals_max) == (connections, refusals)
 
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Let this process open no file until it closes one."""
+    """Set this process's limit so that it can open no file until it closes one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.open(os.devnull, os.O_RDONLY)  # the lowest free number
     os.close(probe)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP as real clients speak it, well and badly."""
+"""The server answers correct and malformed HTTP from real clients."""
 
 import asyncio
 import gzip
@@ -34,7 +34,7 @@ def serving() -> Iterator[Serving]:
 
 
 def test_get(serving: Serving) -> None:
-    """A client library gets status, body and the handler's headers, and what HTTP wants besides."""
+    """A client library gets the status, the body, the handler's headers and a Date."""
     client = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=DEADLINE_S)
     client.request("GET", "/echo?debug=1#x", headers={"Accept": "a/b", "Accept-Encoding": "br"})
     response = client.getresponse()
@@ -47,7 +47,7 @@ def test_get(serving: Serving) -> None:
 
 
 def test_absolute_target_and_repeated_headers(serving: Serving) -> None:
-    """A target with host is served by its path; the lines of a repeated header are one list."""
+    """A target with a host is served by its path, and a repeated header is joined to one list."""
     with Peer(serving.port) as peer:
         peer.get("http://test/echo?x", "Accept: a/b", "Accept: c/d")
         assert peer.answer().body == b"('/echo', 'a/b, c/d', None)"
@@ -56,15 +56,15 @@ def test_absolute_target_and_repeated_headers(serving: Serving) -> None:
 
 
 def test_head(serving: Serving) -> None:
-    """HEAD gives the head of GET without its body, and the connection goes on."""
+    """HEAD is answered with the head of GET and no body, and the connection stays open."""
     with Peer(serving.port) as peer:
         for lines in ((), ("Accept-Encoding: gzip",)):
             peer.get("/metrics", *lines)
-            whole = peer.answer()
+            full = peer.answer()
             peer.get("/metrics", *lines, method="HEAD")
             head = peer.answer(bodiless=True)
             assert head.status == 200
-            assert {**head.headers, "date": ""} == {**whole.headers, "date": ""}
+            assert {**head.headers, "date": ""} == {**full.headers, "date": ""}
         peer.get("/missing", method="HEAD")
         assert peer.answer(bodiless=True).status == 404
         peer.get("/")
@@ -75,7 +75,7 @@ def test_head(serving: Serving) -> None:
     "path", ["/missing", "/metrics/", "//metrics", "/%6detrics", "/../metrics"]
 )
 def test_unknown_path(serving: Serving, path: str) -> None:
-    """Only the exact paths exist; 404 does not end the connection."""
+    """Any path but the exact ones is answered 404, and the connection stays open."""
     with Peer(serving.port) as peer:
         peer.get(path)
         assert peer.answer().status == 404
@@ -85,7 +85,7 @@ def test_unknown_path(serving: Serving, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get"])
 def test_other_methods(serving: Serving, method: str) -> None:
-    """A method that is not served is answered 405 with the ones that are."""
+    """Another method is answered 405 with the allowed ones, and the connection ends."""
     with Peer(serving.port) as peer:
         peer.get("/metrics", method=method)
         answer = peer.answer()
@@ -102,9 +102,9 @@ def test_other_methods(serving: Serving, method: str) -> None:
     ],
 )
 def test_request_body(serving: Serving, method: str, status: int, header: str, body: bytes) -> None:
-    """A body is refused; the peer that sends all of it first still reads the answer, then the end.
+    """A request with a body is refused. A peer that sends all of it first still gets the answer.
 
-    Nothing of the body is taken for a request.
+    No part of the body is taken for a request.
     """
     with Peer(serving.port) as peer:
         peer.get("/metrics", header, method=method)
@@ -114,7 +114,7 @@ def test_request_body(serving: Serving, method: str, status: int, header: str, b
 
 
 def test_body_that_still_comes() -> None:
-    """A peer that goes on sending its body after the answer is not reset: it may not have read."""
+    """A peer that still sends its body after the answer is not reset, so it can read the answer."""
     limits = Limits(linger_deadline_s=DEADLINE_S)
     with Serving({}, limits=limits) as serving, Peer(serving.port) as peer:
         peer.get("/", "Content-Length: 20000000", method="POST")
@@ -126,7 +126,7 @@ def test_body_that_still_comes() -> None:
 
 
 def test_body_is_refused_before_it_is_sent(serving: Serving) -> None:
-    """A peer that asks whether it may send gets the final answer at once."""
+    """A peer that expects 100-continue gets the final answer at once."""
     with Peer(serving.port) as peer:
         peer.get("/metrics", "Content-Length: 5", "Expect: 100-continue", method="POST")
         assert peer.answer().status == 405
@@ -159,7 +159,7 @@ def test_body_is_refused_before_it_is_sent(serving: Serving) -> None:
     ],
 )
 def test_malformed_request(serving: Serving, request_bytes: bytes, status: int) -> None:
-    """What is not a request is answered with the fitting status and the end; the server goes on."""
+    """A malformed request gets its error status and ends the connection, but no other one."""
     with Peer(serving.port) as peer, Peer(serving.port) as other:
         peer.send(request_bytes)
         answer = peer.answer(bodiless=request_bytes.startswith(b"HEAD"))
@@ -171,7 +171,7 @@ def test_malformed_request(serving: Serving, request_bytes: bytes, status: int) 
 
 
 def test_head_cut_off(serving: Serving) -> None:
-    """A peer that ends in the middle of a head is told so, and the server goes on."""
+    """A peer that closes its side in the middle of a head gets 400."""
     with Peer(serving.port) as peer:
         peer.send(b"GET / HTTP/1.1\r\nHost:")
         peer.sock.shutdown(socket.SHUT_WR)
@@ -180,7 +180,7 @@ def test_head_cut_off(serving: Serving) -> None:
 
 
 def test_keep_alive(serving: Serving) -> None:
-    """One connection carries many requests, and ends when the peer asks for it."""
+    """A connection serves many requests and ends when the peer requests it."""
     with Peer(serving.port) as peer:
         for _ in range(200):
             peer.get("/metrics")
@@ -194,7 +194,7 @@ def test_keep_alive(serving: Serving) -> None:
 
 
 def test_pipelining(serving: Serving) -> None:
-    """Requests sent at once are answered in order, however the bytes are cut."""
+    """Requests sent at once are answered in order, however their bytes are split."""
     paths = ["/", "/missing", "/metrics", "/echo", "/"] * 20
     sent = b"".join(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode() for path in paths)
     for step in (len(sent), 7):
@@ -206,7 +206,7 @@ def test_pipelining(serving: Serving) -> None:
 
 
 def test_nothing_is_served_after_the_last_request(serving: Serving) -> None:
-    """What is pipelined behind `Connection: close` is not answered."""
+    """Requests pipelined after one with `Connection: close` are not answered."""
     with Peer(serving.port) as peer:
         peer.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" * 3)
         assert peer.answer().status == 200
@@ -214,7 +214,7 @@ def test_nothing_is_served_after_the_last_request(serving: Serving) -> None:
 
 
 def test_http_1_0(serving: Serving) -> None:
-    """An old client needs no Host, gets a plain body and the end of the connection."""
+    """An HTTP/1.0 client needs no Host, gets an unchunked body, and the connection ends."""
     with Peer(serving.port) as peer:
         peer.send(b"GET /metrics HTTP/1.0\r\n\r\n")
         answer = peer.answer()
@@ -225,7 +225,7 @@ def test_http_1_0(serving: Serving) -> None:
 
 @pytest.mark.parametrize(("path", "body"), [("/metrics", METRICS), ("/huge", HUGE)])
 def test_compression(serving: Serving, path: str, body: bytes) -> None:
-    """A body goes compressed to who accepts it, and caches are told that it varies."""
+    """Only a client that accepts gzip gets a compressed body; Vary is always set for caches."""
     with Peer(serving.port) as peer:
         peer.get(path, "Accept-Encoding: zstd, gzip")
         answer = peer.answer()
@@ -242,7 +242,7 @@ def test_compression(serving: Serving, path: str, body: bytes) -> None:
 
 
 def test_small_body_is_not_compressed(serving: Serving) -> None:
-    """Compressing what fits one packet gains nothing."""
+    """A body that fits one packet is not compressed, because that would save nothing."""
     with Peer(serving.port) as peer:
         peer.get("/", "Accept-Encoding: gzip")
         answer = peer.answer()
@@ -268,7 +268,7 @@ def test_curl(serving: Serving) -> None:
 
 
 def test_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """It is answered 500 and logged with its traceback, once until it has answered again."""
+    """A failing handler is answered 500. Its traceback is logged once until it succeeds again."""
     broken = True
 
     async def handler(request: Request) -> Response:
@@ -300,7 +300,7 @@ def test_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("headers", [(("X", "a\r\nSet-Cookie: b"),), (("a b", "c"),)])
 def test_header_that_is_not_allowed(headers: tuple[tuple[str, str], ...]) -> None:
-    """A handler cannot split a response by a header's value: it is answered 500."""
+    """A handler's invalid header is answered 500, so its value cannot split the response."""
 
     async def handler(request: Request) -> Response:
         return Response(content_type=TEXT, body=b"", headers=headers)
@@ -313,7 +313,7 @@ def test_header_that_is_not_allowed(headers: tuple[tuple[str, str], ...]) -> Non
 
 
 def test_status_of_handler() -> None:
-    """A handler's own status and an empty body go through."""
+    """A handler's status and empty body reach the client."""
 
     async def handler(request: Request) -> Response:
         return Response(status=HTTPStatus.SERVICE_UNAVAILABLE, content_type=TEXT, body=b"")
@@ -326,7 +326,10 @@ def test_status_of_handler() -> None:
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_handler_that_hangs(obeys: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """It is answered 503 at its deadline, also if it ignores being cancelled; others go on."""
+    """A hanging handler is answered 503 at its deadline, even if it ignores being cancelled.
+
+    Other connections are served in that time.
+    """
     release = threading.Event()
     entered = threading.Event()
     cancelled = threading.Event()
@@ -361,7 +364,7 @@ def test_handler_that_hangs(obeys: bool, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_peer_that_leaves(caplog: pytest.LogCaptureFixture) -> None:
-    """Peers that vanish, before, during and after their request, leave no trace in the log."""
+    """Peers that disconnect before, during or after their request are not logged."""
     gate = Gate()
     with Serving({"/gate": gate.handler, "/huge": text(HUGE), "/": text("hello")}) as serving:
         for path in (None, "/gate", "/huge", "/"):
@@ -388,7 +391,7 @@ def test_peer_that_leaves(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_addresses(listen: str, hosts: list[str]) -> None:
-    """`[::]` and no host serve IPv6 and IPv4 on one port; the real port is told."""
+    """`[::]` and no host serve IPv6 and IPv4 on one port, and the server knows the real port."""
     with Serving({"/": text("hello")}, listen=listen) as serving:
         assert serving.port != 0
         for host in hosts:
@@ -398,7 +401,7 @@ def test_addresses(listen: str, hosts: list[str]) -> None:
 
 
 def test_host_name() -> None:
-    """Every address of a host name is listened on, as told."""
+    """The server listens on every address of a host name, and knows them all."""
     with Serving({"/": text("hello")}, listen="localhost:0") as serving:
         addresses = serving.server.addresses
         assert {host for host, _ in addresses} <= {"127.0.0.1", "::1"}
@@ -409,7 +412,7 @@ def test_host_name() -> None:
 
 
 def test_address_in_use() -> None:
-    """The second server on a port does not start, says why in one line and what to do."""
+    """A second server on a port does not start. Its error is one line with reason and remedy."""
     with Serving({}) as first:
         listen = f"127.0.0.1:{first.port}"
         with pytest.raises(BindError) as caught, Serving({}, listen=listen):
@@ -426,14 +429,14 @@ def test_address_in_use() -> None:
     ],
 )
 def test_address_that_is_not_ours(listen: str, why: str) -> None:
-    """An address of another machine, or a name of none, is an error in one line."""
+    """The error for another machine's address or an unknown host name is one line."""
     with pytest.raises(BindError) as caught, Serving({}, listen=listen):
         pass
     assert str(caught.value) == f"cannot listen on {listen}: {why}; choose another with --listen"
 
 
 def test_stop_lets_requests_in_flight_end() -> None:
-    """On stop an idle connection ends, a request in flight is answered, and the port is free."""
+    """``stop`` ends idle connections, lets requests in flight be answered, and frees the port."""
     gate = Gate()
     limits = Limits(stop_grace_s=DEADLINE_S)
     with Serving({"/": text("hello"), "/gate": gate.handler}, limits=limits) as serving:
@@ -461,7 +464,7 @@ def test_stop_lets_requests_in_flight_end() -> None:
 
 
 def test_stop_does_not_wait_for_ever() -> None:
-    """A request that is not through within the grace is dropped."""
+    """``stop`` drops a request that is not answered within the grace."""
     gate = Gate()
     limits = Limits(stop_grace_s=0.1)
     with Serving({"/gate": gate.handler}, limits=limits) as serving, Peer(serving.port) as peer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS with real certificates: who gets in, and certificates that are replaced meanwhile."""
+"""TLS with real certificates: which clients get access, and how certificates are replaced."""
 
 import http.client
 import logging
@@ -30,7 +30,7 @@ ROUTES = {"/": text("hello"), "/long": text(LONG), "/healthz": text("alive")}
 
 
 def ask(serving: Serving, context: ssl.SSLContext) -> bytes:
-    """GET / on a new connection. The certificate that was shown, in DER."""
+    """GET / on a new connection, and return the certificate that the server showed, in DER."""
     with Peer(serving.port, tls=context) as peer:
         peer.get("/")
         assert peer.answer().body == b"hello"
@@ -41,14 +41,14 @@ def ask(serving: Serving, context: ssl.SSLContext) -> bytes:
 
 
 def status(serving: Serving, context: ssl.SSLContext, path: str = "/") -> int:
-    """Of the answer on a new connection."""
+    """The status of the answer on a new connection."""
     with Peer(serving.port, tls=context) as peer:
         peer.get(path)
         return peer.answer().status
 
 
-def let_in(serving: Serving, context: ssl.SSLContext) -> bool:
-    """Whether a client gets an answer. Under TLS 1.3 it learns of a refusal on reading only."""
+def is_served(serving: Serving, context: ssl.SSLContext) -> bool:
+    """Whether a client gets an answer. With TLS 1.3 it learns of a refusal only when it reads."""
     try:
         ask(serving, context)
     except (ssl.SSLError, ConnectionError):
@@ -56,8 +56,10 @@ def let_in(serving: Serving, context: ssl.SSLContext) -> bool:
     return True
 
 
-def resumed_in(serving: Serving, context: ssl.SSLContext, session: ssl.SSLSession | None) -> bool:
-    """Whether a client that offers to go on with an old session gets an answer."""
+def is_served_resumed(
+    serving: Serving, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> bool:
+    """Whether a client that offers to resume a session gets an answer."""
     try:
         with (
             socket.create_connection(("127.0.0.1", serving.port), DEADLINE_S) as sock,
@@ -70,10 +72,10 @@ def resumed_in(serving: Serving, context: ssl.SSLContext, session: ssl.SSLSessio
 
 
 def expiry(cert: Path) -> float:
-    """When the openssl command says a certificate expires, in Unix time."""
+    """The Unix time at which a certificate expires, by the openssl command."""
     command = ["openssl", "x509", "-noout", "-enddate", "-in", str(cert)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(ssl.cert_time_to_seconds(said.strip().removeprefix("notAfter=")))
+    end = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(ssl.cert_time_to_seconds(end.strip().removeprefix("notAfter=")))
 
 
 def der(cert: Path) -> bytes:
@@ -81,7 +83,7 @@ def der(cert: Path) -> bytes:
 
 
 def test_https(authority: Authority) -> None:
-    """A client that checks certificate and host name gets its answers, of any size, in order."""
+    """A client that checks certificate and host name gets answers of any size, in order."""
     with Serving(ROUTES, tls=authority.server_files()) as serving:
         client = http.client.HTTPSConnection(
             "127.0.0.1", serving.port, context=authority.client_context(), timeout=DEADLINE_S
@@ -93,7 +95,7 @@ def test_https(authority: Authority) -> None:
 
 
 def test_curl(authority: Authority) -> None:
-    """The curl command, which would rather speak HTTP/2, is served over one connection."""
+    """The curl command, which prefers HTTP/2, gets its answers over one connection."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     pair = authority.issue("curl")
@@ -121,9 +123,9 @@ def test_versions(
     version: ssl.TLSVersion,
     served: bool,
 ) -> None:
-    """TLS 1.2 and 1.3 are spoken; older versions are refused by the server, with the reason."""
+    """The server speaks TLS 1.2 and 1.3, and refuses older versions with the reason."""
     context = authority.client_context()
-    context.set_ciphers("DEFAULT@SECLEVEL=0")  # or the client refuses by itself
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # otherwise the client itself refuses
     context.minimum_version = context.maximum_version = version
     with Serving(ROUTES, tls=authority.server_files()) as serving:
         if served:
@@ -138,9 +140,9 @@ def test_versions(
 def test_client_certificates(
     authority: Authority, stranger: Authority, version: ssl.TLSVersion
 ) -> None:
-    """With a client CA, a certificate of another one ends the handshake; without any, 403.
+    """With a client CA, a certificate of another CA is refused, and no certificate means 403.
 
-    What is open to all is answered without one, as kubelet asks; its certificate is not checked.
+    Paths that are open to all need none, because kubelet has none. Kubelet checks no certificate.
     """
     foreign = authority.client_context(stranger.issue("prometheus"))
     without = authority.client_context()
@@ -152,8 +154,8 @@ def test_client_certificates(
         context.maximum_version = version
     files = authority.server_files(client_ca=authority.cert)
     with Serving(ROUTES, tls=files, open_to_all={"/healthz"}) as serving:
-        assert not let_in(serving, foreign)
-        assert let_in(serving, known)
+        assert not is_served(serving, foreign)
+        assert is_served(serving, known)
         assert status(serving, known, "/nowhere") == 404
         for context in (without, kubelet):
             assert status(serving, context, "/healthz") == 200
@@ -168,7 +170,7 @@ def test_client_certificates(
 
 
 def test_clients_without_a_client_ca(authority: Authority) -> None:
-    """Where no client CA is given, no certificate is asked for and every path is served."""
+    """Without a client CA, every path is served to clients without a certificate."""
     with Serving(ROUTES, tls=authority.server_files(), open_to_all={"/healthz"}) as serving:
         assert status(serving, authority.client_context()) == 200
     with Serving(ROUTES, open_to_all={"/healthz"}) as serving, Peer(serving.port) as peer:
@@ -177,7 +179,7 @@ def test_clients_without_a_client_ca(authority: Authority) -> None:
 
 
 def test_plain_http(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
-    """Plain HTTP to the TLS port is told what is wrong, garbage is not; both do no harm."""
+    """A plain HTTP request to the TLS port gets 400 with the remedy. Garbage does no harm."""
     with Serving(ROUTES, tls=authority.server_files()) as serving:
         with Peer(serving.port) as peer:
             peer.get("/")
@@ -192,24 +194,24 @@ def test_plain_http(authority: Authority, caplog: pytest.LogCaptureFixture) -> N
                     while peer.sock.recv(4096):
                         pass
                 except (BrokenPipeError, ConnectionResetError):
-                    pass  # cut while sending: as good
-        assert let_in(serving, authority.client_context())
+                    pass  # a reset while sending is fine, too
+        assert is_served(serving, authority.client_context())
     assert caplog.records == []
 
 
 def test_handshake_deadline(authority: Authority) -> None:
-    """A peer that does not go through with the handshake is cut off."""
+    """A peer that does not complete the handshake in time is disconnected."""
     limits = Limits(handshake_deadline_s=0.1)
     with Serving(ROUTES, tls=authority.server_files(), limits=limits) as serving:
         with Peer(serving.port) as silent, Peer(serving.port) as slow:
             slow.send(b"\x16\x03\x01")
             assert silent.ended()
             assert slow.ended()
-        assert let_in(serving, authority.client_context())
+        assert is_served(serving, authority.client_context())
 
 
-def test_end_is_said(authority: Authority) -> None:
-    """The server ends with close_notify: a client can tell the end from a cut."""
+def test_close_notify_is_sent(authority: Authority) -> None:
+    """The server ends with close_notify, so a client can distinguish the end from a cut."""
     with (
         Serving(ROUTES, tls=authority.server_files()) as serving,
         Peer(serving.port, tls=authority.client_context()) as peer,
@@ -222,9 +224,9 @@ def test_end_is_said(authority: Authority) -> None:
 def test_certificate_is_replaced(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A Secret replaced by the kubelet's symlink swap is used for the next connection.
+    """A Secret that kubelet replaces by its symlink swap is used for the next connection.
 
-    A connection opened before gets its next answer, and is asked to come again.
+    A connection opened before gets one more answer, with ``Connection: close``.
     """
     secret = MountedSecret(tmp_path / "mount")
     first, second = authority.issue("first"), authority.issue("second")
@@ -273,7 +275,7 @@ def test_half_written_files(
     damage: Callable[[TlsFiles, TlsFiles], object],
     why: str,
 ) -> None:
-    """Files that do not fit are not used: the old ones stay, one line is logged; then the new."""
+    """Unusable files are logged in one line, and the old pair is served until usable ones come."""
     old, new = authority.server_files("old"), authority.server_files("new")
     client_ca = tmp_path / "ca.crt"
     files = TlsFiles(cert=tmp_path / "tls.crt", key=tmp_path / "tls.key", client_ca=client_ca)
@@ -303,43 +305,43 @@ def test_half_written_files(
 def test_client_ca_is_replaced(
     authority: Authority, stranger: Authority, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    """A removed CA's clients are refused at once: new, kept, and with a resumed session."""
+    """Clients of a removed CA are refused at once, on new, kept and resumed connections."""
     secret = MountedSecret(tmp_path / "mount")
     pair = authority.issue("server")
     old = authority.client_context(authority.issue("old"))
     new = authority.client_context(stranger.issue("new"))
     old.maximum_version = new.maximum_version = version
     with Serving(ROUTES, tls=secret.publish(pair, authority.cert)) as serving:
-        assert not let_in(serving, new)
+        assert not is_served(serving, new)
         with Peer(serving.port, tls=old) as kept:
             kept.get("/")
             assert kept.answer().status == 200
             assert isinstance(kept.sock, ssl.SSLSocket)
             session = kept.sock.session
-            assert resumed_in(serving, old, session)
+            assert is_served_resumed(serving, old, session)
             secret.publish(pair, stranger.cert)
             kept.get("/")
             assert kept.ended()
-        assert let_in(serving, new)
-        assert not let_in(serving, old)
-        assert not resumed_in(serving, old, session)
+        assert is_served(serving, new)
+        assert not is_served(serving, old)
+        assert not is_served_resumed(serving, old, session)
 
 
 def test_both_cas_during_a_rotation(
     authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
-    """A client CA file with both CAs lets the clients of both in."""
+    """A client CA file with two CAs accepts the clients of both."""
     both = tmp_path / "both.crt"
     both.write_text(f"# old \u2192 new\n{authority.cert.read_text()}{stranger.cert.read_text()}")
     with Serving(ROUTES, tls=authority.server_files(client_ca=both)) as serving:
         for issuer in (authority, stranger):
-            assert let_in(serving, authority.client_context(issuer.issue("client")))
+            assert is_served(serving, authority.client_context(issuer.issue("client")))
 
 
 def test_failed_read_is_tried_again(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New files that cannot be read for want of descriptors are tried again, and logged once."""
+    """New files that cannot be read for lack of descriptors are read again later; one log line."""
     files = TlsFiles(cert=tmp_path / "tls.crt", key=tmp_path / "tls.key")
     old, new = authority.issue("a"), authority.issue("b")
     now_s = 0.0
@@ -372,7 +374,7 @@ PAST, FUTURE, NOW = (-7200, -3600), (3600, 7200), (-3600, 7200)
 def test_an_invalid_certificate_replaces_no_valid_one(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, dates: tuple[int, int]
 ) -> None:
-    """Expired or not yet valid it is not served, one line says so; the next valid one is."""
+    """A certificate that is expired or not yet valid is logged and not served; the next one is."""
     secret = MountedSecret(tmp_path / "mount")
     good, bad = authority.issue("good", valid_s=NOW), authority.issue("bad", valid_s=dates)
     better = authority.issue("better", valid_s=NOW)
@@ -403,7 +405,10 @@ def test_an_invalid_certificate_replaces_no_valid_one(
 def test_start_with_an_invalid_certificate(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, dates: tuple[int, int]
 ) -> None:
-    """It is served, for there is no better one, and said; checking clients refuse it themselves."""
+    """An invalid certificate at the start is served and logged, because there is no better one.
+
+    Clients that check it refuse it themselves.
+    """
     secret = MountedSecret(tmp_path / "mount")
     bad, good = authority.issue("bad", valid_s=dates), authority.issue("good", valid_s=NOW)
     worse = authority.issue("worse", valid_s=PAST)
@@ -424,7 +429,7 @@ def test_start_with_an_invalid_certificate(
 
 
 def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) -> None:
-    """It is loaded once it is valid, or the one in use no longer, though no file has changed."""
+    """Although no file changes, a new certificate is loaded once the old one is no longer valid."""
     secret = MountedSecret(tmp_path / "mount")
     old = authority.issue("old", valid_s=(-3600, 600))
     new = authority.issue("new", valid_s=(1200, 3600))
@@ -439,7 +444,7 @@ def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) 
         now_s += RETRY_S
         assert certificates.current() is first
         assert certificates.reload_failed
-    skew_s = 700.0  # both are invalid: the newer files are taken
+    skew_s = 700.0  # both are invalid, so the newer files are used
     now_s += RETRY_S
     assert certificates.current() is not first
     assert not certificates.reload_failed
@@ -449,7 +454,7 @@ def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) 
 def test_files_that_change_while_they_are_read(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was judged is what is loaded: a swap in between is no success, and tried again."""
+    """Files that are swapped between check and loading are not used, and are read again later."""
     secret = MountedSecret(tmp_path / "mount")
     first, second = authority.issue("first"), authority.issue("second")
     bad = authority.issue("bad", valid_s=PAST)
@@ -495,7 +500,7 @@ def test_start_with_unusable_files(
     file: str,
     why: str,
 ) -> None:
-    """The server does not start, and says in one line which file is wrong, how, and what to do."""
+    """The server does not start. Its error is one line with the file, the fault and the remedy."""
     pair = authority.issue("server")
     files = MountedSecret(tmp_path / "mount").publish(pair, authority.cert)
     damage(files)
@@ -510,7 +515,7 @@ def test_start_with_unusable_files(
 
 
 def test_encrypted_key(authority: Authority, tmp_path: Path) -> None:
-    """A key with a password is an error, not a question on the terminal."""
+    """A key with a password is an error. The server does not ask for the password."""
     pair = authority.issue("server")
     key = tmp_path / "encrypted.key"
     command = ["openssl", "pkey", "-in", str(pair.key), "-aes256", "-passout", "pass:x"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node under attack: the agent as it is scraped, the collector with its reasons, a bystander VM.
+"""A node under attack, with a scraped agent, a collector that shows reasons, and a bystander VM.
 
-The bystander is started after the agent and after the attack. It must keep its verdict and its
-counter, whatever happens beside it, and the agent must answer as Prometheus wants it to.
+The bystander starts after the agent and after the attack. Whatever the attack does, the bystander
+must keep its verdict and its counter, and the agent must answer within Prometheus's timeout.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from tests.support.kernel_world import EMULATED, KvmLoad, of_this_run, wait_for
 
 NODE = "attacked"
 PROMETHEUS_TIMEOUT_S = 10.0
-"""The default of scrape_timeout; where processors are emulated nothing is that fast."""
+"""The default of scrape_timeout. With emulated CPUs the agent is slower, so it is not checked."""
 EXITS, MORE_EXITS = 1009, 7
 TYPE, VERIFIED = "kubevirt_vmi_hypervisor_info", "kubevirt_vmi_hypervisor_verified"
 RETURNS, VM_EXITS = "kubevirt_vmi_vcpu_userspace_exits_total", "kubevirt_vmi_vcpu_exits_total"
@@ -28,12 +28,12 @@ _NUMBERS = itertools.count()
 
 
 def new_name(label: str) -> str:
-    """Of a VM: what an earlier one was told to be is never taken for what this one is."""
+    """A name that no VM had before, so that what was reported of another VM is not mistaken."""
     return of_this_run(f"{label}{next(_NUMBERS)}")
 
 
 class Scraped:
-    """One answer of /metrics, given in time."""
+    """One answer of /metrics, which must arrive in time."""
 
     def __init__(self, agent: Agent) -> None:
         begun_s = time.monotonic()
@@ -42,12 +42,12 @@ class Scraped:
         assert EMULATED or took_s < PROMETHEUS_TIMEOUT_S
 
     def of(self, name: str, metric: str) -> dict[Labels, float]:
-        """The samples of a VM of ours, by its name."""
+        """The samples of a test's VM, by its name."""
         found = samples_of(self.text, metric).items()
         return {labels: value for labels, value in found if ("name", name) in labels}
 
     def value(self, name: str, metric: str) -> float | None:
-        """The only sample; None: there is none."""
+        """The value of the VM's only sample; None: it has none."""
         found = list(self.of(name, metric).values())
         assert len(found) <= 1, found
         return found[0] if found else None
@@ -63,7 +63,7 @@ class Scraped:
 
 
 class Bystander(KvmLoad):
-    """A VM that runs on KVM and has made a known number of exits."""
+    """A VM that runs on KVM and makes a known number of exits."""
 
     def __init__(self, program: Path, name: str | None = None) -> None:
         self.name = name or new_name("bystander")
@@ -76,24 +76,25 @@ class Bystander(KvmLoad):
         return int(self.totals["userspace_exits"] + self.totals["eintr"])
 
     def assert_unharmed(self, agent: Agent) -> None:
-        """Its verdict is right, and its counter is exact and goes on."""
+        """Check that the verdict is right, and that the counter is exact and keeps counting."""
         for more in (0, MORE_EXITS):
             if more:
                 self.step(more)
             wait_for(
-                lambda: self._shown(agent) == ("kvm", 1.0, self.returns), "all of it is reported"
+                lambda: self._shown(agent) == ("kvm", 1.0, self.returns), "every exit is reported"
             )
 
     def _shown(self, agent: Agent) -> tuple[str | None, float | None, float | None]:
         scraped = Scraped(agent)
-        verified, returns = (scraped.value(self.name, it) for it in (VERIFIED, RETURNS))
+        verified = scraped.value(self.name, VERIFIED)
+        returns = scraped.value(self.name, RETURNS)
         assert scraped.type(self.name) in {None, "kvm", "unknown"}
         assert returns is None or 0 < returns <= self.returns
         return scraped.type(self.name), verified, returns
 
 
 class Watched:
-    """An agent of its own process and a collector in this one, both of this node."""
+    """An agent in a separate process and a collector in this one, both of this node."""
 
     def __init__(self, *arguments: str, before: Sequence[str] = ()) -> None:
         self.agent = Agent("--standalone", "--node", NODE, *arguments, before=before)
@@ -101,11 +102,11 @@ class Watched:
         self.node.report()
 
     def vmi(self, name: str) -> tuple[VmiReport | None, ProcessReport | None]:
-        """Look now: a VM of ours and the process that it is."""
+        """Refresh, and return a test's VM and its process; None: not in the report."""
         report = self.node.report()
-        vmi = next((it for it in report.vmis if it.vm.name == name), None)
+        vmi = next((found for found in report.vmis if found.vm.name == name), None)
         vmm = vmi.vmm if vmi is not None else None
-        return vmi, next((it for it in report.processes if it.vmm == vmm), None)
+        return vmi, next((process for process in report.processes if process.vmm == vmm), None)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +117,7 @@ class Watched:
 
 
 class Attacker(KvmLoad):
-    """kvmload as a VM of its own name, misbehaving as a tenant does."""
+    """A kvmload with a VM name of its own, which misbehaves as a tenant can."""
 
     def __init__(self, program: Path, label: str, *arguments: str, says_more: bool = False) -> None:
         self.name = new_name(label)
@@ -127,7 +128,7 @@ class Attacker(KvmLoad):
 
 
 def called_qemu(kvmload: Path, folder: Path) -> Path:
-    """The program under a name that hvprobe takes for a VMM's."""
+    """A copy of the program under a name that hvprobe takes for a VMM's."""
     program = folder / "qemu-kvm"
     shutil.copy(kvmload, program)
     return program

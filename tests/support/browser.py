@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A headless Chromium, driven by chromedriver over plain WebDriver HTTP.
 
-Owns both processes: they end with the test, also when it is killed (chromedriver by
-PR_SET_PDEATHSIG, Chromium when chromedriver's pipe to it closes). Must not know what is looked at.
+Owns both processes. They end with the test, even if it is killed: chromedriver by PR_SET_PDEATHSIG,
+Chromium when chromedriver's pipe to it closes. Must not know which page is opened.
 """
 
 import base64
@@ -32,12 +32,12 @@ _FLAGS = (
 
 
 def missing_programs() -> list[str]:
-    """Programs that a look needs and this machine does not have."""
+    """The programs that the browser needs and this machine does not have."""
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 class Browser(Started):
-    """One browser with one window. Its profile is made in an empty folder."""
+    """One browser with one window. Its profile is in the given folder, which must be empty."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(["chromedriver", "--port=0"], stderr=subprocess.DEVNULL)
@@ -53,7 +53,7 @@ class Browser(Started):
         assert self._url, "chromedriver ended before it listened"
         session = self._ask("POST", "", {"capabilities": self._capabilities()})
         self._url += "/" + session["sessionId"]
-        self.open("about:blank")  # away from the browser's own page, which asks for a lot
+        self.open("about:blank")  # the browser's own start page makes many requests
 
     def _capabilities(self) -> dict[str, Any]:
         arguments = [f"--{flag}" for flag in _FLAGS]
@@ -85,11 +85,11 @@ class Browser(Started):
         return self
 
     def devtools(self, command: str, **parameters: Any) -> Any:  # noqa: ANN401 - JSON
-        """One command of the Chrome DevTools Protocol."""
+        """Run one command of the Chrome DevTools Protocol and return its result."""
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def be(self, *, width: int, dark: bool) -> None:
-        """Be a screen of that many pixels, and of somebody who likes it dark or light."""
+    def emulate(self, *, width: int, dark: bool) -> None:
+        """Emulate a screen of this width in pixels, and a user's choice of dark or light mode."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -101,7 +101,7 @@ class Browser(Started):
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, url: str) -> None:
-        """Load a page and all it asks for."""
+        """Load a page and everything that it requests."""
         self._ask("POST", "/url", {"url": url})
 
     def evaluate(self, expression: str) -> Any:  # noqa: ANN401 - JSON
@@ -109,12 +109,12 @@ class Browser(Started):
         return self._ask("POST", "/execute/sync", {"script": f"return {expression}", "args": []})
 
     def console(self) -> list[str]:
-        """What the page, or the browser about it, has logged since the last call."""
+        """What the page logged, or the browser logged about it, since the last call."""
         entries = self._ask("POST", "/se/log", {"type": "browser"})
         return [f"{entry['level']}: {entry['message']}" for entry in entries]
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the last call."""
+        """The addresses requested since the last call."""
         entries = self._ask("POST", "/se/log", {"type": "performance"})
         events = [json.loads(entry["message"])["message"] for entry in entries]
         return [
@@ -124,6 +124,6 @@ class Browser(Started):
         ]
 
     def screenshot(self, path: Path) -> None:
-        """A PNG of the whole page."""
+        """Write a PNG of the complete page."""
         shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))

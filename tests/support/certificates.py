@@ -43,7 +43,7 @@ class Pair:
 
 
 class Authority:
-    """A CA in a directory of its own, and what it issues there."""
+    """A CA that keeps its key and what it issues in a directory of its own."""
 
     def __init__(self, directory: Path, name: str) -> None:
         directory.mkdir()
@@ -59,23 +59,26 @@ class Authority:
         self._key = key
 
     def issue(self, name: str, *, valid_s: tuple[int, int] | None = None) -> Pair:
-        """valid_s: from when and until when, from now on; None: for two days."""
-        key, asked = self._directory / f"{name}.key", self._directory / f"{name}.csr"
+        """Issue a certificate.
+
+        valid_s: begin and end of its validity, in seconds from now; None: two days from now.
+        """
+        key, request = self._directory / f"{name}.key", self._directory / f"{name}.csr"
         cert = self._directory / f"{name}.crt"
         config = self._directory / f"{name}.cnf"
         config.write_text(_CONFIG.format(name=name))
         _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
-        _openssl("req", "-new", "-config", config, "-key", key, "-out", asked)
+        _openssl("req", "-new", "-config", config, "-key", key, "-out", request)
         issuer = ("-CA", self.cert, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
         extensions = ("-extfile", config, "-extensions", "leaf")
-        _openssl("x509", "-req", "-in", asked, *issuer, *extensions, "-out", cert)
+        _openssl("x509", "-req", "-in", request, *issuer, *extensions, "-out", cert)
         if valid_s is not None:
             self._date(cert, valid_s)
         return Pair(cert=cert, key=key)
 
     def _date(self, path: Path, valid_s: tuple[int, int]) -> None:
-        """Sign a certificate again, with other dates, which `openssl x509` cannot be told."""
-        begin, end = (datetime.now(UTC) + timedelta(seconds=each) for each in valid_s)
+        """Sign a certificate again with other dates, because `openssl x509` cannot set them."""
+        begin, end = (datetime.now(UTC) + timedelta(seconds=offset_s) for offset_s in valid_s)
         old = x509.load_pem_x509_certificate(path.read_bytes())
         builder = x509.CertificateBuilder(extensions=list(old.extensions))
         builder = builder.subject_name(old.subject).issuer_name(old.issuer)
@@ -91,7 +94,7 @@ class Authority:
         return TlsFiles(cert=pair.cert, key=pair.key, client_ca=client_ca)
 
     def client_context(self, pair: Pair | None = None) -> ssl.SSLContext:
-        """A client that trusts this CA alone, with a certificate of its own if given."""
+        """The TLS context of a client that trusts only this CA. pair: the client's certificate."""
         context = ssl.create_default_context(cafile=self.cert)
         context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         if pair is not None:
@@ -100,7 +103,7 @@ class Authority:
 
 
 class MountedSecret:
-    """A directory as the kubelet mounts a Secret: all files change at once, by one symlink."""
+    """A Secret as kubelet mounts it: one symlink changes, and with it all files at once."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -128,6 +131,6 @@ class MountedSecret:
 
 
 def _openssl(*arguments: str | Path) -> None:
-    command = ["openssl", *(os.fspath(each) for each in arguments)]
+    command = ["openssl", *(os.fspath(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

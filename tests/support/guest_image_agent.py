@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside a guest of vmtest: the image's root, shared as /packages, on that kernel.
+"""Runs inside a guest of vmtest: starts the image's agent on that kernel.
 
     python3 guest_image_agent.py RESULT PARANOID:CAPABILITIES...
 
-For each set of capabilities (names joined by commas) the agent is started in the image's root
-with these only, kernel.perf_event_paranoid set as given, beside a KVM and a TCG guest of uid 107.
-What it says is written to RESULT. The interpreter is the guest's own, without other packages.
+The image's root is shared as /packages. For each argument the agent is started in it with only
+these capabilities (names joined by commas) and with kernel.perf_event_paranoid set, beside a KVM
+guest and a TCG guest of uid 107. What it reports is written to RESULT. The interpreter is the
+guest's own, without other packages.
 """
 
 import json
@@ -21,21 +22,21 @@ from tests.support.kernel_world import Started, wait_for
 
 ROOT = Path("/packages")
 MEMLOCK_BYTES = 64 * 1024
-"""What a kernel gives a process that nobody has raised it for."""
+"""The limit of locked memory that a process has by default on older kernels."""
 
 
 def prepare() -> None:
-    """What the container runtime mounts."""
+    """Mount what a container runtime mounts."""
     for kind, point in (("proc", "proc"), ("tmpfs", "tmp")):
         subprocess.run(["mount", "-t", kind, kind, str(ROOT / point)], check=True)
     for point in ("dev", "sys"):
         subprocess.run(["mount", "--rbind", f"/{point}", str(ROOT / point)], check=True)
-    # The guest is thrown away: its device need not be as it was.
+    # The guest is discarded afterwards, so its device keeps this mode.
     Path("/dev/kvm").chmod(0o666)
 
 
 def inside(capabilities: str, *command: str) -> list[str]:
-    """A command in the image's root, as root, with these capabilities only."""
+    """The command line that runs a command in the image's root with these capabilities only."""
     wanted = ",".join(["-all", *(f"+{name}" for name in capabilities.split(","))])
     return [
         *("prlimit", f"--memlock={MEMLOCK_BYTES}", "--", "chroot", str(ROOT)),
@@ -45,7 +46,7 @@ def inside(capabilities: str, *command: str) -> list[str]:
 
 
 def seen_with(case: str) -> dict[str, object]:
-    """Metrics, log and the doctor's words."""
+    """Metrics and log of the agent, and the doctor's output and exit code, in one case."""
     paranoid, _, capabilities = case.partition(":")
     Path("/proc/sys/kernel/perf_event_paranoid").write_text(paranoid)
     command = ["hvprobe", "agent", "--standalone", "--node", "guest", "--listen", "127.0.0.1:0"]
@@ -60,21 +61,24 @@ def seen_with(case: str) -> dict[str, object]:
         else:
             raise AssertionError(log)
 
-        def settled() -> str:
+        def metrics_of_both() -> str:
             with urllib.request.urlopen(found[1], timeout=60) as answer:
                 text: str = answer.read().decode()
             return text if text.count("\nkubevirt_vmi_hypervisor_info{") == 2 else ""
 
-        def told() -> bool:
-            """Once the emulated one has computed between two looks; never without BPF."""
+        def final() -> bool:
+            """Whether both are verified, or cannot be because BPF is missing.
+
+            The emulated guest is verified once it has computed between two refreshes.
+            """
             verified = re.findall(
-                r"^kubevirt_vmi_hypervisor_verified.* 1\.0$", settled(), re.MULTILINE
+                r"^kubevirt_vmi_hypervisor_verified.* 1\.0$", metrics_of_both(), re.MULTILINE
             )
             return len(verified) == 2 or " inferred" in log[0]
 
-        wait_for(settled, "both guests are seen")
-        wait_for(told, f"both guests are verified, with {case}: {log}")
-        metrics = settled()
+        wait_for(metrics_of_both, "both guests are seen")
+        wait_for(final, f"both guests are verified, with {case}: {log}")
+        metrics = metrics_of_both()
     doctor = subprocess.run(
         inside(capabilities, "hvprobe", "doctor"), check=False, capture_output=True, text=True
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: a container of the image, run by runc, a real OCI runtime, from a rendered DaemonSet.
+"""EDGE: a container of the image, made from a rendered DaemonSet and run by runc, an OCI runtime.
 
-Owns runc's state and the agent's life in it. A run that was killed leaves its container behind; the
-next one, told by the lock that nobody holds, removes it.
+Owns runc's state and the agent's life in it. A run that is killed leaves its container behind, with
+a lock that no process holds. The next run removes it.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ CAPABILITIES = {
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_RESOURCE": 24,
 }
-"""Those this module asks for by name (include/uapi/linux/capability.h)."""
+"""The capabilities that tests name, and their bits (include/uapi/linux/capability.h)."""
 Json = dict[str, Any]
 
 
 def possible_capabilities() -> frozenset[str]:
-    """Those of CAPABILITIES that this machine's root has."""
+    """The capabilities of CAPABILITIES that root has on this machine."""
     found = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found
     effective = int(found[1], 16)
@@ -47,7 +47,7 @@ def possible_capabilities() -> frozenset[str]:
 
 
 def host_devices() -> list[Json]:
-    """What a privileged container finds in /dev: here /dev/kvm, if there is one."""
+    """The devices of a privileged container: here /dev/kvm alone, if this machine has it."""
     devices = []
     for path in (Path("/dev/kvm"),):
         with contextlib.suppress(FileNotFoundError):
@@ -59,10 +59,10 @@ def host_devices() -> list[Json]:
 
 
 class Container(Agent):
-    """The agent in its container, asked over HTTP as kernel_agent.Agent is."""
+    """The agent in its container, with the HTTP methods of kernel_agent.Agent."""
 
     def __init__(self, bundle: Path, state: Path) -> None:
-        # The cgroup is called like it: two checkouts may run their tests at once.
+        # The cgroup has this name too. It is unique, because two checkouts may run tests at once.
         self.name = f"agent-{bundle.name}"
         self.state = state
         Started.__init__(
@@ -74,7 +74,7 @@ class Container(Agent):
         self.url = self._url()
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """What `kubectl exec` does."""
+        """Run a command in the container, as `kubectl exec` does."""
         return subprocess.run(
             ["runc", "--root", str(self.state), "exec", self.name, *command],
             check=False,
@@ -83,13 +83,13 @@ class Container(Agent):
         )
 
     def connect(self) -> Connection:
-        """A connection that is kept, and asked as Prometheus asks; not where there is TLS."""
+        """A connection that is kept open and scrapes as Prometheus does; not for TLS."""
         port = urlsplit(self.url).port
         assert port
         return Connection(port)
 
     def main_tgid(self) -> int:
-        """The agent's own process."""
+        """The process number of the agent's main process on this machine."""
         shown = runc(self.state, "state", self.name)
         return int(json.loads(shown)["pid"])
 
@@ -116,12 +116,13 @@ def running(  # noqa: PLR0913 - each is a change of the pod that a test may need
     node: str = "worker-1",
     cold: bool = False,
 ) -> Iterator[Container]:
-    """The DaemonSet's container, running; without some capabilities that it asks for.
+    """Run the DaemonSet's container, without the given ones of its capabilities.
 
-    files: secrets by name, each with its files. own_network: it then listens where the image's
-    default says, and only Container.execute reaches it. service_account: a cluster's, whose API
-    server listens on this machine; without one the agent finds no cluster. cold: the files of the
-    image are not in the page cache before, so that those read count as the container's memory.
+    files: secrets by name, each with its files. own_network: the agent listens at the image's
+    default address, and only Container.execute reaches it. service_account: that of a cluster whose
+    API server listens on this machine; without one the agent finds no cluster. cold: the image's
+    files are dropped from the page cache first, so those that are read count as the container's
+    memory.
     """
     with workplace() as place:
         if cold:
@@ -161,8 +162,8 @@ def running(  # noqa: PLR0913 - each is a change of the pod that a test may need
 
 
 def drop_from_page_cache(root: Path) -> None:
-    """All files below a directory, but for pages that a process has mapped."""
-    os.sync()  # what is not on disk yet would stay
+    """Drop all files below a directory from the page cache, except pages that are mapped."""
+    os.sync()  # dirty pages would stay
     for directory, _, names in os.walk(root):
         for file in (Path(directory, name) for name in names):
             if stat.S_ISREG(file.lstat().st_mode):
@@ -172,7 +173,7 @@ def drop_from_page_cache(root: Path) -> None:
 
 
 def account_files(account: InCluster, daemonset: Json) -> dict[str, bytes]:
-    """What kubelet mounts of a service account."""
+    """The files that kubelet mounts of a service account, by name."""
     return {
         "token": account.token_file.read_bytes(),
         "ca.crt": account.ca_file.read_bytes(),
@@ -181,15 +182,15 @@ def account_files(account: InCluster, daemonset: Json) -> dict[str, bytes]:
 
 
 def delete_all(state: Path) -> None:
-    """End and forget the containers of one run."""
+    """End and delete the containers of one run."""
     if state.is_dir():
-        for each in state.iterdir():
-            runc(state, "delete", "--force", each.name)
+        for container in state.iterdir():
+            runc(state, "delete", "--force", container.name)
 
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A directory of this run's own; those of killed runs go, with their containers."""
+    """Make a directory for this run, and remove those of killed runs with their containers."""
     STATES.mkdir(parents=True, exist_ok=True)
     for left in STATES.glob("run-*"):
         held = os.open(left, os.O_RDONLY)

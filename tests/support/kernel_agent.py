@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real agent as a process of its own, asked over HTTP, and what it leaves in the kernel."""
+"""The real agent as a separate process, its answers over HTTP, and its programs in the kernel."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,11 @@ class Agent(Started):
     """``hvprobe agent`` on a free port of the loopback interface."""
 
     def __init__(self, *arguments: str, wait: bool = True, before: Sequence[str] = ()) -> None:
-        """wait: until it serves; otherwise call wait_until_serving(). before: what runs it."""
+        """Start the agent.
+
+        wait: return when it serves; otherwise call wait_until_serving(). before: a command that
+        runs it.
+        """
         super().__init__(
             [
                 *before,
@@ -45,7 +49,7 @@ class Agent(Started):
             self.wait_until_serving()
 
     def wait_until_serving(self) -> None:
-        """Until the agent says where."""
+        """Wait until the agent logs its address."""
         self.url = self._url()
 
     def _url(self) -> str:
@@ -63,17 +67,17 @@ class Agent(Started):
             return body.decode()
 
     def samples(self, metric: str) -> dict[Labels, float]:
-        """Scrape now: value by labels of one metric."""
+        """Scrape, and return the values of one metric by labels."""
         return samples_of(self.get("/metrics"), metric)
 
     def end(self, number: int, deadline_s: float) -> int:
-        """Send a signal and wait for the end; the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         self.popen.send_signal(number)
         return self.popen.wait(timeout=deadline_s)
 
 
 def samples_of(text: str, metric: str) -> dict[Labels, float]:
-    """Value by labels of one metric in an answer of /metrics."""
+    """The values of one metric by labels, from an answer of /metrics."""
     return {
         tuple(sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -83,17 +87,17 @@ def samples_of(text: str, metric: str) -> dict[Labels, float]:
 
 
 def program_ids(tgid: int) -> set[int]:
-    """Ids of the BPF programs a process holds, attached (links, perf events) or just loaded."""
+    """The ids of the BPF programs that a process holds: attached (links, perf events) or loaded."""
     found: set[int] = set()
     for info in Path(f"/proc/{tgid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the descriptor was closed
             lines = info.read_text().splitlines()
             found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
     return found
 
 
 def program_exists(program_id: int) -> bool:
-    """Whether the kernel still has a BPF program of this id."""
+    """Whether the kernel still has a BPF program with this id."""
     attributes = (ctypes.c_uint32 * 4)(program_id)
     fd = _LIBC.syscall(_SYS_BPF, _BPF_PROG_GET_FD_BY_ID, attributes, ctypes.sizeof(attributes))
     if fd >= 0:

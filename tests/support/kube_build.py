@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: Kubernetes' own programs, compiled from Debian's source package.
 
-Owns fetching source and compiler without installing them, and the compiled programs in the cache.
-Debian ships no kube-apiserver and no kubelet, but the source package of kubectl was all of
-Kubernetes, with what it vendors, until 1.20. Must not know how a cluster is made of them.
+Owns the download of source and compiler, which are not installed, and the compiled programs in the
+cache. Debian ships neither kube-apiserver nor kubelet, but until 1.20 the source package of its
+kubectl contained all of Kubernetes and its vendored dependencies. Must not know how a cluster is
+made of the programs.
 """
 
 import os
@@ -20,10 +21,10 @@ SOURCE = "kubernetes"
 RELEASE = "v1.20.2"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 COMPILER = ("golang-1.15-go", "golang-1.15-src")
-"""What Debian 11 built it with. What 1.18 and later compile of it crashes: the reflect2 it vendors
-knows how older ones lay out maps."""
+"""The compiler that Debian 11 used. Programs compiled by Go 1.18 or later crash, because the
+vendored reflect2 relies on how older versions lay out maps."""
 RUNTIME = ("containerd", "containernetworking-plugins", "etcd-server")
-"""containerd, the network plugins it calls, and the API server's store."""
+"""Packages of containerd, the network plugins that it calls, and the API server's store."""
 _MAIN = "k8s.io/kubernetes"
 _VERSION = "k8s.io/component-base/version"
 _LINK_FLAGS = (
@@ -34,7 +35,7 @@ _NO_OPENAPI = re.compile(r"/(code-generator|sample-apiserver|testdata)/")
 
 
 def runtime() -> Path:
-    """Root of the unpacked packages of RUNTIME."""
+    """The folder in which the packages of RUNTIME are unpacked."""
 
     def make(directory: Path) -> None:
         _fetch(Suite.BOOKWORM, RUNTIME, directory)
@@ -43,7 +44,7 @@ def runtime() -> Path:
 
 
 def kubernetes() -> Path:
-    """The directory of PROGRAMS. Compiling them takes minutes, once."""
+    """The directory of PROGRAMS. The first call compiles them, which takes minutes."""
 
     def make(directory: Path) -> None:
         with tempfile.TemporaryDirectory(dir=directory) as work:
@@ -61,7 +62,7 @@ def _fetch(suite: Suite, packages: tuple[str, ...], root: Path) -> None:
 
 
 def _compile(work: Path, programs: Path) -> None:
-    """Fetch, generate the one file that the source package leaves out, compile."""
+    """Fetch the source, generate the one file that the package lacks, and compile."""
     say(f"compiling Kubernetes {RELEASE}")
     _fetch(Suite.BULLSEYE, COMPILER, work / "compiler")
     tree = work / "path/src" / _MAIN
@@ -80,7 +81,7 @@ def _compile(work: Path, programs: Path) -> None:
 
 
 class _Go:
-    """The unpacked compiler, in a GOPATH: the source is older than its own use of modules."""
+    """The unpacked compiler. It builds the source in a GOPATH, with modules switched off."""
 
     def __init__(self, work: Path, tree: Path) -> None:
         root = next((work / "compiler/usr/lib").glob("go-*"))
@@ -91,11 +92,11 @@ class _Go:
             "GO111MODULE": "off",
             "CGO_ENABLED": "0",
             "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
-            # What a person may have set of the go command: words, and a file of settings.
+            # These override a user's own flags and settings file for the go command.
             "GOFLAGS": "",
             "GOENV": "off",
         }
-        # PWD: Go tells the package's name by the path it was entered by.
+        # PWD: Go derives the package's name from the path by which it was entered.
         variables = [f"PWD={tree}", *(f"{k}={v}" for k, v in settings.items())]
         self._env: list[str | Path] = ["env", "-C", tree, *variables]
 
@@ -103,13 +104,13 @@ class _Go:
         run([*self._env, *command], what="compiling Kubernetes")
 
     def build(self, output: Path, *packages: str) -> None:
-        """output: a program, or a directory that is there."""
+        """Build packages. output: the program to write, or an existing directory for several."""
         target = f"{output}/" if output.is_dir() else output
         self.call("go", "build", "-trimpath", "-ldflags", _LINK_FLAGS, "-o", target, *packages)
 
 
 def _packages_with_openapi(tree: Path) -> list[str]:
-    """Packages whose types the API server describes: those that ask for it in their source."""
+    """The packages whose types the API server describes, which a tag in their source marks."""
     found: set[str] = set()
     for top in ("pkg", "cmd", "plugin", "staging/src/k8s.io"):
         for file in (tree / top).rglob("*.go"):
@@ -122,9 +123,9 @@ def _packages_with_openapi(tree: Path) -> list[str]:
 
 
 def missing() -> str | None:
-    """Why they cannot be compiled and run here; None: they can."""
+    """The reason why this machine cannot compile and run the programs; None: it can."""
     if os.uname().machine != "x86_64":
-        return "the packages it is made of are fetched for amd64 only"
+        return "the packages of the cluster are fetched for amd64 only"
     for program in ("unshare", "nsenter", "ip", "openssl", "runc", "busybox"):
         if shutil.which(program) is None:
             return f"needs {program}: make test-image installs it"

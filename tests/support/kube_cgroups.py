@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: cgroups that pods of a test's kubelet live in, of every hierarchy the machine has.
+"""EDGE: the cgroups in which the pods of a test's kubelet live, in each hierarchy of the machine.
 
-A container outlives the runtime that started it, and the tests. So a process of its own, which this
-file run as a program is, waits for the end of the tests, be they killed, and then ends whatever is
-in the cgroups and removes them. Should that be killed, too, the next run finds a tree whose maker
-is gone by its name.
+A container outlives the runtime that started it, and the tests. So this file, run as a program,
+waits until the tests end or are killed, then ends all processes in the cgroups and removes them. If
+that program is killed as well, the next run finds the cgroups by their name and sees that the
+process that made them is gone.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ _PREFIX = "hvprobe-kubelet-"
 
 
 def hierarchies() -> list[Path]:
-    """Where cgroups are mounted: v2, the controllers of v1, or both."""
+    """The mount points of cgroup hierarchies: v2, the controllers of v1, or both."""
     lines = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     return [Path(fields[1]) for fields in lines if fields[2] in ("cgroup", "cgroup2")]
 
 
 class KubeCgroups:
-    """Two cgroups side by side in each hierarchy: one for the runtime, one for pods."""
+    """Two sibling cgroups in each hierarchy: one for the container runtime, one for pods."""
 
     def __init__(self) -> None:
         self._mounts = hierarchies()
@@ -35,8 +35,8 @@ class KubeCgroups:
             remove(left)
         self._name = own_name(_PREFIX)
         self.pods = f"/{self._name}/pods"
-        """As kubelet's --cgroup-root wants it."""
-        # Its input ends when we do.
+        """The pods' cgroup in the form that kubelet's --cgroup-root takes."""
+        # Its standard input closes when this process ends.
         self._remover = subprocess.Popen(
             [sys.executable, __file__, self._name],
             stdin=subprocess.PIPE,
@@ -48,20 +48,20 @@ class KubeCgroups:
                 (mount / self._name / part).mkdir(parents=True, exist_ok=True)
 
     def put_runtime(self, tgid: int) -> None:
-        """Move the container runtime: what it starts stays in its cgroup."""
+        """Move the container runtime to its cgroup; the processes that it starts stay there."""
         for mount in self._mounts:
-            # A new cpuset takes nobody before it has CPUs; one hierarchy is enough to find it by.
+            # A new cpuset accepts no process before it has CPUs. Being in one hierarchy is enough.
             with contextlib.suppress(OSError):
                 (mount / self._name / "runtime/cgroup.procs").write_text(str(tgid))
 
     def close(self) -> None:
-        """End every process in them and remove them."""
+        """End every process in the cgroups and remove the cgroups."""
         self._remover.communicate()
         assert self._remover.returncode == 0
 
 
 def remove(name: str) -> None:
-    """End every process in the cgroups below this one, in all hierarchies, and remove them."""
+    """End every process in this cgroup and those below it, in all hierarchies, and remove them."""
 
     def ended() -> bool:
         members = _members(name)
@@ -80,7 +80,7 @@ def _members(name: str) -> set[int]:
     found: set[int] = set()
     for mount in hierarchies():
         for file in (mount / name).rglob("cgroup.procs"):
-            # Gone meanwhile; or a threaded cgroup of v2, whose parent lists its processes.
+            # The cgroup is gone, or it is a threaded one of v2, whose parent lists its processes.
             with contextlib.suppress(OSError):
                 found |= set(map(int, file.read_text().split()))
     return found

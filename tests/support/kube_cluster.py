@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: a Kubernetes cluster of one node on this machine, of real programs all through.
+"""EDGE: a Kubernetes cluster of one node on this machine, made of the real programs only.
 
-Owns etcd, kube-apiserver, controller manager, scheduler, containerd and kubelet, in network and
-mount namespaces of their own (kube_node.sh), and their end. Must not know what runs in the cluster.
-Everything dies with the test's process: programs by PR_SET_PDEATHSIG, containers when the next
-cluster finds their cgroups (kube_cgroups).
+Owns the start and end of etcd, kube-apiserver, controller manager, scheduler, containerd and
+kubelet, in network and mount namespaces of their own (kube_node.sh). Must not know what runs in the
+cluster. The programs die with the test's process by PR_SET_PDEATHSIG; containers are ended through
+their cgroups (kube_cgroups).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ START_S = 180.0
 Json = dict[str, Any]
 _SERVICES = "10.96.0.0/24"
 _TOKENS = {
-    # User and groups by who has the token (kube-apiserver's --token-auth-file).
+    # User and groups by the token's owner (kube-apiserver's --token-auth-file).
     "admin": ("admin", "system:masters"),
     "kubelet": (f"system:node:{NODE}", "system:nodes"),
     "controllers": ("system:kube-controller-manager", "system:masters"),
@@ -40,7 +40,7 @@ state = "/run/containerd"
   address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
-  # Not lower than our own, which may be forbidden (CAP_SYS_RESOURCE).
+  # Never lower than this process's own score, which needs CAP_SYS_RESOURCE.
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{runtime}/usr/lib/cni"
@@ -64,7 +64,7 @@ _NETWORK = {
 
 
 class Cluster:
-    """The cluster, with kubectl as its administrator. Made by `cluster`."""
+    """The cluster, with kubectl as its administrator. `prepared` makes it."""
 
     def __init__(self, work: Path, cgroups: KubeCgroups, stack: contextlib.ExitStack) -> None:
         self._work = work
@@ -83,7 +83,7 @@ class Cluster:
         self._enter = ("nsenter", f"--target={holder.tgid}", "--net", "--mount", "--")
 
     def start(self) -> None:
-        """Start everything; returns when the node is ready for pods."""
+        """Start all programs; return when the node is ready for pods."""
         self._write_files()
         self._run(
             "etcd",
@@ -120,7 +120,7 @@ class Cluster:
             *("--cgroup-driver=cgroupfs", f"--cgroup-root={self._cgroups.pods}"),
             *("--fail-swap-on=false", "--protect-kernel-defaults=true", "--eviction-hard="),
             *("--make-iptables-util-chains=false", f"--resolv-conf={self._work}/resolv.conf"),
-            # Only who is in its network namespace reaches it.
+            # Only processes in its network namespace reach it.
             *("--anonymous-auth=true", "--authorization-mode=AlwaysAllow"),
         )
         wait_for(self._node_is_ready, "the node is ready", START_S)
@@ -145,12 +145,12 @@ class Cluster:
         )
 
     def stop_api_server(self) -> None:
-        """As a node sees it when its control plane is away."""
+        """Stop kube-apiserver, as a node sees it when the control plane is unreachable."""
         assert self._api is not None
         self._api.kill()
 
     def kubectl(self, *words: str, given: str | None = None) -> str:
-        """What it prints; AssertionError with what it complains of."""
+        """What kubectl prints. Raises AssertionError with its error when it fails."""
         done = self.kubectl_try(*words, given=given)
         assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
         return done.stdout
@@ -158,43 +158,45 @@ class Cluster:
     def kubectl_try(
         self, *words: str, given: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The same, be it a success or not. given: standard input."""
+        """Run kubectl and return the result, whether it succeeds or not. given: standard input."""
         home = self._kubeconfig("admin")
         return self._call(self._programs / "kubectl", "--kubeconfig", home, *words, given=given)
 
     def get(self, *words: str) -> Json:
-        """Objects, as `kubectl get -o json` shows them."""
+        """The objects that `kubectl get -o json` shows."""
         found: Json = json.loads(self.kubectl("get", "-o", "json", *words))
         return found
 
     def containerd(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """containerd's own client, among the images and containers that kubelet sees."""
+        """Run containerd's own client on the images and containers that kubelet sees."""
         return self._call(self._runtime / "usr/bin/ctr", "--namespace", "k8s.io", *words)
 
     def fetch(self, url: str) -> str:
-        """What an address of the cluster answers to somebody on the node."""
+        """The answer of an address in the cluster to a client on the node."""
         done = self._call("curl", "--silent", "--show-error", "--fail", url)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def log(self, name: str) -> str:
-        """What a program has said: the end of it."""
+        """The end of a program's log."""
         return (self._work / f"{name}.log").read_text()[-4000:]
 
     @property
     def _authority(self) -> Path:
-        """The certificate that kube-apiserver has made for itself."""
+        """The certificate that kube-apiserver made for itself."""
         return self._work / "apiserver.crt"
 
-    def _kubeconfig(self, who: str) -> Path:
-        return self._work / f"{who}.kubeconfig"
+    def _kubeconfig(self, owner: str) -> Path:
+        return self._work / f"{owner}.kubeconfig"
 
     def _write_files(self) -> None:
-        tokens = {who: secrets.token_hex(16) for who in _TOKENS}
-        rows = [f'{tokens[who]},{user},{user},"{group}"' for who, (user, group) in _TOKENS.items()]
+        tokens = {owner: secrets.token_hex(16) for owner in _TOKENS}
+        rows = [
+            f'{tokens[owner]},{user},{user},"{group}"' for owner, (user, group) in _TOKENS.items()
+        ]
         (self._work / "tokens").write_text("\n".join(rows))
-        for who, token in tokens.items():
-            self._kubeconfig(who).write_text(json.dumps(_kubeconfig(self._authority, token)))
+        for owner, token in tokens.items():
+            self._kubeconfig(owner).write_text(json.dumps(_kubeconfig(self._authority, token)))
         key = self._work / "account.key"
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         (self._work / "resolv.conf").write_text(f"nameserver {NODE_IP}\n")
@@ -205,23 +207,25 @@ class Cluster:
         )
 
     def _node_is_ready(self) -> bool:
-        found = self.kubectl_try("get", "node", NODE, "-o", "json")
-        if found.returncode != 0:
+        shown = self.kubectl_try("get", "node", NODE, "-o", "json")
+        if shown.returncode != 0:
             return False
-        status: Mapping[str, Any] = json.loads(found.stdout)["status"]
-        return {"Ready": "True"}.items() <= {
-            it["type"]: it["status"] for it in status["conditions"]
-        }.items()
+        status: Mapping[str, Any] = json.loads(shown.stdout)["status"]
+        conditions = {found["type"]: found["status"] for found in status["conditions"]}
+        return conditions.get("Ready") == "True"
 
     def _run(self, name: str, *arguments: str, program: Path | None = None) -> Started:
-        """Start a program of the cluster; what it says goes to a file of its name."""
+        """Start a program of the cluster; its output goes to a log file of its name."""
         command: list[str | Path] = [*self._enter, *self._environment()]
         command += ["sh", "-c", 'exec "$@" >>"$0" 2>&1', self._work / f"{name}.log"]
         command += [program or self._programs / name, *arguments]
         return self._keep(Started(command))
 
     def _environment(self) -> tuple[str, ...]:
-        """Nothing of this machine's: proxies and certificates are for another network."""
+        """An environment without this machine's variables.
+
+        Proxies and certificates in them are for another network.
+        """
         path = f"{self._runtime}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return ("env", "-i", f"PATH={path}", f"HOME={self._work}")
 
@@ -246,7 +250,7 @@ class Cluster:
 
 
 def _kubeconfig(authority: Path, token: str) -> Json:
-    """JSON is YAML."""
+    """A kubeconfig with this token. It is JSON, which is valid YAML."""
     server = {"server": f"https://{NODE_IP}:443", "certificate-authority": str(authority)}
     return {
         "apiVersion": "v1",
@@ -260,7 +264,7 @@ def _kubeconfig(authority: Path, token: str) -> Json:
 
 @contextlib.contextmanager
 def prepared(work: Path) -> Iterator[Cluster]:
-    """A cluster that is not started; ended with the block, with its pods."""
+    """A cluster that is not started yet. It ends with the block, together with its pods."""
     with contextlib.ExitStack() as stack:
         cgroups = KubeCgroups()
         stack.callback(cgroups.close)

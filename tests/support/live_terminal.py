@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real terminal for tests: tmux, with a server and a socket of its own that end with the test."""
+"""A real terminal for tests: tmux with its own server and socket, which end with the test."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ HVPROBE = (sys.executable, "-m", "probes")
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """That of a person at a terminal that shows UTF-8; None takes a variable away."""
+    """The environment of a user at a UTF-8 terminal, with changes; None removes a variable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HVPROBE_")}
     kept |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     for variable in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR", "TMUX"):
@@ -43,10 +43,10 @@ class Terminal:
         lines: int = 24,
         variables: Mapping[str, str | None] | None = None,
     ) -> None:
-        # A socket's path may have about a hundred characters, which scratch may exceed.
+        # The path of a socket is limited to about 100 characters, and scratch may be longer.
         self._socket = f"hvprobe-test-{os.getpid()}-{id(self)}"
         self._scratch = scratch
-        # In the foreground, so that it dies with the test (see Started), and with it what it runs.
+        # In the foreground, so that the server and what it runs die with the test (see Started).
         self._server = Started(
             ["tmux", "-L", self._socket, "-f", "/dev/null", "-D"],
             environment=environment(**(variables or {})),
@@ -55,7 +55,7 @@ class Terminal:
         words = " ".join(shlex.quote(str(word)) for word in command)
         self._tmux(
             *("new-session", "-d", "-x", str(columns), "-y", str(lines), "-c", str(ROOT)),
-            # The end stays to be seen, and tells the exit status.
+            # The end of the program stays on the screen with its exit status.
             f"{words}; code=$?; echo; echo ended with $code; "
             f"stty -a > {scratch}/stty; exec sleep 600",
         )
@@ -70,26 +70,26 @@ class Terminal:
             Path(f"/tmp/tmux-{os.getuid()}/{self._socket}").unlink()
 
     def press(self, *keys: str) -> None:
-        """Keys by tmux's names (q, Escape, PageDown, C-z)."""
+        """Press keys, by tmux's names (q, Escape, PageDown, C-z)."""
         self._tmux("send-keys", *keys)
 
     def resize(self, columns: int, lines: int) -> None:
         self._tmux("resize-window", "-x", str(columns), "-y", str(lines))
 
     def frame(self) -> list[str]:
-        """The lines that are shown now, without colours."""
+        """The lines on the screen now, without colours."""
         return (self._tmux("capture-pane", "-p") or "").rstrip("\n").split("\n")
 
     def coloured(self) -> str:
-        """What is shown now, with its escape sequences."""
+        """The text on the screen now, with its escape sequences."""
         return self._tmux("capture-pane", "-p", "-e") or ""
 
     def asks(self, question: str) -> str:
-        """A tmux format: alternate_on, cursor_flag, pane_pid."""
+        """The value of a tmux format variable: alternate_on, cursor_flag, pane_pid."""
         return (self._tmux("display-message", "-p", f"#{{{question}}}") or "").strip()
 
     def wait_for(self, words: str) -> list[str]:
-        """The first frame in which the words stand in one line."""
+        """Wait for the words in one line, and return the first frame that has them."""
 
         def shown() -> list[str] | None:
             frame = self.frame()
@@ -98,11 +98,11 @@ class Terminal:
         return wait_for(shown, f"{words!r} is shown")
 
     def row(self, words: str) -> str | None:
-        """The line in which the words stand; None: it is not there."""
+        """The first line with these words; None: no line has them."""
         return next((line for line in self.frame() if words in line), None)
 
     def program(self) -> int:
-        """Process id of what runs in the terminal's shell now."""
+        """The process id of the program that runs in the terminal's shell now."""
         return wait_for(self._child, "the program runs")
 
     def settings(self) -> str:

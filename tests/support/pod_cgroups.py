@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real cgroups of the shapes kubelet makes, in a tree of the test's own.
+"""Real cgroups in the layout of kubelet, in a tree of the test's own.
 
-Each tree has a folder named after the process that made it, so that what a killed run left behind
-can be told from what another run is using, and removed.
+The folder of a tree is named after the process that made it. So what a killed run left behind can
+be distinguished from the tree of another run, and removed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _PREFIX = "hvprobe-test-"
 
 
 def cgroup2_mount() -> Path | None:
-    """Where the v2 hierarchy is mounted: alone, or beside v1 (hybrid)."""
+    """The mount point of the v2 hierarchy, alone or beside v1 (hybrid); None: it is not mounted."""
     return _mount("cgroup2", "")
 
 
 def cgroup1_mount() -> Path | None:
-    """A v1 hierarchy in which processes can be moved without consequence."""
+    """The mount point of a v1 hierarchy in which moving a process does no harm; None: none is."""
     return _mount("cgroup", "freezer") or _mount("cgroup", "pids")
 
 
@@ -37,14 +37,14 @@ def _mount(kind: str, option: str) -> Path | None:
 
 
 def own_name(prefix: str) -> str:
-    """A cgroup's name that tells which process has made it: this one."""
+    """A cgroup name that identifies this process as its maker."""
     me = Host().identify(os.getpid())
     assert me is not None
     return f"{prefix}{me.tgid}-{me.start_ticks}"
 
 
 def left_behind(mount: Path, prefix: str) -> set[str]:
-    """Cgroups of such names whose makers have ended."""
+    """The names of cgroups with this prefix whose makers have ended."""
     host = Host()
     found: set[str] = set()
     for left in mount.glob(f"{prefix}*"):
@@ -56,7 +56,7 @@ def left_behind(mount: Path, prefix: str) -> set[str]:
 
 
 class CgroupTree:
-    """A folder below a cgroup mount; `close` removes it with everything in it."""
+    """A folder below a cgroup mount. `close` removes it with all cgroups in it."""
 
     def __init__(self, mount: Path) -> None:
         self._mount = mount
@@ -66,7 +66,7 @@ class CgroupTree:
         self.root.mkdir(exist_ok=True)
 
     def make(self, path: str) -> Path:
-        """Make the cgroup with this path below ours."""
+        """Make the cgroup with this path below the tree's own."""
         directory = self.root / path.strip("/")
         directory.mkdir(parents=True, exist_ok=True)
         return directory
@@ -79,7 +79,10 @@ class CgroupTree:
 
     @contextlib.contextmanager
     def entered(self, cgroup: Path) -> Iterator[None]:
-        """Be in a cgroup: a process started meanwhile is in it before it executes its program."""
+        """Move this process to a cgroup during the block.
+
+        A process that it starts there is in the cgroup before it executes its program.
+        """
         home = next(
             line.removeprefix("0::")
             for line in Path("/proc/self/cgroup").read_text().splitlines()
@@ -92,12 +95,12 @@ class CgroupTree:
             put(os.getpid(), self._mount / home.strip("/"))
 
     def close(self) -> None:
-        """Remove it; the processes in it must have been told to end."""
+        """Remove the tree. The processes in it must be about to end."""
         _remove(self.root)
 
 
 def put(tgid: int, cgroup: Path) -> None:
-    """Move a process."""
+    """Move a process to a cgroup."""
     (cgroup / "cgroup.procs").write_text(str(tgid))
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small cluster as Prometheus sees it over HTTP: hvprobe's agents, KubeVirt's components.
+"""A small cluster as Prometheus sees it over HTTP: hvprobe's agents and KubeVirt's components.
 
-Owns the label sets. hvprobe's are those of the metrics contract; KubeVirt's are those of its own
+Owns the label sets. hvprobe's are those of probes/render/metrics.py, KubeVirt's those of its own
 collectors: kubevirt_vmi_info of pkg/monitoring/metrics/virt-controller/vmistats_collector.go, the
 per-VMI series of pkg/monitoring/metrics/virt-handler/domainstats (node, namespace, name, and the
 VMI's labels as kubernetes_vmi_label_…), kubevirt_configuration_emulation_enabled of virt-operator.
-Label values that KubeVirt leaves empty are left out, as its library does.
+Labels with an empty value are left out, as KubeVirt's library does.
 
-The cluster: n1 works; n2 has no kprobes; n3 runs a VMI and has no agent; n4 has no accelerator.
+In this cluster n1 has no fault, n2 has no kprobes, n3 runs a VMI and has no agent, and n4 has no
+accelerator.
 """
 
 import threading
@@ -21,14 +22,14 @@ from typing import Any
 from ebpf import hooks
 
 HOOKS = {hook.name: hook.points[0].backend for hook in hooks.HOOKS if not hook.optional}
-"""The hooks of a node that can attach all of them, each in its preferred form."""
+"""The hooks of a node that can attach all of them, each with its preferred backend."""
 AGENT_NODES = ("n1", "n2", "n4")
 PORTS = {"hvprobe": 9747, "kubevirt-prometheus-metrics": 8443, "kube-state-metrics": 8080}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A running VMI and what hvprobe says of it."""
+    """A running VMI and what hvprobe reports of it."""
 
     node: str
     namespace: str
@@ -38,13 +39,13 @@ class Machine:
     fallback: bool = False
 
     def labels(self) -> dict[str, str]:
-        """The three labels every per-VMI series carries."""
+        """The three labels that every per-VMI series has."""
         return {"node": self.node, "namespace": self.namespace, "name": self.name}
 
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """What the components say now; the test changes it while Prometheus scrapes."""
+    """What the components report now. Tests change it while Prometheus scrapes."""
 
     machines: list[Machine] = field(
         default_factory=lambda: [
@@ -63,20 +64,20 @@ class World:
         ]
     )
     lost_hooks: set[tuple[str, str]] = field(default_factory=set)
-    """(node, hook) that are not attached any more."""
+    """Pairs (node, hook) of the hooks that are no longer attached."""
     started: float = field(default_factory=time.monotonic)
 
     def replace(self, name: str, machine: Machine | None) -> None:
-        """Put another machine in the place of the one called ``name``, or none."""
-        kept = [each for each in self.machines if each.name != name]
+        """Replace the machine called ``name`` by another one; None: remove it."""
+        kept = [machine for machine in self.machines if machine.name != name]
         self.machines = [*kept, machine] if machine else kept
 
     def grown(self, per_second: float) -> float:
-        """A counter that has been growing since the world began."""
+        """The value of a counter that has grown since the start of the world."""
         return (time.monotonic() - self.started) * per_second
 
     def exposition(self, component: str, node: str) -> str:
-        """What ``component`` on ``node`` answers to a scrape, in the text format."""
+        """The answer of ``component`` on ``node`` to a scrape, in the text format."""
         lines = {
             "agent": self._agent,
             "virt-handler": self._virt_handler,
@@ -219,7 +220,7 @@ def _line(name: str, labels: dict[str, str], value: float) -> str:
 
 @contextmanager
 def served(world: World) -> Iterator[str]:
-    """Serve the world on loopback; yields ``host:port``. The path is /component/node."""
+    """Serve the world on loopback and yield ``host:port``. The path is /component/node."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -232,7 +233,7 @@ def served(world: World) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            """Scrapes are not worth a line each."""
+            """Log nothing, because each scrape would be a line."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -248,8 +249,9 @@ def served(world: World) -> Iterator[str]:
 def scrape_configs(address: str) -> list[dict[str, Any]]:
     """Scrape jobs with the target labels that prometheus-operator gives to each component.
 
-    hvprobe's by deploy/monitoring/podmonitor.yaml, KubeVirt's by its ServiceMonitor; both honour
-    the exposed labels. virt-controller and virt-operator run twice.
+    The labels of hvprobe are those of deploy/monitoring/podmonitor.yaml, and KubeVirt's are those
+    of its ServiceMonitor. Both honour the exposed labels. virt-controller and virt-operator have
+    two replicas.
     """
     targets = [("hvprobe", "agent", "hvprobe", node, f"hvprobe-{node}") for node in AGENT_NODES]
     kubevirt = "kubevirt-prometheus-metrics"

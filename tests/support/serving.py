@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real server on an event loop of its own thread, and raw peers to talk to it."""
+"""A real server, whose event loop has its own thread, and raw clients that talk to it."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from probes.serve.http.routes import Handler, Request, Response
 from probes.serve.http.server import Server
 
 DEADLINE_S = 20.0
-"""A condition that does not come true within this is a failure."""
+"""The test fails if a condition does not come true within this time."""
 
 LOG = logging.getLogger("test.server")
 
@@ -28,7 +28,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 def text(body: bytes | str) -> Handler:
-    """Make a handler that always gives this body."""
+    """Make a handler that always answers with this body."""
 
     async def handler(request: Request) -> Response:
         return Response(content_type=TEXT, body=body if isinstance(body, bytes) else body.encode())
@@ -37,7 +37,7 @@ def text(body: bytes | str) -> Handler:
 
 
 class Gate:
-    """A handler that holds its requests until it is opened."""
+    """A handler that answers no request until it is opened."""
 
     def __init__(self) -> None:
         self._opened = threading.Event()
@@ -58,7 +58,7 @@ class Gate:
 
 
 class Serving:
-    """A started server. Leaving the context stops it and its thread."""
+    """A started server. It and its thread end with the block."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Serving:
     def __exit__(
         self,
         kind: type[BaseException] | None,
-        error: BaseException | None,
+        err: BaseException | None,
         at: TracebackType | None,
     ) -> None:
         self.call(self.server.stop())
@@ -118,16 +118,16 @@ class Serving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server answered to one request."""
+    """The server's answer to one request."""
 
     status: int
     headers: dict[str, str]
-    """Names in lower case; lines of one name joined."""
+    """Values by name in lower case. Lines with the same name are joined by commas."""
     body: bytes
 
 
 class Peer:
-    """A client that says exactly what it is told to."""
+    """A client that sends exactly the given bytes."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Peer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.sock = sock
             if tls is not None:
-                # Not ragged: an end without close_notify is an error, not an end.
+                # Ragged ends are not suppressed: an end without close_notify is an error.
                 self.sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
         except OSError:
             sock.close()
@@ -160,7 +160,7 @@ class Peer:
     def __exit__(
         self,
         kind: type[BaseException] | None,
-        error: BaseException | None,
+        err: BaseException | None,
         at: TracebackType | None,
     ) -> None:
         self.sock.close()
@@ -192,11 +192,11 @@ class Peer:
         return Answer(status=int(first.split()[1]), headers=headers, body=body)
 
     def ended(self) -> bool:
-        """Whether the server ends the connection in order, with nothing said before, in time."""
+        """Whether the server ends the connection in order and in time, and sends nothing before."""
         return not self._read and self.sock.recv(1) == b""
 
     def cut(self) -> bool:
-        """Whether the server resets the connection, with nothing read, within the deadline."""
+        """Whether the server resets the connection within the deadline while nothing is read."""
         poll = select.poll()
         poll.register(self.sock, 0)
         return bool(poll.poll(DEADLINE_S * 1000))
@@ -210,7 +210,7 @@ class Peer:
 
 @contextmanager
 def descriptors(wanted: int) -> Iterator[None]:
-    """Let this process open so many files, as far as the hard limit allows."""
+    """Let this process open ``wanted`` files during the block, as far as the hard limit permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))

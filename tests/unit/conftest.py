@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several unit tests need to be set up."""
+"""Fixtures that several unit tests share."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ import pytest
 
 from tests.support.facts import plant_node
 
-# How long an example takes is the machine's affair, which may be shared and busy; nothing is kept
-# between runs, so that each begins the same.
+# Examples have no deadline, because the machine may be shared and busy. Nothing is kept between
+# runs, so that each run starts from the same state.
 hypothesis.settings.register_profile("unit", deadline=None, database=None)
 hypothesis.settings.load_profile("unit")
 
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
-    """An empty /proc: no process in it yet."""
+    """A /proc without any process."""
     return plant_node(tmp_path / "proc")

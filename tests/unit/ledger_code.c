@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The ledger's BPF text as an ordinary program: each table is a small one of
- * this process that can be made to fail, or to be changed by another CPU at a
- * chosen moment. What a kernel does once in a million events is done here each
- * time. Compiled and run by test_ledger_code.py; the first argument names a
- * scenario, without one all names are printed.
+ * The ledger's BPF text as an ordinary program. Each table is a small one in
+ * this process that can fail, or be changed by another CPU, at a chosen moment.
+ * So each run reproduces what a kernel does once in a million events.
+ * test_ledger_code.py compiles and runs it. The first argument names a
+ * scenario; without an argument the program prints all names.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -51,10 +51,10 @@ static u32 bpf_get_smp_processor_id(void)
 	return cpu_number;
 }
 
-/* One table of either kind. In an array each key is there, in a hash those that are inserted. */
+/* A table of either kind. An array has every key, a hash only the inserted ones. */
 struct table {
 	bool is_array, fail_insert, fail_delete;
-	void (*before_insert)(void); /* what another CPU does first, once */
+	void (*before_insert)(void); /* called once, in place of another CPU */
 	u32 room;
 	size_t bytes;
 	u32 keys[ROOM];
@@ -168,7 +168,7 @@ static int stack_pop(struct stack *stack, u32 *number)
 #include "vm_exits.bpf.c"
 #include "processes.bpf.c"
 
-#define TGID 42 /* the process at work */
+#define TGID 42 /* the current process */
 #define MEETS (TGID + RECENT_PLACES)
 #define BYSTANDER 77
 
@@ -222,14 +222,14 @@ static void executes(u32 tgid)
 {
 	be(tgid, tgid);
 	on_sched_process_exec(tracepoint_record);
-	on_sched_process_exec(NULL); /* in the other form as well */
+	on_sched_process_exec(NULL); /* the other attach point fires as well */
 }
 
 static void ends(u32 tgid, u32 tid)
 {
 	be(tgid, tid);
 	on_sched_process_exit(tracepoint_record);
-	on_sched_process_exit(NULL); /* in the other form as well */
+	on_sched_process_exit(NULL); /* the other attach point fires as well */
 }
 
 static void is_freed(u32 number)
@@ -276,7 +276,7 @@ static u32 in_use(const struct table *table)
 	return count;
 }
 
-/* Each slot is once in its own stack or has one process, and no removal is at work. */
+/* Each slot is either once in its own stack or owned by one process, and no removal is pending. */
 static void check_slots(void)
 {
 	bool seen[LEDGER_CAPACITY] = {};
@@ -328,7 +328,7 @@ static void other_thread_makes_the_record(void)
 	*records.lookup(&slot) = (struct ledger_process){.tgid = tgid, .first_ns = 5};
 }
 
-/* Of two threads that come to slot_of() at once the second gives its slot back. */
+/* When two threads call slot_of() at the same time, the second returns its slot. */
 static void two_threads_race_for_a_record(void)
 {
 	slots_table.before_insert = other_thread_makes_the_record;
@@ -410,7 +410,7 @@ static void a_freed_number_that_is_used_again(void)
 	runs(TGID);
 	ends(TGID, TGID);
 	CHECK(record_of(TGID)->leader_exit_ns == now);
-	forks(TGID); /* the kernel frees the old owner after that */
+	forks(TGID); /* the kernel frees the old owner afterwards */
 	CHECK(!record_of(TGID));
 	runs(TGID);
 	is_freed(TGID);
@@ -495,7 +495,7 @@ static void other_removal_and_a_new_record(void)
 	CHECK(*slots.lookup(&tgid) != slot);
 }
 
-/* The slot that is given back is the one that the deletion frees, whatever was there before. */
+/* The returned slot is the one that the deletion frees, not one that was read earlier. */
 static void a_record_replaced_before_the_claim(void)
 {
 	runs(TGID);
@@ -534,7 +534,7 @@ static void returns(u32 tgid, u32 reason, int error)
 	on_kvm_userspace_exit(NULL);
 }
 
-/* Each return counts in all three forms; in two of them only what ran counts as completed. */
+/* Each return counts in all three forms. Two of them count only completed runs as completed. */
 static void returns_that_prove_a_run(void)
 {
 	const struct ledger_activity *mine;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent stays for weeks: what it does not need is not in it."""
+"""The agent, which runs for weeks, does not keep modules in memory that it does not need."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLD_WHEN_SERVING = """
+PRINT_WHEN_SERVING = """
 import gc, json, sys
 from ebpf import programs
 from probes.command import agent
@@ -24,7 +24,7 @@ async def serve(settings, collector):
 agent._serve = serve
 sys.exit(cli.main(["agent", "--standalone", "--proc", sys.argv[1]]))
 """
-TOLD_BY_A_LIGHT_COMMAND = """
+PRINT_AT_EXIT = """
 import atexit, json, sys
 from probes.command import cli
 
@@ -33,42 +33,42 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 COSTLY = {"asyncio", "ssl", "h11", "psutil", "prometheus_client", "rich", "urllib3", "yaml"}
 TABLES = {"ebpf.counters", "ebpf.hooks", "ebpf.ledger", "ebpf.uapi"}
-"""Pure data that the table of hypervisors, the choices of ``--type``, is made of."""
-NEEDLESS = {
+"""Pure data behind the table of hypervisors, from which ``--type`` takes its choices."""
+UNNECESSARY = {
     "bcc": "its compiler ends with the process that loads the programs",
-    "rich": "for people",
-    "jsonschema": "for tests",
-    "kubernetes": "standalone",
-    "urllib3": "standalone",
-    "probes.command.show": "another command",
-    "ebpf.exit_reasons.session": "another command",
+    "rich": "only the live view and the doctor use it",
+    "jsonschema": "only tests use it",
+    "kubernetes": "a standalone agent has no API server",
+    "urllib3": "a standalone agent has no API server",
+    "probes.command.show": "another command uses it",
+    "ebpf.exit_reasons.session": "another command uses it",
 }
 
 
 def test_a_serving_agent_holds_only_what_it_needs(tmp_path: Path, proc: Path) -> None:
-    """Nothing costly that is another command's; what stays for ever is kept from the collector."""
+    """A serving agent has no modules of other commands, and gc ignores its long-lived objects."""
     (tmp_path / "bcc.py").write_text('"""Body-centred cubic."""\n')
     done = subprocess.run(
-        [sys.executable, "-c", TOLD_WHEN_SERVING, str(proc), str(tmp_path)],
+        [sys.executable, "-c", PRINT_WHEN_SERVING, str(proc), str(tmp_path)],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         check=True,
         text=True,
     )
-    told = json.loads(done.stdout)
-    assert {"asyncio", "probes.serve.endpoints"} <= set(told["modules"])
-    assert set(told["modules"]) & NEEDLESS.keys() == set()
-    assert told["frozen"] > len(told["modules"])
+    loaded = json.loads(done.stdout)
+    assert {"asyncio", "probes.serve.endpoints"} <= set(loaded["modules"])
+    assert set(loaded["modules"]) & UNNECESSARY.keys() == set()
+    assert loaded["frozen"] > len(loaded["modules"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"), [(["--version"], 0), (["completion", "bash"], 0), (["watch"], 2)]
 )
 def test_a_command_that_reads_nothing_is_light(arguments: list[str], code: int) -> None:
-    """The version, a completion script and a wrong usage need no server, no TLS and no client."""
+    """The version, a completion script and wrong usage import no server, TLS or client modules."""
     done = subprocess.run(
-        [sys.executable, "-c", TOLD_BY_A_LIGHT_COMMAND, *arguments],
+        [sys.executable, "-c", PRINT_AT_EXIT, *arguments],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,

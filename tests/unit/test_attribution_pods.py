@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is which VM, by the pods that the API server says are a VMI's."""
+"""Attribution of processes to VMs by the pods that the API server lists for each VMI."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +45,7 @@ OLDER, YOUNGER = VmmId(tgid=9000, start_ticks=10), VmmId(tgid=100, start_ticks=9
 ANONYMOUS = replace(
     QEMU, vmm=YOUNGER, named_like_qemu=False, program="firecracker", guest_name=None
 )
-"""A sidecar container that runs a guest of its own."""
+"""A process of a sidecar container that runs its own guest."""
 
 
 def index_of(*vmis: Vmi) -> VmiIndex:
@@ -55,12 +55,14 @@ def index_of(*vmis: Vmi) -> VmiIndex:
 def named(
     candidates: Sequence[TrackedProcess], *vmis: Vmi, node: str = NODE
 ) -> dict[str, VmmId | Reason | None]:
-    """Each VM's process, or why it has none."""
+    """The process of each VM, or the reason why it has none."""
     found = by_pod(candidates, index_of(*vmis), node=node)
-    assert all(vm == it.vm for vm, it in found.items())
-    assert all((it.vmm is None) == (it.unattributed_reason is not None) for it in found.values())
+    for vm, attribution in found.items():
+        assert vm == attribution.vm
+        assert (attribution.vmm is None) == (attribution.unattributed_reason is not None)
     return {
-        f"{vm.namespace}/{vm.name}": it.vmm or it.unattributed_reason for vm, it in found.items()
+        f"{vm.namespace}/{vm.name}": attribution.vmm or attribution.unattributed_reason
+        for vm, attribution in found.items()
     }
 
 
@@ -69,25 +71,25 @@ def in_pod(uid: PodUid, candidate: TrackedProcess = QEMU) -> TrackedProcess:
 
 
 def test_a_vmi_and_its_process() -> None:
-    """The pod's QEMU is the VM; its architecture is the VMI's, in the kernel's words."""
+    """The pod's QEMU is the VM. The VMI's architecture is reported by the kernel's name."""
     found = by_pod([QEMU], index_of(VMI), node=NODE)
     assert found == {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64")}
 
 
-@pytest.mark.parametrize("phase", [it for it in VmiPhase if it is not VmiPhase.RUNNING])
+@pytest.mark.parametrize("phase", [phase for phase in VmiPhase if phase is not VmiPhase.RUNNING])
 def test_only_running_vmis_are_named(phase: VmiPhase) -> None:
-    """Before and after it runs a VMI has no series, whether its process lives or not."""
+    """A VMI that does not run yet, or no longer, has no series, even if its process exists."""
     assert named([QEMU], replace(VMI, phase=phase)) == {}
 
 
 @pytest.mark.parametrize("node_name", [OTHER_NODE, None])
 def test_only_vmis_of_this_node_are_named(node_name: str | None) -> None:
-    """status.nodeName decides, not where a pod or a process of it is."""
+    """``status.nodeName`` decides, not the node where a pod or a process of the VMI is."""
     assert named([QEMU], replace(VMI, node_name=node_name)) == {}
 
 
 def test_processes_of_no_vmi() -> None:
-    """What sits in another pod, or in none, is nobody, whatever it calls itself."""
+    """A process in another pod, or in none, is no VM, whatever name it gives itself."""
     others = [in_pod(FOREIGN_POD), replace(QEMU, pod=None)]
     assert named(others, VMI) == {"default/alpha": Reason.NO_PROCESS}
     assert named(others) == {}
@@ -112,12 +114,12 @@ def test_a_name_is_not_proof() -> None:
     ],
 )
 def test_running_without_a_process(pods: tuple[tuple[PodUid, str], ...], reason: Reason) -> None:
-    """A VMI that runs here by the API server's word is named all the same, and it is told why."""
+    """A VMI that runs here according to the API server is listed with the missing part."""
     assert named([QEMU], replace(VMI, active_pods=pods)) == {"default/alpha": reason}
 
 
 def test_a_pod_that_two_vmis_claim_names_neither() -> None:
-    """That cannot be true of both, so it is believed of none."""
+    """A pod cannot belong to two VMIs, so the claim is accepted for neither."""
     thief = replace(VMI, name="thief")
     assert named([QEMU], VMI, thief) == {
         "default/alpha": Reason.POD_CONTESTED,
@@ -126,7 +128,7 @@ def test_a_pod_that_two_vmis_claim_names_neither() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "program", "architecture"),
+    ("kubevirt_name", "program", "architecture"),
     [
         ("amd64", "qemu-kvm", "x86_64"),
         ("arm64", "qemu-system-aarch64", "aarch64"),
@@ -138,10 +140,14 @@ def test_a_pod_that_two_vmis_claim_names_neither() -> None:
         (None, "qemu-system-aarch64", "aarch64"),
     ],
 )
-def test_architecture(said: str | None, program: str, architecture: str | None) -> None:
-    """The VMI's word, in those of uname -m; where it says nothing, that of QEMU's program."""
+def test_architecture(kubevirt_name: str | None, program: str, architecture: str | None) -> None:
+    """The VMI's architecture is reported as ``uname -m`` names it.
+
+    If the VMI has none, the name of QEMU's program gives it.
+    """
     candidate = replace(QEMU, program=program)
-    found = by_pod([candidate], index_of(replace(VMI, architecture=said)), node=NODE)
+    named_vmi = replace(VMI, architecture=kubevirt_name)
+    found = by_pod([candidate], index_of(named_vmi), node=NODE)
     assert found[ALPHA].architecture == architecture
 
 
@@ -150,7 +156,7 @@ def test_architecture(said: str | None, program: str, architecture: str | None) 
     ["alpha", "0", "a.b-c.d", "x" * 63, "x" * 253, "default-alpha"],
 )
 def test_any_legal_name(name: str) -> None:
-    """Names are the API server's, at any length, not taken from a command line."""
+    """Names of any length come from the API server, never from a command line."""
     assert named([QEMU], replace(VMI, name=name)) == {f"default/{name}": VMM}
 
 
@@ -159,9 +165,9 @@ PROBE = replace(QEMU, vmm=YOUNGER, guest_name=None, verdict=IS_A_PROBE)
 NESTED = replace(QEMU, vmm=YOUNGER, pod=replace(COMPUTE, nested=True))
 IDLE_SIDECAR = replace(ANONYMOUS, verdict=NOTHING)
 SLEEPER = replace(QEMU, vmm=YOUNGER, verdict=NOTHING)
-"""A program named qemu-kvm that bears the domain's name and does nothing."""
+"""A program named qemu-kvm that has the domain's name and does nothing."""
 EMULATOR = replace(QEMU, vmm=YOUNGER, verdict=TCG)
-"""A QEMU's threads, by their names: they compute; it bears the domain's name."""
+"""A process with the domain's name whose threads are named like QEMU's and use the CPU."""
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,9 @@ EMULATOR = replace(QEMU, vmm=YOUNGER, verdict=TCG)
     ],
 )
 def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: TrackedProcess) -> None:
-    """The domain's QEMU, not what else is in the pod or claims to be, in any order.
+    """The domain's QEMU is the VM, whatever else is in the pod and in whichever order.
 
-    Where two bear the domain's name, the one with vCPUs in the kernel's books.
+    If two processes have the domain's name, the VM is the one whose vCPUs the kernel recorded.
     """
     real = replace(QEMU, verdict=guest)
     for order in ([real, other], [other, real]):
@@ -199,7 +205,7 @@ def test_the_guest_among_the_processes_of_its_pod(guest: Verdict, other: Tracked
 
 @pytest.mark.parametrize("other", [IDLE_SIDECAR, PROBE, MONITOR])
 def test_a_guest_under_another_name(other: TrackedProcess) -> None:
-    """What the kernel saw run a guest in the pod is the VM, where no process bears its name."""
+    """If no process has the domain's name, the one that the kernel saw run a guest is the VM."""
     anonymous = replace(ANONYMOUS, vmm=VMM)
     for order in ([anonymous, other], [other, anonymous]):
         assert named(order, VMI) == {"default/alpha": VMM}
@@ -207,20 +213,23 @@ def test_a_guest_under_another_name(other: TrackedProcess) -> None:
 
 @pytest.mark.parametrize("verdict", [TCG_IDLE, NOTHING, TCG, KVM_PAUSED])
 @pytest.mark.parametrize("sidecar", [KVM, KVM_PAUSED, TCG])
-def test_the_bearer_of_the_name_is_the_vm(verdict: Verdict, sidecar: Verdict) -> None:
-    """Beside a guest under another name, however little is known of the one that bears it."""
-    bearer = replace(QEMU, verdict=verdict)
-    renamed = replace(bearer, named_like_qemu=False, program="ld.so")
+def test_the_process_with_the_name_is_the_vm(verdict: Verdict, sidecar: Verdict) -> None:
+    """The process with the domain's name is the VM even beside a guest under another name.
+
+    It does not matter how little is known about it.
+    """
+    qemu = replace(QEMU, verdict=verdict)
+    renamed = replace(qemu, named_like_qemu=False, program="ld.so")
     other = replace(ANONYMOUS, verdict=sidecar)
-    for real in (bearer, renamed):
+    for real in (qemu, renamed):
         for order in ([real, other], [other, real]):
             assert named(order, VMI) == {"default/alpha": VMM}
 
 
-def test_a_guest_that_cannot_be_told() -> None:
-    """A QEMU hides its command line, so it may bear the name: no other process is the VM.
+def test_a_guest_that_cannot_be_identified() -> None:
+    """A QEMU that hides its command line may have the name, so no other process is the VM.
 
-    Alone in its pod it can only be the guest.
+    If it is alone in its pod, it can only be the guest.
     """
     hidden = replace(QEMU, guest_name=None, verdict=NOTHING, command_line_unread=True)
     for order in ([hidden, ANONYMOUS], [ANONYMOUS, hidden]):
@@ -230,8 +239,8 @@ def test_a_guest_that_cannot_be_told() -> None:
 
 @pytest.mark.parametrize("verdict", [NOTHING, TCG_IDLE, TCG, KVM_PAUSED, KVM])
 @pytest.mark.parametrize("sidecar", [KVM, KVM_PAUSED, TCG])
-def test_a_qemu_of_no_name_goes_before_sidecars(verdict: Verdict, sidecar: Verdict) -> None:
-    """A process can empty its command line; what the kernel knows of others is none of its."""
+def test_a_qemu_without_a_name_precedes_sidecars(verdict: Verdict, sidecar: Verdict) -> None:
+    """A process can empty its command line, and QEMU still precedes a sidecar with a guest."""
     nameless = replace(QEMU, guest_name=None, verdict=verdict)
     other = replace(ANONYMOUS, verdict=sidecar)
     for order in ([nameless, other], [other, nameless]):
@@ -241,7 +250,7 @@ def test_a_qemu_of_no_name_goes_before_sidecars(verdict: Verdict, sidecar: Verdi
 
 @pytest.mark.parametrize("verdict", [KVM, KVM_PAUSED, TCG, NOTHING])
 def test_a_forked_child_is_not_the_vm(verdict: Verdict) -> None:
-    """It is younger and a copy in all that /proc shows, unless it alone runs the guest."""
+    """A forked child is a copy in /proc. It is the VM only if it alone runs the guest."""
     parent = replace(QEMU, vmm=OLDER, verdict=verdict)
     child = replace(QEMU, vmm=YOUNGER, parent_tgid=OLDER.tgid, verdict=verdict)
     for order in ([parent, child], [child, parent]):
@@ -253,17 +262,17 @@ def test_a_forked_child_is_not_the_vm(verdict: Verdict) -> None:
 
 @pytest.mark.parametrize("candidate", [MONITOR, PROBE, IDLE_SIDECAR])
 def test_what_is_never_a_guest(candidate: TrackedProcess) -> None:
-    """A pod with nothing but these has no guest process."""
+    """A pod that contains only such a process has no guest process."""
     assert named([candidate], VMI) == {"default/alpha": Reason.NO_PROCESS}
 
 
-def test_a_nested_claim_stands_where_there_is_no_other() -> None:
-    """A cluster inside a pod: its pods' cgroups are below that pod's."""
+def test_a_nested_process_is_the_vm_if_it_is_the_only_one() -> None:
+    """In a cluster inside a pod the cgroups of its pods are below that pod's cgroup."""
     assert named([NESTED], VMI) == {"default/alpha": YOUNGER}
 
 
-def test_of_equals_the_youngest() -> None:
-    """A QEMU that was started again in its pod is the VM, not the one before it."""
+def test_the_youngest_of_equal_processes_is_the_vm() -> None:
+    """A QEMU that was started again in its pod is the VM, not the earlier one."""
     old = replace(QEMU, vmm=OLDER)
     assert named([old, QEMU], VMI) == named([QEMU, old], VMI) == {"default/alpha": VMM}
 
@@ -273,13 +282,13 @@ TARGET = in_pod(SECOND_POD, replace(QEMU, vmm=YOUNGER, verdict=KVM_PAUSED))
 
 
 def test_a_migration_seen_from_its_source() -> None:
-    """The source has the VM until nodeName moves; then no process here is it."""
+    """The VM belongs to the source until nodeName changes; then the source has no VM."""
     assert named([QEMU], MOVING) == {"default/alpha": VMM}
     assert named([QEMU], replace(MOVING, node_name=OTHER_NODE)) == {}
 
 
 def test_a_migration_seen_from_its_target() -> None:
-    """The target's QEMU is nobody until nodeName moves, and then it is the VM."""
+    """The target's QEMU is no VM until nodeName changes, and then it is the VM."""
     assert named([TARGET], MOVING, node=OTHER_NODE) == {}
     taken_over = replace(MOVING, node_name=OTHER_NODE)
     assert named([TARGET], taken_over, node=OTHER_NODE) == {"default/alpha": YOUNGER}
@@ -288,14 +297,14 @@ def test_a_migration_seen_from_its_target() -> None:
 
 
 def test_a_failed_migration() -> None:
-    """The source goes on; what is left of the target is nobody."""
+    """The source keeps the VM, and a process that is left on the target is no VM."""
     assert named([QEMU], VMI) == {"default/alpha": VMM}
     assert named([TARGET], VMI, node=OTHER_NODE) == {}
 
 
 @pytest.mark.parametrize("returned", [KVM, KVM_PAUSED])
 def test_back_from_a_migration(returned: Verdict) -> None:
-    """Where the pod it once left still ends, the VM is the younger pod's process."""
+    """If the pod that the VM left still terminates, the younger pod's process is the VM."""
     left = in_pod(SECOND_POD, replace(QEMU, vmm=OLDER))
     both = replace(VMI, active_pods=tuple(sorted([(POD, NODE), (SECOND_POD, NODE)])))
     back = replace(QEMU, verdict=returned)
@@ -304,8 +313,8 @@ def test_back_from_a_migration(returned: Verdict) -> None:
     assert named([left], both) == {"default/alpha": OLDER}
 
 
-def test_a_younger_pod_whose_guest_is_unknown_takes_no_vm_over() -> None:
-    """While nothing is known of the younger process, the one that is judged remains the VM."""
+def test_a_younger_pod_whose_guest_is_unknown_takes_over_no_vm() -> None:
+    """While nothing is known about the younger process, the older one with a verdict is the VM."""
     left = in_pod(SECOND_POD, replace(QEMU, vmm=OLDER))
     unknown = replace(QEMU, vmm=YOUNGER, verdict=NOTHING)
     both = replace(VMI, active_pods=tuple(sorted([(POD, NODE), (SECOND_POD, NODE)])))
@@ -313,7 +322,7 @@ def test_a_younger_pod_whose_guest_is_unknown_takes_no_vm_over() -> None:
 
 
 def test_a_restart_under_the_same_name() -> None:
-    """The new VMI has a new pod: the old process, if it still ends, is nobody."""
+    """The new VMI has a new pod, so an old process that still terminates is no VM."""
     restarted = replace(VMI, active_pods=((SECOND_POD, NODE),))
     assert named([QEMU], restarted) == {"default/alpha": Reason.NO_PROCESS}
     new = in_pod(SECOND_POD, replace(QEMU, vmm=YOUNGER, verdict=NOTHING))
@@ -321,16 +330,16 @@ def test_a_restart_under_the_same_name() -> None:
 
 
 def test_a_process_that_outlives_its_vmi() -> None:
-    """Once its VMI is gone from the API server, a process that still runs has no name."""
+    """A process that still runs after the API server removed its VMI has no name."""
     assert named([QEMU]) == {}
 
 
 def test_before_the_first_list() -> None:
-    """While nothing is known of VMIs nothing is named."""
+    """No process has a name before the VMIs are known."""
     assert by_pod([QEMU], EMPTY_INDEX, node=NODE) == {}
 
 
-# any event order
+# Events in any order.
 
 VMS = [VmName(namespace=space, name=name) for space in ("lab", "ops") for name in ("a", "b")]
 EVENTS = st.lists(
@@ -346,7 +355,7 @@ EVENTS = st.lists(
 
 
 class Model:
-    """What is true of one node, and what of it the API server and /proc show."""
+    """The true state of one node, and what the API server and /proc show of it."""
 
     def __init__(self) -> None:
         self.vmis: dict[VmName, Vmi] = {}
@@ -372,7 +381,7 @@ class Model:
             getattr(self, f"_{event}")(vm, vmi)
 
     def expected(self) -> dict[VmName, VmmId | None]:
-        """Every VM that runs here, with the one process that really is it."""
+        """Every VM that runs here, with its true process."""
         found: dict[VmName, VmmId | None] = {}
         for vm, vmi in self.vmis.items():
             if vmi.phase is VmiPhase.RUNNING and vmi.node_name == NODE:
@@ -416,7 +425,7 @@ class Model:
             self.others.append(unnamed)
 
     def _start_impostor(self, vm: VmName, vmi: Vmi) -> None:
-        """Another pod's process that bears this VM's name."""
+        """Another pod's process that has this VM's name."""
         impostor = self._process(vm, vmi)
         foreign = replace(COMPUTE, uid=FOREIGN_POD)
         self.others += [replace(impostor, pod=foreign)] if impostor else []
@@ -431,7 +440,7 @@ class Model:
             self.vmis[vm] = replace(vmi, active_pods=(*vmi.active_pods, target))
 
     def _hand_over(self, vm: VmName, vmi: Vmi) -> None:
-        """NodeName moves first, the old pod leaves activePods when it has ended."""
+        """NodeName changes first. The old pod leaves activePods when it has ended."""
         if len(vmi.active_pods) == 2:
             self.vmis[vm] = replace(vmi, node_name=OTHER_NODE)
 
@@ -445,15 +454,15 @@ class Model:
             self.vmis[vm] = replace(vmi, active_pods=vmi.active_pods[:1])
 
     def _delete(self, vm: VmName, vmi: Vmi) -> None:
-        """The object goes; a process may live on for a while."""
+        """The object is removed, and a process may remain for a while."""
         del self.vmis[vm]
 
 
 @given(EVENTS, st.randoms(use_true_random=False))
 def test_any_order_of_events(events: list[tuple[str, VmName]], chance: Random) -> None:
-    """After each event exactly the VMs that run here are named, each with its own process or none.
+    """After each event exactly the VMs that run here are listed, each with its process or none.
 
-    Leftovers of deleted VMIs, probes, sidecars and processes of other pods are never anybody.
+    Processes of deleted VMIs, probes, sidecars and processes of other pods are never VMs.
     """
     model = Model()
     for event, vm in events:
@@ -461,4 +470,4 @@ def test_any_order_of_events(events: list[tuple[str, VmName]], chance: Random) -
         candidates = [*model.guests.values(), *model.others]
         chance.shuffle(candidates)
         found = by_pod(candidates, index_of(*model.vmis.values()), node=NODE)
-        assert {name: it.vmm for name, it in found.items()} == model.expected()
+        assert {vm: attribution.vmm for vm, attribution in found.items()} == model.expected()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What scripts/build-image.sh hands into the build, on a machine whose configuration is hostile."""
+"""What scripts/build-image.sh passes to the build on a machine with a hostile configuration."""
 
 import configparser
 import json
@@ -44,7 +44,7 @@ trusted-host = index.example
 [download]
 index-url = https://download.example/simple
 """
-"""What PIP_CONFIG_FILE names: stronger than any other file."""
+"""The file that PIP_CONFIG_FILE names, which overrides all other files."""
 ENVIRONMENT = {
     "PIP_INDEX_URL": INDEX,
     "PIP_FIND_LINKS": "/srv/wheels",
@@ -54,7 +54,7 @@ ENVIRONMENT = {
     "PIP_PREFIX": "/srv/prefix",
     "PIP_RETRIES": "7",
 }
-HANDED_OVER = {
+PASSED_ON = {
     "index-url": INDEX,
     "extra-index-url": "https://user:secret@more.example/simple",
     "proxy": "http://proxy.example:3128",
@@ -68,7 +68,7 @@ HANDED_OVER = {
 def machine(tmp_path: Path) -> dict[str, str]:
     """The environment of a machine with pip configuration at every level.
 
-    Whatever /etc/pip.conf of the machine that runs the test holds, these levels are stronger.
+    These levels override the /etc/pip.conf of the machine that runs the test.
     """
     for level, text in (("xdg", XDG), ("home/.config", USER), ("given", GIVEN)):
         file = tmp_path / level / "pip/pip.conf"
@@ -89,7 +89,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
 
 
 def pip_config(environment: Mapping[str, str], *arguments: str) -> str:
-    """What scripts/pip_config.py prints."""
+    """The output of scripts/pip_config.py."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/pip_config.py"), *arguments],
         capture_output=True,
@@ -102,11 +102,11 @@ def pip_config(environment: Mapping[str, str], *arguments: str) -> str:
 
 
 def in_script(commands: str, *arguments: str) -> str:
-    """What shell commands print that use the functions of scripts/build-image.sh."""
+    """The output of shell commands that use the functions of scripts/build-image.sh."""
     sourced = 'script=$1; shift; source "$script"; '
     script = str(ROOT / "scripts/build-image.sh")
     done = subprocess.run(
-        # The script builds nothing when it is not $0.
+        # The script builds nothing when it is sourced.
         ["bash", "-c", sourced + commands, "test", script, *arguments],
         capture_output=True,
         check=False,
@@ -117,35 +117,35 @@ def in_script(commands: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_only_the_way_to_an_index_is_handed_over(machine: dict[str, str]) -> None:
-    """Options of all levels, the strongest wins, and none that names a file or a directory."""
+def test_only_the_options_for_an_index_are_passed_on(machine: dict[str, str]) -> None:
+    """The highest level decides each option, and no option with a file or directory is passed."""
     built = configparser.RawConfigParser()
     built.read_string(pip_config(machine))
-    assert {name: dict(built[name]) for name in built.sections()} == {"global": HANDED_OVER}
+    assert {name: dict(built[name]) for name in built.sections()} == {"global": PASSED_ON}
 
 
-def test_pip_reads_what_is_handed_over(machine: dict[str, str], tmp_path: Path) -> None:
-    """A pip that sees nothing else of the machine, as in the build, finds exactly that."""
-    handed = tmp_path / "pip.conf"
-    handed.write_text(pip_config(machine))
+def test_pip_reads_what_is_passed_on(machine: dict[str, str], tmp_path: Path) -> None:
+    """A pip that sees nothing else of the machine, as in the build, reads the passed options."""
+    passed = tmp_path / "pip.conf"
+    passed.write_text(pip_config(machine))
     seen = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"],
         capture_output=True,
         check=True,
-        # Without the levels of the machine that runs this test.
+        # Hides the configuration of the machine that runs this test.
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path / "nowhere"),
             "XDG_CONFIG_DIRS": str(tmp_path / "nowhere"),
-            "PIP_CONFIG_FILE": str(handed),
+            "PIP_CONFIG_FILE": str(passed),
         },
         text=True,
     ).stdout.splitlines()
-    assert {f"global.{name}={value!r}" for name, value in HANDED_OVER.items()} <= set(seen)
+    assert {f"global.{name}={value!r}" for name, value in PASSED_ON.items()} <= set(seen)
 
 
 def test_the_lock_depends_on_nothing_else(machine: dict[str, str]) -> None:
-    """scripts/lock.py runs pip here, with the way to an index and the certificates only."""
+    """scripts/lock.py runs pip with only the options for an index and the certificates."""
     program = "from pip_config import *; print(json.dumps(environment(effective(listed()))))"
     made = json.loads(
         subprocess.run(
@@ -163,7 +163,7 @@ def test_the_lock_depends_on_nothing_else(machine: dict[str, str]) -> None:
         env=made,
         text=True,
     ).stdout.splitlines()
-    kept = {**HANDED_OVER, "cert": "/etc/pip/ca.pem"}
+    kept = {**PASSED_ON, "cert": "/etc/pip/ca.pem"}
     expected = {f":env:.{name}={value!r}" for name, value in kept.items()}
     assert set(seen) - {f":env:.config-file={os.devnull!r}"} == expected
 
@@ -177,7 +177,7 @@ def test_the_certificates_are_those_of_pip(machine: dict[str, str]) -> None:
 def test_a_configuration_that_pip_refuses_is_one_line(
     machine: dict[str, str], tmp_path: Path
 ) -> None:
-    """The build ends with the reason, instead of going on as if there were no configuration."""
+    """The build fails with the reason and does not continue without the configuration."""
     (tmp_path / "given/pip/pip.conf").write_text("index-url = without a section\n")
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/pip_config.py")],
@@ -191,8 +191,8 @@ def test_a_configuration_that_pip_refuses_is_one_line(
     assert str(tmp_path / "given/pip/pip.conf") in done.stderr
 
 
-def test_a_mirror_in_a_directory_is_passed_over() -> None:
-    """The base's apt runs where this machine's directories are absent."""
+def test_a_mirror_in_a_directory_is_skipped() -> None:
+    """A mirror in a directory of this machine is skipped, because the image lacks the directory."""
     sources = "file:/srv/debian/\\nmirror+file:/etc/apt/debian\\nhttp://deb.example/debian/\\n"
     shown = in_script(f"apt-get() {{ printf '{sources}'; }}; mirror")
     assert shown == "http://deb.example/debian/\n"
@@ -226,7 +226,7 @@ def test_a_mirror_in_a_directory_is_passed_over() -> None:
     ids=["pip", "apt", "another command", "silence"],
 )
 def test_the_error_shown_is_the_tools_own(tmp_path: Path, log: str, shown: str) -> None:
-    """One line of pip or apt, never the complete RUN step."""
+    """The reason is one line of pip or apt, never the complete RUN step."""
     file = tmp_path / "build.log"
     file.write_text(log)
     assert in_script('why "$1"', str(file)) == shown

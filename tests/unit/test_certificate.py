@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a certificate is valid, read from its text."""
+"""The validity of a certificate, read from its PEM text."""
 
 import datetime
 from pathlib import Path
@@ -41,19 +41,19 @@ FIRST = pem(utc(2026, 1, 2, 3, 4, 5), utc(2049, 12, 31, 23, 59, 59))
     ],
 )
 def test_dates(begin: datetime.datetime, end: datetime.datetime) -> None:
-    """Both forms of a date, years of two digits and of four, to the second."""
+    """Dates with two-digit and four-digit years are read to the second."""
     found = validity(pem(begin, end))
     assert found == Validity(from_unix_s=begin.timestamp(), until_unix_s=end.timestamp())
 
 
 def test_the_first_of_several_counts() -> None:
-    """The server's own is the first; text and an expired intermediate around it do not matter."""
+    """The first certificate, the server's own, counts; text and intermediates do not."""
     other = pem(utc(2000, 1, 1), utc(2001, 1, 1))
     assert validity(b"subject=CN = x\r\n" + FIRST + other) == validity(FIRST)
 
 
-def test_what_is_wrong_and_when() -> None:
-    """Not valid before, valid on both edges, expired after; each with its time."""
+def test_a_certificate_outside_its_validity() -> None:
+    """The message gives the time of the start or the end. Both bounds are valid."""
     valid = Validity(from_unix_s=100.0, until_unix_s=200.0)
     assert valid.wrong_at(99) == "not valid before 1970-01-01T00:01:40Z"
     assert valid.wrong_at(100) is None
@@ -63,19 +63,19 @@ def test_what_is_wrong_and_when() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"soon", FIRST[:100], FIRST.replace(b"MII", b"AAA", 1)])
 def test_no_certificate(text: bytes, tmp_path: Path) -> None:
-    """What is no certificate is a ValueError that says so."""
+    """Text that is no certificate raises ``ValueError`` with a message that says so."""
     with pytest.raises(ValueError, match="certificate"):
         validity(text)
 
 
 @given(st.data())
 def test_any_damage_is_a_value_error(data: st.DataObject) -> None:
-    """Whatever bytes stand where, there is an answer or a ValueError."""
+    """Damaged bytes give an answer or a ``ValueError``, and no other exception."""
     at = data.draw(st.integers(30, len(FIRST) - 40))
     put = data.draw(st.binary(max_size=40))
-    said = ""
+    message = ""
     try:
         validity(FIRST[:at] + put + FIRST[at + len(put) :])
     except ValueError as err:
-        said = str(err)
-    assert said in ("", "there is no certificate in it", "its certificate is damaged")
+        message = str(err)
+    assert message in ("", "there is no certificate in it", "its certificate is damaged")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the text of /proc/PID/cgroup to the pod: every spelling, and no exception for any text."""
+"""The pod in the text of /proc/PID/cgroup: every spelling, and no exception for any text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.cgroup_paths import (
 @pytest.mark.parametrize(("path", "expected"), PATHS.values(), ids=PATHS.keys())
 @pytest.mark.parametrize("prefix", ["0::", "4:memory:", "1:name=systemd:", "7:cpu,cpuacct:"])
 def test_a_path_names_its_pod(prefix: str, path: str, expected: PodCgroup | None) -> None:
-    """Every known form of a pod's cgroup gives uid and conmon, in v1 and in v2."""
+    """Every known form of a pod's cgroup gives the uid and conmon, in v1 and in v2."""
     assert pod_of(f"{prefix}{path}\n") == expected
 
 
@@ -60,8 +60,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("text", "expected"), TEXTS.values(), ids=TEXTS.keys())
-def test_a_whole_file_names_one_pod(text: str, expected: PodCgroup | None) -> None:
-    """v1, hybrid and v2 files give one answer; the v2 line decides where it names a pod."""
+def test_a_complete_file_names_one_pod(text: str, expected: PodCgroup | None) -> None:
+    """v1, hybrid and v2 files give one answer. The v2 line decides if it names a pod."""
     assert pod_of(text) == expected
 
 
@@ -71,7 +71,7 @@ def test_a_whole_file_names_one_pod(text: str, expected: PodCgroup | None) -> No
 @example("::::::")
 @example("0::/kubepods/pod\udcff")
 def test_no_text_raises(text: str) -> None:
-    """Whatever stands in the file, the answer is a pod or None, never an exception."""
+    """For any text the answer is a pod or None, never an exception."""
     found = pod_of(text)
     assert found is None or canonical_pod_uid(found.uid) == found.uid
 
@@ -101,22 +101,22 @@ def test_systemd_and_cgroupfs_spellings_agree(uuid: object, container: str) -> N
 
 
 def test_a_long_hostile_path_costs_linear_time() -> None:
-    """A path of the length the kernel allows cannot make the parser backtrack for long."""
+    """A path of the greatest length that the kernel allows does not make the parser slow."""
     segment = "kubepods" + "-pod" + "0" * 31 + "-pod" * 60
     text = "0::" + ("/" + segment[:255]) * 400
-    began = time.process_time()
+    started_s = time.process_time()
     assert pod_of(text) is None
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - started_s < 1.0
 
 
 @pytest.mark.parametrize("text", ["", "pod", UID[:-1], UID + "0", STATIC[:-1], f" {UID}", "g" * 32])
 def test_a_uid_has_one_form(text: str) -> None:
-    """What is no uid is refused rather than guessed at."""
+    """Text that is not exactly a uid is refused."""
     assert canonical_pod_uid(text) is None
 
 
-def test_a_claim_is_nested_only_in_another_pod() -> None:
-    """A pod of its own is the better claim."""
+def test_a_pod_is_nested_only_in_another_pod() -> None:
+    """A pod's cgroup that is not below another pod's is not nested."""
     alone = pod_of(f"0::/kubepods/pod{UID}/{ID}")
     assert alone is not None
     assert alone.nested is False

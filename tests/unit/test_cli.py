@@ -22,18 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def no_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of an unrelated package named bcc, installed before the real one: no BPF is loaded."""
+    """The folder of an unrelated package named bcc that hides the real one, so no BPF is loaded."""
     folder = tmp_path / "index"
     folder.mkdir()
     (folder / "bcc.py").write_text('"""Body-centred cubic."""\n')
-    begun = f"import sys\nsys.path.insert(0, {str(folder)!r})\n{programs._MAIN}"
-    monkeypatch.setattr(programs, "_MAIN", begun)
+    source = f"import sys\nsys.path.insert(0, {str(folder)!r})\n{programs._MAIN}"
+    monkeypatch.setattr(programs, "_MAIN", source)
     return folder
 
 
 @pytest.fixture
 def quiet_logging() -> Iterator[None]:
-    """main() sets up logging for the whole process: put back what was."""
+    """Restores the logging of the process, which ``main`` sets up."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -42,7 +42,7 @@ def quiet_logging() -> Iterator[None]:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [it for it in os.environ if it.startswith("HVPROBE_")]:
+    for variable in [name for name in os.environ if name.startswith("HVPROBE_")]:
         monkeypatch.delenv(variable)
 
 
@@ -58,7 +58,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         (["agent", "--standalone", "--kubeconfig", "x"], "exclude"),
         (["doctor", "a\nb"], "a"),
     ],
-    ids=lambda it: " ".join(it).replace("\n", " ") if isinstance(it, list) else "",
+    ids=lambda value: " ".join(value).replace("\n", " ") if isinstance(value, list) else "",
 )
 def test_wrong_usage(
     arguments: list[str],
@@ -68,19 +68,19 @@ def test_wrong_usage(
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exit code 2, one line on stderr, nothing on stdout."""
+    """Wrong usage exits with code 2, with one line on stderr and nothing on stdout."""
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("hvprobe: ")
-    assert len(told.err.splitlines()) == 1
-    assert says in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("hvprobe: ")
+    assert len(output.err.splitlines()) == 1
+    assert says in output.err
 
 
 def test_wrong_variable(
     clean: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong variable is a wrong usage."""
+    """A malformed variable is wrong usage."""
     monkeypatch.setenv("HVPROBE_LOG_FORMAT", "xml")
     assert main(["doctor"]) == 2
     assert "'xml' is not known; give text or json" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_wrong_variable(
 
 
 def test_wrong_usage_of_the_program() -> None:
-    """The same as a program of its own, arguments from the command line, without a traceback."""
+    """The program reports wrong usage from its command line in one line, without a traceback."""
     found = subprocess.run(
         [sys.executable, "-m", "probes", "watch"],
         cwd=ROOT,
@@ -111,45 +111,45 @@ def test_snapshot(
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """stdout is one JSON report of the node under --proc; what went wrong is on stderr."""
+    """``snapshot`` prints one JSON report of the node under --proc on stdout, errors on stderr."""
     plant(proc, captured("tcg_multi"))
     assert main(["snapshot", "--standalone", "--node", "n", "--proc", str(proc)]) == 0
-    told = capsys.readouterr()
-    report = json.loads(told.out)
+    output = capsys.readouterr()
+    report = json.loads(output.out)
     assert (report["schema"], report["node"]["name"]) == ("hvprobe/v1", "n")
-    assert [(it["name"], it["hypervisor_type"]) for it in report["vmis"]] == [("beta", "tcg")]
+    assert [(vmi["name"], vmi["hypervisor_type"]) for vmi in report["vmis"]] == [("beta", "tcg")]
     assert report["vmis"][0]["verified"] is False
-    assert "no BPF" in told.err
-    assert report["health"]["ledger"]["error"] in told.err
+    assert "no BPF" in output.err
+    assert report["health"]["ledger"]["error"] in output.err
 
 
-def test_wrong_bcc_is_told_with_its_remedy(
+def test_wrong_bcc_is_reported_with_its_remedy(
     proc: Path,
     clean: None,
     no_bcc: Path,
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The package named bcc on the Python index is told apart, with its place and the remedy.
+    """The unrelated package bcc of the Python index is reported with its path and the remedy.
 
-    In a PID namespace of its own no bcc is tried at all, and that is told instead.
+    In another than the initial PID namespace bcc is not imported, and ``hostPID`` is named.
     """
     from ebpf.privileges import in_initial_pid_namespace
 
     plant(proc, captured("tcg_multi"))
     main(["doctor", "--proc", str(proc)])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     if in_initial_pid_namespace():
-        assert str(no_bcc / "bcc.py") in told
-        assert "python3-bpfcc" in told
+        assert str(no_bcc / "bcc.py") in output
+        assert "python3-bpfcc" in output
     else:
-        assert "hostPID" in told
+        assert "hostPID" in output
 
 
 def test_doctor_of_the_real_node(
     clean: None, no_bcc: Path, quiet_logging: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without BPF and with a readable /proc verdicts can only be inferred: exit code 1."""
+    """Without BPF and with a readable /proc verdicts can only be inferred: the exit code is 1."""
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
         "verdicts can only be inferred on this node"
@@ -157,20 +157,20 @@ def test_doctor_of_the_real_node(
 
 
 @pytest.fixture
-def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that gets as far as observing the node fails the test."""
+def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test when a command begins to observe the node."""
 
-    def begins(*_: object) -> None:
-        pytest.fail("something was begun with a wrong input")
+    def started(*_: object) -> None:
+        pytest.fail("the command started in spite of a wrong input")
 
-    monkeypatch.setattr("probes.command.agent.observing", begins)
+    monkeypatch.setattr("probes.command.agent.observing", started)
 
 
 KUBECONFIG = "clusters: [{name: c}]\ncontexts: [{name: c}]\n"
 
 
 def wrong_inputs(folder: Path) -> dict[str, tuple[str, Path, str]]:
-    """Flag, path and what is said of it, by what is wrong; makes what is needed in a folder."""
+    """Flag, path and expected message by kind of wrong input. Makes the files in the folder."""
     for name, text in {
         "text": "a: b: c",
         "list": "[1, 2]",
@@ -209,19 +209,19 @@ def test_wrong_files_and_folders(
     command: str,
     tmp_path: Path,
     clean: None,
-    nothing_begins: None,
+    no_start: None,
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each ends every command at once: exit code 2 and one line that names flag or file and why."""
+    """Every command exits at once with code 2 and one line that names the path and the reason."""
     for flag, path, says in wrong_inputs(tmp_path).values():
         assert main([command, flag, str(path)]) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.startswith("hvprobe: ")
-        assert len(told.err.splitlines()) == 1
-        assert str(path) in told.err
-        assert says in told.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("hvprobe: ")
+        assert len(output.err.splitlines()) == 1
+        assert str(path) in output.err
+        assert says in output.err
 
 
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
@@ -229,11 +229,11 @@ def test_wrong_tls_files(
     flag: str,
     tmp_path: Path,
     clean: None,
-    nothing_begins: None,
+    no_start: None,
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A TLS file that is not there or a directory ends the agent in the same way."""
+    """A TLS file that does not exist or is a directory ends the agent in the same way."""
     good = tmp_path / "good"
     good.write_text("PEM")
     files = dict.fromkeys(["--tls-cert", "--tls-key", "--tls-client-ca"], str(good))
@@ -243,13 +243,13 @@ def test_wrong_tls_files(
     }.items():
         arguments = [word for pair in (files | {flag: str(wrong)}).items() for word in pair]
         assert main(["agent", *arguments]) == 2
-        told = capsys.readouterr()
-        assert told.err.startswith(f"hvprobe: cannot read TLS file {wrong}: {says}; ")
-        assert len(told.err.splitlines()) == 1
+        output = capsys.readouterr()
+        assert output.err.startswith(f"hvprobe: cannot read TLS file {wrong}: {says}; ")
+        assert len(output.err.splitlines()) == 1
 
 
-def test_a_kubeconfig_of_a_shell(tmp_path: Path) -> None:
-    """A pipe, as a shell's <(…) gives, is not read before it is used: it can be read once only."""
+def test_a_kubeconfig_in_a_pipe(tmp_path: Path) -> None:
+    """The check does not read a pipe, such as a shell's ``<(…)``, which can be read only once."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     check(parse(["agent", "--kubeconfig", str(pipe)], {}, version="1"))
@@ -261,12 +261,12 @@ def test_a_kubeconfig_of_a_shell(tmp_path: Path) -> None:
 def test_agent_that_cannot_listen(
     clean: None, no_bcc: Path, quiet_logging: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An address that is not this machine's: exit code 1 and one line that names it."""
-    # TEST-NET-1 of RFC 5737 belongs to nobody.
+    """With an address of another machine the agent exits with code 1 and a line that names it."""
+    # RFC 5737 reserves TEST-NET-1 for documentation, so no machine has this address.
     assert main(["agent", "--standalone", "--listen", "192.0.2.1:9747"]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    last = told.err.splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out == ""
+    last = output.err.splitlines()[-1]
     assert last.startswith("hvprobe: ")
     assert "192.0.2.1" in last
 
@@ -278,7 +278,7 @@ def test_logs_as_json(
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With --log-format json every line of stderr is an object, whatever is logged."""
+    """With ``--log-format json`` every line of stderr is an object, whatever is logged."""
     plant(proc, captured("tcg_multi"))
     main(["doctor", "--proc", str(proc), "--log-format", "json"])
     try:
@@ -291,7 +291,7 @@ def test_logs_as_json(
     assert (lines[-1]["level"], lines[-1]["logger"]) == ("error", "x")
     assert lines[-1]["message"] == 'a "\nb'
     assert "ValueError: two" in lines[-1]["exception"]
-    assert all(it["time"][10] == "T" for it in lines)
+    assert all(line["time"][10] == "T" for line in lines)
 
 
 def test_log_level(
@@ -301,14 +301,14 @@ def test_log_level(
     quiet_logging: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Below the level asked for nothing is logged."""
+    """Nothing below the requested level is logged."""
     plant(proc, captured("tcg_multi"))
     main(["doctor", "--proc", str(proc), "--log-level", "error"])
     assert capsys.readouterr().err == ""
 
 
 def test_reader_that_went_away(proc: Path) -> None:
-    """A snapshot whose reader has gone ends quietly."""
+    """A snapshot whose reader closed the pipe ends without an error."""
     plant(proc, captured("tcg_multi"))
     reader, writer = os.pipe()
     os.close(reader)

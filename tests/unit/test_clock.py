@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock of the kernel's records, as seen from time namespaces."""
+"""The clock of the kernel's records, and its offset in time namespaces."""
 
 import os
 import time
@@ -24,19 +24,19 @@ OFFSETS = "monotonic  {:>10} {:>9}\nboottime          -9         5\n"
     ],
 )
 def test_the_offset_is_that_of_the_monotonic_clock(text: str, offset_ns: int) -> None:
-    """The kernel gives seconds that may be negative, and nanoseconds that are added."""
+    """The offset is in seconds, which may be negative, plus nanoseconds."""
     assert monotonic_offset(text) == offset_ns
 
 
 def test_a_kernel_without_time_namespaces(tmp_path: Path) -> None:
-    """Before Linux 5.6 there is one clock for all."""
+    """Linux before 5.6 has no time namespaces, so the offset is 0."""
     assert offset_of_process(tmp_path) == 0
 
 
 def test_offsets_of_another_namespace_are_not_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """timens_offsets is of the namespace for children, which the process need not be in itself."""
+    """The offsets are those of the process's children and do not apply in the initial namespace."""
     (tmp_path / "ns").mkdir()
     (tmp_path / "ns/time").touch()
     (tmp_path / "timens_offsets").write_text(OFFSETS.format(5, 0))
@@ -47,7 +47,7 @@ def test_offsets_of_another_namespace_are_not_applied(
 
 
 def test_the_initial_namespace_has_the_ordinary_clock() -> None:
-    """Where the tests run, nothing is converted."""
+    """In the initial time namespace the clock is the ordinary monotonic clock."""
     if Path("/proc/self/ns/time").stat().st_ino != INIT_TIME_NAMESPACE_INODE:
         pytest.skip("the tests run in a time namespace")
     before = time.monotonic_ns()

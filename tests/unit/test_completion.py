@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion scripts, judged by the shells they are for."""
+"""Completion scripts, run by their shells."""
 
 import os
 import shlex
@@ -36,7 +36,7 @@ COMPLETIONS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A place with a file and a folder to complete."""
+    """A folder that contains a file and a folder to complete."""
     (tmp_path / "words.conf").touch()
     (tmp_path / "folder").mkdir()
     return tmp_path
@@ -48,7 +48,7 @@ def completion(shell: Shell) -> str:
 
 @pytest.mark.parametrize(("typed", "offered"), COMPLETIONS)
 def test_bash(typed: str, offered: list[str], folder: Path) -> None:
-    """bash offers what fits: commands, flags, their choices, files and folders."""
+    """bash offers the matching commands, flags, choices, files and folders."""
     words = ["hvprobe", *typed.split(" ")]
     array = " ".join(shlex.quote(word) for word in words)
     program = (
@@ -57,15 +57,15 @@ def test_bash(typed: str, offered: list[str], folder: Path) -> None:
         'eval "$(complete -p hvprobe | sed "s/complete -F \\([^ ]*\\) .*/\\1/")"\n'
         'printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
-    said = subprocess.run(
+    done = subprocess.run(
         ["bash", "--norc", "--noprofile", "-c", program],
         cwd=folder,
         capture_output=True,
         text=True,
         check=True,
     )
-    found = sorted(said.stdout.split())
-    assert said.stderr == ""
+    found = sorted(done.stdout.split())
+    assert done.stderr == ""
     if not typed:
         found = [word for word in found if not word.startswith("-")]
     if typed == "completion ":
@@ -82,8 +82,8 @@ compadd() {
     print -rl -- $found >> offered
     builtin compadd "$@"
 }
-tell() { : > done }
-zle -N tell; bindkey '^X^T' tell
+finish() { : > done }
+zle -N finish; bindkey '^X^T' finish
 """
 ZSH = r"""
 zmodload zsh/zpty zsh/zselect
@@ -102,10 +102,10 @@ zpty -d shell
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 @pytest.mark.parametrize(
-    ("typed", "offered"), [it for it in COMPLETIONS if not it[0].startswith("agent --")]
+    ("typed", "offered"), [row for row in COMPLETIONS if not row[0].startswith("agent --")]
 )
 def test_zsh(typed: str, offered: list[str], folder: Path) -> None:
-    """zsh, at a real prompt of its own, offers the same."""
+    """zsh offers the same at a real prompt."""
     (folder / "script.zsh").write_text(completion(Shell.ZSH))
     (folder / "inside.zsh").write_text(ZSH_INSIDE)
     subprocess.run(
@@ -118,10 +118,12 @@ def test_zsh(typed: str, offered: list[str], folder: Path) -> None:
     )
     offers = folder / "offered"
     found = set(offers.read_text().split()) if offers.exists() else set()
-    begun = typed.rpartition(" ")[2]
+    prefix = typed.rpartition(" ")[2]
     assert (
         sorted(
-            word for word in found if word.startswith(begun) and (begun or not word.startswith("-"))
+            word
+            for word in found
+            if word.startswith(prefix) and (prefix or not word.startswith("-"))
         )
         == offered
     )
@@ -135,15 +137,15 @@ def test_command(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bash_script_is_clean(tmp_path: Path) -> None:
-    """shellcheck has nothing to say of the script."""
-    # The Python package brings the program, beside the interpreter, for most machines.
+    """shellcheck finds nothing in the script."""
+    # On most machines the Python package installs the program beside the interpreter.
     places = os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
     shellcheck = shutil.which("shellcheck", path=places)
     if shellcheck is None:
         pytest.skip("needs shellcheck")
     path = tmp_path / "completion.bash"
     path.write_text(completion(Shell.BASH))
-    said = subprocess.run(
+    done = subprocess.run(
         [shellcheck, "--shell=bash", path], capture_output=True, text=True, check=False
     )
-    assert said.stdout == ""
+    assert done.stdout == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks that never end: the command ends, in time and with one line, and at once by a signal."""
+"""Refreshes that never end: the command exits at the deadline, and at once on a signal."""
 
 import contextlib
 import errno
@@ -28,15 +28,15 @@ from probes.command import show
 
 deadline_s, fifo, *arguments = sys.argv[1:]
 
-def look(_):
+def hang(_):
     with open(fifo) as held:
         held.read()
-    raise AssertionError("the look has ended")
+    raise AssertionError("the refresh has ended")
 
 class Detaching:
     hooks = ()
     bcc_version = ""
-    close = look
+    close = hang
 
 class Server(agent.Server):
     async def start(self, *arguments, **named):
@@ -48,11 +48,11 @@ if arguments[0] == "agent":
 else:
     agent._open_session = lambda _: (None, BpfUnavailableError("not in this test"))
 agent.Server = Server
-agent.NodeCollector.refresh = look
+agent.NodeCollector.refresh = hang
 agent.STOP_DEADLINE_S = agent.REFRESH_DEADLINE_S = show.REFRESH_DEADLINE_S = float(deadline_s)
 sys.exit(cli.main([*arguments, "--standalone", "--log-level", "error"], apart=True))
 """
-"""A command whose looks wait for a FIFO that gets no writer."""
+"""A command whose refreshes wait for a FIFO that gets no writer."""
 ONCE = {
     "doctor": ("doctor",),
     "doctor as JSON": ("doctor", "--json"),
@@ -76,7 +76,7 @@ def hanging(
 ) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HANGING, str(deadline_s), str(fifo), *arguments]
     started = subprocess.Popen(
-        # What runs in the background of a shell ignores SIGINT, and so would this.
+        # A shell makes its background jobs ignore SIGINT, and the tests may be such a job.
         ["env", "--default-signal=INT", *command],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -93,7 +93,7 @@ def hanging(
 
 
 def wait_until_it_hangs(fifo: Path) -> int:
-    """A descriptor that, while it is open, keeps the look that has opened the FIFO reading."""
+    """A descriptor that, while it is open, blocks the refresh that reads the FIFO."""
     end_s = time.monotonic() + WAIT_S
     while time.monotonic() < end_s:
         try:
@@ -101,7 +101,7 @@ def wait_until_it_hangs(fifo: Path) -> int:
         except OSError as err:
             assert err.errno == errno.ENXIO  # noqa: PT017 - no reader yet
             time.sleep(0.01)
-    raise AssertionError("no look began")
+    raise AssertionError("no refresh began")
 
 
 def permitted() -> bool:
@@ -109,32 +109,33 @@ def permitted() -> bool:
 
 
 @pytest.mark.parametrize("arguments", [*ONCE.values(), *LIVE.values()], ids=[*ONCE, *LIVE])
-def test_a_look_that_never_ends(fifo: Path, arguments: Sequence[str]) -> None:
-    """The command ends by itself, exit code 1, nothing on stdout, and the last line says why."""
+def test_a_refresh_that_never_ends(fifo: Path, arguments: Sequence[str]) -> None:
+    """The command exits with code 1, nothing on stdout and a line that names the deadline."""
     if arguments[0] == "live" and not permitted():
-        pytest.skip("live needs the privileges to look at others")
+        pytest.skip("live needs the privileges to read other processes")
     with hanging(fifo, arguments, deadline_s=0.3) as command:
         out, err = command.communicate(timeout=WAIT_S)
     assert command.returncode == 1, err
     assert out == ""
-    said = [line for line in err.splitlines() if "attaching" not in line]
-    assert len(said) == 1
-    assert said[0].startswith("hvprobe: a look at the node has not ended within 0.3 s: ")
+    (line,) = [line for line in err.splitlines() if "attaching" not in line]
+    assert line.startswith("hvprobe: the refresh has not ended within 0.3 s: ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("arguments", [*ONCE.values(), *LIVE.values()], ids=[*ONCE, *LIVE])
-def test_a_signal_ends_it_while_a_look_hangs(
+def test_a_signal_ends_the_command_while_a_refresh_hangs(
     fifo: Path, arguments: Sequence[str], number: signal.Signals
 ) -> None:
-    """At once, and nothing of it stays: no process waits for the look."""
+    """A signal ends the command at once, and no process remains that waits for the refresh."""
     if arguments[0] == "live" and not permitted():
-        pytest.skip("live needs the privileges to look at others")
+        pytest.skip("live needs the privileges to read other processes")
     with hanging(fifo, arguments, deadline_s=NEVER_S) as command:
         held = wait_until_it_hangs(fifo)
         try:
             command.send_signal(number)
-            out, err = command.communicate(timeout=WAIT_S)  # the end of all that hold the pipes
+            out, err = command.communicate(
+                timeout=WAIT_S
+            )  # all processes that hold the pipes have ended
         finally:
             os.close(held)
     assert command.returncode == (0 if arguments in LIVE.values() else -number)
@@ -143,7 +144,7 @@ def test_a_signal_ends_it_while_a_look_hangs(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_agent_that_cannot_stop(fifo: Path, number: signal.Signals) -> None:
-    """It ends by itself at the deadline, exit code 1, and the last line says why."""
+    """The agent exits with code 1 at the deadline, and its last line says why."""
     with hanging(fifo, ("agent", "--listen", "127.0.0.1:0"), deadline_s=0.3) as command:
         assert command.stderr is not None
         assert "ready to be stopped" in command.stderr.readline()
@@ -156,7 +157,7 @@ def test_an_agent_that_cannot_stop(fifo: Path, number: signal.Signals) -> None:
 
 
 def test_ctrl_c(fifo: Path) -> None:
-    """Sent to all processes of the terminal's group it ends them without a word."""
+    """Ctrl-C, sent to all processes of the terminal's group, ends them without output."""
     with hanging(fifo, ("snapshot",), deadline_s=NEVER_S) as command:
         held = wait_until_it_hangs(fifo)
         os.killpg(command.pid, signal.SIGINT)
@@ -165,8 +166,8 @@ def test_ctrl_c(fifo: Path) -> None:
     assert command.returncode == -signal.SIGINT
 
 
-def test_a_thread_gives_what_the_work_gave() -> None:
-    """Its result, its exception, and its own thread to do it in."""
+def test_the_result_of_work_in_a_thread() -> None:
+    """The work runs in its own thread, and the caller gets its result or its exception."""
     threads: list[object] = []
 
     def fails() -> None:
@@ -183,7 +184,7 @@ def test_a_thread_gives_what_the_work_gave() -> None:
 
 
 def test_waiting_for_a_thread_ends() -> None:
-    """At the deadline, or when the command is to stop, whichever is first."""
+    """The caller waits until the deadline or until the command is to stop."""
     gate = threading.Event()
     with pytest.raises(RefreshTimeoutError, match=r"within 0\.1 s"):
         within(lambda: gate.wait(WAIT_S), deadline_s=0.1)
@@ -211,27 +212,27 @@ def fails() -> int:
         (
             lambda: os.kill(os.getpid(), signal.SIGKILL),
             1,
-            "hvprobe: the process that looks was ended by SIGKILL\n",
+            "hvprobe: the process that reads the node was ended by SIGKILL\n",
         ),
     ],
 )
 def test_exit_code_of_a_process_apart(
     work: Callable[[], int], code: int, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is the command's own; an exception is shown, and a violent end is said."""
+    """The exit code is the work's own. An exception or a fatal signal is reported on stderr."""
     before = signal.getsignal(signal.SIGINT)
     try:
         assert apart(work, deadline_s=WAIT_S) == code
     finally:
         signal.signal(signal.SIGINT, before)
-    told = capfd.readouterr().err
-    assert says in told
-    assert bool(told) == bool(says)
+    output = capfd.readouterr().err
+    assert says in output
+    assert bool(output) == bool(says)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams(closed: str) -> None:
-    """The exit code gets through where the caller has closed some of them."""
+    """The exit code is correct even if the caller closed some of the standard streams."""
     program = (
         "import sys; from probes.command.deadline import apart; "
         "sys.exit(apart(lambda: 5, deadline_s=60))"
@@ -245,7 +246,7 @@ def test_closed_standard_streams(closed: str) -> None:
 
 
 def test_a_process_apart_that_never_ends(capfd: pytest.CaptureFixture[str]) -> None:
-    """It is killed at the deadline, exit code 1 and one line."""
+    """The process is killed at the deadline, with exit code 1 and one line."""
 
     def never_ends() -> int:
         time.sleep(NEVER_S)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules that docstrings, ARCHITECTURE and CONTRIBUTING name are there."""
+"""The modules that docstrings, ARCHITECTURE and CONTRIBUTING name exist."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ MODULE = re.compile(r"(?<![\w./{},*<-])[\w/]+\.py\b")
 
 
 def texts(source: Path) -> list[str]:
-    """All strings that stand alone: docstrings of modules, classes, functions and fields."""
+    """All docstrings of modules, classes, functions and fields."""
     return [
         node.value.value
         for node in ast.walk(ast.parse(source.read_text()))
@@ -28,7 +28,7 @@ def texts(source: Path) -> list[str]:
 
 
 def missing(text: str) -> set[str]:
-    """Names of modules in a text that no file of the repository has at its end."""
+    """The names of modules in a text that match no file of the repository."""
     files = [f"/{path.relative_to(ROOT)}" for path in SOURCES]
     return {
         name
@@ -38,7 +38,7 @@ def missing(text: str) -> set[str]:
 
 
 def test_docstrings_name_modules_that_exist() -> None:
-    """A docstring that sends its reader to a module names one that is there."""
+    """Every module that a docstring names exists."""
     found = {
         f"{source.relative_to(ROOT)}: {name}"
         for source in SOURCES
@@ -51,19 +51,19 @@ def test_docstrings_name_modules_that_exist() -> None:
 
 @pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_documents_name_modules_that_exist(document: str) -> None:
-    """So does a document for developers."""
+    """Every module that a document for developers names exists."""
     assert missing((ROOT / document).read_text()) == set()
 
 
 def test_a_module_that_is_missing_is_found() -> None:
-    """The search knows names with and without a folder, and knows that these do not exist."""
+    """Missing modules are found by a name with or without a folder."""
     text = "See vmiwatch.py and probes/kube.py, but also probes/vmi/kube/watch.py and watch.py."
     assert missing(text) == {"vmiwatch.py", "probes/kube.py"}
 
 
 @pytest.mark.parametrize("room", ["ebpf", "probes/*", "probes/vmi/kube", "probes/render/live"])
 def test_architecture_names_each_module(room: str) -> None:
-    """ARCHITECTURE's tables list every module of a room; `http/` stands there as one."""
+    """ARCHITECTURE's tables list every module of a room, except those of ``http/``."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     modules = {
         path.stem

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's checks as a person, a pipe and a program get them."""
+"""The doctor's checks on a terminal, in a pipe and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def shown(*, width: int = 60, ascii_only: bool = False) -> list[str]:
     return [line.plain for line in found]
 
 
-def test_for_a_person() -> None:
-    """A mark before each check, long ones broken between words, the remedy below."""
+def test_on_a_terminal() -> None:
+    """Each check has a mark, is wrapped between words, and is followed by its remedy."""
     assert shown() == [
         "✓ KVM: works, provided by kvm_intel",
         "! KVM activity: no hook is attached: kprobe kvm_vcpu_ioctl:",
@@ -47,15 +47,15 @@ def test_for_a_person() -> None:
 
 
 def test_without_utf8() -> None:
-    """The same in ASCII."""
+    """Without UTF-8 the marks and arrows are ASCII."""
     found = shown(width=200, ascii_only=True)
     assert "\n".join(found).isascii()
     assert [line[:3] for line in found if line[:1].strip()] == ["ok ", "-- ", "NO ", "-- "]
     assert "   -> run as root" in found
 
 
-def test_for_a_pipe() -> None:
-    """One line a check with its outcome, reason and remedy, then what it comes to."""
+def test_in_a_pipe() -> None:
+    """In a pipe each check is one line with outcome, finding and remedy, before the conclusion."""
     assert lines(CHECKS, Ability.NOTHING) == [
         "ok    KVM: works, provided by kvm_intel",
         (
@@ -70,7 +70,7 @@ def test_for_a_pipe() -> None:
 
 @pytest.mark.parametrize("ability", list(Ability))
 def test_as_json(ability: Ability) -> None:
-    """An object with the ability, the exit code it means, and the checks."""
+    """The JSON object has the ability, its exit code and the checks."""
     found = json.loads(to_json(CHECKS, ability))
     assert (found["schema"], found["ability"], found["exit_code"]) == (
         "hvprobe-doctor/v1",
@@ -90,10 +90,10 @@ def test_as_json(ability: Ability) -> None:
     width=st.integers(30, 120),
 )
 def test_fits_any_terminal(findings: Sequence[str], width: int) -> None:
-    """No line is wider than the terminal, and nothing in it disturbs one."""
+    """No line is wider than the terminal or contains unprintable characters."""
     checks = [
-        Check(question="q", outcome=Outcome.DEGRADED, finding=it, remedy=it or None)
-        for it in findings
+        Check(question="q", outcome=Outcome.DEGRADED, finding=finding, remedy=finding or None)
+        for finding in findings
     ]
     for line in screen(checks, Ability.VERIFIED, width=width, ascii_only=False):
         assert line.plain.isprintable()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit reasons: where the kernel keeps them, and what their numbers are called."""
+"""Exit reasons: the layout of the kernel's records, and the names of the reasons."""
 
 import mmap
 import os
@@ -43,14 +43,14 @@ ARM64 = (
 
 
 def test_layout_of_x86() -> None:
-    """exit_reason and isa are found, and become compiler flags."""
+    """The offsets of exit_reason and isa become compiler flags."""
     found = layout_from(offsets_from(X86))
     assert found == ReasonLayout(reason=8, isa=24, detail=None)
     assert found.flags == ("-DREASON_OFFSET=8", "-DISA_OFFSET=24")
 
 
 def test_layout_of_arm64() -> None:
-    """ret and esr_ec stand for them."""
+    """The offsets of ret and esr_ec become compiler flags."""
     found = layout_from(offsets_from(ARM64))
     assert found == ReasonLayout(reason=8, isa=None, detail=12)
     assert found.flags == ("-DREASON_OFFSET=8", "-DDETAIL_OFFSET=12")
@@ -66,8 +66,8 @@ def test_layout_of_arm64() -> None:
         ARM64.replace("esr_ec", "esr"),
     ],
 )
-def test_layout_that_is_not_known(description: str) -> None:
-    """Fields that are missing or of another size are no layout, rather than a wrong one."""
+def test_unknown_layout(description: str) -> None:
+    """The layout is unknown when a field is missing or has another size."""
     assert layout_from(offsets_from(description)) is None
 
 
@@ -90,7 +90,7 @@ def test_layout_that_is_not_known(description: str) -> None:
     ],
 )
 def test_names_of_x86(isa: int, reason: int, expected: tuple[Isa, int, str]) -> None:
-    """By the tracepoint's own isa; flags of VMX are no part of the number; gaps stay numbers."""
+    """The tracepoint's isa selects the names; VMX flags are ignored; unnamed codes are numbers."""
     found = reason_count(
         ReasonLayout(reason=8, isa=24, detail=None), isa=isa, reason=reason, detail=0, total=3
     )
@@ -111,14 +111,14 @@ def test_names_of_x86(isa: int, reason: int, expected: tuple[Isa, int, str]) -> 
     ],
 )
 def test_names_of_arm64(ret: int, esr_ec: int, name: str) -> None:
-    """A trap by its exception class; anything else by its cause, whatever class stands there."""
+    """A trap is named by its exception class, any other exit only by its cause."""
     layout = ReasonLayout(reason=8, isa=None, detail=12)
     found = reason_count(layout, isa=0, reason=ret, detail=esr_ec, total=1)
     assert (found.isa, found.name) == (Isa.ARM64, name)
 
 
 def test_kernel_without_the_tracepoint(tmp_path: Path) -> None:
-    """No description of kvm:kvm_exit: one line that says what to do, before anything is loaded."""
+    """Without a description of kvm:kvm_exit the error is one line that says what to do."""
     with pytest.raises(BpfUnavailableError) as caught:
         ReasonsSession(sys_root=tmp_path)
     assert "mount tracefs" in str(caught.value)
@@ -126,7 +126,7 @@ def test_kernel_without_the_tracepoint(tmp_path: Path) -> None:
 
 
 def test_kernel_with_another_tracepoint(tmp_path: Path) -> None:
-    """A record that is not known is refused, with its place and the way out."""
+    """An unknown record is refused with the path of its description and a remedy."""
     events = tmp_path / "kernel/debug/tracing/events/kvm/kvm_exit"
     events.mkdir(parents=True)
     (events / "format").write_text(HEAD)
@@ -138,7 +138,7 @@ def test_kernel_with_another_tracepoint(tmp_path: Path) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Loaded:
-    """Stands for programs that were compiled and loaded, with memory files as their maps."""
+    """A fake of loaded programs that has memory files as maps."""
 
     lost_bytes: int = mmap.PAGESIZE
     """Size of the map that counts lost exits."""
@@ -167,7 +167,7 @@ LoadInto = Callable[[Loaded], Path]
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadInto:
-    """Give the sysfs of a node of two CPUs, on which these programs are what is loaded."""
+    """A function that makes the sysfs of a node with two CPUs on which the fake is loaded."""
     events = tmp_path / "kernel/tracing/events/kvm/kvm_exit"
     events.mkdir(parents=True)
     (events / "format").write_text(X86)
@@ -182,8 +182,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadInto:
     return load_into
 
 
-def test_all_is_released_at_the_end(node: LoadInto) -> None:
-    """Programs are detached once, however often the session is closed."""
+def test_everything_is_released_at_the_end(node: LoadInto) -> None:
+    """The programs are closed once, however often the session is closed."""
     loaded = Loaded()
     session = ReasonsSession(sys_root=node(loaded))
     assert session.lost_total == 0
@@ -197,7 +197,7 @@ def test_all_is_released_at_the_end(node: LoadInto) -> None:
 def test_a_node_whose_cpus_are_unknown_keeps_no_program(
     node: LoadInto, possible: str | None
 ) -> None:
-    """The programs are loaded by then: they are released, and the error is one line."""
+    """The programs, which are already loaded, are released, and the error is raised."""
     loaded = Loaded()
     sys_root = node(loaded)
     file = sys_root / "devices/system/cpu/possible"
@@ -211,7 +211,7 @@ def test_a_node_whose_cpus_are_unknown_keeps_no_program(
 
 
 def test_a_table_that_cannot_be_mapped_keeps_no_program(node: LoadInto) -> None:
-    """An empty map cannot be mapped into memory."""
+    """The programs are released when a map, here an empty one, cannot be mapped into memory."""
     loaded = Loaded(lost_bytes=0)
     with pytest.raises(BpfUnavailableError, match="exit reasons"):
         ReasonsSession(sys_root=node(loaded))
@@ -219,7 +219,7 @@ def test_a_table_that_cannot_be_mapped_keeps_no_program(node: LoadInto) -> None:
 
 
 def test_a_program_that_cannot_be_attached_is_released(node: LoadInto) -> None:
-    """The reason of the refusal is in the error."""
+    """The programs are released, and the error contains the reason of the refusal."""
     loaded = Loaded(
         refusal=AttachError("tracepoint kvm:kvm_exit", AttachCause.NOT_PERMITTED, "not permitted")
     )

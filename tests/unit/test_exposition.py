@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families → text: byte for byte what prometheus_client writes, whatever stands in the labels."""
+"""The exposition equals prometheus_client's output byte for byte, with any text in the labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,7 +50,7 @@ def any_family(draw: st.DrawFn) -> Family:
 
 @st.composite
 def any_vmi(draw: st.DrawFn) -> VmiReport:
-    """Every combination of what may be unknown."""
+    """A VMI with any combination of known and unknown values."""
     verdict = Verdict(
         type=draw(st.sampled_from(HypervisorType)),
         verified=draw(st.booleans()),
@@ -74,7 +74,7 @@ def any_report(draw: st.DrawFn) -> NodeReport:
 
 
 class Theirs(Collector):
-    """The same families as prometheus_client's own objects."""
+    """A collector of the same families as objects of prometheus_client."""
 
     def __init__(self, ours: Sequence[Family | Histogram]) -> None:
         self._ours = ours
@@ -112,7 +112,7 @@ def written(exposition: Exposition, ours: Sequence[Family | Histogram], form: Fo
     ]
 )
 def test_any_family_is_written_as_prometheus_client_does(form: Format, ours: list[Family]) -> None:
-    """Help, types, labels and numbers, in both formats, also of a family without samples."""
+    """Any family, even one without samples, equals prometheus_client's output in both formats."""
     assert written(Exposition(), ours, form) == theirs(ours, form)
 
 
@@ -121,7 +121,7 @@ def test_any_family_is_written_as_prometheus_client_does(form: Format, ours: lis
 def test_a_histogram_is_written_as_prometheus_client_does(
     form: Format, text: str, counts: list[int], total: float
 ) -> None:
-    """Help, type, buckets, count and sum, in both formats."""
+    """Any histogram equals prometheus_client's output in both formats."""
     bounds = (0.0025, 1.0, float("inf"))
     buckets = [*zip(bounds, sorted(counts), strict=True)]
     ours = [Histogram(name="x_seconds", help=text, buckets=buckets, total=total)]
@@ -129,20 +129,20 @@ def test_a_histogram_is_written_as_prometheus_client_does(
 
 
 KEPT = Exposition()
-"""One for all examples below: whatever it remembers of one must not show in another."""
+"""Shared by all examples below, because remembered labels must not leak into another report."""
 
 
 @pytest.mark.parametrize("form", Format)
 @given(report=any_report())
 def test_any_report_is_written_as_prometheus_client_does(form: Format, report: NodeReport) -> None:
-    """Hostile names, everything that may be unknown, and after other reports were written."""
+    """Any report equals prometheus_client's output, even after other reports were written."""
     ours = list(families(report))
     assert written(KEPT, ours, form) == theirs(ours, form)
 
 
 @pytest.mark.parametrize("form", Format)
 def test_a_vm_that_changes_its_type_changes_its_labels(form: Format) -> None:
-    """What is remembered of a VM is its labels, not what was said of it."""
+    """A VM's new type is written, although the labels of the VM are remembered."""
     exposition = Exposition()
     for kind in HypervisorType:
         verdict = Verdict(type=kind, verified=True, reasons=())
@@ -151,7 +151,7 @@ def test_a_vm_that_changes_its_type_changes_its_labels(form: Format) -> None:
 
 
 def test_only_the_labels_written_last_are_remembered() -> None:
-    """VMs come and go for ever: the memory is that of those which run."""
+    """Only the labels of the VMs in the last report are remembered, however many came before."""
     exposition = Exposition()
 
     def remembered() -> int:
@@ -174,7 +174,7 @@ def test_only_the_labels_written_last_are_remembered() -> None:
 
 
 def test_labels_and_values_must_match() -> None:
-    """A sample that lacks a label is a defect, not a shorter line."""
+    """A sample that lacks a label value raises ``ValueError``."""
     wrong = Family(name="a", kind=Kind.GAUGE, help="", labels=("b", "c"), samples=[(("1",), 1)])
     with pytest.raises(ValueError):
         Exposition().write([wrong], Format.TEXT)

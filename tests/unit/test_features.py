@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel permits, from captured sysfs trees and this very process."""
+"""Features of the kernel, from made-up sysfs trees and from this process."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_a_distribution_kernel(tmp_path: Path) -> None:
-    """Each ability is found where that kernel shows it."""
+    """Each feature is found where that kernel shows it."""
     sys_root = tree(
         tmp_path,
         {
@@ -34,7 +34,7 @@ def test_a_distribution_kernel(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """An empty sysfs means: not there, and lockdown not told."""
+    """With an empty sysfs every feature is absent and lockdown is unknown."""
     found = find_features(proc_root=tmp_path, sys_root=tmp_path)
     assert (found.kprobes, found.btf, found.tracefs, found.kvm_device) == (False,) * 4
     assert found.lockdown is None
@@ -43,12 +43,12 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "nothing in brackets", "["])
 def test_malformed_lockdown(tmp_path: Path, text: str) -> None:
-    """What cannot be read is not told."""
+    """Lockdown is unknown when its file is malformed."""
     tree(tmp_path, {"kernel/security/lockdown": text})
     assert find_features(proc_root=tmp_path, sys_root=tmp_path).lockdown is None
 
 
 def test_tracefs_below_debugfs_counts(tmp_path: Path) -> None:
-    """Older kernels mount it there."""
+    """The tracefs that older kernels mount below debugfs is found."""
     tree(tmp_path, {"kernel/debug/tracing/events/enable": "", "kernel/debug/tracing/x": ""})
     assert find_features(proc_root=tmp_path, sys_root=tmp_path).tracefs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hook is attached how, on captured sysfs trees and with recorded calls for programs."""
+"""How each hook is attached, with made-up sysfs trees and recorded calls in place of programs."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from ebpf.tracefs import Tracefs
 
 @dataclass(slots=True, kw_only=True)
 class Recorder:
-    """Stands for loaded programs: what is attached now, and each call."""
+    """A fake of loaded programs that records what is attached and each call."""
 
     refused: set[Backend] = field(default_factory=set)
     reachable: bool = True
-    """Whether tracefs names tracepoints."""
+    """Whether tracefs lists the tracepoints."""
     held: set[AttachPoint] = field(default_factory=set)
     calls: list[tuple[str, str]] = field(default_factory=list)
 
@@ -45,12 +45,12 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysfs:
-    """A sysfs tree in which drivers and descriptions of tracepoints come and go."""
+    """A sysfs tree in which the test changes drivers and descriptions of tracepoints."""
 
     root: Path
 
     def load(self, *names: tuple[str, str]) -> None:
-        """Modules with their devices."""
+        """Add modules with their devices."""
         for module, device in names:
             (self.root / "module" / module).mkdir(parents=True)
             (self.root / "class/misc" / device).mkdir(parents=True)
@@ -59,12 +59,12 @@ class Sysfs:
         (self.root / "class/misc" / device).rmdir()
 
     def reload(self, module: str) -> None:
-        """Another directory: the old one is kept elsewhere, so that its number stays taken."""
+        """Replace the module's directory. The old one is moved, so its inode stays in use."""
         (self.root / "module" / module).rename(self.root / f"old_{module}")
         (self.root / "module" / module).mkdir()
 
     def describe(self, target: str, *fields: str, begin: int = 8) -> None:
-        """Describe a tracepoint whose fields follow one another from a place on."""
+        """Describe a tracepoint whose fields follow one another from an offset."""
         directory = self.root / "kernel/tracing/events" / target.replace(":", "/")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "format").write_text(
@@ -91,21 +91,22 @@ def hook_set(sysfs: Sysfs, programs: Recorder, hooks: Sequence[Hook] = HOOKS) ->
 
 
 def status(given: HookSet, question: Question) -> HookStatus:
-    (found,) = [it for it in given.statuses if it.hook.question is question]
+    (found,) = [status for status in given.statuses if status.hook.question is question]
     return found
 
 
 def of_kvm(given: HookSet) -> list[HookStatus]:
-    return [it for it in given.statuses if it.hook.driver == KVM]
+    return [status for status in given.statuses if status.hook.driver == KVM]
 
 
-def test_each_hook_is_attached_at_its_first_point_that_holds(sysfs: Sysfs) -> None:
-    """Optional ones are wanted with their device; what is refused leaves its reason."""
+def test_each_hook_is_attached_at_its_first_accepted_point(sysfs: Sysfs) -> None:
+    """Optional hooks are used only with their device, and a refused hook keeps the reason."""
     sysfs.load(("kvm", "kvm"))
     programs = Recorder(refused={Backend.KPROBE})
     given = hook_set(sysfs, programs)
-    assert [it.hook for it in given.statuses] == [it for it in HOOKS if it.driver != MSHV]
-    refused = {it.hook.name for it in given.statuses if not it.attached}
+    wanted = [hook for hook in HOOKS if hook.driver != MSHV]
+    assert [status.hook for status in given.statuses] == wanted
+    refused = {status.hook.name for status in given.statuses if not status.attached}
     assert refused == {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
     runs = status(given, Question.RUNS_VCPU)
     assert runs.reason == "kprobe kvm_vcpu_ioctl: not permitted"
@@ -117,7 +118,7 @@ def test_each_hook_is_attached_at_its_first_point_that_holds(sysfs: Sysfs) -> No
 
 
 def test_all_reasons_of_a_hook_are_kept(sysfs: Sysfs) -> None:
-    """One for each point, in the order in which they were tried."""
+    """A hook that cannot be attached keeps the reason of each point, in the order of attempts."""
     sysfs.load(("kvm", "kvm"))
     programs = Recorder(refused={Backend.KPROBE, Backend.TRACEPOINT, Backend.RAW_TRACEPOINT})
     given = hook_set(sysfs, programs)
@@ -129,7 +130,7 @@ def test_all_reasons_of_a_hook_are_kept(sysfs: Sysfs) -> None:
 
 
 def test_an_optional_hook_is_wanted_where_its_device_is(sysfs: Sysfs) -> None:
-    """Whichever hooks are given: those of the table, or others."""
+    """A given optional hook is attached if its device exists, and otherwise has no status."""
     optional = [hook for hook in HOOKS if hook.optional]
     assert hook_set(sysfs, Recorder(), optional).statuses == ()
     sysfs.load(("mshv_root", "mshv"))
@@ -137,18 +138,20 @@ def test_an_optional_hook_is_wanted_where_its_device_is(sysfs: Sysfs) -> None:
     assert found.attached
 
 
-def test_without_the_driver_nothing_of_it_is_touched(sysfs: Sysfs) -> None:
-    """Its hooks are inactive from the start, and are neither attached nor detached."""
+def test_without_a_driver_its_hooks_are_not_attached(sysfs: Sysfs) -> None:
+    """The hooks of an absent driver are inactive from the start and never attached or detached."""
     programs = Recorder()
     given = hook_set(sysfs, programs)
-    assert all(it.inactive and "/dev/kvm" in (it.reason or "") for it in of_kvm(given))
+    for kvm_status in of_kvm(given):
+        assert kvm_status.inactive
+        assert "/dev/kvm" in (kvm_status.reason or "")
     assert all(program.startswith("on_sched") for _, program in programs.calls)
     given.follow_drivers()
     assert {call for call, _ in programs.calls} == {"attach"}
 
 
 def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
-    """They are detached when its device goes, and attached again when it is back."""
+    """Hooks are detached when the driver's device disappears and attached when it is back."""
     sysfs.load(("kvm", "kvm"))
     programs = Recorder()
     given = hook_set(sysfs, programs)
@@ -158,29 +161,29 @@ def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
     assert programs.calls == []
     sysfs.remove_device("kvm")
     given.follow_drivers()
-    assert all(it.inactive for it in of_kvm(given))
+    assert all(status.inactive for status in of_kvm(given))
     assert [call for call, _ in programs.calls] == ["detach"] * len(of_kvm(given))
     assert given.attached_ns == before_ns
     shutil.rmtree(sysfs.root / "module")
     sysfs.load(("kvm", "kvm"))
     given.follow_drivers()
-    assert [it.attached_total for it in of_kvm(given)] == [2] * len(of_kvm(given))
+    assert [status.attached_total for status in of_kvm(given)] == [2] * len(of_kvm(given))
     assert given.attached_ns > before_ns
     assert status(given, Question.FORKS).attached_total == 1
 
 
-def test_another_module_with_the_device_still_there_is_noticed(sysfs: Sysfs) -> None:
-    """Kprobes in the module before are dead, without an error anywhere."""
+def test_a_reloaded_module_is_noticed(sysfs: Sysfs) -> None:
+    """All hooks are attached again, because kprobes in the old module are dead without an error."""
     sysfs.load(("kvm", "kvm"))
     programs = Recorder()
     given = hook_set(sysfs, programs)
     sysfs.reload("kvm")
     given.follow_drivers()
-    assert all(it.attached and it.attached_total == 2 for it in of_kvm(given))
+    assert all(status.attached and status.attached_total == 2 for status in of_kvm(given))
 
 
 def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
-    """A program compiled for other places is not attached; the next form is, if there is one."""
+    """A program that was compiled for other offsets is not attached, but its next form is."""
     sysfs.load(("kvm", "kvm"))
     places = field_places(Tracefs(sysfs.root), HOOKS)
     sysfs.describe("kvm:kvm_userspace_exit", "reason", "errno", begin=16)
@@ -193,8 +196,8 @@ def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
     assert reason.endswith("restart hvprobe")
 
 
-def test_without_a_description_the_tracefs_is_to_blame(sysfs: Sysfs) -> None:
-    """Fields that cannot be looked up are not said to have moved."""
+def test_without_tracefs_the_reason_names_tracefs(sysfs: Sysfs) -> None:
+    """The reason does not say that fields moved when their description cannot be read."""
     shutil.rmtree(sysfs.root / "kernel")
     given = hook_set(sysfs, Recorder(reachable=False))
     assert "there is no tracefs" in (status(given, Question.FORKS).reason or "")
@@ -203,14 +206,14 @@ def test_without_a_description_the_tracefs_is_to_blame(sysfs: Sysfs) -> None:
 
 
 @pytest.mark.parametrize("backend", [Backend.TRACEPOINT, Backend.RAW_TRACEPOINT])
-def test_lives_are_followed_by_classic_tracepoints_alone(sysfs: Sysfs, backend: Backend) -> None:
-    """A raw form may be skipped for a thread that was preempted in it."""
+def test_only_classic_tracepoints_follow_lives(sysfs: Sysfs, backend: Backend) -> None:
+    """Lives need classic tracepoints: a raw one may be skipped for a thread preempted in it."""
     given = hook_set(sysfs, Recorder(refused={backend}))
     assert given.lives_are_followed is (backend is Backend.RAW_TRACEPOINT)
 
 
-def test_places_of_fields_become_flags(sysfs: Sysfs) -> None:
-    """Those that tracefs gives; without it those that follow the common fields."""
+def test_offsets_of_fields_become_flags(sysfs: Sysfs) -> None:
+    """The flags hold the offsets of tracefs or, without it, those right after the common fields."""
     sysfs.describe("sched:sched_process_fork", "parent_pid", "child_pid", begin=12)
     fork = [hook for hook in HOOKS if hook.question is Question.FORKS]
     flags = field_flags(field_places(Tracefs(sysfs.root), fork))

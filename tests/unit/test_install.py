@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/install.sh on machines of all kinds, which are folders of programs that record calls."""
+"""scripts/install.sh on simulated machines, which are folders of programs that record calls."""
 
 import shutil
 import subprocess
@@ -15,10 +15,10 @@ NEEDED = (
     *("awk", "bash", "cat", "chmod", "cp", "dirname", "env", "flock", "grep", "head", "id", "ln"),
     *("mkdir", "mktemp", "mv", "rm", "sed", "sh", "sha256sum", "tail", "uname"),
 )
-"""Programs that install.sh uses and that every Linux has."""
+"""Programs that install.sh uses and that every Linux system has."""
 PYTHON = """\
 #!/bin/sh
-# Records its call. `-m venv` makes an environment of links to this file; pip only succeeds.
+# Records its call. `-m venv` makes an environment of links to this file. pip only succeeds.
 printf '%s\\n' "$(dirname "$0" | sed "s|^$TREE/||"): $*" >>"$CALLS"
 case "$*" in
 *"version_info < (3, 11)"*) exit {too_old} ;;
@@ -51,7 +51,7 @@ for package in "$@"; do echo "installed $package"; done
 
 @dataclass(kw_only=True, slots=True)
 class Machine:
-    """A machine with a copy of what install.sh reads."""
+    """A machine with a copy of the files that install.sh reads."""
 
     root: Path
 
@@ -64,19 +64,19 @@ class Machine:
         return self.root / "distribution/python3"
 
     def add(self, name: str, text: str) -> None:
-        """A program. ``name`` has its folder: `bin` is on PATH."""
+        """Add a program. ``name`` includes its folder, of which ``bin`` is on PATH."""
         path = self.root / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
 
     def add_python(self, name: str, *, too_old: bool = False, bcc: bool = False) -> None:
-        """An interpreter that is recorded."""
+        """Add an interpreter that records its calls."""
         text = PYTHON.format(too_old=int(too_old), lacks_bcc=int(not bcc), real=sys.executable)
         self.add(name, text)
 
     def add_debian(self, *, bcc: bool = True) -> None:
-        """The distribution's interpreter and packages, all of them installed."""
+        """Add the distribution's interpreter and packages, all of which are installed."""
         self.add_python("distribution/python3", bcc=bcc)
         self.add("bin/dpkg", "#!/bin/sh\necho amd64\n")
         self.add("bin/dpkg-query", DPKG_QUERY)
@@ -98,7 +98,7 @@ class Machine:
         )
 
     def calls(self, word: str) -> list[str]:
-        """The calls with this word so far, which are forgotten."""
+        """The recorded calls with this word. The record is then empty."""
         record = self.root / "calls"
         lines = record.read_text().splitlines() if record.exists() else []
         record.unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A Linux without Python, apt and dpkg."""
+    """A Linux machine without Python, apt and dpkg."""
     made = Machine(root=tmp_path)
     (made.root / "bin").mkdir()
     (made.tree / "scripts").mkdir(parents=True)
@@ -132,11 +132,11 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_python_needs_no_distribution(machine: Machine) -> None:
-    """Any recent python3 makes .venv; pip gets the dependency group, one requirement a word."""
+    """Any recent python3 makes .venv, and pip gets each requirement of the group as an argument."""
     machine.add_python("bin/python3", too_old=True)
     machine.add_python("bin/python3.12")
-    said = succeeded(machine.install("python"))
-    assert said[-1] == "install: up to date"
+    lines = succeeded(machine.install("python"))
+    assert lines[-1] == "install: up to date"
     calls = machine.calls("")
     (venv,) = [line for line in calls if "-m venv" in line]
     assert venv.endswith(f"bin: -m venv --clear {machine.tree}/.venv")
@@ -149,7 +149,7 @@ def test_python_needs_no_distribution(machine: Machine) -> None:
 
 
 def test_second_call_installs_nothing(machine: Machine) -> None:
-    """What is there is not installed again, until pyproject.toml changes."""
+    """Nothing is installed again until pyproject.toml changes."""
     machine.add_python("bin/python3")
     succeeded(machine.install("python"))
     machine.calls("")
@@ -162,7 +162,7 @@ def test_second_call_installs_nothing(machine: Machine) -> None:
 
 
 def test_no_recent_python(machine: Machine) -> None:
-    """Without a python3 that will do, one line says what to install."""
+    """Without a recent python3, one line says what to install."""
     machine.add_python("bin/python3", too_old=True)
     done = machine.install("python")
     assert (done.returncode, done.stdout) == (1, "")
@@ -172,7 +172,7 @@ def test_no_recent_python(machine: Machine) -> None:
 
 
 def test_own_venv_is_kept(machine: Machine) -> None:
-    """A .venv of another interpreter, made by hand, serves lint and unit tests as it is."""
+    """A .venv of another interpreter that the user made is kept for lint and unit tests."""
     machine.add_debian()
     machine.add_python("own/python3.14")
     venv = machine.tree / ".venv"
@@ -189,7 +189,7 @@ def test_own_venv_is_kept(machine: Machine) -> None:
 
 
 def test_run_makes_the_venv_again(machine: Machine) -> None:
-    """What needs bcc replaces a .venv of another interpreter by the distribution's."""
+    """``run``, which needs bcc, replaces the .venv of another interpreter by the distribution's."""
     machine.add_python("bin/python3")
     succeeded(machine.install("python"))
     machine.calls("")
@@ -212,7 +212,7 @@ def test_run_makes_the_venv_again(machine: Machine) -> None:
     ],
 )
 def test_one_venv_serves_both(machine: Machine, first: list[str], second: list[str]) -> None:
-    """On Debian with bcc, what one word installed is up to date for the other."""
+    """On Debian with bcc, the .venv for one word is up to date for the other."""
     machine.add_debian()
     succeeded(machine.install(*first))
     machine.calls("")
@@ -220,8 +220,8 @@ def test_one_venv_serves_both(machine: Machine, first: list[str], second: list[s
     assert machine.calls("pip install") == []
 
 
-def test_no_ping_pong(machine: Machine) -> None:
-    """After lint before bcc, run and lint in turn settle: neither undoes the other's work."""
+def test_run_and_python_do_not_undo_each_other(machine: Machine) -> None:
+    """Even if bcc came after lint, ``run`` and ``python`` in turn soon install nothing more."""
     machine.add_debian(bcc=False)
     succeeded(machine.install("python"))
     assert "import bcc" in machine.install("run").stderr
@@ -235,7 +235,7 @@ def test_no_ping_pong(machine: Machine) -> None:
 
 
 def test_packages_need_apt(machine: Machine) -> None:
-    """What needs bcc ends with one line where there is no apt, and names what still works."""
+    """Without apt, ``run`` fails with one line that names what still works."""
     machine.add_python("bin/python3")
     done = machine.install("run")
     assert (done.returncode, done.stdout) == (1, "")
@@ -246,7 +246,7 @@ def test_packages_need_apt(machine: Machine) -> None:
 
 @pytest.mark.parametrize("words", [[], ["--root"], ["nonsense"], ["run", "nonsense"]])
 def test_usage(machine: Machine, words: list[str]) -> None:
-    """Wrong words are one line with the usage, and install nothing."""
+    """Wrong arguments print one line with the usage and install nothing."""
     done = machine.install(*words)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is imported: our two packages and what is installed, nothing of the environment."""
+"""hvprobe imports only its own and installed packages, and nothing from the environment."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ HOSTILE = ("json", "argparse", "logging", "bcc", "h11", "sitecustomize", "usercu
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder whose modules say so when they are imported, and end what imports them."""
+    """A folder of modules that report their import and end the process that imports them."""
     folder = tmp_path / "hostile"
     (folder / "ebpf").mkdir(parents=True)
     for name in (*HOSTILE, "ebpf/__init__"):
@@ -41,10 +41,10 @@ def hostile(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment in which this tree is installed, its command as pip and isolate.sh make it."""
+    """The command of an environment with this tree, as pip and isolate.sh write it."""
     environment = tmp_path_factory.mktemp("installed") / "venv"
-    making = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages"]
-    subprocess.run([*making, str(environment)], check=True)
+    command_line = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages"]
+    subprocess.run([*command_line, str(environment)], check=True)
     (site,) = environment.glob("lib/python3*/site-packages")
     (site / "tree.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
     command = environment / "bin/hvprobe"
@@ -76,9 +76,9 @@ def run(
 
 
 def test_the_installed_command(installed: Path, hostile: Path, proc: Path) -> None:
-    """In a hostile directory, with a hostile PYTHONPATH, all of it runs, the loader included.
+    """The command and its loader run in a hostile directory with a hostile PYTHONPATH.
 
-    What the loader would import shows in what it says of bcc.
+    An import by the loader would show in its message about bcc.
     """
     variables = {"PYTHONPATH": str(hostile), "PYTHONSTARTUP": str(hostile / "json.py")}
     for arguments in (["--version"], ["snapshot", "--standalone", "--proc", str(proc)]):
@@ -90,7 +90,7 @@ def test_the_installed_command(installed: Path, hostile: Path, proc: Path) -> No
 
 def test_python_m_probes(hostile: Path, proc: Path) -> None:
     """``PYTHONPATH=TREE python -m probes`` runs that tree and imports nothing else of the path."""
-    early = {"sitecustomize", "usercustomize", "re"}  # Python's own, before anything of ours
+    early = {"sitecustomize", "usercustomize", "re"}  # Python imports these before hvprobe runs
     for name in early:
         (hostile / f"{name}.py").unlink()
     variables = {"PYTHONPATH": f"{ROOT}:{hostile}"}
@@ -104,17 +104,17 @@ def test_python_m_probes(hostile: Path, proc: Path) -> None:
 
 
 def test_the_loader(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that compiles imports nothing of PYTHONPATH, of ours or of the directory."""
+    """The loader imports nothing from PYTHONPATH, sys.path or the working directory."""
     monkeypatch.setenv("PYTHONPATH", str(hostile))
     monkeypatch.syspath_prepend(hostile)
     monkeypatch.chdir(hostile)
-    # Raises when the process ends without an answer, as what it imports there would make it.
+    # Raises when the loader ends without an answer, as a hostile import would make it end.
     loaded = programs._load(Request(files=(), flags=(), maps=(), programs=()))
     loaded.close()
 
 
-def test_the_tree_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    """Another tree's modules are used when PYTHONPATH names it, those of the loader too."""
+def test_the_tree_is_the_one_that_was_requested(tmp_path: Path) -> None:
+    """A tree that PYTHONPATH names is the one whose modules run."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "ebpf").symlink_to(ROOT / "ebpf")
@@ -126,8 +126,8 @@ def test_the_tree_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     (tree / "probes/command/cli.py").write_text(
         "def main(**_):\n    print('the other tree')\n    return 7\n"
     )
-    started = [sys.executable, "-m", "probes"]
-    done = run(started, directory=tmp_path, variables={"PYTHONPATH": str(tree)})
+    command = [sys.executable, "-m", "probes"]
+    done = run(command, directory=tmp_path, variables={"PYTHONPATH": str(tree)})
     assert (done.returncode, done.stdout) == (7, "the other tree\n"), done.stderr
 
 
@@ -135,7 +135,7 @@ def test_the_tree_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_deleted_working_directory(
     command: str, installed: Path, tmp_path: Path, proc: Path
 ) -> None:
-    """Every import and the loader work where the working directory is gone."""
+    """All imports and the loader work in a deleted working directory."""
     program = [str(installed)] if command == "installed" else [sys.executable, "-m", "probes"]
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -167,7 +167,7 @@ def test_a_deleted_working_directory(
     ],
 )
 def test_every_form_of_pips_command(tmp_path: Path, first: str, isolated: str) -> None:
-    """Also one that is isolated already; the rest of the file stays."""
+    """Each form, even one that is already isolated, becomes isolated, and the rest is unchanged."""
     command = tmp_path / "hvprobe"
     command.write_text(first + PIP_WROTE)
     assert isolate(command).returncode == 0
@@ -177,7 +177,7 @@ def test_every_form_of_pips_command(tmp_path: Path, first: str, isolated: str) -
 
 
 def test_a_file_that_pip_did_not_write(tmp_path: Path) -> None:
-    """It is refused in one line: the command would run without isolation."""
+    """Another file is refused in one line, because it would run without isolation."""
     command = tmp_path / "hvprobe"
     command.write_text("#!/usr/bin/env python\n")
     done = isolate(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the watch of the API server waits, as numbers."""
+"""The pauses, deadlines and lengths of the API server's watch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOST, HUNG, REFUSED, BROKEN, GONE = (
     Failure.BROKEN,
     Failure.EXPIRED,
 )
-GOOD = "a watch that delivers"
+GOOD = "a successful watch"
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ GOOD = "a watch that delivers"
     ],
 )
 def test_pauses(course: list[Failure | str], pauses_s: list[float]) -> None:
-    """They double while the same goes on; an answer after silence and a good watch end that.
+    """Pauses double until an answer follows silence or a watch succeeds.
 
-    An expired version costs no pause, once until a watch is good again.
+    The first expired version since the last successful watch needs no pause.
     """
     backoff = Backoff(TIMING)
     found: list[float] = []
@@ -56,7 +56,7 @@ def test_pauses(course: list[Failure | str], pauses_s: list[float]) -> None:
 
 
 def test_a_list_that_is_answered_ends_the_silence() -> None:
-    """The server is there, whatever becomes of the watch after the list; yet nothing spins."""
+    """An answered list resets the pause, which still grows if the watches after it fail."""
     backoff = Backoff(TIMING)
     assert [backoff.pause_s(LOST, None, 0.0) for _ in range(3)] == [1, 2, 4]
     found: list[float] = []
@@ -82,7 +82,7 @@ def test_a_list_that_is_answered_ends_the_silence() -> None:
 def test_the_server_may_set_the_pause(
     failure: Failure, asked_s: float, random: float, pause_s: float
 ) -> None:
-    """Retry-After holds instead of the back-off, be that shorter or longer, up to half a minute."""
+    """``Retry-After`` replaces a shorter or longer back-off, up to half a minute."""
     backoff = Backoff(TIMING)
     for _ in range(5):
         backoff.pause_s(failure, None, 0.0)
@@ -90,9 +90,9 @@ def test_the_server_may_set_the_pause(
 
 
 def test_deadlines_for_an_answer() -> None:
-    """They grow while requests hang, up to a bound, and not while connections are refused.
+    """Deadlines grow up to a bound while requests hang, but not while connections are refused.
 
-    A list that is answered changes nothing, for the watch after it may hang each time.
+    An answered list does not change them, because the watch after it may hang each time.
     """
     backoff = Backoff(TIMING)
     found = [backoff.answer_deadline_s]
@@ -111,7 +111,7 @@ def test_deadlines_for_an_answer() -> None:
 
 @given(st.integers(0, 10_000), RANDOM)
 def test_backoff_stays_between_its_bounds(failures: int, random: float) -> None:
-    """Never less than half the base, never more than the cap, and half of it at the least there."""
+    """The pause is from half the base to the cap, and at least half the cap once it is reached."""
     wait_s = backoff_s(failures, 0.5, 30.0, random)
     assert 0.25 <= wait_s <= 30.0
     assert failures < 6 or wait_s >= 15.0
@@ -119,7 +119,7 @@ def test_backoff_stays_between_its_bounds(failures: int, random: float) -> None:
 
 @given(st.lists(st.sampled_from(Failure), max_size=50), RANDOM)
 def test_in_production_no_pause_is_long(course: list[Failure], random: float) -> None:
-    """Names are current within 5 s of a server that answers, so no try is further away than 3 s."""
+    """No pause exceeds 3 s, so that names are current within 5 s after the server answers again."""
     backoff = Backoff(WatchTiming())
     for step in course:
         assert backoff.pause_s(step, None, random) <= 3.0
@@ -127,7 +127,7 @@ def test_in_production_no_pause_is_long(course: list[Failure], random: float) ->
 
 @given(RANDOM)
 def test_watches_become_longer(random: float) -> None:
-    """From a second to minutes in a few watches, each a few times as long as the one before."""
+    """The lengths of watches grow from a second to minutes within a few watches."""
     timing = WatchTiming()
     lengths_s: list[int] = []
     for _ in range(8):
@@ -139,7 +139,7 @@ def test_watches_become_longer(random: float) -> None:
 
 @pytest.mark.parametrize(("watch_s", "silence_s"), [(1, 6.0), (20, 25.0), (70, 75.0), (600, 75.0)])
 def test_a_watch_may_be_silent_until_it_should_have_ended(watch_s: int, silence_s: float) -> None:
-    """A short one is given up soon after its end is due, a long one when its bookmark is."""
+    """A silent watch is abandoned soon after its end is due or, if it is long, its bookmark."""
     assert WatchTiming().silence_s(watch_s) == silence_s
 
 
@@ -172,12 +172,12 @@ NOW_UNIX_S = 1_445_412_480.0
     ],
 )
 def test_retry_after(text: str | None, server_date: str | None, seconds: float | None) -> None:
-    """Whole seconds and HTTP dates are understood; anything else is as if it were not there."""
+    """Integral seconds and HTTP dates are read, and any other text is ignored."""
     assert retry_after_s(text, server_date, NOW_UNIX_S) == seconds
 
 
 @given(st.text(), st.none() | st.text())
 def test_any_text_is_a_time_or_nothing(text: str, server_date: str | None) -> None:
-    """What a proxy writes there never ends the watch."""
+    """Any text, such as a proxy may send, gives a time or None and never an exception."""
     found = retry_after_s(text, server_date, NOW_UNIX_S)
     assert found is None or found >= 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where modules lie: what tests share is in one place, and no test lends from another."""
+"""The layout of modules: tests share code only through tests.support, never with each other."""
 
 import ast
 import tomllib
@@ -14,7 +14,7 @@ from tests.support.scraped_cluster import World
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("ebpf", "probes", "tests", "bench", "vmtest", "mutants")
 SHARED = ("ebpf", "probes", "tests.support", "bench", "vmtest", "mutants")
-"""What a test, a helper or a program beside the tests may import of this repository."""
+"""The packages of this repository that a test, a helper or another program may import."""
 
 
 def code_of_tests() -> list[Path]:
@@ -23,7 +23,7 @@ def code_of_tests() -> list[Path]:
 
 
 def imports(source: str) -> Iterator[str]:
-    """The full name of everything that is imported, also below a condition."""
+    """The full name of every import, including those inside functions and conditions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -31,29 +31,30 @@ def imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("file", code_of_tests(), ids=lambda it: str(it.relative_to(ROOT)))
+@pytest.mark.parametrize("file", code_of_tests(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_helpers_have_one_import_path(file: Path) -> None:
-    """Of the repository a test imports the product, the programs and tests.support."""
-    folder = file.parent
-    beside = {it.stem for it in folder.glob("*.py")}
+    """A test imports only the product, the programs and tests.support from this repository."""
+    neighbours = {neighbour.stem for neighbour in file.parent.glob("*.py")}
     for name in imports(file.read_text()):
         top = name.partition(".")[0]
         if top in PACKAGES:
-            assert any(name == it or name.startswith(f"{it}.") for it in SHARED), name
+            assert any(name == shared or name.startswith(f"{shared}.") for shared in SHARED), name
         else:
-            assert top not in beside, f"{name}: import it as a module of its package"
+            assert top not in neighbours, f"{name}: import it as a module of its package"
 
 
-@pytest.mark.parametrize("file", code_of_tests(), ids=lambda it: str(it.relative_to(ROOT)))
+@pytest.mark.parametrize("file", code_of_tests(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_test_module_is_imported(file: Path) -> None:
-    """What two tests need is in tests.support."""
+    """No module imports a test module or a conftest. Shared code belongs in tests.support."""
     for name in imports(file.read_text()):
-        lent = [it for it in name.split(".")[:-1] if it.startswith("test_") or it == "conftest"]
-        assert lent == [], name
+        modules = name.split(".")[:-1]
+        assert [each for each in modules if each.startswith("test_") or each == "conftest"] == [], (
+            name
+        )
 
 
 def test_below_tests_there_are_tests_and_support() -> None:
-    """A helper beside a test would need another import path."""
+    """Each folder below tests holds only tests, because a helper there needs another path."""
     stray = [
         str(file.relative_to(ROOT))
         for folder in (ROOT / "tests").iterdir()
@@ -66,20 +67,20 @@ def test_below_tests_there_are_tests_and_support() -> None:
 
 
 def test_pytest_finds_modules_in_the_root_alone() -> None:
-    """Ordinary imports need no further folder."""
+    """Pytest adds only the root to the import path."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["tool"]["pytest"]["ini_options"]["pythonpath"] == ["."]
 
 
 def test_the_made_up_agents_have_the_hooks_of_the_product() -> None:
-    """A hook that is added, or attached otherwise, is so in the cluster that Prometheus scrapes."""
+    """The simulated agents that Prometheus scrapes export the product's hooks and backends."""
     shown = [
         line.partition("{")[2].partition("}")[0]
         for line in World().exposition("agent", "n1").splitlines()
         if line.startswith("hvprobe_hook_attached{")
     ]
     for hook in hooks.HOOKS:
-        labels = [it for it in shown if f'hook="{hook.name}"' in it]
+        labels = [line for line in shown if f'hook="{hook.name}"' in line]
         backends = {f'backend="{point.backend}"' for point in hook.points}
         assert len(labels) == (0 if hook.optional else 1)
-        assert all(any(backend in it for backend in backends) for it in labels)
+        assert all(any(backend in line for backend in backends) for line in labels)

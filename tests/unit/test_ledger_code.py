@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's BPF text, run as an ordinary program: its order of steps, and its rare failures.
+"""The ledger's BPF text as an ordinary program: the order of its steps, and rare failures.
 
 The scenarios are in ledger_code.c.
 """
@@ -21,7 +21,7 @@ SCENARIOS = re.findall(r"SCENARIO\((\w+)\)", SOURCE.read_text())[1:]
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled with the BPF text of the package, and with no header of a kernel."""
+    """The program, compiled with the package's BPF text and without kernel headers."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     require("kernel", None if compiler else "there is no C compiler: install gcc")
     assert compiler is not None
@@ -37,20 +37,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_each_file_of_the_text_is_there() -> None:
-    """In the order in which BCC gets them."""
+def test_each_file_of_the_text_is_included() -> None:
+    """The files are included in the order in which BCC receives them."""
     included = re.findall(r'^#include "(\w+\.bpf\.c)"$', SOURCE.read_text(), flags=re.MULTILINE)
     assert tuple(included) == PROGRAM_FILES
 
 
 def test_each_scenario_is_run(program: Path) -> None:
-    """The names here are those of the program."""
-    said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    assert said.splitlines() == SCENARIOS
+    """The program has exactly the scenarios that are tested here."""
+    output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    assert output.splitlines() == SCENARIOS
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(program: Path, scenario: str) -> None:
-    """What the scenario's name says holds, and no slot is lost or in two places after it."""
+    """The scenario's name holds, and afterwards no slot is lost or in two places."""
     done = subprocess.run([program, scenario], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every source file says under which licence it is, at its top, in SPDX's form."""
+"""Every source file begins with an SPDX line that names its licence."""
 
 import os
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ LICENCE_BY_SUFFIX = {
     ".sh": "# SPDX-License-Identifier: Apache-2.0",
 }
 NOT_SOURCES = {"build", "dist", "node_modules", "results", "venv", "__pycache__"}
-"""Folders that builds and tests write, see .gitignore. Hidden folders hold no sources either."""
+"""Folders that builds and tests write, as in .gitignore. Hidden folders hold no sources either."""
 
 
 def sources() -> Iterator[Path]:
-    """Source files of the tree."""
+    """The source files of the repository."""
     for folder, folders, files in os.walk(ROOT):
         folders[:] = sorted(
             name for name in folders if name not in NOT_SOURCES and not name.startswith(".")
@@ -37,13 +37,13 @@ def names_its_licence(path: Path) -> bool:
 
 
 def test_each_source_file_names_its_licence() -> None:
-    """Python and shell are under Apache-2.0, C under either licence that the kernel accepts."""
+    """Python and shell files name Apache-2.0; C files name it or, as an alternative, GPL-2.0."""
     found = list(sources())
     assert {path.suffix for path in found} == LICENCE_BY_SUFFIX.keys()
     assert [str(path.relative_to(ROOT)) for path in found if not names_its_licence(path)] == []
 
 
-def test_the_licences_are_there() -> None:
+def test_the_licence_texts_are_present() -> None:
     """The text of each licence that a source file names is in the repository."""
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert "GNU GENERAL PUBLIC LICENSE" in (ROOT / "LICENSES/GPL-2.0-only.txt").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list-and-watch protocol as values: pages, events, lines, refusals, waiting."""
+"""The list-and-watch protocol: pages, events, lines, refusals and retry times."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_page_gives_its_items(
     indent: int | None,
     items_first: bool,
 ) -> None:
-    """Items come in order and unchanged, whatever stands around them and in whichever order."""
+    """Items arrive in order and unchanged, whatever other fields the page has, in any order."""
     metadata = {"resourceVersion": "17", "continue": token}
     page = {"items": items, **others, "metadata": metadata}
     page = page if items_first else {**others, "metadata": metadata, "items": items}
@@ -56,7 +56,7 @@ def test_a_page_gives_its_items(
 
 
 def test_a_page_without_items() -> None:
-    """Go writes a nil slice as null: an empty page."""
+    """A null, which Go writes for a nil slice, is an empty page."""
     seen: list[object] = []
     walk_list(b'{"items":null,"metadata":{"resourceVersion":"1"}} \n', seen.append)
     assert seen == []
@@ -64,32 +64,32 @@ def test_a_page_without_items() -> None:
 
 @given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_page_or_refused(body: bytes) -> None:
-    """What is no list page is refused by PayloadError and nothing else."""
+    """Anything but a list page raises ``PayloadError`` and no other exception."""
     with pytest.raises(PayloadError):
         walk_list(body, lambda item: None)
 
 
 @given(st.data())
 def test_a_cut_page_is_refused(data: st.DataObject) -> None:
-    """A page that ends early, wherever, is never taken for a whole one."""
-    whole = b'{"items":[{"a":1},{"b":[2]}],"metadata":{"resourceVersion":"1"}}'
-    length = data.draw(st.integers(0, len(whole) - 1))
+    """A page that ends early, at any byte, is never taken for a complete one."""
+    complete = b'{"items":[{"a":1},{"b":[2]}],"metadata":{"resourceVersion":"1"}}'
+    length = data.draw(st.integers(0, len(complete) - 1))
     with pytest.raises(PayloadError):
-        walk_list(whole[:length], lambda item: None)
+        walk_list(complete[:length], lambda item: None)
 
 
 @pytest.mark.parametrize(
     "body", [b"1" * 5000, b'{"a":' + b"[" * 100_000, b'{"items":[' + b'{"a":' * 100_000, b"{}x"]
 )
 def test_hostile_pages_are_refused(body: bytes) -> None:
-    """Deep nesting and endless numbers are refusals, not crashes."""
+    """Deep nesting and very long numbers are refused and do not crash the agent."""
     with pytest.raises(PayloadError):
         walk_list(body, lambda item: None)
 
 
 @given(st.lists(st.binary(min_size=1).filter(lambda b: b"\n" not in b and b.strip())), st.data())
-def test_lines_do_not_depend_on_the_cuts(lines: list[bytes], data: st.DataObject) -> None:
-    """However the network cuts the stream, the same lines come out."""
+def test_lines_do_not_depend_on_the_chunks(lines: list[bytes], data: st.DataObject) -> None:
+    """The lines are the same, however the network splits the stream into chunks."""
     stream = b"".join(line + b"\n" for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -97,8 +97,8 @@ def test_lines_do_not_depend_on_the_cuts(lines: list[bytes], data: st.DataObject
 
 
 @pytest.mark.parametrize("cut", [1, 5, 16])
-def test_half_an_event_is_no_end(cut: int) -> None:
-    """A stream that ends within a line gives the complete ones and is then refused."""
+def test_half_an_event_is_refused(cut: int) -> None:
+    """A stream that ends within a line yields the complete lines before it and is then refused."""
     lines = lines_of([b'{"one":1}\n', b'{"type":"ADDED"}\n'[:cut]])
     assert next(lines) == b'{"one":1}'
     with pytest.raises(PayloadError, match="within an event"):
@@ -106,13 +106,13 @@ def test_half_an_event_is_no_end(cut: int) -> None:
 
 
 def test_an_endless_line_is_refused() -> None:
-    """A stream without newlines does not fill the memory."""
+    """A stream without newlines is refused before it fills the memory."""
     with pytest.raises(PayloadError, match="longer than"):
         list(lines_of(b"x" * (1 << 20) for _ in range(1000)))
 
 
 def test_an_event() -> None:
-    """Type, object and the version to go on from."""
+    """An event has its type, its object and the version from which a watch continues."""
     event = decode_event(b'{"type":"ADDED","object":{"metadata":{"resourceVersion":"5"}}}')
     assert event.type is EventType.ADDED
     assert event.resource_version == "5"
@@ -121,7 +121,7 @@ def test_an_event() -> None:
 
 @given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_an_event_or_refused(line: bytes) -> None:
-    """What is no event is refused by PayloadError and nothing else."""
+    """Anything but an event raises ``PayloadError`` and no other exception."""
     with pytest.raises(PayloadError):
         decode_event(line)
 
@@ -129,17 +129,17 @@ def test_any_bytes_are_an_event_or_refused(line: bytes) -> None:
 @given(st.integers(400, 599), st.none() | st.text(), st.sampled_from(Verb))
 def test_a_refusal_is_one_line(code: int, message: str | None, verb: Verb) -> None:
     """Whatever the server says, the error is one printable line that names server and code."""
-    error = refusal(SERVER, verb, code, message)
-    assert str(error).isprintable()
-    assert SERVER in str(error)
-    assert str(code) in str(error)
-    assert len(str(error)) < 800
-    assert (error.failure is Failure.EXPIRED) == (code == 410)
-    assert error.failure.answered
+    refused = refusal(SERVER, verb, code, message)
+    assert str(refused).isprintable()
+    assert SERVER in str(refused)
+    assert str(code) in str(refused)
+    assert len(str(refused)) < 800
+    assert (refused.failure is Failure.EXPIRED) == (code == 410)
+    assert refused.failure.answered
 
 
 def test_a_forbidden_verb_is_named() -> None:
-    """403 says verb, resource and remedy, and what the server said."""
+    """The error of a 403 names the verb, the resource, the remedy and the server's message."""
     line = str(refusal(SERVER, Verb.WATCH, 403, 'User "x" cannot watch resource'))
     assert "not allowed to watch virtualmachineinstances.kubevirt.io" in line
     assert "grant the verb watch" in line
@@ -160,10 +160,10 @@ def test_a_forbidden_verb_is_named() -> None:
         (504, Failure.BROKEN, Failure.BROKEN),
     ],
 )
-def test_what_a_refusal_says_of_our_version(
+def test_what_a_refusal_says_about_our_version(
     code: int, as_status: Failure, as_event: Failure
 ) -> None:
-    """A watch that was refused as such has missed nothing; one that had begun may have."""
+    """A refused watch has missed no event. A watch that had begun may have missed some."""
     assert refusal(SERVER, Verb.WATCH, code, None).failure is as_status
     assert failure_of_error_event(SERVER, {"code": code}).failure is as_event
 
@@ -180,17 +180,17 @@ def test_what_a_refusal_says_of_our_version(
     ],
 )
 def test_an_error_event_may_ask_for_time(status: dict[str, object], seconds: float | None) -> None:
-    """Where HTTP has Retry-After, a Status has its details."""
+    """A Status carries in its details what HTTP carries in ``Retry-After``."""
     assert failure_of_error_event(SERVER, status).retry_after_s == seconds
 
 
 def test_an_error_event_without_a_code() -> None:
-    """It is an error of the server."""
+    """An error event without a code counts as HTTP 500."""
     assert "HTTP 500" in str(failure_of_error_event(SERVER, {}))
 
 
 def test_the_message_of_a_refusal() -> None:
-    """A Status' message, or the text of whoever answered in its place."""
+    """The message is that of the Status, or the text that a proxy answered instead."""
     assert status_message(b'{"kind":"Status","message":"no"}') == "no"
     assert status_message(b"Too many requests.\n") == "Too many requests."
     assert status_message(b"") is None

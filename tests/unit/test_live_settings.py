@@ -28,14 +28,14 @@ def live(*arguments: str, **environment: str) -> LiveOptions:
 
 
 def test_defaults() -> None:
-    """A view of everything, once a second, until the user ends it."""
+    """By default the view shows everything, once a second, until the user ends it."""
     assert live() == LiveOptions(
         interval_s=1.0, once=False, json=False, reasons=False, selection=Selection()
     )
 
 
 def test_flags() -> None:
-    """Each flag reaches its option; lists are separated by commas."""
+    """Each flag sets its option, and commas separate the items of a list."""
     found = live(
         *("--once", "--json", "--reasons", "--interval", "0.5", "--pid", "1,4194304"),
         *("--namespace", "default, lab", "--type", "tcg,unknown"),
@@ -54,7 +54,7 @@ def test_flags() -> None:
 
 
 def test_variables() -> None:
-    """Each flag's variable does the same, and the flag wins."""
+    """Each flag has a variable with the same meaning, which the flag overrides."""
     found = live(HVPROBE_INTERVAL="3", HVPROBE_ONCE="1", HVPROBE_TYPE="kvm")
     assert (found.interval_s, found.once) == (3.0, True)
     assert found.selection.types == {HypervisorType.KVM}
@@ -78,7 +78,7 @@ def test_variables() -> None:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
-    """One line that names what is wrong."""
+    """The error of wrong usage is one line that names the mistake."""
     with pytest.raises(UsageError) as caught:
         settings("live", *arguments)
     assert says in str(caught.value)
@@ -87,18 +87,18 @@ def test_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
 
 @pytest.mark.parametrize("command", ["live", "completion"])
 def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """--help ends with examples of this command; that of live says what --reasons costs."""
+    """``--help`` ends with examples of the command. For live it says what --reasons costs."""
     with pytest.raises(SystemExit):
         settings(command, "--help")
-    said = capsys.readouterr().out
-    examples = said.rpartition("examples:\n")[2].rstrip().splitlines()
+    output = capsys.readouterr().out
+    examples = output.rpartition("examples:\n")[2].rstrip().splitlines()
     assert examples
     assert all(line.startswith("  ") and f"hvprobe {command}" in line for line in examples)
-    assert command != "live" or "µs" in said
+    assert command != "live" or "µs" in output
 
 
 def test_other_commands() -> None:
-    """doctor takes --json; completion a shell and nothing else."""
+    """``doctor`` accepts ``--json``; ``completion`` accepts a shell and nothing else."""
     for arguments, json in ((("doctor", "--json"), True), (("doctor",), False)):
         found = settings(*arguments)
         assert isinstance(found, DoctorSettings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in memory: the same code on ordinary memory files, where the test writes as a kernel."""
+"""Mapped arrays, on ordinary memory files that the test writes in place of the kernel."""
 
 import mmap
 import os
@@ -14,14 +14,14 @@ from ebpf.maps import HashMap, MappedArray, MappedMarks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """A file in memory that stands for a map, and the kernel's view of it."""
+    """A memory file in place of a map, and the kernel's view of it."""
 
     fd: int
     view: memoryview
 
     @classmethod
     def of(cls, size: int) -> Self:
-        """Of so many bytes, all 0, rounded up to pages."""
+        """A file of zeros, of this size rounded up to pages."""
         fd = os.memfd_create("map")
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         os.ftruncate(fd, size)
@@ -33,14 +33,14 @@ PAGE_BYTES, PAGES = 16, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """Marks, and what a program of the kernel does to them."""
+    """Marks, and the writes of the kernel's program."""
 
     numbers: Memory
     pages: Memory
     reader: MappedMarks
 
     def set(self, number: int) -> None:
-        """In the order of mark_life() in ledger.bpf.c."""
+        """Set the mark in the order of ``mark_life`` in ledger.bpf.c."""
         self.set_byte(number)
         self.set_page(number)
 
@@ -62,7 +62,7 @@ def marks() -> Iterator[Marks]:
 
 
 def test_marks_are_taken_once(marks: Marks) -> None:
-    """Each mark is in one answer, wherever in its page it is; then it can be set again."""
+    """Each mark, anywhere in its page, is in one answer, and can then be set again."""
     numbers = {0, 1, PAGE_BYTES - 1, PAGE_BYTES, 5 * PAGE_BYTES + 3, PAGE_BYTES * PAGES - 1}
     for _ in range(2):
         for number in numbers:
@@ -73,7 +73,7 @@ def test_marks_are_taken_once(marks: Marks) -> None:
 
 
 def test_a_byte_that_arrives_after_its_page_is_taken_next(marks: Marks) -> None:
-    """Another CPU may see the page's word first, and the reader clears it: the byte stays."""
+    """If the page's word is visible first, the reader clears it and finds the byte later."""
     marks.set_page(7)
     assert marks.reader.take() == frozenset()
     marks.set_byte(7)
@@ -81,7 +81,7 @@ def test_a_byte_that_arrives_after_its_page_is_taken_next(marks: Marks) -> None:
 
 
 def test_a_page_that_arrives_after_its_byte_is_taken_next(marks: Marks) -> None:
-    """Until the word is there the page is left alone, and the byte stays."""
+    """If the byte is visible first, the reader finds it once the page's word is visible."""
     marks.set_byte(7)
     assert marks.reader.take() == frozenset()
     marks.set_page(7)
@@ -91,19 +91,19 @@ def test_a_page_that_arrives_after_its_byte_is_taken_next(marks: Marks) -> None:
 def test_a_mark_set_while_marks_are_taken_is_not_lost(
     marks: Marks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page's word is cleared before its bytes are read: what comes then has a word of its own.
+    """The page's word is cleared before its bytes are read, so a later mark sets it again.
 
-    A life that begins at the number which is being taken is in this answer or the next one.
+    A life that begins while its number is taken is in this answer or the next one.
     """
     write = MappedArray.write
 
-    def meanwhile(array: MappedArray, record: int, word: int, value: int) -> None:
+    def write_and_mark(array: MappedArray, record: int, word: int, value: int) -> None:
         write(array, record, word, value)
         marks.set(PAGE_BYTES + 2)
 
     marks.set(PAGE_BYTES + 1)
     with monkeypatch.context() as patched:
-        patched.setattr(MappedArray, "write", meanwhile)
+        patched.setattr(MappedArray, "write", write_and_mark)
         taken = marks.reader.take()
     assert taken | marks.reader.take() == {PAGE_BYTES + 1, PAGE_BYTES + 2}
     marks.set(PAGE_BYTES + 2)
@@ -128,7 +128,7 @@ def array(memory: Memory) -> Iterator[MappedArray]:
 
 
 def fill(memory: Memory) -> list[int]:
-    """Every word another number."""
+    """Fill the memory with a different number in every word."""
     words = memory.view.cast("Q")
     for at in range(WORDS * RECORDS * BLOCKS):
         words[at] = 10**at % (2**61 - 1)
@@ -136,7 +136,7 @@ def fill(memory: Memory) -> list[int]:
 
 
 def test_clearing_a_record_clears_it_in_all_blocks(memory: Memory, array: MappedArray) -> None:
-    """No counter of any CPU stays for the next process, and no other process loses any."""
+    """Clearing removes the counters of all CPUs, and changes no other record."""
     before = fill(memory)
     array.clear(1)
     after = memory.view.cast("Q").tolist()
@@ -145,10 +145,8 @@ def test_clearing_a_record_clears_it_in_all_blocks(memory: Memory, array: Mapped
         assert after[at] == (0 if of_the_record else before[at])
 
 
-def test_records_in_use_end_with_the_last_that_has_begun(
-    memory: Memory, array: MappedArray
-) -> None:
-    """By the first word of a record of the first block, whichever of its bytes is set."""
+def test_records_in_use_end_with_the_last_used_one(memory: Memory, array: MappedArray) -> None:
+    """A record is in use if any byte of its first word in the first block is set."""
     words = memory.view.cast("Q")
     assert array.used() == 0
     words[WORDS * RECORDS - 1] = 1
@@ -160,12 +158,12 @@ def test_records_in_use_end_with_the_last_that_has_begun(
 
 
 def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
-    """Each counter is the sum of those of all CPUs."""
+    """Each counter is the sum over all CPUs."""
     words = fill(memory)
     block = WORDS * RECORDS
     for records in (0, 1, RECORDS):
         assert array.sums(records) == [
-            sum(words[at + block * it] for it in range(BLOCKS)) for at in range(WORDS * records)
+            sum(words[at + block * cpu] for cpu in range(BLOCKS)) for at in range(WORDS * records)
         ]
     assert array.column() == words[:block:WORDS]
     assert array.used() == RECORDS
@@ -174,16 +172,16 @@ def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
 
 
 def test_keys_of_a_hash_are_those_at_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is asked once, so that pairs can be deleted while their keys are gone through."""
+    """The keys are read once, so that pairs can be deleted during the iteration."""
     held = {b"one1": b"1111", b"two2": b"2222"}
-    asked: list[int] = []
+    reads: list[int] = []
 
     def items(_: HashMap) -> list[tuple[bytes, bytes]]:
-        asked.append(len(held))
+        reads.append(len(held))
         return list(held.items())
 
     monkeypatch.setattr(HashMap, "items", items)
     for key in HashMap(-1, key_bytes=4, value_bytes=4, capacity=2):
         del held[key]
     assert held == {}
-    assert asked == [2]
+    assert reads == [2]

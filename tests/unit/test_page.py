@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NodeReport → the page at ``/``: what it says, and that no text in it can act."""
+"""The page at ``/`` for a NodeReport: what it shows, and that no text in it is executed."""
 
 import base64
 import hashlib
@@ -43,23 +43,23 @@ def drawn(
 def earlier(
     report: NodeReport, seconds: float, **exits: tuple[int | None, int | None]
 ) -> NodeReport:
-    """The report as it was: the named VMs with (returns to user space, all exits) of that time."""
+    """An earlier report, with earlier (returns to user space, all exits) of the named VMs."""
     vmis = tuple(
         replace(
-            it,
-            counters=counted(userspace_exits=exits[it.vm.name][0], exits=exits[it.vm.name][1]),
+            vmi,
+            counters=counted(userspace_exits=exits[vmi.vm.name][0], exits=exits[vmi.vm.name][1]),
         )
-        if it.vm.name in exits
-        else it
-        for it in report.vmis
+        if vmi.vm.name in exits
+        else vmi
+        for vmi in report.vmis
     )
     return replace(report, taken_unix_s=report.taken_unix_s - seconds, vmis=vmis)
 
 
 def test_golden() -> None:
-    """The whole page of a report that has a case of everything.
+    """The complete page of a report that has an example of each case equals the stored page.
 
-    After a wanted change run the tests with HVPROBE_UPDATE_GOLDEN=1 and look at the page.
+    After an intended change run the tests with HVPROBE_UPDATE_GOLDEN=1 and read the new page.
     """
     text = drawn(rich_report(), previous=earlier(rich_report(), 30, alpha=(1, 11)))
     if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":
@@ -67,8 +67,8 @@ def test_golden() -> None:
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_it_needs_nothing_from_elsewhere() -> None:
-    """No script, no event handler, no style attribute, no address but its own."""
+def test_the_page_is_self_contained() -> None:
+    """The page has no script, no event handler, no style attribute and no foreign address."""
     read = Read(drawn(rich_report(), failure="it failed"))
     assert {tag for tag, _ in read.elements}.isdisjoint({"script", "img", "iframe", "object"})
     for tag, attributes in read.elements:
@@ -80,10 +80,10 @@ def test_it_needs_nothing_from_elsewhere() -> None:
 
 
 def test_the_policy_allows_the_style_and_nothing_else() -> None:
-    """The hash in Content-Security-Policy is that of the page's own style element."""
+    """The policy allows the page's own style element, by its hash, and ``data:`` images."""
     style = Read(drawn(rich_report())).style
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    directives = dict(each.strip().split(" ", 1) for each in CONTENT_SECURITY_POLICY.split(";"))
+    directives = dict(part.strip().split(" ", 1) for part in CONTENT_SECURITY_POLICY.split(";"))
     assert directives == {
         "default-src": "'none'",
         "style-src": f"'sha256-{digest}'",
@@ -94,8 +94,8 @@ def test_the_policy_allows_the_style_and_nothing_else() -> None:
     }
 
 
-def test_a_vm_says_type_certainty_and_rates() -> None:
-    """Rates are the difference of two refreshes over the time between them."""
+def test_a_vm_has_type_certainty_and_rates() -> None:
+    """A rate is the difference between two refreshes divided by the time between them."""
     now = rich_report()
     read = Read(drawn(now, previous=earlier(now, 20, alpha=(0, 1), delta=(0, None))))
     assert read.row("default/alpha")[1:5] == ["kvm", "verified", "2.0", "0.1"]
@@ -126,12 +126,12 @@ def test_a_vm_says_type_certainty_and_rates() -> None:
     ],
 )
 def test_no_rate_where_none_is_known(previous: NodeReport | None) -> None:
-    """Never a false 0 and never a negative rate."""
+    """The page shows a dash where no rate is known, never a false 0 or a negative rate."""
     assert Read(drawn(rich_report(), previous=previous)).row("default/alpha")[3:5] == [DASH, DASH]
 
 
-def test_what_needs_a_look_comes_first() -> None:
-    """Contradictions, then fallbacks, then unknown, then not verified, then the rest by name."""
+def test_urgent_vms_come_first() -> None:
+    """The order is contradictions, fallbacks, unknown, not verified, then the rest by name."""
     plain = rich_report()
     read = Read(drawn(replace(plain, vmis=(*plain.vmis, vmi("liar", LIAR)))))
     names = [row[0] for row in read.rows if row and row[0].startswith("default/")]
@@ -142,22 +142,22 @@ def test_what_needs_a_look_comes_first() -> None:
 
 
 def test_health_is_shown() -> None:
-    """Accelerators, kernel table, errors and each hook with its reason."""
+    """The page shows accelerators, the kernel table, errors and each hook with its reason."""
     read = Read(drawn(rich_report()))
     assert read.row("kvm_vcpu_ioctl")[1] == "none"
     assert read.row("kvm_vcpu_ioctl")[3] == "kvm_vcpu_ioctl is not here"
     assert read.row("kvm_exit")[1] == "raw_tracepoint"
-    for said in (
+    for text in (
         "3 of 4096",
         "17 events dropped",
         "/dev/mshv: not here",
         "this kernel never fires kvm_exit",
     ):
-        assert said in read.text
+        assert text in read.text
 
 
-def test_processes_without_a_vm_are_told() -> None:
-    """One that has no name and libvirt's probe; those that are VMs are not told twice."""
+def test_processes_without_a_vm_are_shown() -> None:
+    """The page lists libvirt's probe and a process without a name, but no process of a VM."""
     read = Read(drawn(rich_report()))
     assert read.row("qemu-system-x86 90")[4] == "capability probe"
     assert read.row("qemu-system-x86 4900")[4] == "no VM of this name"
@@ -165,7 +165,7 @@ def test_processes_without_a_vm_are_told() -> None:
 
 
 def test_a_node_without_vms() -> None:
-    """It says so, and there is no empty table."""
+    """The page says that there is no VM, and shows no empty table."""
     read = Read(drawn(replace(rich_report(), vmis=(), processes=())))
     assert "No VM with a name runs on this node." in read.text
     assert "Exits/s" not in read.text
@@ -173,7 +173,7 @@ def test_a_node_without_vms() -> None:
 
 
 def test_a_thousand_vms() -> None:
-    """A row each, within half a megabyte before compression."""
+    """Each VM has a row, and the page is below half a megabyte before compression."""
     vmis = tuple(vmi(f"vm-{number:04}", KVM, exits=(1, 2)) for number in range(1000))
     text = drawn(replace(rich_report(), vmis=vmis))
     assert sum(row[0].startswith("default/vm-") for row in Read(text).rows) == 1000
@@ -181,9 +181,9 @@ def test_a_thousand_vms() -> None:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance by WCAG 2 of ``#rgb`` or ``#rrggbb``."""
+    """The relative luminance, as WCAG 2 defines it, of ``#rgb`` or ``#rrggbb``."""
     digits = colour.removeprefix("#")
-    pairs = [it * 2 for it in digits] if len(digits) == 3 else re.findall("..", digits)
+    pairs = [digit * 2 for digit in digits] if len(digits) == 3 else re.findall("..", digits)
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
         for part in (int(pair, 16) / 255 for pair in pairs)
@@ -193,17 +193,17 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_can_be_read(scheme: int) -> None:
-    """Every text colour on both grounds has the contrast WCAG 2 AA asks for, 4.5 to 1."""
+    """Every text colour has the contrast of WCAG 2 AA, 4.5 to 1, on both backgrounds."""
     blocks = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]+);", blocks[scheme]))
     for text in ("ink", "dim", "good", "warn", "bad"):
-        for ground in ("paper", "card"):
-            both = sorted((luminance(colours[text]), luminance(colours[ground])))
-            assert (both[1] + 0.05) / (both[0] + 0.05) >= 4.5, (text, ground)
+        for background in ("paper", "card"):
+            both = sorted((luminance(colours[text]), luminance(colours[background])))
+            assert (both[1] + 0.05) / (both[0] + 0.05) >= 4.5, (text, background)
 
 
-def test_a_failed_look_is_told_first() -> None:
-    """What is shown then is called old; without any report there is only the failure."""
+def test_a_failed_refresh_is_shown_first() -> None:
+    """The page begins with the failure. Without any report it has no rows."""
     assert '</header>\n<main>\n<p class="alarm"' in drawn(rich_report(), failure="it <failed>")
     assert "it <failed>." in Read(drawn(rich_report(), failure="it <failed>")).text
     nothing = Read(drawn(None, failure="it failed"))
@@ -239,33 +239,33 @@ def hostile_reports(text: str) -> Iterator[NodeReport]:
     yield replace(plain, accelerators=(replace(plain.accelerators[1], problem=problem),))
 
 
-def acts(text: str) -> list[str]:
-    """Characters that are not seen and change what is: control, format, separators, surrogates."""
-    return [it for it in text if unicodedata.category(it) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+def active_characters(text: str) -> list[str]:
+    """Invisible characters that change others: control, format, separators and surrogates."""
+    return [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_stays_text(text: str) -> None:
-    """The page has the same elements as with a harmless name, and shows what is invisible."""
+    """A hostile text adds no element to the page, and its invisible characters become visible."""
     for hostile, harmless in zip(hostile_reports(text), hostile_reports("x"), strict=True):
         shown = drawn(hostile)
         read = Read(shown)
         assert read.elements == Read(drawn(harmless)).elements
-        assert acts(shown.replace("\n", "")) == []
+        assert active_characters(shown.replace("\n", "")) == []
         assert len(shown) < len(drawn(harmless)) + 5 * 10 * MAX_TEXT_CHARS
 
 
 def test_bidirectional_text_is_isolated() -> None:
-    """A name in a script of the other direction does not turn its neighbours."""
+    """A name in a right-to-left script does not reverse the text beside it."""
     shown = drawn(replace(rich_report(), vmis=(vmi("שלום", KVM),)))
     assert "<bdi>שלום</bdi>" in shown
 
 
 @given(st.text())
 def test_any_text_is_text(text: str) -> None:
-    """Whatever the name, the page parses to the same elements and can be encoded."""
+    """With any name the page parses to the same elements and can be encoded."""
     named = VmName(namespace="default", name=text)
-    page_of = [drawn(replace(rich_report(), vmis=(replace(vmi("x", KVM), vm=named),)))]
-    page_of.append(drawn(replace(rich_report(), vmis=(vmi("x", KVM),))))
-    assert Read(page_of[0]).elements == Read(page_of[1]).elements
-    assert re.search(r"[\x00-\x09\x0b-\x1f]", page_of[0]) is None
+    shown = drawn(replace(rich_report(), vmis=(replace(vmi("x", KVM), vm=named),)))
+    harmless = drawn(replace(rich_report(), vmis=(vmi("x", KVM),)))
+    assert Read(shown).elements == Read(harmless).elements
+    assert re.search(r"[\x00-\x09\x0b-\x1f]", shown) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process may do, and why BPF is refused: what is missing is named, and nothing else."""
+"""Privileges of this process: the refusal of BPF names exactly what is missing."""
 
 from pathlib import Path
 
@@ -36,15 +36,15 @@ def named(text: str) -> set[str]:
 @pytest.mark.parametrize("missing", [{BPF}, {PERFMON}, {BPF, PERFMON}])
 @pytest.mark.parametrize("seccomp", [0, FILTERED])
 def test_names_the_capability_alone(missing: set[int], seccomp: int) -> None:
-    """One that both calls need is named, whatever else could be a reason, too."""
+    """A missing capability that both calls need is named alone, whatever else could be a reason."""
     given = status(*({BPF, PERFMON} - missing), seccomp=seccomp)
-    expected = {NAMES[it] for it in missing}
+    expected = {NAMES[number] for number in missing}
     assert named(bpf_refusal(given)) == expected
     assert named(perf_event_refusal(given, paranoid="4\n", lockdown="")) == expected
 
 
 def test_names_sys_resource_when_nothing_else_is_missing() -> None:
-    """Only old kernels need it, so it is named last."""
+    """CAP_SYS_RESOURCE is named last, because only old kernels need it."""
     text = bpf_refusal(status(BPF, PERFMON))
     assert named(text) == {"CAP_SYS_RESOURCE"}
     assert "before 5.11" in text
@@ -52,7 +52,7 @@ def test_names_sys_resource_when_nothing_else_is_missing() -> None:
 
 @pytest.mark.parametrize("call", ["bpf", "perf_event_open"])
 def test_names_the_seccomp_filter(call: str) -> None:
-    """Every capability is there, and a filter: that is it."""
+    """If no capability is missing and a seccomp filter is in force, the filter is named."""
     given = status(BPF, PERFMON, SYS_RESOURCE, seccomp=FILTERED)
     text = {
         "bpf": bpf_refusal(given),
@@ -63,7 +63,7 @@ def test_names_the_seccomp_filter(call: str) -> None:
 
 
 def test_names_the_paranoid_sysctl() -> None:
-    """Above 2 only SYS_ADMIN helps; at 2 it is not the reason, nor for who has SYS_ADMIN."""
+    """The sysctl is named only above 2 and without CAP_SYS_ADMIN, which overrides it."""
     given = status(BPF, PERFMON)
     strict = perf_event_refusal(given, paranoid="3\n", lockdown="")
     assert named(strict) == {"CAP_SYS_ADMIN"}
@@ -73,30 +73,30 @@ def test_names_the_paranoid_sysctl() -> None:
 
 
 def test_names_lockdown() -> None:
-    """Kprobes are refused under confidentiality; integrity allows them."""
+    """Lockdown is named in confidentiality mode, which refuses kprobes, not in integrity mode."""
     given = status(BPF, PERFMON)
     refusal = {
         mode: perf_event_refusal(given, paranoid="2\n", lockdown=mode)
         for mode in ("none integrity [confidentiality]\n", "none [integrity] confidentiality\n")
     }
-    assert ["lockdown" in it for it in refusal.values()] == [True, False]
+    assert ["lockdown" in text for text in refusal.values()] == [True, False]
     unseen = perf_event_refusal(given, paranoid="2\n", lockdown="")
     assert "lockdown=confidentiality, which cannot be seen" in unseen
 
 
 def test_names_a_security_module_when_all_is_there() -> None:
-    """Nothing of the above: SELinux or AppArmor, whose log tells."""
+    """If no other reason applies, SELinux and AppArmor are named."""
     assert "SELinux, AppArmor" in bpf_refusal(status(SYS_ADMIN, SYS_RESOURCE))
 
 
 @pytest.mark.parametrize("text", ["", "CapEff:\n", "Seccomp:\t0\n"])
-def test_reads_what_says_nothing_as_missing(text: str) -> None:
-    """Without /proc nothing is known to be there."""
+def test_unreadable_capabilities_count_as_missing(text: str) -> None:
+    """Capabilities count as missing when /proc does not report them."""
     assert named(bpf_refusal(text)) == {"CAP_BPF", "CAP_PERFMON"}
 
 
 def test_everything_is_read_below_the_given_roots(tmp_path: Path) -> None:
-    """Capabilities, the sysctl and lockdown are those of captured trees, not of this machine."""
+    """Capabilities, the sysctl and lockdown come from the given trees, not from this machine."""
     proc, sysfs = tmp_path / "proc", tmp_path / "sys"
     for file, text in (
         (proc / "self/status", status(BPF, PERFMON, SYS_RESOURCE, seccomp=FILTERED)),
@@ -113,7 +113,7 @@ def test_everything_is_read_below_the_given_roots(tmp_path: Path) -> None:
 
 
 def test_a_greater_capability_includes_those_that_are_used(tmp_path: Path) -> None:
-    """CAP_DAC_OVERRIDE and CAP_SYS_ADMIN are enough; CAP_SYS_PTRACE is in neither of them."""
+    """CAP_DAC_OVERRIDE and CAP_SYS_ADMIN are enough, except for CAP_SYS_PTRACE."""
     (tmp_path / "self").mkdir()
     (tmp_path / "self/status").write_text(status(1, SYS_ADMIN))
     given = Privileges(proc_root=tmp_path, sys_root=tmp_path)
@@ -122,7 +122,7 @@ def test_a_greater_capability_includes_those_that_are_used(tmp_path: Path) -> No
 
 
 def test_the_pid_namespace_is_that_of_the_given_proc(tmp_path: Path) -> None:
-    """A /proc that cannot be read is not taken for the initial namespace's."""
+    """A /proc that cannot be read does not count as that of the initial namespace."""
     inode = Path("/proc/self/ns/pid").stat().st_ino
     assert in_initial_pid_namespace() is (inode == INIT_PID_NAMESPACE_INODE)
     assert not in_initial_pid_namespace(tmp_path)

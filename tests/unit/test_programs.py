@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a program cannot be attached: cause and remedy, from captured trees."""
+"""Cause and remedy when a program cannot be attached, from made-up trees."""
 
 import errno
 import re
@@ -23,7 +23,7 @@ TREES = {
     "sys/bus/event_source/devices/kprobe/type": "8\n",
     "sys/kernel/tracing/events/enable": "0\n",
 }
-"""A node where nothing is missing but what a seccomp filter denies."""
+"""A node on which nothing is missing and a seccomp filter denies bpf."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def refused(
     point: AttachPoint,
     failure: Failure,
 ) -> AttachError:
-    """What attaching gives on a node whose kernel refuses to load the program."""
+    """The error of attaching on a node whose kernel refuses to load the program."""
     loaded = Loaded(failures={("on_event", point.backend.value): failure})
     monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
     programs = Programs(
@@ -87,7 +87,7 @@ def test_a_refusal_has_its_cause(
     cause: AttachCause,
     words: str,
 ) -> None:
-    """What the kernel lacks comes before what it forbids; the message ends with what to do."""
+    """A missing kernel feature precedes a missing permission, and the remedy is at the end."""
     if without:
         (node / without).rename(node / "elsewhere")
     found = refused(node, monkeypatch, point, failure)
@@ -97,7 +97,7 @@ def test_a_refusal_has_its_cause(
 
 
 def test_a_tracepoint_is_looked_up_in_tracefs(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it has a number nothing is wrong."""
+    """A tracepoint with an id in tracefs is reachable; one without an id is not."""
     monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded())
     sys_root = node / "sys"
     programs = Programs((), (), maps=(), loadable=(), sys_root=sys_root, proc_root=node / "proc")
@@ -113,15 +113,15 @@ def test_a_tracepoint_is_looked_up_in_tracefs(node: Path, monkeypatch: pytest.Mo
 def test_without_any_program_the_error_names_the_refusal(
     node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read below the given roots."""
+    """The reason of the refusal is read below the given roots."""
     loaded = Loaded(error=Failure(detail="bpf: no", code=errno.EPERM))
     monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
     with pytest.raises(BpfUnavailableError, match=r"not permitted here \(bpf: no\): the seccomp"):
         Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
 
 
-def test_machines_are_those_whose_registers_are_known() -> None:
-    """The system calls and the header that kprobe programs read agree on the machines."""
+def test_machines_are_those_with_known_registers() -> None:
+    """The system call numbers and the header of kprobe programs cover the same machines."""
     header = resources.files("ebpf").joinpath("include/uapi/linux/ptrace.h").read_text()
     machines = re.findall(r"^#(?:el)?if defined\(__(\w+)__\)", header, flags=re.MULTILINE)
     assert machines == list(bpf_syscall._NUMBERS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/prose.py: which text it reads, what it finds there, and the lists it works from."""
+"""scripts/prose.py: the text that it reads, its findings, and its lists."""
 
 import runpy
 import shutil
@@ -40,7 +40,7 @@ def found(name: str, text: str) -> list[str]:
     ],
 )
 def test_prose_of_each_kind_of_file(name: str, text: str, line: int) -> None:
-    """Docstrings, strings, comments and documents are read, and the line is the word's."""
+    """Docstrings, strings, comments and documents are read, and a finding has the word's line."""
     assert found(name, text) == [f"{name}:{line}: gadzooks: say indeed"]
 
 
@@ -56,7 +56,7 @@ def test_prose_of_each_kind_of_file(name: str, text: str, line: int) -> None:
     ],
 )
 def test_what_is_not_prose(name: str, text: str) -> None:
-    """Code, quotations and data are not read, and a part of a word is another word."""
+    """Code, quotations and data are not read, and a part of a longer word is not a finding."""
     assert found(name, text) == []
 
 
@@ -70,17 +70,17 @@ def test_what_is_not_prose(name: str, text: str) -> None:
     ],
 )
 def test_a_phrase_across_lines(name: str, text: str) -> None:
-    """A phrase that a line break divides is found where it begins."""
+    """A phrase that spans two lines is reported at its first line."""
     assert found(name, text) == [f"{name}:1: by my troth: say certainly"]
 
 
-def test_a_phrase_does_not_go_across_code() -> None:
-    """Two comments with a statement between them are two texts."""
+def test_a_phrase_does_not_span_code() -> None:
+    """Two comments with a statement between them are separate texts."""
     assert found("a.py", "# by my\nx = 1\n# troth\n") == []
 
 
 def test_a_backtick_without_a_partner_hides_nothing_below() -> None:
-    """A quotation ends with its paragraph."""
+    """A quotation ends at the end of its paragraph."""
     assert found("a.md", "A ` here.\n\nGadzooks.\n\nA ` there.\n") == [
         "a.md:3: gadzooks: say indeed"
     ]
@@ -88,7 +88,7 @@ def test_a_backtick_without_a_partner_hides_nothing_below() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree with the checker, one word and one file that is pending."""
+    """A tree with the checker, one word and one pending file."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/prose.py", tmp_path / "scripts")
     (tmp_path / "scripts/prose_words.txt").write_text("# words\ngadzooks: indeed\n")
@@ -99,7 +99,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tree: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command in that tree."""
+    """A function that runs the command in that tree."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -112,10 +112,10 @@ def run(tree: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_a_pending_file_is_let_through_and_others_are_not(
+def test_only_pending_files_are_accepted(
     tree: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Only the files of the list may have such words."""
+    """The words are findings in every file that is not in the list."""
     assert (run().returncode, run().stdout) == (0, "")
     (tree / "docs").mkdir()
     (tree / "docs/new.md").write_text("Gadzooks.\n")
@@ -126,7 +126,7 @@ def test_a_pending_file_is_let_through_and_others_are_not(
 def test_a_pending_file_that_is_clean_leaves_the_list(
     tree: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """The list shrinks: a clean file in it is a finding until --shrink has removed its line."""
+    """A clean file in the list is a finding until ``--shrink`` has removed its line."""
     (tree / "OLD.md").write_text("Indeed.\n")
     ran = run()
     assert ran.returncode == 1
@@ -139,13 +139,13 @@ def test_a_pending_file_that_is_clean_leaves_the_list(
 
 
 def test_a_malformed_list_is_an_error() -> None:
-    """A line without a replacement is not passed over."""
+    """A line without a replacement raises ``ValueError``."""
     with pytest.raises(ValueError, match="line 2 is not of the form"):
         list(PROSE["entries"]("# words\ngadzooks\n"))
 
 
 def test_this_tree_is_clean() -> None:
-    """No file uses such a word but the pending ones, each of which has a reason."""
+    """Only pending files use the words, and each of them has a reason."""
     pending = dict(PROSE["entries"](PROSE["PENDING"].read_text()))
     findings, clean = PROSE["check"](ROOT, PROSE["words"](), pending)
     assert [str(finding) for finding in findings] == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks that are shared, that fail, and that do not end; and what the site says of each."""
+"""Refreshes that are shared, that fail or that hang, and how the endpoints report each."""
 
 import asyncio
 import logging
@@ -29,18 +29,18 @@ WAIT_S = 20.0
 
 @dataclass
 class Node:
-    """A node whose looks give, raise or block as the test says; counts them."""
+    """A node whose refreshes return, raise or block as the test sets; it counts them."""
 
     outcome: NodeReport | Exception = field(default_factory=rich_report)
-    looked: int = 0
+    refreshes: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     under_way: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def cache(self) -> NodeReport:
-        self.looked += 1
+    def refresh(self) -> NodeReport:
+        self.refreshes += 1
         self.under_way.set()
         assert self.gate.wait(WAIT_S)
         if isinstance(self.outcome, Exception):
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test's steps, in time."""
+    """Run the steps of a test within a time limit."""
 
     async def limited() -> None:
         async with asyncio.timeout(WAIT_S):
@@ -79,21 +79,21 @@ def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def shared(node: Node) -> RefreshCache:
-    return RefreshCache(node.cache)
+    return RefreshCache(node.refresh)
 
 
-def site_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> Endpoints:
+def endpoints_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> Endpoints:
     return Endpoints(shared(node), tls=tls)
 
 
-async def ask(site_: Endpoints, path: str, *, accept: str | None = None) -> Response:
-    handler: Handler = site_.routes[path]
+async def ask(endpoints: Endpoints, path: str, *, accept: str | None = None) -> Response:
+    handler: Handler = endpoints.routes[path]
     return await handler(Request(path=path, accept=accept))
 
 
-async def samples(site_: Endpoints) -> dict[str, float]:
-    """Value by name and labels of what /metrics says now."""
-    text = (await ask(site_, "/metrics")).body.decode()
+async def samples(endpoints: Endpoints) -> dict[str, float]:
+    """The current samples of /metrics: value by name and labels."""
+    text = (await ask(endpoints, "/metrics")).body.decode()
     return {
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in families_of(text)
@@ -105,25 +105,25 @@ def per_vm(found: dict[str, float]) -> set[str]:
     return {name for name in found if name.startswith("kubevirt_vmi_")}
 
 
-def test_askers_share_a_look(clock: Clock) -> None:
-    """Ten at the same time, and one within the second after, cost one look; later ones another."""
+def test_callers_share_a_refresh(clock: Clock) -> None:
+    """Simultaneous callers and one within the next second share a refresh; later ones do not."""
     node = Node()
 
     async def steps() -> None:
         cache = shared(node)
         node.gate.clear()
-        asked = asyncio.gather(*(cache.latest() for _ in range(10)))
+        callers = asyncio.gather(*(cache.latest() for _ in range(10)))
         assert await asyncio.to_thread(node.under_way.wait, WAIT_S)
         node.gate.set()
-        latest = await asked
+        latest = await callers
         assert {id(each.report) for each in latest} == {id(node.outcome)}
         clock.now_s += refresh.SHARED_FOR_S * 0.9
         await cache.latest()
-        assert node.looked == 1
+        assert node.refreshes == 1
         clock.now_s += refresh.SHARED_FOR_S
         node.outcome = rich_report()
         newest = await cache.latest()
-        assert node.looked == 2
+        assert node.refreshes == 2
         assert newest.report is node.outcome
         assert newest.previous is latest[0].report
 
@@ -131,7 +131,7 @@ def test_askers_share_a_look(clock: Clock) -> None:
 
 
 def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """A look that raises is told and logged once with its traceback; the report before it stays."""
+    """A failing refresh is reported, logged once with its traceback, and keeps the last report."""
     node = Node()
     good = node.outcome
 
@@ -143,7 +143,7 @@ def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureF
             node.outcome = ZeroDivisionError("a defect")
             latest = await cache.latest()
             assert latest.report is good
-            assert latest.failure == "a look at the node failed: ZeroDivisionError('a defect')"
+            assert latest.failure == "the refresh failed: ZeroDivisionError('a defect')"
             assert latest.failing_s == failures * 10
         clock.now_s += 10
         node.outcome = rich_report()
@@ -152,14 +152,16 @@ def test_a_defect_keeps_the_last_report(clock: Clock, caplog: pytest.LogCaptureF
 
     with caplog.at_level(logging.INFO):
         run(steps)
-    told = [
-        (it.levelname, bool(it.exc_info)) for it in caplog.records if it.name == refresh.__name__
+    logged = [
+        (record.levelname, bool(record.exc_info))
+        for record in caplog.records
+        if record.name == refresh.__name__
     ]
-    assert told == [("ERROR", True), ("INFO", False)]
+    assert logged == [("ERROR", True), ("INFO", False)]
 
 
-def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first asker waits the deadline, later ones not at all; no second look is begun."""
+def test_callers_do_not_wait_for_a_refresh_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first caller waits, until the deadline, and no second refresh begins."""
     monkeypatch.setattr(refresh, "DEADLINE_S", 0.05)
     monkeypatch.setattr(refresh, "SHARED_FOR_S", 0.0)
     node = Node()
@@ -171,9 +173,9 @@ def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
         node.outcome = replace(rich_report(), node="after")
         for _ in range(5):
             latest = await cache.latest()
-            assert latest.failure == "a look at the node has not ended within 0.05 s"
+            assert latest.failure == "the refresh has not ended within 0.05 s"
             assert latest.report is good
-        assert node.looked == 2
+        assert node.refreshes == 2
         node.gate.set()
         while (latest := await cache.latest()).failure is not None:
             await asyncio.sleep(0.001)
@@ -182,8 +184,10 @@ def test_a_look_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     run(steps)
 
 
-def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopping waits the grace and no longer; what the look finds afterwards goes nowhere."""
+def test_a_refresh_that_hangs_does_not_keep_the_agent_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopping waits no longer than the grace period, and a later result is dropped."""
     monkeypatch.setattr(refresh, "DEADLINE_S", 0.01)
     monkeypatch.setattr(refresh, "STOP_GRACE_S", 0.01)
     node = Node()
@@ -195,7 +199,7 @@ def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPat
         await cache.stop()
 
     run(steps)
-    assert node.looked == 1
+    assert node.refreshes == 1
     (thread,) = [each for each in threading.enumerate() if each.name == "refresh"]
     assert thread.daemon
     node.gate.set()
@@ -203,12 +207,12 @@ def test_a_look_that_hangs_does_not_keep_the_agent(monkeypatch: pytest.MonkeyPat
     assert not thread.is_alive()
 
 
-def test_metrics_while_looks_fail(clock: Clock) -> None:
-    """VMs are the last known for a minute, then absent; health and the failure are told always."""
+def test_metrics_while_refreshes_fail(clock: Clock) -> None:
+    """VMs keep their last series for a minute; health and the failure are always exported."""
     node = Node()
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         well = await samples(served)
         assert well["hvprobe_refresh_failed"] == 0
         assert well["hvprobe_refresh_failures_total error"] == 0
@@ -223,7 +227,7 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
         old = await samples(served)
         assert old["hvprobe_refresh_failures_total error"] == 3
         assert [name for name in old if name.startswith(("kubevirt_", "hvprobe_processes"))] == []
-        assert {it for it in well if it.startswith("hvprobe_hook_attached")} <= set(old)
+        assert {name for name in well if name.startswith("hvprobe_hook_attached")} <= set(old)
         node.outcome = rich_report()
         clock.now_s += 2
         again = await samples(served)
@@ -233,16 +237,16 @@ def test_metrics_while_looks_fail(clock: Clock) -> None:
     run(steps)
 
 
-def test_rare_scrapes_lose_no_vm_by_one_failure(clock: Clock) -> None:
-    """With an hour between two scrapes the first failed look drops no VM; a minute later it does.
+def test_one_failure_between_rare_scrapes_drops_no_vm(clock: Clock) -> None:
+    """With an hour between scrapes the first failed refresh drops no VM, but a minute later does.
 
-    A look that succeeds in between begins the minute again.
+    A successful refresh in between starts the minute again.
     """
     node = Node()
     good = node.outcome
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         well = await samples(served)
         for _ in range(2):
             node.outcome = KeyError("a defect")
@@ -261,12 +265,12 @@ def test_rare_scrapes_lose_no_vm_by_one_failure(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/"])
-def test_askers_share_what_was_rendered(clock: Clock, path: str) -> None:
-    """Ten who were told the same get one answer, and the next look another."""
+def test_callers_share_a_rendered_response(clock: Clock, path: str) -> None:
+    """Callers that share a refresh get the same response, and the next refresh gives a new one."""
     node = Node()
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         answers = await asyncio.gather(*(ask(served, path) for _ in range(10)))
         clock.now_s += refresh.SHARED_FOR_S * 0.9
         answers.append(await ask(served, path))
@@ -281,12 +285,12 @@ def test_askers_share_what_was_rendered(clock: Clock, path: str) -> None:
 
 
 def test_formats_are_not_mixed_up() -> None:
-    """Who asks for one form does not get what was rendered for another, in whatever order."""
+    """A client gets the format that it requests, in whichever order the formats are requested."""
     node = Node()
     strict = "application/openmetrics-text"
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         for _ in range(2):
             plain = await ask(served, "/metrics")
             assert plain.content_type == Format.TEXT.value
@@ -295,20 +299,20 @@ def test_formats_are_not_mixed_up() -> None:
             assert other.content_type == Format.OPENMETRICS.value
             assert other.body.endswith(b"# EOF\n")
             assert (await ask(served, "/")).body.startswith(b"<!doctype html>")
-        assert node.looked == 1
+        assert node.refreshes == 1
 
     run(steps)
 
 
-def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was rendered before a look failed is not told after it, nor while the look hangs on."""
+def test_a_failure_is_reported_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response from before a failure is not served after it or while the refresh hangs."""
     monkeypatch.setattr(refresh, "DEADLINE_S", 0.0)
     node = Node()
     failed = False
 
     async def steps() -> None:
         nonlocal failed
-        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        served = endpoints_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         node.gate.clear()
         late = await samples(served)
         assert late["hvprobe_refresh_failed"] == 1
@@ -326,29 +330,29 @@ def test_a_failure_is_told_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch
     run(steps)
 
 
-def test_metrics_before_any_look_succeeded(clock: Clock) -> None:
-    """The agent's own series and the failure, nothing else, and never an error."""
+def test_metrics_before_the_first_successful_refresh(clock: Clock) -> None:
+    """/metrics has only the agent's own series and the failure, and is no HTTP error."""
     node = Node(outcome=OSError("no /proc"))
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         found = await samples(served)
         assert found["hvprobe_refresh_failed"] == 1
         assert found["process_open_fds"] > 0
-        assert not [it for it in found if it.startswith(("kubevirt_", "hvprobe_build_info"))]
+        assert not [name for name in found if name.startswith(("kubevirt_", "hvprobe_build_info"))]
 
     run(steps)
 
 
 def test_readiness_and_liveness(clock: Clock) -> None:
-    """Ready is who can look; alive is who can answer, whatever the look does."""
+    """The agent is ready while refreshes succeed, and alive whenever it answers."""
     node = Node(outcome=OSError("no /proc"))
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         answer = await ask(served, "/readyz")
         assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
-        assert answer.body == b"not ready: a look at the node failed: OSError('no /proc')\n"
+        assert answer.body == b"not ready: the refresh failed: OSError('no /proc')\n"
         assert (await ask(served, "/healthz")).status is HTTPStatus.OK
         node.outcome = rich_report()
         clock.now_s += 2
@@ -358,11 +362,11 @@ def test_readiness_and_liveness(clock: Clock) -> None:
 
 
 def test_no_created_series_in_either_format() -> None:
-    """Counters and histograms have no ``_created``; OpenMetrics parses and ends as it must."""
+    """Counters and histograms have no ``_created`` series, and the OpenMetrics text is valid."""
     node = Node()
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         plain = await ask(served, "/metrics")
         assert plain.content_type == Format.TEXT.value
         strict = await ask(served, "/metrics", accept="application/openmetrics-text")
@@ -376,21 +380,22 @@ def test_no_created_series_in_either_format() -> None:
     run(steps)
 
 
-def test_tls_reloading_is_told_with_tls_only(clock: Clock) -> None:
-    """1 while the files cannot be used; no series without TLS."""
+def test_tls_series_exist_only_with_tls(clock: Clock) -> None:
+    """The reload series is 1 while the files are unusable. Without TLS there is no series of it."""
     node = Node()
     failed = False
 
     async def steps() -> None:
         nonlocal failed
-        served = site_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
+        served = endpoints_of(node, tls=lambda: TlsState(reload_failed=failed, expiry_unix_s=4e9))
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 0
         failed = True
         clock.now_s += refresh.SHARED_FOR_S
         assert (await samples(served))["hvprobe_tls_reload_failed"] == 1
         expiry = "hvprobe_tls_certificate_expiry_timestamp_seconds"
         assert (await samples(served))[expiry] == 4e9
-        assert not [it for it in await samples(site_of(node)) if it.startswith("hvprobe_tls")]
+        plain = await samples(endpoints_of(node))
+        assert not [name for name in plain if name.startswith("hvprobe_tls")]
 
     run(steps)
 
@@ -426,16 +431,16 @@ PROMETHEUS_3 = (
     ],
 )
 def test_format_by_accept(accept: str | None, openmetrics: bool) -> None:
-    """OpenMetrics for who likes it at least as much; a header that makes no sense is no error."""
+    """A client that ranks OpenMetrics at least as high gets it. A malformed header is no error."""
     assert prefers_openmetrics(accept) is openmetrics
 
 
 def test_page_is_served_with_its_policy() -> None:
-    """HTML under a strict policy, kept by no cache."""
+    """The page is HTML with a strict policy, and no cache may store it."""
     node = Node()
 
     async def steps() -> None:
-        answer = await ask(site_of(node), "/")
+        answer = await ask(endpoints_of(node), "/")
         headers = dict(answer.headers)
         assert answer.content_type == "text/html; charset=utf-8"
         assert headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
@@ -445,12 +450,12 @@ def test_page_is_served_with_its_policy() -> None:
     run(steps)
 
 
-def test_page_has_rates_of_two_looks(clock: Clock) -> None:
-    """The look before the newest is what rates are taken from."""
+def test_page_has_rates_of_two_refreshes(clock: Clock) -> None:
+    """The page computes rates from the last two refreshes."""
     node = Node()
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         assert b"reload the page" in (await ask(served, "/")).body
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
@@ -469,12 +474,12 @@ def watched(status: WatchStatus) -> NodeReport:
     return replace(plain, health=replace(plain.health, vmi_watch=status))
 
 
-def test_the_watch_of_vmis_is_told(clock: Clock) -> None:
-    """Every figure of it in cluster mode; no series before there is a figure, none standalone."""
+def test_the_watch_of_vmis_is_exported(clock: Clock) -> None:
+    """The watch has a series for each known figure in cluster mode, and none standalone."""
     node = Node(outcome=watched(WATCHING))
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         names = "up last_sync_timestamp_seconds restarts_total malformed_total".split()
         found = await samples(served)
         assert [found[f"hvprobe_vmi_watch_{name}"] for name in names] == [1, 1700000099.5, 3, 2]
@@ -485,17 +490,18 @@ def test_the_watch_of_vmis_is_told(clock: Clock) -> None:
         assert "hvprobe_vmi_watch_last_sync_timestamp_seconds" not in lost
         node.outcome = rich_report()
         clock.now_s += 2
-        assert not [it for it in await samples(served) if it.startswith("hvprobe_vmi_watch")]
+        standalone = await samples(served)
+        assert not [name for name in standalone if name.startswith("hvprobe_vmi_watch")]
 
     run(steps)
 
 
 def test_not_ready_before_the_first_list(clock: Clock) -> None:
-    """In cluster mode readiness waits for the VMIs; a watch that breaks later does not unready."""
+    """In cluster mode readiness waits for the first list. A later break does not end readiness."""
     node = Node(outcome=watched(replace(WATCHING, up=False, synced=False, error="forbidden")))
 
     async def steps() -> None:
-        served = site_of(node)
+        served = endpoints_of(node)
         assert (await ask(served, "/readyz")).body == b"not ready: no VMI names: forbidden\n"
         assert b"forbidden" in (await ask(served, "/")).body
         clock.now_s += 2

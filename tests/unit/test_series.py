@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series come and go with their VMs: nothing of a VM that is gone is left, here or in /metrics."""
+"""A VM that has ended leaves no series in /metrics and nothing in the collector's memory."""
 
 import asyncio
 import os
@@ -23,8 +23,8 @@ FIRST_TGID = 4_000_000
 """Above any real process: PID_MAX_LIMIT is 4194304, the default far lower."""
 
 
-class Churning:
-    """A node and a ledger whose VMs the test exchanges; all three edges of a collector."""
+class ChangingNode:
+    """A node whose VMs the test replaces. It serves as all three inputs of a collector."""
 
     def __init__(self) -> None:
         self.machine = "x86_64"
@@ -34,7 +34,7 @@ class Churning:
         self.born: set[int] = set()
 
     def run(self, processes: Iterable[VmmProcess]) -> None:
-        """These run now and no others."""
+        """Replace the running processes."""
         self.running = {process.vmm.tgid: process for process in processes}
         self.born |= self.running.keys()
 
@@ -57,7 +57,7 @@ class Churning:
         return born
 
     def forget(self, tgid: int, first_ns: int) -> None:
-        raise AssertionError("the kernel's own hook forgets")
+        raise AssertionError("the agent removed a record that the kernel's hook removes")
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
         return vmm.start_ticks * 10_000_000
@@ -85,7 +85,7 @@ class Churning:
 
 
 def generation(number: int) -> list[VmmProcess]:
-    """A thousand VMs; every generation has the same PIDs, and names and start times of its own."""
+    """A thousand VMs. Generations share the PIDs and differ in names and start times."""
     make = (kvm_process, tcg_process)
     return [
         make[index % 2](
@@ -96,21 +96,21 @@ def generation(number: int) -> list[VmmProcess]:
     ]
 
 
-def series(site: Endpoints) -> list[str]:
-    """Every series of /metrics now, without values."""
+def series(endpoints: Endpoints) -> list[str]:
+    """The current series of /metrics, without values."""
 
     async def scrape() -> bytes:
         request = Request(path="/metrics")
-        return (await site.routes["/metrics"](request)).body
+        return (await endpoints.routes["/metrics"](request)).body
 
     text = asyncio.run(scrape()).decode()
     return [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
 
 
 def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three generations of 1000 VMs later, the series are those of before, each once."""
+    """After three generations of 1000 VMs the series are the same as before the first."""
     monkeypatch.setattr(refresh, "SHARED_FOR_S", 0.0)
-    node = Churning()
+    node = ChangingNode()
     collector = NodeCollector(
         node="node-1",
         version="test",
@@ -119,16 +119,16 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         processes=node,
         virtualization=node,
     )
-    site = Endpoints(RefreshCache(collector.refresh))
-    before = series(site)
+    endpoints = Endpoints(RefreshCache(collector.refresh))
+    before = series(endpoints)
     assert len(set(before)) == len(before)
     for number in range(3):
         node.run(generation(number))
-        found = [line for line in series(site) if line.startswith("kubevirt_vmi_")]
+        found = [line for line in series(endpoints) if line.startswith("kubevirt_vmi_")]
         assert all(f'name="vm-{number}-' in line for line in found)
         infos = [line for line in found if "hypervisor_info" in line]
         assert len(set(infos)) == len(infos) == VMS
     node.run(())
-    assert series(site) == before
+    assert series(endpoints) == before
     assert collector._tracker._memory.known == {}
     assert collector._tracker._memory.others == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to listen, and whether to compress: what the server decides without a socket."""
+"""The server's decisions without a socket: the listen address and compression."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from probes.serve.http.routes import accepts_gzip
     ],
 )
 def test_listen_address_is_read(text: str, host: str, port: int) -> None:
-    """Host and port are separated, brackets removed, and written again as they were."""
+    """Host and port are separated without brackets, and are written in the original form again."""
     listen = parse_listen(text)
     assert listen == Listen(host=host, port=port)
     assert str(listen) == text
@@ -52,7 +52,7 @@ def test_listen_address_is_read(text: str, host: str, port: int) -> None:
     ],
 )
 def test_wrong_listen_address_is_explained(text: str, why: str) -> None:
-    """The error repeats the input, says what is wrong with it and how to write it, in one line."""
+    """The error repeats the input, names the mistake and the correct form, in one line."""
     with pytest.raises(ValueError) as caught:
         parse_listen(text)
     line = str(caught.value)
@@ -64,11 +64,11 @@ def test_wrong_listen_address_is_explained(text: str, why: str) -> None:
 
 @given(st.text(max_size=30))
 def test_any_listen_text_is_read_or_refused(text: str) -> None:
-    """Whatever is given is either an address with a valid port or a `ValueError`, in one line."""
+    """Any text is an address with a valid port or raises ``ValueError`` with one line."""
     try:
         listen = parse_listen(text)
-    except ValueError as error:
-        line = str(error)
+    except ValueError as err:
+        line = str(err)
     else:
         line = str(listen)
         assert 0 <= listen.port <= 65535
@@ -99,11 +99,11 @@ def test_any_listen_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_compression_is_negotiated(header: str | None, gzip: bool) -> None:
-    """Compression is used where Accept-Encoding allows it and does not like no encoding more."""
+    """Responses are compressed if Accept-Encoding allows gzip and does not prefer identity."""
     assert accepts_gzip(header) is gzip
 
 
 @given(st.text(max_size=60))
-def test_any_accept_encoding_is_survived(header: str) -> None:
-    """A peer's nonsense is answered, never an exception."""
+def test_any_accept_encoding_is_accepted(header: str) -> None:
+    """A malformed header gives an answer, never an exception."""
     assert accepts_gzip(header) in (True, False)

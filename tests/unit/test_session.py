@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger is opened as one: what was opened before a failure is released."""
+"""The ledger opens completely or not at all: a failure releases everything opened before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from ebpf.session import Session
 
 @dataclass(slots=True, kw_only=True)
 class Opened:
-    """Stands for loaded programs and for tables, and counts how often each was closed."""
+    """A fake of loaded programs that records each time they or the tables are closed."""
 
     fails: Exception | None = None
-    """What attaching a program raises."""
+    """The exception that attaching a program raises."""
     flags: Sequence[str] = ()
     closed: list[str] = field(default_factory=list)
 
@@ -36,7 +36,7 @@ class Opened:
 
 
 class FakeTables:
-    """Tables of which only the number of forks is asked for."""
+    """A fake of tables that only has the number of forks."""
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
@@ -62,7 +62,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 
 def session(root: Path) -> Session:
-    """On a node of three CPUs without KVM, whose process numbers end at 4 pages of marks."""
+    """A session on a node with 3 CPUs, without KVM and with 4 pages of process numbers."""
     for name, text in (("sys/devices/system/cpu/possible", "0-2\n"), ("proc/pid_max", "16383\n")):
         file = root / name.replace("proc/", "proc/sys/kernel/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,26 +70,26 @@ def session(root: Path) -> Session:
     return Session(capacity=8, sys_root=root / "sys", proc_root=root / "proc")
 
 
-def test_all_is_released_once(opened: Opened, tmp_path: Path) -> None:
-    """However often it is closed."""
+def test_everything_is_released_once(opened: Opened, tmp_path: Path) -> None:
+    """Programs and tables are closed once, however often the session is closed."""
     with session(tmp_path) as made:
         assert opened.closed == []
-        assert any(it.backend is Backend.TRACEPOINT for it in made.hooks)
+        assert any(status.backend is Backend.TRACEPOINT for status in made.hooks)
     made.close()
     assert sorted(opened.closed) == ["programs", "tables"]
     assert {"-DLEDGER_CPUS=3", "-DLIFE_PAGES=4", "-DSCHED_PROCESS_FREE_PID=8"} <= {*opened.flags}
 
 
-def test_without_any_hook_nothing_stays(opened: Opened, tmp_path: Path) -> None:
-    """The last reason is in the error."""
+def test_without_any_hook_everything_is_released(opened: Opened, tmp_path: Path) -> None:
+    """If no hook can be attached, programs and tables are closed and the session raises."""
     opened.fails = AttachError("raw_tracepoint x", AttachCause.NOT_PERMITTED, "not permitted")
     with pytest.raises(BpfUnavailableError, match="no hook can be attached"):
         session(tmp_path)
     assert sorted(opened.closed) == ["programs", "tables"]
 
 
-def test_an_unexpected_error_leaves_nothing_either(opened: Opened, tmp_path: Path) -> None:
-    """It is not hidden."""
+def test_an_unexpected_error_releases_everything(opened: Opened, tmp_path: Path) -> None:
+    """The error is raised unchanged after programs and tables are closed."""
     opened.fails = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         session(tmp_path)
@@ -99,7 +99,7 @@ def test_an_unexpected_error_leaves_nothing_either(opened: Opened, tmp_path: Pat
 def test_programs_without_tables_are_released(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tables that cannot be mapped are the end of the ledger, in one line."""
+    """If the tables cannot be mapped, the programs are closed and the error says so."""
 
     def refuse(*_: object) -> None:
         raise OSError(12, "Cannot allocate memory")
@@ -112,7 +112,7 @@ def test_programs_without_tables_are_released(
 
 @pytest.mark.parametrize("missing", ["sys/devices", "proc/sys"])
 def test_a_node_of_unknown_size_loads_nothing(opened: Opened, tmp_path: Path, missing: str) -> None:
-    """The number of CPUs and the greatest process number come before the compiler."""
+    """If the number of CPUs or processes is unknown, the session raises and loads nothing."""
     session(tmp_path).close()
     opened.closed.clear()
     (tmp_path / missing).rename(tmp_path / "elsewhere")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags and variables → Settings: which wins, and that a wrong one is told in one line."""
+"""Settings from flags and variables: which one wins, and that an error is one line."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,9 @@ def settings(*arguments: str, **environment: str) -> AgentSettings:
 
 
 def test_defaults() -> None:
-    """With nothing given: this host, its own /proc and /sys, all addresses, no TLS.
+    """The defaults are this host, its own /proc and /sys, all addresses and no TLS.
 
-    Whether there is a cluster is left open.
+    Whether there is a cluster is not decided.
     """
     found = settings("agent")
     assert found.version == "1.2.3"
@@ -85,7 +85,7 @@ def shown(found: AgentSettings, flag: str) -> str | None:
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_flag_wins_over_its_variable(flag: str) -> None:
-    """A variable counts, a flag counts more, and an empty variable is none at all."""
+    """A flag overrides its variable, and an empty variable is ignored."""
     variable, by_variable, by_flag = FLAGS[flag]
     assert shown(settings("agent", **{variable: by_variable}), flag) == by_variable
     assert shown(settings("agent", flag, by_flag), flag) == by_flag
@@ -95,7 +95,7 @@ def test_flag_wins_over_its_variable(flag: str) -> None:
 
 
 def test_node_name_of_the_pod() -> None:
-    """$NODE_NAME, as a pod has it, counts less than our own flag and variable."""
+    """hvprobe's own flag and variable override the pod's $NODE_NAME."""
     assert settings("agent", NODE_NAME="pod").node == "pod"
     assert settings("agent", NODE_NAME="pod", HVPROBE_NODE="ours").node == "ours"
     assert settings("agent", "--node", "flag", NODE_NAME="pod", HVPROBE_NODE="ours").node == "flag"
@@ -123,12 +123,12 @@ def test_node_name_of_the_pod() -> None:
 def test_standalone(
     arguments: Sequence[str], environment: Mapping[str, str], *, standalone: bool | None
 ) -> None:
-    """On by flag or variable, off by a kubeconfig, else as the surroundings tell."""
+    """A flag or variable turns it on, a kubeconfig turns it off; otherwise it is undecided."""
     assert settings("agent", *arguments, **environment).standalone is standalone
 
 
 def test_tls() -> None:
-    """Certificate and key, and the clients' CA if they need one."""
+    """TLS has a certificate, a key and, if clients need a certificate, their CA."""
     found = settings("agent", "--tls-cert", "c", "--tls-key", "k").tls
     assert found is not None
     assert (found.cert, found.key, found.client_ca) == (Path("c"), Path("k"), None)
@@ -175,7 +175,7 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
 
 @pytest.mark.parametrize(("arguments", "environment", "says"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], says: str) -> None:
-    """A wrong usage is one line that names what is wrong."""
+    """The error of wrong usage is one line that names the mistake."""
     with pytest.raises(UsageError) as caught:
         parse(arguments, environment, version="1.2.3")
     assert says in str(caught.value)
@@ -183,7 +183,7 @@ def test_wrong_usage(arguments: Sequence[str], environment: Mapping[str, str], s
 
 
 def test_a_variable_of_another_command_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """A switch that the command does not have, and --help, do without its variable's meaning."""
+    """A malformed variable is ignored by commands without its switch, and by ``--help``."""
     assert settings("agent", HVPROBE_ONCE="banana") == settings("agent")
     with pytest.raises(SystemExit):
         settings("live", "--help", HVPROBE_ONCE="banana")
@@ -192,31 +192,31 @@ def test_a_variable_of_another_command_breaks_nothing(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """--help tells every flag with its variable, ends with examples, and is no error."""
+    """``--help`` lists every variable, ends with examples, and is no error."""
     with pytest.raises(SystemExit) as caught:
         parse([*command.split(), "--help"], {}, version="1.2.3")
     assert not caught.value.code
-    told = capsys.readouterr()
-    assert told.err == ""
-    examples = told.out.rpartition("examples:\n")[2].rstrip().splitlines()
+    output = capsys.readouterr()
+    assert output.err == ""
+    examples = output.out.rpartition("examples:\n")[2].rstrip().splitlines()
     assert examples
     assert all(line.startswith("  ") for line in examples)
     assert any(f"hvprobe {command}".strip() in line for line in examples)
     if command:
-        variables = [it[0] for flag, it in FLAGS.items() if flag != "--listen"]
-        assert [it for it in variables if it not in told.out] == []
+        variables = [row[0] for flag, row in FLAGS.items() if flag != "--listen"]
+        assert [name for name in variables if name not in output.out] == []
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_survives_any_variable(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What stands in the environment cannot break the help text."""
+    """No value of a variable breaks the help text."""
     with pytest.raises(SystemExit):
         parse([*command.split(), "--help"], {"HVPROBE_NODE": "100%s %(x)s"}, version="1.2.3")
     assert "usage: hvprobe" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """--version tells it on stdout."""
+    """``--version`` prints the version on stdout."""
     with pytest.raises(SystemExit) as caught:
         parse(["--version"], {}, version="1.2.3")
     assert not caught.value.code
@@ -225,7 +225,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("node", ["a\udcff", "a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b"])
 def test_a_node_name_must_be_printable(node: str) -> None:
-    """Surrogates cannot be a label value, and controls and direction marks deceive a reader."""
+    """A node name with surrogates, controls or direction marks is refused in printable ASCII."""
     with pytest.raises(UsageError) as caught:
         settings("agent", "--node", node)
     assert str(caught.value).isascii()
@@ -234,5 +234,5 @@ def test_a_node_name_must_be_printable(node: str) -> None:
 
 
 def test_any_printable_node_name_is_taken() -> None:
-    """What stands in a label is escaped there, not here."""
+    """Settings keep a printable node name unchanged. The exposition escapes it."""
     assert settings("agent", "--node", 'a"b\\{x="ü"}').node == 'a"b\\{x="ü"}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign text → counted cells: nothing that reaches a terminal may disturb it."""
+"""Foreign text on a terminal: escaped, measured in cells, and never able to disturb it."""
 
 import unicodedata
 
@@ -33,14 +33,14 @@ any_text = st.text(st.characters(), max_size=40)
     ],
 )
 def test_visible(text: str, shown: str) -> None:
-    """What moves the cursor, turns the direction or takes no cell is escaped; words stay."""
+    """Characters that move the cursor, change the direction or have no width are escaped."""
     assert visible(text) == shown
     assert visible(text, ascii_only=True).isascii()
 
 
 @given(text=any_text)
 def test_visible_takes_as_many_cells_as_counted(text: str) -> None:
-    """Printable, left to right, no combining characters, and rich counts the same."""
+    """Any text becomes printable, left to right and not combining; rich counts as many cells."""
     shown = visible(text)
     assert shown.isprintable()
     assert cells(shown) == cell_len(shown) == sum(cell_len(char) for char in shown)
@@ -50,7 +50,7 @@ def test_visible_takes_as_many_cells_as_counted(text: str) -> None:
 
 @given(text=any_text, width=st.integers(0, 50), right=st.booleans(), ascii_only=st.booleans())
 def test_fit(text: str, width: int, *, right: bool, ascii_only: bool) -> None:
-    """Exactly so many cells; what is cut has a mark, what is not is whole."""
+    """The text has exactly the given width, and is complete if it fits."""
     shown = visible(text, ascii_only=ascii_only)
     fitted = fit(shown, width, right=right, ascii_only=ascii_only)
     assert cells(fitted) == width
@@ -61,7 +61,7 @@ def test_fit(text: str, width: int, *, right: bool, ascii_only: bool) -> None:
 
 @given(text=any_text, width=st.integers(-1, 50))
 def test_cut(text: str, width: int) -> None:
-    """As much as there is room for, and not one character less."""
+    """The longest beginning of the text that fits the width is kept."""
     shown = visible(text)
     found = cut(shown, width)
     assert shown.startswith(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tracefs says of a tracepoint, from descriptions of several kernels."""
+"""Reading tracepoints in tracefs, with descriptions from several kernels."""
 
 from pathlib import Path
 
@@ -57,14 +57,14 @@ RETURNS = (
 def test_fields_of_known_kernels(
     description: str, fields: tuple[str, ...], offsets: tuple[int, ...]
 ) -> None:
-    """Offsets come in the order in which fields are asked for, on kernels old and new."""
+    """The offsets of fields are found on old and new kernels, in any order of the fields."""
     found = offsets_from(description)
     assert tuple(found[field] for field in fields) == offsets
 
 
 @pytest.mark.parametrize("field", ["pid", "child", "common_type", "child_comm"])
-def test_a_field_that_is_not_there_or_of_another_size(field: str) -> None:
-    """Part of a name is no field; a field of another size than a program reads is none either."""
+def test_a_missing_field_or_one_of_another_size(field: str) -> None:
+    """A part of a name, and a field of another size than programs read, have no offset."""
     assert field not in offsets_from(FORK_5_10)
 
 
@@ -77,7 +77,7 @@ def event(root: Path, mount: str, text: str) -> None:
 
 @pytest.mark.parametrize("mount", ["kernel/tracing", "kernel/debug/tracing"])
 def test_either_mount_is_read(tmp_path: Path, mount: str) -> None:
-    """Older systems have tracefs below debugfs only."""
+    """Tracefs is read from its own mount or, on older systems, below debugfs."""
     event(tmp_path, mount, FORK_6_18)
     tracefs = Tracefs(tmp_path)
     assert tracefs.mounted
@@ -96,6 +96,6 @@ def test_either_mount_is_read(tmp_path: Path, mount: str) -> None:
 
 
 def test_without_a_tracefs(tmp_path: Path) -> None:
-    """Nothing is known, and that is no error."""
+    """Without tracefs the offsets are unknown, which is no error."""
     assert not Tracefs(tmp_path).mounted
     assert Tracefs(tmp_path).offsets("sched:sched_process_fork", ("child_pid",)) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the kernel's user interface stand once in Python, and agree with the BPF text."""
+"""The kernel's request numbers in Python agree with those in the BPF text."""
 
 import re
 from importlib import resources
@@ -9,7 +9,7 @@ from ebpf.hooks import PROGRAM_FILES
 
 
 def test_requests_are_those_of_the_hooks() -> None:
-    """What a thread is inside of, what is tried, and what the kernel counts are the same calls."""
+    """Every request number of ``ebpf.uapi`` is the one that the BPF text defines."""
     text = "".join(resources.files("ebpf").joinpath(name).read_text() for name in PROGRAM_FILES)
     written = dict(re.findall(r"^#define (\w+) (0x[0-9A-F]+)$", text, flags=re.MULTILINE))
     ours = {name: value for name, value in vars(uapi).items() if name.isupper()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version stands in pyproject.toml alone; every copy that a person reads agrees with it."""
+"""Only pyproject.toml defines the version, and every copy that a person reads agrees with it."""
 
 import re
 import tomllib
@@ -22,13 +22,16 @@ COPIES = {
         for path in sorted((ROOT / "tests/golden/deploy").glob("*.yaml"))
     },
 }
-"""The pattern of the version by file. The first match counts in CHANGELOG.md, where later ones are
-older releases; measurements and captured output of tests keep the version they were made with."""
+"""The pattern of the version by file.
+
+Only the first match counts in CHANGELOG.md, because the others are older releases. Measurements and
+captured output of tests keep the version that made them.
+"""
 
 
 @pytest.mark.parametrize("name", COPIES)
 def test_each_copy_agrees(name: str) -> None:
-    """The file names the version of pyproject.toml, and no other."""
+    """The file names the version of pyproject.toml and no other version."""
     found = re.findall(COPIES[name], (ROOT / name).read_text(), flags=re.MULTILINE)
     if name == "CHANGELOG.md":
         found = found[:1]
@@ -36,7 +39,7 @@ def test_each_copy_agrees(name: str) -> None:
 
 
 def test_every_manifest_is_in_the_table() -> None:
-    """No other manifest names a version of the image."""
+    """Every manifest that names a version of the image is in the table."""
     naming = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "deploy").rglob("*.yaml")
@@ -46,7 +49,7 @@ def test_every_manifest_is_in_the_table() -> None:
 
 
 def test_no_module_holds_a_version() -> None:
-    """The product's own text does not repeat the version, so no module can lag behind."""
+    """No module repeats the version, so none can become outdated."""
     holding = [
         path.relative_to(ROOT).as_posix()
         for package in ("ebpf", "probes")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys: what a terminal sends → keys → what the person sees next."""
+"""Keys: from the bytes of a terminal to keys, and from keys to the state of the view."""
 
 from functools import reduce
 
@@ -31,23 +31,23 @@ def after(*keys: Key | str) -> ViewState:
     ],
 )
 def test_keys(sent: bytes, keys: list[Key | str]) -> None:
-    """Escape sequences of several terminals, UTF-8, and what is neither."""
+    """Escape sequences of several terminals, UTF-8 and other bytes are decoded."""
     assert keys_of(sent) == (keys, b"")
 
 
 @pytest.mark.parametrize("sent", [b"\x1b", b"\x1b[", b"\x1b[5", b"\x1bO", "日".encode()[:2]])
 def test_unfinished_keys_wait(sent: bytes) -> None:
-    """The beginning of a key is kept for its end."""
+    """The beginning of a key is kept until the rest arrives."""
     assert keys_of(b"q" + sent) == (["q"], sent)
 
 
 @given(sent=st.binary(max_size=60), cut=st.integers(0, 60))
 def test_keys_do_not_depend_on_how_they_arrive(sent: bytes, cut: int) -> None:
-    """Anything may arrive in two parts, and nothing makes it wait for ever."""
-    whole, rest = keys_of(sent)
+    """Bytes that arrive in two parts give the same keys, and no input waits without a limit."""
+    complete, rest = keys_of(sent)
     first, kept = keys_of(sent[:cut])
     second, kept = keys_of(kept + sent[cut:])
-    assert (first + second, kept) == (whole, rest)
+    assert (first + second, kept) == (complete, rest)
     assert len(rest) < 4 or rest.startswith(b"\x1b[")
 
 
@@ -63,13 +63,13 @@ def test_keys_do_not_depend_on_how_they_arrive(sent: bytes, cut: int) -> None:
     ],
 )
 def test_sorting(keys: str, order: Order) -> None:
-    """A key sorts, the same key again restores the most urgent first; both go to the top."""
+    """A key sorts, the same key again restores the severity order, and both scroll to the top."""
     assert after(*keys).order is order
     assert after(Key.DOWN, *keys, "r").top == 0
 
 
 def test_filter() -> None:
-    """After / every key is a letter, until Enter keeps it or Escape drops it."""
+    """After ``/`` every key is a letter, until Enter keeps the filter or Escape drops it."""
     assert after(*"/rtnpq").words == "rtnpq"
     assert after(*"/rtnpq").order is Order.SEVERITY
     assert not after(*"/q").over
@@ -82,7 +82,7 @@ def test_filter() -> None:
 
 
 def test_pause_and_quit() -> None:
-    """p pauses and goes on, q leaves; other keys do nothing."""
+    """p pauses and continues, q quits, and other keys do nothing."""
     assert after("p").paused
     assert not after("p", "p").paused
     assert after("q").over
@@ -90,7 +90,7 @@ def test_pause_and_quit() -> None:
 
 
 def test_scrolling() -> None:
-    """By line and page, to both ends, never beyond them; while filtering, too."""
+    """Keys scroll by line, by page and to both ends but not beyond them, even while filtering."""
     assert after(Key.DOWN, Key.DOWN, Key.UP).top == 1
     assert after(Key.UP).top == 0
     assert after(Key.PAGE_DOWN, Key.PAGE_DOWN, Key.PAGE_UP).top == 10

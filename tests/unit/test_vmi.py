@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the JSON of a VirtualMachineInstance to a Vmi, and the index of many."""
+"""Parsing a VirtualMachineInstance's JSON into a Vmi, and the index of VMIs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TARGET = PodUid("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0")
 
 
 def running() -> dict[str, Any]:
-    """A running VMI with the fields that count."""
+    """A running VMI with the fields that are read."""
     return {
         "metadata": {"namespace": "lab", "name": "beta", "uid": "5a5a", "labels": {"any": "thing"}},
         "spec": {"architecture": "amd64"},
@@ -35,7 +35,7 @@ def running() -> dict[str, Any]:
 
 
 def changed(path: str, value: object) -> dict[str, Any]:
-    """The running VMI with one field set, or removed when the value is `...`."""
+    """The running VMI with one field set, or removed when the value is ``...``."""
     obj: dict[str, Any] = running()
     *parents, last = path.split(".")
     place = obj
@@ -49,7 +49,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 
 def test_a_running_vmi() -> None:
-    """Every field that counts, from where KubeVirt writes it."""
+    """Every field is read from the place where KubeVirt writes it."""
     assert parse_vmi(running()) == Vmi(
         namespace="lab",
         name="beta",
@@ -61,7 +61,7 @@ def test_a_running_vmi() -> None:
 
 
 def test_a_vmi_just_created() -> None:
-    """An object without status has no phase, no node, no pods: not known, not malformed."""
+    """In an object without status the phase, node and pods are unknown; it is not malformed."""
     obj = {"metadata": {"namespace": "lab", "name": "beta", "uid": "5a5a"}}
     found = parse_vmi(obj)
     assert found.phase is VmiPhase.UNSET
@@ -71,25 +71,25 @@ def test_a_vmi_just_created() -> None:
 
 
 def test_phases_are_kubevirts_words() -> None:
-    """VirtualMachineInstancePhase of its API (types.go)."""
+    """The phases are those of ``VirtualMachineInstancePhase`` in KubeVirt's types.go."""
     words = "Pending Scheduling Scheduled Running Succeeded Failed WaitingForSync Unknown"
-    assert [it.value for it in VmiPhase] == ["", *words.split()]
+    assert [phase.value for phase in VmiPhase] == ["", *words.split()]
 
 
 @pytest.mark.parametrize("phase", list(VmiPhase))
 def test_phases(phase: VmiPhase) -> None:
-    """Each of KubeVirt's phases is told apart."""
+    """Each of KubeVirt's phases is parsed as itself."""
     assert parse_vmi(changed("status.phase", phase.value)).phase is phase
 
 
 @pytest.mark.parametrize("text", ["running", "Crashed", "Running "])
 def test_an_unknown_phase_is_not_running(text: str) -> None:
-    """A phase of a later KubeVirt is UNKNOWN and thus never makes series."""
+    """A phase of a later KubeVirt is UNKNOWN, so it never makes a series."""
     assert parse_vmi(changed("status.phase", text)).phase is VmiPhase.UNKNOWN
 
 
 def test_pods_are_sorted_and_canonical() -> None:
-    """Both pods of a migration, in an order that does not depend on the server's."""
+    """The pods of a migration have lower-case uids and do not depend on the server's order."""
     pods = {POD.upper(): "node-a", TARGET: "node-b"}
     expected = ((TARGET, "node-b"), (POD, "node-a"))
     assert parse_vmi(changed("status.activePods", pods)).active_pods == expected
@@ -114,8 +114,8 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MALFORMED)
-def test_malformed_objects_are_told(path: str, value: object, message: str) -> None:
-    """What cannot be a VMI is refused with one line: which object, which field, what is there."""
+def test_malformed_objects_are_refused(path: str, value: object, message: str) -> None:
+    """A malformed object is refused with one line that names the object, field and value."""
     with pytest.raises(MalformedVmi) as raised:
         parse_vmi(changed(path, value))
     assert message in str(raised.value)
@@ -135,25 +135,25 @@ _PATHS = sorted(
 
 @given(st.sampled_from(_PATHS), _JSON)
 def test_any_json_is_a_vmi_or_malformed(path: str, value: object) -> None:
-    """Whatever stands in a field, the object is read or refused by MalformedVmi, in one line."""
+    """With any value in a field the object is read or raises ``MalformedVmi`` with one line."""
     obj = changed(path, value)
     line = ""
     try:
         assert parse_vmi(obj).key == vmi_key(obj)
-    except MalformedVmi as error:
-        line = str(error)
+    except MalformedVmi as err:
+        line = str(err)
     assert line == "" or line.isprintable()
 
 
 @given(st.dictionaries(st.text(), _JSON))
 def test_any_object_is_a_vmi_or_malformed(obj: dict[str, object]) -> None:
-    """Objects of any shape never raise anything else."""
+    """An object of any other shape raises ``MalformedVmi`` and no other exception."""
     with pytest.raises(MalformedVmi):
         parse_vmi(obj)
 
 
 def test_labels_and_annotations_change_nothing() -> None:
-    """What a tenant may write on a VMI has no influence on what is kept."""
+    """Labels and annotations, which a tenant may set, do not influence the parsed VMI."""
     obj = copy.deepcopy(running())
     obj["metadata"]["labels"] = {"kubevirt.io/nodeName": "elsewhere", "kubevirt.io/domain": "x"}
     obj["metadata"]["annotations"] = {"kubevirt.io/domain": "other"}
@@ -167,7 +167,7 @@ def sample(name: str, *pods: PodUid) -> Vmi:
 
 
 def test_an_index_finds_by_name() -> None:
-    """The look-up leads to the VMI, and a pod of one VMI is contested by none."""
+    """The index finds a VMI by its name, and a pod of only one VMI is not contested."""
     alpha, beta = sample("alpha", POD), sample("beta", TARGET)
     index = VmiIndex.of([alpha, beta])
     assert index.vmis["lab", "alpha"] is alpha
@@ -176,14 +176,14 @@ def test_an_index_finds_by_name() -> None:
 
 
 def test_a_pod_claimed_twice_is_contested() -> None:
-    """When several VMIs claim one pod, it is contested, whatever the order; other pods are not."""
+    """A pod that several VMIs claim is contested, in any order of the VMIs; other pods are not."""
     vmis = [sample("alpha", POD), sample("beta", POD, TARGET), sample("gamma", POD)]
     for order in (vmis, vmis[::-1]):
         assert VmiIndex.of(order).contested_pods == {POD}
 
 
 def test_an_index_cannot_be_changed() -> None:
-    """Neither its fields nor its mappings."""
+    """Neither the fields nor the mappings of an index can be changed."""
     index = VmiIndex.of([sample("alpha", POD)])
     with pytest.raises(TypeError):
         index.vmis["lab", "x"] = sample("x")  # type: ignore[index] # must be refused

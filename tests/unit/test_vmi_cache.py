@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the watch has learnt: a new index only where something kept has changed."""
+"""The cache of VMIs: it makes a new index only when a field that it keeps has changed."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from tests.support.vmi_objects import Vmi, vmi
 
 
 class Clock:
-    """Goes on by a second whenever it is asked."""
+    """A clock that advances by a second on each call."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -24,23 +24,23 @@ class Clock:
 
 @pytest.fixture
 def cache() -> VmiCache:
-    """Two VMIs, listed, and a watch that is open."""
+    """A cache with two listed VMIs and an open watch."""
     made = VmiCache(lambda _line: None, Clock())
     made.replace_all([parse_vmi(vmi("alpha")), parse_vmi(vmi("beta"))])
     made.opened()
     return made
 
 
-def told(obj: Vmi) -> Vmi:
-    """The object as it comes over the wire once more: equal, and another one."""
-    again: Vmi = json.loads(json.dumps(obj))
-    return again
+def received(obj: Vmi) -> Vmi:
+    """An equal copy of the object, as the API server sends it again."""
+    copied: Vmi = json.loads(json.dumps(obj))
+    return copied
 
 
-def test_what_is_not_kept_changes_no_index(cache: VmiCache) -> None:
-    """A condition, an interface, a label: the VMIs stay the same objects, newly confirmed."""
+def test_a_field_that_is_not_kept_changes_no_index(cache: VmiCache) -> None:
+    """An event that changes a condition or a label keeps the index and updates the sync time."""
     before, synced_unix_s = cache.index(), cache.status().last_sync_unix_s
-    changed = told(vmi("alpha"))
+    changed = received(vmi("alpha"))
     changed["status"]["conditions"] = [{"type": "AgentConnected", "status": "True"}]
     changed["metadata"]["resourceVersion"] = "4711"
     changed["metadata"]["labels"]["colour"] = "blue"
@@ -50,7 +50,7 @@ def test_what_is_not_kept_changes_no_index(cache: VmiCache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "field", "value"),
+    ("section", "field", "value"),
     [
         ("metadata", "uid", "00000000-0000-4000-8000-00000000000f"),
         ("metadata", "deletionTimestamp", "2026-01-01T00:00:00Z"),
@@ -59,30 +59,30 @@ def test_what_is_not_kept_changes_no_index(cache: VmiCache) -> None:
     ],
 )
 def test_progress_events_change_no_index(
-    cache: VmiCache, room: str, field: str, value: object
+    cache: VmiCache, section: str, field: str, value: object
 ) -> None:
-    """A migration in progress or ended, and a deletion request, leave the index as it is."""
+    """The progress or end of a migration and a deletion request leave the index unchanged."""
     before = cache.index()
-    changed = told(vmi("alpha"))
-    changed[room][field] = value
+    changed = received(vmi("alpha"))
+    changed[section][field] = value
     cache.put(changed)
     assert cache.index() is before
 
 
 def test_the_same_list_changes_no_index(cache: VmiCache) -> None:
-    """A watch that was lost and found, with nothing missed meanwhile."""
+    """A watch that is lost and opened again, with no event missed, keeps the index."""
     before = cache.index()
     cache.lost("connection refused")
     assert cache.index() is before
     assert not cache.status().up
-    cache.replace_all([parse_vmi(told(vmi(name))) for name in ("beta", "alpha")])
+    cache.replace_all([parse_vmi(received(vmi(name))) for name in ("beta", "alpha")])
     cache.opened()
     assert cache.status().up
     assert cache.index() is before
 
 
 def test_a_list_alone_is_not_current(cache: VmiCache) -> None:
-    """After a loss the VMIs are confirmed by the list, and followed from the watch's word on."""
+    """After a loss the list updates the VMIs, but the watch is up only once it is open again."""
     cache.lost("connection refused")
     cache.replace_all([parse_vmi(vmi("beta"))])
     assert not cache.status().up
@@ -94,8 +94,8 @@ def test_a_list_alone_is_not_current(cache: VmiCache) -> None:
     assert cache.status().restarts == 1
 
 
-def test_an_empty_list_is_one(cache: VmiCache) -> None:
-    """Nothing known yet and nothing there are not the same."""
+def test_an_empty_list_counts_as_a_list(cache: VmiCache) -> None:
+    """An empty list makes the cache synced. Before any list it is not."""
     fresh = VmiCache(lambda _line: None, Clock())
     assert not fresh.status().synced
     fresh.replace_all([])
@@ -116,21 +116,21 @@ def test_an_empty_list_is_one(cache: VmiCache) -> None:
     ],
     ids=lambda path: path[1],
 )
-def test_what_is_kept_makes_a_new_index(cache: VmiCache, path: tuple[str, str, object]) -> None:
-    """By an event as by a list."""
-    room, field, value = path
+def test_a_changed_field_makes_a_new_index(cache: VmiCache, path: tuple[str, str, object]) -> None:
+    """A field that is kept makes a new index when an event or a list changes it."""
+    section, field, value = path
     changed = copy.deepcopy(vmi("alpha"))
-    changed[room][field] = value
+    changed[section][field] = value
     before = cache.index()
-    cache.put(told(changed))
+    cache.put(received(changed))
     assert cache.index().vmis is not before.vmis
     assert cache.index().vmis["default", "alpha"] == parse_vmi(changed)
     cache.replace_all([parse_vmi(vmi("alpha")), parse_vmi(vmi("beta"))])
     assert cache.index().vmis == before.vmis
 
 
-def test_one_more_and_one_less(cache: VmiCache) -> None:
-    """What comes and what goes."""
+def test_vmis_are_added_and_removed(cache: VmiCache) -> None:
+    """Events add and remove VMIs, and a list removes those that it does not contain."""
     cache.put(vmi("gamma"))
     assert ("default", "gamma") in cache.index().vmis
     cache.drop(vmi("gamma"))

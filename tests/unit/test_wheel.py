@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel: the files, the command, the dependencies and the licences that it carries."""
+"""The wheel: its files, its command, its dependencies and its licences."""
 
 import configparser
 import shutil
@@ -13,8 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "LICENSE", "LICENSES", "ebpf", "probes", "scripts", "tests/unit")
-"""What is copied to build from: setuptools writes into the folder it builds, which must not be
-the checkout; the tests and scripts go along because they must not be taken into the wheel."""
+"""Copied into a folder for the build, because setuptools writes into the folder that it builds.
+
+The tests and scripts are copied to show that the wheel does not contain them.
+"""
 OPTIONAL_SOURCES = ("README.md",)
 PACKAGES = ("ebpf", "probes")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -33,7 +35,7 @@ def copy_sources(target: Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     checkout = tmp_path_factory.mktemp("checkout")
     copy_sources(checkout)
-    # No isolated environment: it would be filled from the network.
+    # An isolated environment would download its packages from the network.
     built = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."],
         cwd=checkout,
@@ -48,13 +50,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 
 
 def shipped(wheel: zipfile.ZipFile) -> set[PurePosixPath]:
-    """Return the wheel's files outside the folder of its metadata."""
+    """The wheel's files outside the folder of its metadata."""
     paths = {PurePosixPath(name) for name in wheel.namelist()}
     return {path for path in paths if not path.parts[0].endswith(".dist-info")}
 
 
 def on_disk(*patterns: str) -> set[PurePosixPath]:
-    """Return the checkout's files of the patterns, relative to it."""
+    """The checkout's files that match the patterns, relative to the checkout."""
     return {
         PurePosixPath(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
     }
@@ -66,7 +68,7 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 
 
 def test_every_c_file_and_header_is_shipped(wheel: zipfile.ZipFile) -> None:
-    """The wheel carries all BPF programs and all headers, so it compiles them where it runs."""
+    """The wheel contains all BPF programs and headers, because a node compiles them."""
     sources = on_disk("ebpf/**/*.bpf.c", "ebpf/*.h", "ebpf/include/**/*.h")
 
     assert PurePosixPath("ebpf/ledger.h") in sources
@@ -75,7 +77,7 @@ def test_every_c_file_and_header_is_shipped(wheel: zipfile.ZipFile) -> None:
 
 
 def test_every_module_is_shipped(wheel: zipfile.ZipFile) -> None:
-    """The wheel carries all modules of both packages."""
+    """The wheel contains all modules of both packages."""
     modules = on_disk("ebpf/**/*.py", "probes/**/*.py")
 
     assert {PurePosixPath("ebpf/__init__.py"), PurePosixPath("probes/__init__.py")} <= modules
@@ -83,13 +85,13 @@ def test_every_module_is_shipped(wheel: zipfile.ZipFile) -> None:
 
 
 def test_nothing_else_is_shipped(wheel: zipfile.ZipFile) -> None:
-    """The wheel holds the two packages and nothing of tests, scripts or docs."""
+    """The wheel contains only the two packages, without tests, scripts or docs."""
     assert {path.parts[0] for path in shipped(wheel)} == set(PACKAGES)
     assert {path.suffix for path in shipped(wheel)} <= {".py", ".c", ".h", ".typed", ".json"}
 
 
 def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:
-    """Installing the wheel makes one command, hvprobe."""
+    """Installing the wheel installs one command, ``hvprobe``."""
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata(wheel, "entry_points.txt"))
 
@@ -97,7 +99,7 @@ def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:
 
 
 def test_bcc_is_not_a_dependency(wheel: zipfile.ZipFile) -> None:
-    """The wheel does not ask pip for bcc, which would bring an unrelated package of that name."""
+    """The wheel does not require bcc, which on the Python index is an unrelated package."""
     lines = metadata(wheel, "METADATA").splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if "Requires-Dist" in line]
 
@@ -106,6 +108,6 @@ def test_bcc_is_not_a_dependency(wheel: zipfile.ZipFile) -> None:
 
 
 def test_licences_are_shipped(wheel: zipfile.ZipFile) -> None:
-    """The wheel carries the text of both licences, for the C files may be taken under either."""
+    """The wheel contains both licences, because the C files are available under either."""
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
     assert "GNU GENERAL PUBLIC LICENSE" in metadata(wheel, "licenses/LICENSES/GPL-2.0-only.txt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vocabulary: reasons, severity, trust and watch state, and that all outputs agree."""
+"""The common vocabulary of reasons, severity, trust and watch state, which all outputs share."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ NO_WATCH = WatchStatus(
 
 
 def node_with_everything() -> NodeReport:
-    """Each severity among VMs, processes without a VM, and VMs without a process."""
+    """A node with each severity among its VMs, processes without a VM and VMs without a process."""
     processes = (
         guest(10, KVM, "a-fine"),
         guest(11, LIAR, "z-liar"),
@@ -51,7 +51,7 @@ def node_with_everything() -> NodeReport:
         guest(17, PROBE, state=ProcessState.PROBE),
         guest(18, LIAR, "and-fallback"),
     )
-    by_name = {it.vm.name: it for it in processes if it.vm}
+    by_name = {process.vm.name: process for process in processes if process.vm}
     vmis = (
         vmi("a-fine", KVM, vmm=by_name["a-fine"].vmm),
         vmi("and-fallback", LIAR, fallback=True, vmm=by_name["and-fallback"].vmm),
@@ -65,13 +65,13 @@ def node_with_everything() -> NodeReport:
 
 
 URGENT = ["default/and-fallback", "default/z-liar", "liar", "default/fallback"]
-"""Of node_with_everything(), in order: contradictions by name, then fallbacks."""
+"""The urgent subjects of ``node_with_everything``: contradictions by name, then fallbacks."""
 THE_REST = ["default/orphan", "no vm", "default/paused", "-", "default/a-fine", "default/wanted"]
-"""Unknown, not verified, fine."""
+"""The other subjects in order: unknown, not verified, fine."""
 
 
 def in_red_on_the_page(shown: Read) -> list[str]:
-    """Names of the page's rows whose type is marked as bad."""
+    """The names of the page's rows whose type is marked as urgent."""
     return [
         row[0] if row[0].startswith("default/") else row[3]
         for row in shown.rows
@@ -80,9 +80,9 @@ def in_red_on_the_page(shown: Read) -> list[str]:
 
 
 def test_page_live_and_doctor_agree() -> None:
-    """The same report marks the same processes, in the same order, in all three and in JSON.
+    """Page, live view, doctor and JSON mark the same processes of a report, in the same order.
 
-    The page has two tables, of VMs and of processes without one: each keeps the order.
+    The page has a table of VMs and one of processes without a VM, and each keeps the order.
     """
     node = node_with_everything()
     assert [subject.name for subject in subjects(node)] == [*URGENT, *THE_REST]
@@ -95,7 +95,7 @@ def test_page_live_and_doctor_agree() -> None:
     red = {
         row.name
         for row, line in zip(rows, lines, strict=True)
-        if any("red" in str(it.style) and it.start <= at < it.end for it in line.spans)
+        if any("red" in str(span.style) and span.start <= at < span.end for span in line.spans)
     }
     assert red == {*URGENT}
 
@@ -110,7 +110,7 @@ def test_page_live_and_doctor_agree() -> None:
     assert on_page == [*vms, *others]
     assert sorted(in_red_on_the_page(shown)) == sorted(URGENT)
 
-    (found,) = [it for it in checks(node, CAPABLE) if it.question == "VM verdicts"]
+    (found,) = [check for check in checks(node, CAPABLE) if check.question == "VM verdicts"]
     assert found.outcome is Outcome.BAD
     listed = re.findall(r"(?:contradiction|fallback): (.+?) \(\d+\)", found.finding)
     assert listed == URGENT
@@ -118,19 +118,23 @@ def test_page_live_and_doctor_agree() -> None:
 
     written = to_json(node)["processes"]
     assert isinstance(written, list)
-    contradicting = {Reason.CONTRADICTS_COMMAND_LINE.value}
-    assert [it["tgid"] for it in written if contradicting & {*it["reason_codes"]}] == [11, 15, 18]
+    contradicting = [
+        process["tgid"]
+        for process in written
+        if Reason.CONTRADICTS_COMMAND_LINE.value in process["reason_codes"]
+    ]
+    assert contradicting == [11, 15, 18]
 
 
 def test_live_marks_a_fallback() -> None:
-    """The type column says so in one character, unless a contradiction goes first."""
+    """The type column marks a fallback with one character, unless there is a contradiction."""
     rows = rows_of(node_with_everything(), History())
     assert {row.name for row in rows if type_mark(row).endswith("!")} == {"default/fallback"}
 
 
 @pytest.mark.parametrize("reason", list(Reason), ids=lambda reason: reason.name)
 def test_a_row_of_the_table(reason: Reason) -> None:
-    """The code is the name in lower case; every text is there, printable, on one line."""
+    """A reason's code is its name in lower case, and each text is one printable line."""
     assert reason.value == reason.name.lower()
     for shown in (reason.short, reason.sentence, reason.remedy):
         assert shown is None or (shown and shown.isprintable() and shown == shown.strip())
@@ -138,12 +142,12 @@ def test_a_row_of_the_table(reason: Reason) -> None:
 
 
 def test_sentences_are_different() -> None:
-    """No two reasons can be mistaken for one another."""
+    """No two reasons have the same sentence."""
     assert len({reason.sentence for reason in Reason}) == len(Reason)
 
 
 def test_codes_are_stable() -> None:
-    """Programs rely on these codes: a reason may be added, and none may be renamed."""
+    """Reasons may be added but not renamed, because programs rely on their codes."""
     assert {reason.value for reason in Reason} >= {
         *("vm_exits_recorded", "userspace_exits_recorded", "kvm_run_refused"),
         *("kvm_run_result_unread", "kvm_run_unheld", "inside_kvm_run", "vcpu_statistics"),
@@ -172,35 +176,35 @@ def test_codes_are_stable() -> None:
 def test_severity(
     verdict: Verdict, severity: Severity, *, fallback: bool | None, probe: bool
 ) -> None:
-    """A contradiction goes before a fallback, and a fallback that is not known is none."""
+    """A contradiction precedes a fallback, and an unknown fallback counts as none."""
     assert severity_of(verdict, fallback=fallback, probe=probe) is severity
 
 
 def test_the_reason_that_is_shown_alone() -> None:
-    """The last contradiction, else the first reason."""
+    """The deciding reason is the last contradiction or, without one, the first reason."""
     assert deciding_reason(KVM) is KVM.reasons[0]
     assert deciding_reason(LIAR) is Reason.CONTRADICTS_COMMAND_LINE
 
 
 def test_only_what_is_urgent_is_bad() -> None:
-    """Emphasis follows from severity, so no output can choose its own."""
+    """The severity alone decides the outcome, so all outputs emphasise the same subjects."""
     assert [severity.outcome for severity in Severity] == [
         *(Outcome.BAD, Outcome.BAD),
         *(Outcome.DEGRADED, Outcome.DEGRADED),
         Outcome.GOOD,
     ]
-    assert [it.value for it in Outcome] == ["ok", "warn", "fail"]
+    assert [outcome.value for outcome in Outcome] == ["ok", "warn", "fail"]
 
 
 @pytest.mark.parametrize(("value", "word"), [(True, "yes"), (False, "no"), (None, "unknown")])
 def test_say(value: bool | None, word: str) -> None:
-    """One word for each of three values."""
+    """True, False and None each have their own word."""
     assert say(value, "yes", "no", "unknown") == word
 
 
 @pytest.mark.parametrize("trust", list(CounterTrust))
 def test_a_counter_names_its_hook(trust: CounterTrust) -> None:
-    """Each trust has words, with the name of the hook that they are about."""
+    """Each trust is described in words that name the counter's hook."""
     given = health(trusts=trusts(exits=trust, userspace_exits=trust))
     assert [counter.words for counter in counter_states(given)] == [TRUSTS[trust]] * 2
     exits, userspace_exits = counter_states(given)
@@ -218,12 +222,12 @@ def test_a_counter_names_its_hook(trust: CounterTrust) -> None:
     ],
 )
 def test_watch_state(watch: WatchStatus | None, state: WatchState, outcome: Outcome) -> None:
-    """Where names come from, and how current they are."""
+    """The watch state says where names come from and how current they are."""
     assert watch_state(watch) is state
     assert state.outcome is outcome
 
 
 def test_why_names_are_not_current() -> None:
-    """The watch's own error, or that the API server has not answered."""
+    """The reason is the watch's own error, or that the API server has not answered."""
     assert watch_error(replace(NO_WATCH, error="refused")) == "refused"
     assert watch_error(NO_WATCH) == NOT_ANSWERED
