@@ -1,41 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The counters of a process, one row each, and where each of them is shown. Pure data.
+"""Lists the counters of a process, and where each one is shown. Pure data.
 
-A counter is a field of ``struct ledger_activity`` (ledger.h) that a hook's program adds to. The
+A counter is a field of ``struct ledger_activity`` (ledger.h) to which a hook's program adds. The
 mirror of that record, reports, JSON and its schema, metrics, page, live view and doctor iterate
-over ``COUNTERS``; they read it at the time of use, as ``counters.COUNTERS``. Must not know what a
-counter proves: see probes.judge.
+over ``COUNTERS``. They read it at the time of use, as ``counters.COUNTERS``. Must not know what a
+counter proves: probes.judge owns that.
 """
 
 from dataclasses import dataclass
 
-from ebpf.hooks import HOOKS, Hook
+from ebpf.hooks import KVM_EXIT, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV_VP_IOCTL, Hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """How Prometheus sees a counter of a VM."""
+    """The Prometheus metric that exports a counter of a VM."""
 
     name: str
-    """Without ``_total``."""
+    """Name of the metric without ``_total``."""
     help: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveColumn:
-    """How the live view shows the rate of a counter."""
+    """The column of the live view that shows the rate of a counter."""
 
     heading: str
-    """At most 6 characters."""
+    """Heading of at most 6 characters."""
     long_heading: str | None = None
-    """Where there is room; None: the same."""
+    """Heading on a wide terminal; None: the same as on a narrow one."""
     stands_in_for: str | None = None
-    """The counter whose column this one takes while that one's hook is not attached."""
+    """Name of the counter that this column replaces while that counter's hook is not attached."""
     note: str | None = None
-    """What the header says while it stands in."""
+    """Line of the header that explains the replacement."""
 
     def text(self, *, long: bool) -> str:
-        """The heading."""
+        """Return the heading, in its long form if there is one and it is wanted."""
         return self.long_heading if long and self.long_heading else self.heading
 
 
@@ -44,42 +44,41 @@ class Counter:
     """One counter of a process."""
 
     name: str
-    """The field of ``struct ledger_activity``; records, reports and trusts have it as their key."""
+    """Field of ``struct ledger_activity``, and key of its total and trust in reports."""
     hook: Hook
-    """Feeds it."""
+    """The hook whose program adds to the counter."""
     counts: str
-    """What one of it is."""
+    """The events that it counts, as a noun phrase."""
     json: str | None = None
-    """Key in the JSON of a process; None: only judgement uses it, and no report has it."""
+    """Key in the JSON of a process; None: only judgement uses the counter, and no report has it."""
     metric: Metric | None = None
-    """None: VMs have no series of it and no key in their JSON."""
+    """Its metric; None: VMs have neither a series nor a JSON key of it."""
     label: str | None = None
-    """Name in doctor and page, which say whether it can be trusted; None: they do not."""
+    """Name in doctor and page, which say whether it can be trusted; None: they omit it."""
     page_heading: str | None = None
-    """Column of the page; None: it has none."""
+    """Heading of its column on the page; None: it has none."""
     column: LiveColumn | None = None
-    """Column of the live view; None: it has none."""
+    """Its column in the live view; None: it has none."""
     implied_by: str | None = None
-    """The counter that cannot grow for long while this one stands still, unless this one's hook is
-    blind; None: its silence never proves that."""
+    """Name of the counter that cannot grow for long without this one. If it does, the hook of this
+    counter is blind. None: silence never proves that."""
     shows_activity: bool = False
-    """Whether the live view may draw and sort by it: it takes the first by rank that counts."""
+    """Whether the live view may draw it and sort by it. Of several such counters that have counted,
+    the live view uses the one with the lowest rank."""
     rank: int = 100
-    """Outputs for people list counters from the lowest rank to the highest."""
+    """Place among the counters in outputs for people: the lowest rank comes first."""
 
-
-_HOOK = {hook.name: hook for hook in HOOKS}
 
 RUNS = Counter(
     name="runs",
-    hook=_HOOK["kvm_vcpu_ioctl"],
+    hook=KVM_VCPU_IOCTL,
     counts="KVM_RUN calls",
     json="kvm_runs_total",
     column=LiveColumn(heading="RUN/s", long_heading="KVM_RUN/s"),
 )
 USERSPACE_EXITS = Counter(
     name="userspace_exits",
-    hook=_HOOK["kvm_userspace_exit"],
+    hook=KVM_USERSPACE_EXIT,
     counts="Returns of KVM_RUN to the VMM, since it started or the probes were attached",
     json="vcpu_userspace_exits_total",
     metric=Metric(
@@ -100,12 +99,12 @@ USERSPACE_EXITS = Counter(
 )
 COMPLETED_RUNS = Counter(
     name="completed_runs",
-    hook=_HOOK["kvm_userspace_exit"],
+    hook=KVM_USERSPACE_EXIT,
     counts="Returns of KVM_RUN that prove a run: the call did not fail, and KVM could go on",
 )
 EXITS = Counter(
     name="exits",
-    hook=_HOOK["kvm_exit"],
+    hook=KVM_EXIT,
     counts="VM exits",
     json="vcpu_exits_total",
     metric=Metric(
@@ -123,7 +122,7 @@ EXITS = Counter(
 )
 MSHV_RUNS = Counter(
     name="mshv_runs",
-    hook=_HOOK["mshv_vp_ioctl"],
+    hook=MSHV_VP_IOCTL,
     counts="MSHV_RUN_VP calls",
     json="mshv_runs_total",
     column=LiveColumn(heading="VP/s", long_heading="RUN_VP/s"),
@@ -132,14 +131,14 @@ MSHV_RUNS = Counter(
 )
 
 COUNTERS: tuple[Counter, ...] = (RUNS, USERSPACE_EXITS, COMPLETED_RUNS, EXITS, MSHV_RUNS)
-"""In the order of the fields of ``struct ledger_activity``."""
+"""All counters, in the order of the fields of ``struct ledger_activity``."""
 
 
 def ranked() -> tuple[Counter, ...]:
-    """All counters, those first that say most to a person."""
+    """Return all counters, the most informative ones for a person first."""
     return tuple(sorted(COUNTERS, key=lambda counter: counter.rank))
 
 
 def trusted() -> tuple[Counter, ...]:
-    """Those of which the report says how far they can be trusted, by rank."""
+    """Return, by rank, the counters whose trust is reported."""
     return tuple(counter for counter in ranked() if counter.label is not None)

@@ -13,12 +13,14 @@ from pathlib import Path
 from ebpf.clock import monotonic_ns
 from ebpf.errors import AttachCause, AttachError
 from ebpf.hooks import (
+    SCHED_PROCESS_EXEC,
+    SCHED_PROCESS_EXIT,
+    SCHED_PROCESS_FORK,
     AttachPoint,
     Backend,
     Driver,
     Hook,
     HookStatus,
-    Question,
     field_flag,
     unattached,
 )
@@ -92,7 +94,7 @@ class HookSet:
             status.hook.name: status for status in unattached("not tried yet", wanted)
         }
         self._points: dict[str, AttachPoint] = {}
-        self._beside: set[Question] = set()
+        self._beside: set[str] = set()
         self.attached_ns = monotonic_ns()
         """Host CLOCK_MONOTONIC (clock.py) since when every attached hook has been counting."""
         for driver, state in self._drivers.items():
@@ -114,7 +116,7 @@ class HookSet:
     @property
     def forks_are_counted(self) -> bool:
         """Whether a second program counts forks, which reveals forks that the first one missed."""
-        return Question.FORKS in self._beside
+        return SCHED_PROCESS_FORK.name in self._beside
 
     @property
     def lives_are_followed(self) -> bool:
@@ -122,11 +124,9 @@ class HookSet:
 
         The kernel skips other forms while a thread is preempted in them, see hooks.py.
         """
-        backends = {status.hook.question: status.backend for status in self._statuses.values()}
-        return all(
-            backends.get(question) is Backend.TRACEPOINT
-            for question in (Question.FORKS, Question.EXECUTES, Question.ENDS)
-        )
+        lives = (SCHED_PROCESS_FORK, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT)
+        statuses = [self._statuses.get(hook.name) for hook in lives]
+        return all(status and status.backend is Backend.TRACEPOINT for status in statuses)
 
     def follow_drivers(self) -> None:
         """Attach or detach the hooks of every driver whose state has changed since the last call.
@@ -198,7 +198,7 @@ class HookSet:
             return
         with contextlib.suppress(AttachError):
             self._attach(point, hook)
-            self._beside.add(hook.question)
+            self._beside.add(hook.name)
 
     def _detach_all(self, driver: Driver) -> None:
         for status in self._of(driver):

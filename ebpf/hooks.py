@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists the hooks that hvprobe wants, in order of preference, and what each one proves. Pure data.
 
-A hook is one question to the kernel. Several attach points may answer it; hook_set.py tries them in
-order and reports which one it got. Nothing here depends on a kernel version.
+A hook is a function or tracepoint of the kernel at which a program of hvprobe runs. It may have
+several attach points; hook_set.py tries them in order and reports which one it got. Nothing here
+depends on a kernel version.
 """
 
 from collections.abc import Sequence
@@ -17,21 +18,6 @@ class Backend(StrEnum):
     RAW_TRACEPOINT = "raw_tracepoint"
     TRACEPOINT = "tracepoint"
     NONE = "none"
-
-
-class Question(StrEnum):
-    """What a hook reports about a process."""
-
-    CREATES_VM = "creates_vm"
-    CREATES_VCPU = "creates_vcpu"
-    RUNS_VCPU = "runs_vcpu"
-    USERSPACE_EXITS = "userspace_exits"
-    EXITS = "exits"
-    FORKS = "forks"
-    EXECUTES = "executes"
-    ENDS = "ends"
-    IS_FREED = "is_freed"
-    RUNS_MSHV_VP = "runs_mshv_vp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +54,10 @@ class AttachPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
-    """A wanted hook: its program, and the points where the program may be attached."""
+    """A wanted hook: where its program may be attached, and what a hit proves."""
 
     name: str
     """The kernel's name of the function or tracepoint (label ``hook``)."""
-    question: Question
-    program: str
-    """Function in the BPF text."""
     points: tuple[AttachPoint, ...]
     """Attach points in order of preference."""
     beside: AttachPoint | None = None
@@ -85,6 +68,11 @@ class Hook:
     """The driver it belongs to; None: the kernel proper, which is always present."""
     optional: bool = False
     """Whether the hook is wanted only if its driver's device exists when hvprobe starts."""
+
+    @property
+    def program(self) -> str:
+        """Function in the BPF text."""
+        return f"on_{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +99,13 @@ class HookStatus:
     def attached(self) -> bool:
         """Whether the hook is attached at any point."""
         return self.backend is not Backend.NONE
+
+    def is_of(self, hook: Hook) -> bool:
+        """Return whether this is the status of a hook.
+
+        The name decides, because a session may be given a hook with other attach points.
+        """
+        return self.hook.name == hook.name
 
     def attached_at(self, point: AttachPoint, now_ns: int) -> "HookStatus":
         """Return the status after the program has been attached at a point."""
@@ -181,104 +176,96 @@ def _described(category: str, event: str, *fields: str) -> tuple[AttachPoint, ..
     return (AttachPoint(backend=Backend.TRACEPOINT, target=target, fields=fields),)
 
 
-HOOKS: tuple[Hook, ...] = (
-    Hook(
-        name="kvm_dev_ioctl",
-        question=Question.CREATES_VM,
-        program="on_kvm_dev_ioctl",
-        points=_kprobe("kvm_dev_ioctl"),
-        proves="the process asked for a VM; nothing about running it",
-        driver=KVM,
-    ),
-    Hook(
-        name="kvm_vm_ioctl",
-        question=Question.CREATES_VCPU,
-        program="on_kvm_vm_ioctl",
-        points=_kprobe("kvm_vm_ioctl"),
-        proves="the process asked for a vCPU; nothing about running it",
-        driver=KVM,
-    ),
-    Hook(
-        name="kvm_vcpu_ioctl",
-        question=Question.RUNS_VCPU,
-        program="on_kvm_vcpu_ioctl",
-        points=_kprobe("kvm_vcpu_ioctl"),
-        proves="the process entered KVM_RUN",
-        driver=KVM,
-    ),
-    Hook(
-        name="kvm_userspace_exit",
-        question=Question.USERSPACE_EXITS,
-        program="on_kvm_userspace_exit",
-        # The classic form comes first for the reason given in _preemptible_tracepoint.
-        points=(
-            AttachPoint(
-                backend=Backend.TRACEPOINT,
-                target="kvm:kvm_userspace_exit",
-                program="on_kvm_userspace_exit_record",
-                fields=("reason", "errno"),
-                reads_result=True,
-            ),
-            AttachPoint(
-                backend=Backend.RAW_TRACEPOINT,
-                target="kvm_userspace_exit",
-                program="on_kvm_userspace_exit_raw",
-                reads_result=True,
-            ),
-            AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_userspace_exit"),
-        ),
-        proves="KVM_RUN returned to the process",
-        driver=KVM,
-    ),
-    Hook(
-        name="kvm_exit",
-        question=Question.EXITS,
-        program="on_kvm_exit",
-        points=_tracepoint("kvm", "kvm_exit"),
-        proves="a guest of the process ran on this CPU and left it",
-        driver=KVM,
-    ),
-    Hook(
-        name="sched_process_fork",
-        question=Question.FORKS,
-        program="on_sched_process_fork",
-        points=_described("sched", "sched_process_fork", "child_pid"),
-        beside=_raw("sched_process_fork", "on_sched_process_fork_seen"),
-        proves="a process or thread began at a number, before it ran",
-    ),
-    Hook(
-        name="sched_process_exec",
-        question=Question.EXECUTES,
-        program="on_sched_process_exec",
-        points=_preemptible_tracepoint("sched", "sched_process_exec"),
-        beside=_raw("sched_process_exec"),
-        proves="the process executed a program: what was known of it before is over",
-    ),
-    Hook(
-        name="sched_process_exit",
-        question=Question.ENDS,
-        program="on_sched_process_exit",
-        points=_preemptible_tracepoint("sched", "sched_process_exit"),
-        beside=_raw("sched_process_exit"),
-        proves="the process's main thread ended",
-    ),
-    Hook(
-        name="sched_process_free",
-        question=Question.IS_FREED,
-        program="on_sched_process_free",
-        points=_described("sched", "sched_process_free", "pid"),
-        proves="the process is gone and its number may be used again",
-    ),
-    Hook(
-        name="mshv_vp_ioctl",
-        question=Question.RUNS_MSHV_VP,
-        program="on_mshv_vp_ioctl",
-        points=_kprobe("mshv_vp_ioctl"),
-        proves="the process entered MSHV_RUN_VP",
-        driver=MSHV,
-        optional=True,
-    ),
+KVM_DEV_IOCTL = Hook(
+    name="kvm_dev_ioctl",
+    points=_kprobe("kvm_dev_ioctl"),
+    proves="the process asked for a VM; nothing about running it",
+    driver=KVM,
 )
+KVM_VM_IOCTL = Hook(
+    name="kvm_vm_ioctl",
+    points=_kprobe("kvm_vm_ioctl"),
+    proves="the process asked for a vCPU; nothing about running it",
+    driver=KVM,
+)
+KVM_VCPU_IOCTL = Hook(
+    name="kvm_vcpu_ioctl",
+    points=_kprobe("kvm_vcpu_ioctl"),
+    proves="the process entered KVM_RUN",
+    driver=KVM,
+)
+KVM_USERSPACE_EXIT = Hook(
+    name="kvm_userspace_exit",
+    # The classic form comes first for the reason given in _preemptible_tracepoint.
+    points=(
+        AttachPoint(
+            backend=Backend.TRACEPOINT,
+            target="kvm:kvm_userspace_exit",
+            program="on_kvm_userspace_exit_record",
+            fields=("reason", "errno"),
+            reads_result=True,
+        ),
+        AttachPoint(
+            backend=Backend.RAW_TRACEPOINT,
+            target="kvm_userspace_exit",
+            program="on_kvm_userspace_exit_raw",
+            reads_result=True,
+        ),
+        AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_userspace_exit"),
+    ),
+    proves="KVM_RUN returned to the process",
+    driver=KVM,
+)
+KVM_EXIT = Hook(
+    name="kvm_exit",
+    points=_tracepoint("kvm", "kvm_exit"),
+    proves="a guest of the process ran on this CPU and left it",
+    driver=KVM,
+)
+SCHED_PROCESS_FORK = Hook(
+    name="sched_process_fork",
+    points=_described("sched", "sched_process_fork", "child_pid"),
+    beside=_raw("sched_process_fork", "on_sched_process_fork_seen"),
+    proves="a process or thread began at a number, before it ran",
+)
+SCHED_PROCESS_EXEC = Hook(
+    name="sched_process_exec",
+    points=_preemptible_tracepoint("sched", "sched_process_exec"),
+    beside=_raw("sched_process_exec"),
+    proves="the process executed a program: what was known of it before is over",
+)
+SCHED_PROCESS_EXIT = Hook(
+    name="sched_process_exit",
+    points=_preemptible_tracepoint("sched", "sched_process_exit"),
+    beside=_raw("sched_process_exit"),
+    proves="the process's main thread ended",
+)
+SCHED_PROCESS_FREE = Hook(
+    name="sched_process_free",
+    points=_described("sched", "sched_process_free", "pid"),
+    proves="the process is gone and its number may be used again",
+)
+MSHV_VP_IOCTL = Hook(
+    name="mshv_vp_ioctl",
+    points=_kprobe("mshv_vp_ioctl"),
+    proves="the process entered MSHV_RUN_VP",
+    driver=MSHV,
+    optional=True,
+)
+
+HOOKS: tuple[Hook, ...] = (
+    KVM_DEV_IOCTL,
+    KVM_VM_IOCTL,
+    KVM_VCPU_IOCTL,
+    KVM_USERSPACE_EXIT,
+    KVM_EXIT,
+    SCHED_PROCESS_FORK,
+    SCHED_PROCESS_EXEC,
+    SCHED_PROCESS_EXIT,
+    SCHED_PROCESS_FREE,
+    MSHV_VP_IOCTL,
+)
+"""The hooks that hvprobe knows, in the order in which outputs list them."""
 
 ALWAYS_WANTED: tuple[Hook, ...] = tuple(hook for hook in HOOKS if not hook.optional)
 """The hooks that are wanted on every node, whatever devices it has."""

@@ -57,7 +57,10 @@ _LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
 _VMS_CREATED = word_of(ProcessRecord, "vms_created")
 _VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
 PLACES: dict[str, int] = {counter.name: place for place, counter in enumerate(COUNTERS)}
-"""Of each counter, by its name, among the words of a slot's counters and in a LedgerEntry."""
+"""Index of each counter, by the counter's name.
+
+It holds for the words of a slot's counters and for ``LedgerEntry.counts``.
+"""
 
 
 class Total(IntEnum):
@@ -87,15 +90,15 @@ class LedgerEntry(NamedTuple):
     vcpus_created: int = 0
     """KVM_CREATE_VCPU calls."""
     counts: tuple[int, ...] = (0,) * len(COUNTERS)
-    """What each counter has counted, in the order of PLACES."""
+    """Total of each counter, in the order of PLACES."""
 
     @property
     def counters(self) -> dict[str, int]:
-        """What each counter has counted, by its name."""
+        """Total of each counter, by the counter's name."""
         return dict(zip(PLACES, self.counts, strict=True))
 
     def count(self, counter: Counter) -> int:
-        """What a counter has counted."""
+        """Return the total of a counter."""
         return self.counts[PLACES[counter.name]]
 
 
@@ -142,7 +145,7 @@ def entries_from(
         if at >= len(before) or (before[at + _FIRST_NS], before[at + _TGID]) != (first_ns, tgid):
             complete = False
             continue
-        # By position: names would double the time, and each refresh does this for every record.
+        # Arguments are positional because keywords would double the time that each record takes.
         entries[tgid] = LedgerEntry(
             tgid,
             first_ns,

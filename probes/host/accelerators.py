@@ -2,9 +2,9 @@
 """EDGE: finds out what the accelerators of this node can do, and which modules provide them.
 
 Owns the trial of an accelerator (/dev/kvm, /dev/mshv). Must not know any process or VMI. A trial
-opens the device and creates an empty VM, which is closed at once. On an idle node that enables
-virtualization for a moment, so the caller tries rarely, and never where running VMs already prove
-the same.
+opens the device, creates an empty VM, and closes it at once. On an idle node this enables
+virtualization for a moment. Therefore the caller tries rarely, and never while running VMs already
+prove that the accelerator works.
 """
 
 import contextlib
@@ -32,7 +32,10 @@ class Accelerators:
         self._proc = proc_root
 
     def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
-        """Open its device and create an empty VM; None: a rare one that this node does not have."""
+        """Open a hypervisor's device and create an empty VM.
+
+        Return None for a rare hypervisor that this node does not have.
+        """
         device = self._dev / hypervisor.driver.device
         try:
             _create_empty_vm(device, hypervisor.trial)
@@ -44,9 +47,9 @@ class Accelerators:
         return Accelerator(type=hypervisor.type, available=True)
 
     def virtualization(self) -> NodeVirtualization:
-        """Vendor modules and nesting, as sysfs and cpuinfo show them."""
+        """Return modules and nesting, as read from sysfs and /proc/cpuinfo."""
         flags = self._cpu_flags()
-        modules = ((it.type, self._module(it, flags)) for it in HYPERVISORS)
+        modules = ((hypervisor.type, self._module(hypervisor, flags)) for hypervisor in HYPERVISORS)
         return NodeVirtualization(
             modules={kind: module for kind, module in modules if module is not None},
             nested=None if flags is None else "hypervisor" in flags,
@@ -55,7 +58,10 @@ class Accelerators:
     def _failed(
         self, hypervisor: Hypervisor, device: Path, err: OSError, cause: Cause
     ) -> Accelerator:
-        """One after a failed trial: unavailable, or unknown where hvprobe cannot try it."""
+        """Return the accelerator after a failed trial.
+
+        It is unavailable, or unknown if hvprobe cannot access the device.
+        """
         unknown = cause in (Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED)
         return Accelerator(
             type=hypervisor.type,
@@ -87,7 +93,10 @@ class Accelerators:
         return None
 
     def _loaded_module(self, hypervisor: Hypervisor, flags: frozenset[str]) -> str | None:
-        """The module in sysfs that provides it: of several, the one whose CPU flag is there."""
+        """Return the loaded module that provides a hypervisor; None: there is none.
+
+        If several are loaded, the one whose CPU flag this CPU has provides it.
+        """
         folder, driver = self._sys / "module", hypervisor.driver.module
         if hypervisor.vendor_modules is None:
             return driver if (folder / driver).exists() else None

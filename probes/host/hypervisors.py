@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hypervisors in the kernel that QEMU can use, one row each. Pure data.
+"""Lists the hypervisors in the kernel that QEMU can use. Pure data.
 
-A row says how its use shows: device, driver, descriptors, run call, thread names and counters; and
-how its availability is tried. Reading, evidence, verdict, report and outputs iterate over
-``HYPERVISORS``. Must not know which rules make a verdict of it.
+A row names everything by which the use of a hypervisor is recognized (device, driver, descriptors,
+run call, thread names, counters) and the trial of its availability. Reading, evidence, verdict,
+report and outputs iterate over ``HYPERVISORS``. Must not know the rules of judgement.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS, RUNS, USERSPACE_EXITS, Counter
-from ebpf.hooks import KVM, MSHV, Driver, HookStatus, Question
+from ebpf.hooks import (
+    KVM,
+    KVM_USERSPACE_EXIT,
+    KVM_VCPU_IOCTL,
+    MSHV,
+    MSHV_VP_IOCTL,
+    Driver,
+    Hook,
+    HookStatus,
+)
 from ebpf.ledger import LedgerEntry
 from ebpf.uapi import KVM_CREATE_VM, KVM_RUN, MSHV_RUN_VP
 
@@ -26,18 +35,18 @@ class HypervisorType(StrEnum):
 
     @property
     def accelerated(self) -> bool:
-        """Whether a hypervisor in the kernel executes them."""
+        """Whether a hypervisor in the kernel executes the instructions."""
         return self in BY_TYPE
 
 
 class FdKind(StrEnum):
-    """What a descriptor of a hypervisor is; the value is its field in ``HeldFds``."""
+    """Kind of a hypervisor's descriptor; the value is the field of ``HeldFds``."""
 
     DEVICE = "devices"
     VM = "vms"
     VCPU = "vcpus"
     STATISTICS = "statistics"
-    """Of a vCPU, in the form of KVM_GET_STATS_FD."""
+    """Statistics of a vCPU, as KVM_GET_STATS_FD returns them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,45 +55,45 @@ class Trial:
 
     request: int
     argument_bytes: int = 0
-    """Size of the structure, all zero, that it takes; 0: it takes the number 0."""
+    """Size of the zeroed structure that is the argument; 0: the argument is the number 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hypervisor:
-    """One hypervisor."""
+    """A hypervisor in the kernel, and how its use is recognized."""
 
     type: HypervisorType
     label: str
-    """Name in texts for people."""
+    """Its name in texts for people."""
     driver: Driver
-    """Whose module and device it is."""
+    """The driver that provides the hypervisor and its device."""
     expected: bool
     """Whether hvprobe reports its absence. A rare hypervisor, for which this is False, is reported
-    only where its device or driver is present."""
+    only on nodes that have its device or driver."""
     descriptors: Mapping[str, FdKind]
-    """By the target of their links, without a number at the end."""
+    """Kind of a descriptor by the target of its link, without the number at the end."""
     run_request: int
     """Request number of the ioctl(2) on a vCPU's descriptor that runs the vCPU."""
     thread_suffix: str
-    """What QEMU's names of vCPU threads end in (accel/*/*-accel-ops*.c)."""
+    """End of the names that QEMU gives to vCPU threads (accel/*/*-accel-ops*.c)."""
     worker_thread: str | None = None
-    """Beginning of the name of a thread that it starts from within a run; None: it starts none."""
-    watched_by: frozenset[Question]
-    """Hooks each of which no use of a vCPU passes unseen."""
-    entry_seen_by: Question
-    """The hook that sees a run when it begins, so that an endless one is recorded, too."""
+    """Beginning of the name of a thread that a run starts; None: runs start no thread."""
+    watched_by: tuple[Hook, ...]
+    """Hooks each of which fires on every use of a vCPU."""
+    entry_seen_by: Hook
+    """The hook that fires when a run begins, so that a run that never ends is recorded as well."""
     run_counters: tuple[Counter, ...]
-    """Those that count any use of a vCPU, a refused one as well."""
+    """Counters of every use of a vCPU, including calls that the hypervisor refuses."""
     proofs: tuple[Counter, ...]
-    """Those that only a run counts, the strongest first."""
+    """Counters that grow only if a guest ran, the strongest proof first."""
     trial: Trial
     vendor_modules: Mapping[str, str] | None = None
-    """The modules that may provide it besides the driver's, by the CPU flag that each needs; other
-    modules with the driver's name at their beginning may, too. None: only the driver's does."""
+    """Vendor modules, by the CPU flag that each one needs. Other modules whose names begin with the
+    driver's may provide the hypervisor as well. None: only the driver's own module does."""
     no_vendor_modules: frozenset[str] = frozenset()
-    """Modules of that name that never do."""
+    """Modules whose names begin with the driver's, but that never provide the hypervisor."""
     remedy_if_absent: str
-    """What a person can do about a node without its device."""
+    """Remedy for a node on which its device is absent."""
 
 
 HYPERVISORS: tuple[Hypervisor, ...] = (
@@ -102,8 +111,8 @@ HYPERVISORS: tuple[Hypervisor, ...] = (
         run_request=KVM_RUN,
         thread_suffix="KVM",
         worker_thread="kvm-nx-lpage",
-        watched_by=frozenset({Question.RUNS_VCPU, Question.USERSPACE_EXITS}),
-        entry_seen_by=Question.RUNS_VCPU,
+        watched_by=(KVM_VCPU_IOCTL, KVM_USERSPACE_EXIT),
+        entry_seen_by=KVM_VCPU_IOCTL,
         run_counters=(RUNS, USERSPACE_EXITS, EXITS),
         proofs=(EXITS, COMPLETED_RUNS),
         trial=Trial(request=KVM_CREATE_VM),
@@ -124,8 +133,8 @@ HYPERVISORS: tuple[Hypervisor, ...] = (
         },
         run_request=MSHV_RUN_VP,
         thread_suffix="MSHV",
-        watched_by=frozenset({Question.RUNS_MSHV_VP}),
-        entry_seen_by=Question.RUNS_MSHV_VP,
+        watched_by=(MSHV_VP_IOCTL,),
+        entry_seen_by=MSHV_VP_IOCTL,
         run_counters=(MSHV_RUNS,),
         proofs=(MSHV_RUNS,),
         # MSHV_CREATE_PARTITION: _IOW(MSHV_IOCTL, 0x00, struct mshv_create_partition), 16 bytes.
@@ -140,18 +149,19 @@ BY_TYPE: Mapping[HypervisorType, Hypervisor] = {
 
 
 def all_are_watched(hooks: Collection[HookStatus]) -> bool:
-    """Whether hooks are attached that no use of a vCPU, of whichever hypervisor, passes unseen.
+    """Return whether the attached hooks observe every use of a vCPU of every hypervisor.
 
-    One whose hooks are not wanted has no device on this node; an expected one's always are.
+    If the hooks of a rare hypervisor are not wanted, the node does not have its device. The hooks
+    of an expected hypervisor are always wanted.
     """
     return all(_is_watched(hypervisor, hooks) for hypervisor in HYPERVISORS)
 
 
 def entries_are_seen(hooks: Collection[HookStatus]) -> bool:
-    """Whether each run of a vCPU is seen when it begins, by attached or inactive hooks."""
+    """Return whether the hooks observe the beginning of every run, or are inactive."""
     for hypervisor in HYPERVISORS:
-        found = [it for it in hooks if it.hook.question is hypervisor.entry_seen_by]
-        if not all(it.attached or it.inactive for it in found):
+        found = [status for status in hooks if status.is_of(hypervisor.entry_seen_by)]
+        if not all(status.attached or status.inactive for status in found):
             return False
         if hypervisor.expected and not found:
             return False
@@ -159,21 +169,21 @@ def entries_are_seen(hooks: Collection[HookStatus]) -> bool:
 
 
 def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
-    """The hypervisors of which any use of a vCPU was counted."""
+    """Yield the hypervisors of which the ledger counted any use of a vCPU."""
     for hypervisor in HYPERVISORS:
         if any(entry.count(counter) for counter in hypervisor.run_counters):
             yield hypervisor.type
 
 
 def _is_watched(hypervisor: Hypervisor, hooks: Collection[HookStatus]) -> bool:
-    """Whether one of its hooks is attached in every form, or its driver is gone."""
-    wanted = [it for it in hooks if it.hook.question in hypervisor.watched_by]
-    if not wanted:
+    """Return whether the hooks observe every use of a hypervisor, or its driver is gone."""
+    wanted = [[status for status in hooks if status.is_of(hook)] for hook in hypervisor.watched_by]
+    if not any(wanted):
         return not hypervisor.expected
-    if all(it.inactive for it in wanted):
+    if all(status.inactive for forms in wanted for status in forms):
         return True
-    for question in hypervisor.watched_by:
-        found = [it for it in wanted if it.hook.question is question]
-        if any(it.attached for it in found) and all(it.attached or it.inactive for it in found):
-            return True
-    return False
+    return any(
+        any(status.attached for status in forms)
+        and all(status.attached or status.inactive for status in forms)
+        for forms in wanted
+    )

@@ -50,10 +50,10 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeVirtualization:
-    """What provides the hypervisors of this node."""
+    """The modules that provide the hypervisors of this node, and whether it is a VM."""
 
     modules: Mapping[HypervisorType, str]
-    """Vendor module (kvm_intel, kvm_amd, kvm_pvm, …) or ``builtin``; absent: there is none."""
+    """Module (kvm_intel, kvm_amd, kvm_pvm, …) or ``builtin``; absent: the node has none."""
     nested: bool | None
     """Whether the node is itself a VM; None: this architecture does not say."""
 

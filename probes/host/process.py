@@ -35,7 +35,7 @@ class Unread(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldFds:
-    """Descriptors of one hypervisor, by number; the fields are the values of ``FdKind``."""
+    """Numbers of a process's descriptors of one hypervisor, with a field for each ``FdKind``."""
 
     devices: frozenset[int] = frozenset()
     vms: frozenset[int] = frozenset()
@@ -44,7 +44,7 @@ class HeldFds:
 
     @property
     def any(self) -> bool:
-        """Whether there is any."""
+        """Whether the process holds any descriptor of the hypervisor."""
         return bool(self.devices or self.vms or self.vcpus or self.statistics)
 
 
@@ -53,20 +53,20 @@ _NO_FDS = HeldFds()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorFds:
-    """Hypervisors' descriptors of a process: of all its threads' tables together."""
+    """Descriptors of hypervisors in the tables of all threads of a process."""
 
     held: Mapping[HypervisorType, HeldFds] = field(default_factory=dict)
-    """By hypervisor; one of which it holds none is absent."""
+    """Descriptors by hypervisor; absent: the process holds none of that hypervisor."""
     complete: bool
-    """Whether the fd table was read to its end: only then does an absence mean anything."""
+    """Whether the fd tables were read to the end. Only then is a missing descriptor a fact."""
 
     def of(self, kind: HypervisorType) -> HeldFds:
-        """Those of one hypervisor."""
+        """Return the descriptors of one hypervisor."""
         return self.held.get(kind, _NO_FDS)
 
     @property
     def any(self) -> bool:
-        """Whether any descriptor is a hypervisor's."""
+        """Whether the process holds a descriptor of any hypervisor."""
         return any(held.any for held in self.held.values())
 
 

@@ -27,9 +27,9 @@ MAX_ARGUMENTS = 1024
 
 _QEMU_PROGRAMS = ("qemu-system-", "qemu-kvm")
 _QEMU_OTHER_NAMES = frozenset({"qemu", "kvm"})
-"""What distributions link to a system emulator."""
+"""Program names that distributions link to a system emulator."""
 _ACCELERATORS = frozenset({"tcg", "xen", "hvf", "whpx", "nvmm", "qtest"}) | BY_TYPE.keys()
-"""QEMU's, by name."""
+"""Names of QEMU's accelerators."""
 _GUEST_OF_KUBEVIRT = re.compile(r"[a-z0-9][a-z0-9.-]*_[a-z0-9][a-z0-9.-]*")
 """``namespace_name``, as virt-launcher names a domain."""
 _SHORT_OPTIONS = frozenset("-h -M -m -k -g -L -S -s -d -D".split())

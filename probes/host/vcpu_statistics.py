@@ -66,5 +66,5 @@ def _exits(fd: int) -> int | None:
 
 
 def is_vcpu_statistics(target: str) -> bool:
-    """Whether a descriptor with this link is one of KVM's statistics of a vCPU."""
+    """Return whether a descriptor with this link holds KVM's statistics of a vCPU."""
     return bool(classify_fds([(0, target)], complete=True).of(HypervisorType.KVM).statistics)

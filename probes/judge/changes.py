@@ -7,7 +7,7 @@ judge: the tracker executes the steps.
 
 import sys
 
-from ebpf.hooks import Question
+from ebpf.hooks import SCHED_PROCESS_FREE
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.cgroup import pod_of
 from probes.host.hypervisors import HypervisorType, recorded_types
@@ -124,7 +124,7 @@ def _contradicts(tracked: TrackedProcess, entry: LedgerEntry) -> bool:
 
 
 def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
-    """The hypervisor that the kernel saw a process use; None: none."""
+    """Return the hypervisor whose use by the process the ledger recorded; None: there is none."""
     return next(recorded_types(entry), None)
 
 
@@ -199,4 +199,4 @@ def record_is_stale(
 
 
 def _kernel_removes_records(kernel: KernelSnapshot) -> bool:
-    return any(hook.attached for hook in kernel.hooks if hook.hook.question is Question.IS_FREED)
+    return any(status.attached for status in kernel.hooks if status.is_of(SCHED_PROCESS_FREE))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ebpf.hooks import Backend, HookStatus, Question
+from ebpf.hooks import KVM_USERSPACE_EXIT, Backend, HookStatus
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import (
     HYPERVISORS,
@@ -33,24 +33,26 @@ _CLAIMS: Mapping[str, HypervisorType] = {
     **{hypervisor.thread_suffix: hypervisor.type for hypervisor in HYPERVISORS},
 }
 _THREAD_NAME = re.compile(rf"(?:CPU \d+|ALL CPUs)/({'|'.join(_CLAIMS)})")
-"""Thread names QEMU gives with debug-threads=on (accel/*/*-accel-ops*.c)."""
-_WORKERS = tuple(it.worker_thread for it in HYPERVISORS if it.worker_thread is not None)
+"""Names that QEMU gives to vCPU threads with debug-threads=on (accel/*/*-accel-ops*.c)."""
+_WORKERS = tuple(
+    hypervisor.worker_thread for hypervisor in HYPERVISORS if hypervisor.worker_thread is not None
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HypervisorEvidence:
-    """What shows the use of one hypervisor by one process, besides the ledger."""
+    """Evidence from /proc that one process uses one hypervisor."""
 
     held: bool = False
-    """It holds any descriptor of it."""
+    """Whether the process holds any descriptor of the hypervisor."""
     vcpus: int = 0
-    """vCPU descriptors it holds."""
+    """Number of vCPU descriptors that the process holds."""
     vcpus_in_run: int = 0
-    """Distinct vCPU descriptors on which a thread is inside the run call now."""
+    """Number of vCPU descriptors on which a thread is inside the run call now."""
     runs_unheld: int = 0
-    """Threads inside the run call on a descriptor that no table holds any longer."""
+    """Number of descriptors on which a thread is inside the run call, but that no table holds."""
     run_worker: bool = False
-    """It has a thread that the hypervisor itself started from within its run call.
+    """Whether the process has a thread that the hypervisor itself started in a run call.
 
     kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c) is a thread of the process since Linux
     d96c77bd4eeb ("KVM: x86: switch hugepage recovery thread to vhost_task") (v6.13), and starts at
@@ -59,7 +61,7 @@ class HypervisorEvidence:
     for the rest of its life.
     """
     stats_exits: int | None = None
-    """VM exits by the hypervisor's own statistics of its vCPUs; None: it holds none open."""
+    """VM exits in the hypervisor's statistics of the vCPUs; None: the process holds none open."""
 
 
 _UNUSED = HypervisorEvidence()
@@ -82,9 +84,9 @@ class Evidence:
     fds_complete: bool
     """Whether the descriptor tables of all its threads were read to the end."""
     threads_seen: bool
-    """Whether each thread was seen to be in no KVM_RUN, those that call themselves TCG aside."""
+    """Whether every thread is known to be outside KVM_RUN, except those with TCG's thread name."""
     seen: Mapping[HypervisorType, HypervisorEvidence]
-    """By hypervisor."""
+    """Evidence from /proc for each hypervisor."""
     guest_ticks: int
     """CPU time that the kernel accounted to its threads as guest time, in clock ticks."""
     tcg_threads: int
@@ -107,7 +109,7 @@ class Evidence:
     nothing."""
 
     def of(self, kind: HypervisorType) -> HypervisorEvidence:
-        """What shows the use of one hypervisor."""
+        """Return the evidence from /proc that the process uses one hypervisor."""
         return self.seen.get(kind, _UNUSED)
 
 
@@ -116,7 +118,7 @@ class _Threads:
     """The threads of a process, each in one of three groups."""
 
     workers: tuple[VmmThread, ...]
-    """A hypervisor started them: they show the system call of the thread that made them."""
+    """Threads that a hypervisor started; each shows the system call of the thread that made it."""
     emulating: tuple[VmmThread, ...]
     """Threads that are named like TCG vCPUs."""
     others: tuple[VmmThread, ...]
@@ -165,16 +167,14 @@ def gather(process: VmmProcess, kernel: KernelSnapshot, *, start_monotonic_ns: i
         fds_complete=process.fds.complete,
         threads_seen=process.threads_complete
         and not any(thread.running for thread in threads.others),
-        seen={it.type: _use_of(it, process, threads) for it in HYPERVISORS},
+        seen={hypervisor.type: _use_of(hypervisor, process, threads) for hypervisor in HYPERVISORS},
         guest_ticks=process.guest_ticks,
         tcg_threads=len(threads.emulating),
         tcg_cpu_ticks=sum(thread.cpu_ticks for thread in threads.emulating),
         ledger=entry,
         hooks_prove_running=all_are_watched(kernel.hooks),
         hooks_read_results=any(
-            hook.reads_result
-            for hook in kernel.hooks
-            if hook.hook.question is Question.USERSPACE_EXITS
+            status.reads_result for status in kernel.hooks if status.is_of(KVM_USERSPACE_EXIT)
         ),
         hooks_since_start=all_are_watched(before),
         entries_since_start=entries_are_seen(before),
@@ -193,7 +193,7 @@ def ledger_entry(
 
 
 def _use_of(hypervisor: Hypervisor, process: VmmProcess, threads: _Threads) -> HypervisorEvidence:
-    """What a process's descriptors and threads show of one hypervisor."""
+    """Gather the evidence that descriptors and threads give for one hypervisor."""
     fds = process.fds.of(hypervisor.type)
     in_run = _fds_inside(threads.own, hypervisor.run_request)
     workers = [

@@ -294,10 +294,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HypervisorReasons:
-    """The reasons that name one hypervisor; the defaults suit any."""
+    """The reasons that name one hypervisor; the defaults suit every hypervisor."""
 
     recorded: Mapping[str, Reason] = field(default_factory=dict)
-    """By the counter that proves a run; absent: RUN_RECORDED."""
+    """Reason by the name of the counter that proves a run; absent: RUN_RECORDED."""
     inside_run: Reason = Reason.INSIDE_RUN
     holds_vcpus: Reason = Reason.HOLDS_VCPUS
     run_unheld: Reason = Reason.RUN_UNHELD
@@ -319,4 +319,4 @@ OF_HYPERVISOR: Mapping[HypervisorType, HypervisorReasons] = {
         holds_vcpus=Reason.HOLDS_MSHV_VPS,
     ),
 }
-"""Hypervisors with words of their own. Another one needs no row here."""
+"""Hypervisors whose reasons have words of their own. Other hypervisors need no row."""

@@ -34,7 +34,7 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Apply the rules in order; the first that fits decides."""
+    """Apply the rules in order and return the verdict of the first one that fits."""
     accelerated = (_accelerated(hypervisor, evidence) for hypervisor in HYPERVISORS)
     verdict = next(filter(None, accelerated), None) or _without_accelerator(evidence)
     contradicted = tuple(
@@ -49,13 +49,13 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _accelerated(hypervisor: Hypervisor, evidence: Evidence) -> Verdict | None:
-    """The verdict of a process that uses a vCPU of this hypervisor; None: it does not."""
+    """Return the verdict of a process that uses a vCPU of a hypervisor; None: it does not."""
     proofs = tuple(_proofs(hypervisor, evidence))
     if proofs:
         return Verdict(type=hypervisor.type, verified=True, reasons=proofs)
     ledger, reasons = evidence.ledger, _reasons_of(hypervisor)
     tried: tuple[Reason, ...] = ()
-    if ledger is not None and any(ledger.count(it) for it in hypervisor.run_counters):
+    if ledger is not None and any(map(ledger.count, hypervisor.run_counters)):
         refused = evidence.hooks_read_results
         tried = (Reason.KVM_RUN_REFUSED if refused else Reason.KVM_RUN_RESULT_UNREAD,)
     held = (reasons.holds_vcpus,) if evidence.of(hypervisor.type).vcpus else ()
@@ -70,7 +70,7 @@ def _accelerated(hypervisor: Hypervisor, evidence: Evidence) -> Verdict | None:
 
 
 def _proofs(hypervisor: Hypervisor, evidence: Evidence) -> Iterator[Reason]:
-    """What proves that a guest ran on this hypervisor, the strongest first."""
+    """Yield the reasons that prove that a guest ran on a hypervisor, the strongest first."""
     ledger, reasons = evidence.ledger, _reasons_of(hypervisor)
     seen = evidence.of(hypervisor.type)
     for counter in hypervisor.proofs:
@@ -78,11 +78,11 @@ def _proofs(hypervisor: Hypervisor, evidence: Evidence) -> Iterator[Reason]:
             yield reasons.recorded.get(counter.name, Reason.RUN_RECORDED)
     if seen.vcpus_in_run:
         yield reasons.inside_run
-    if _vcpus_tell(seen, evidence) and seen.stats_exits:
+    if _vcpus_prove(seen, evidence) and seen.stats_exits:
         yield Reason.VCPU_STATISTICS
     if _worker_proves(seen, evidence):
         yield Reason.KVM_RUN_WORKER
-    if _vcpus_tell(seen, evidence) and evidence.guest_ticks:
+    if _vcpus_prove(seen, evidence) and evidence.guest_ticks:
         yield Reason.GUEST_TIME
 
 
@@ -91,7 +91,7 @@ def _reasons_of(hypervisor: Hypervisor) -> HypervisorReasons:
 
 
 def _worker_proves(seen: HypervisorEvidence, evidence: Evidence) -> bool:
-    """Whether KVM's worker thread shows a guest that ran.
+    """Return whether KVM's worker thread proves that a guest ran.
 
     KVM starts the thread at the first KVM_RUN of a VM, before it may refuse that call. So the
     thread proves nothing if other threads emulate, nor if the hooks read the results of all calls
@@ -104,18 +104,18 @@ def _worker_proves(seen: HypervisorEvidence, evidence: Evidence) -> bool:
     return seen.run_worker and not evidence.tcg_threads and not seen_refused
 
 
-def _vcpus_tell(seen: HypervisorEvidence, evidence: Evidence) -> bool:
-    """Whether what the vCPUs it holds have done, and its guest time, tell of it as it is now.
+def _vcpus_prove(seen: HypervisorEvidence, evidence: Evidence) -> bool:
+    """Return whether guest time and the vCPUs' statistics prove something about this process.
 
-    A process that executes another program keeps its guest time and may keep the descriptors, which
-    a forked child has as well; the kernel lets neither run these vCPUs. So nothing of that proves
-    anything beside threads that emulate.
+    They may belong to the past: a process that executes another program keeps its guest time and
+    may keep the descriptors, and a forked child inherits the descriptors. The kernel lets neither
+    process run these vCPUs. So they prove nothing if other threads emulate.
     """
     return seen.vcpus > 0 and not evidence.tcg_threads
 
 
 def _without_accelerator(evidence: Evidence) -> Verdict:
-    """No vCPU of an accelerator is held, and none was ever seen to run."""
+    """Return the verdict of a process that neither holds nor is known to have run a vCPU."""
     if evidence.capability_probe:
         return _inferred(HypervisorType.UNKNOWN, Reason.CAPABILITY_PROBE)
     for hypervisor in HYPERVISORS:

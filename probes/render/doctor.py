@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ebpf.hooks import HookStatus, Question
+from ebpf.hooks import SCHED_PROCESS_EXEC, Hook, HookStatus
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
 from probes.judge.reasons import Outcome, Severity
@@ -27,7 +27,7 @@ from probes.report.vocabulary import (
 )
 
 _READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
-"""What it takes to read other users' processes below /proc."""
+"""Capabilities that reading other users' processes below /proc needs."""
 _URGENT_LISTED = 5
 """How many urgent VMs one line names."""
 
@@ -44,7 +44,7 @@ class Ability(IntEnum):
 class Check:
     """One line of the doctor."""
 
-    question: str
+    label: str
     """What is checked, as a noun phrase."""
     outcome: Outcome
     finding: str
@@ -73,8 +73,8 @@ def ability(report: NodeReport) -> Ability:
     return Ability.VERIFIED if all_are_watched(report.health.hooks) else Ability.INFERRED
 
 
-def _hooks(report: NodeReport, *questions: Question) -> list[HookStatus]:
-    return [status for status in report.health.hooks if status.hook.question in questions]
+def _hooks(report: NodeReport, *hooks: Hook) -> list[HookStatus]:
+    return [status for status in report.health.hooks if any(map(status.is_of, hooks))]
 
 
 def _accelerator(report: NodeReport) -> Iterator[Check]:
@@ -84,7 +84,7 @@ def _accelerator(report: NodeReport) -> Iterator[Check]:
         nested = "; the node itself is a VM" if report.virtualization.nested else ""
         problem = accelerator.problem
         yield Check(
-            question=BY_TYPE[accelerator.type].label,
+            label=BY_TYPE[accelerator.type].label,
             outcome=say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
             finding=problem.detail if problem else works + nested,
             remedy=problem.remedy if problem else None,
@@ -95,20 +95,20 @@ def _activity(report: NodeReport, kernel: KernelFeatures) -> Iterator[Check]:
     for hypervisor in HYPERVISORS:
         if hypervisor.expected or _hooks(report, *hypervisor.watched_by):
             outcome, finding = _activity_seen(hypervisor, report, kernel)
-            question = f"{hypervisor.label} activity"
-            yield Check(question=question, outcome=outcome, finding=finding)
+            label = f"{hypervisor.label} activity"
+            yield Check(label=label, outcome=outcome, finding=finding)
 
 
 def _activity_seen(
     hypervisor: Hypervisor, report: NodeReport, kernel: KernelFeatures
 ) -> tuple[Outcome, str]:
-    """Whether, and how, the kernel shows which process runs a vCPU."""
+    """Return whether hooks observe which process runs a vCPU, with a sentence that says how."""
     entered = _hooks(report, hypervisor.entry_seen_by)
-    if entered and all(it.inactive for it in entered):
+    if entered and all(status.inactive for status in entered):
         absent = f"no {hypervisor.label} module is loaded"
         return Outcome.GOOD, f"not applicable: {absent}; hooks will be attached when one is"
     wanted = _hooks(report, *hypervisor.watched_by)
-    attached = [it for it in wanted if it.attached]
+    attached = [status for status in wanted if status.attached]
     if attached:
         named = " and ".join(f"{status.hook.name} ({status.backend.value})" for status in attached)
         without = (
@@ -126,7 +126,7 @@ def _counters(report: NodeReport) -> Iterator[Check]:
     for counter in counter_states(report.health):
         words = counter.words
         yield Check(
-            question=counter.label,
+            label=counter.label,
             outcome=words.outcome,
             finding=f"{words.value}: {counter.why}",
             remedy=words.remedy,
@@ -134,45 +134,43 @@ def _counters(report: NodeReport) -> Iterator[Check]:
 
 
 def _processes(report: NodeReport) -> Check:
-    question = "new VMM processes"
+    label = "new VMM processes"
     if not report.proc_readable:
         return Check(
-            question=question,
+            label=label,
             outcome=Outcome.BAD,
             finding="the host's /proc cannot be read",
             remedy="run as root; in a container mount it and name its path with --proc",
         )
-    hooks = [status for status in _hooks(report, Question.EXECUTES) if status.attached]
+    hooks = [status for status in _hooks(report, SCHED_PROCESS_EXEC) if status.attached]
     if hooks:
-        return Check(
-            question=question, outcome=Outcome.GOOD, finding=f"reported by {hooks[0].hook.name}"
-        )
+        return Check(label=label, outcome=Outcome.GOOD, finding=f"reported by {hooks[0].hook.name}")
     return Check(
-        question=question,
+        label=label,
         outcome=Outcome.DEGRADED,
         finding="no hook reports them: each refresh reads all of /proc",
     )
 
 
 def _late(report: NodeReport, kernel: KernelFeatures) -> Check:
-    question = "VMs started before hvprobe"
+    label = "VMs started before hvprobe"
     if not report.proc_readable or _READ_OTHERS & set(kernel.capabilities_missing):
         return Check(
-            question=question,
+            label=label,
             outcome=Outcome.DEGRADED,
             finding="judged only by what they do from now on: file descriptors and system calls "
             "of other users' processes cannot be read",
             remedy=f"give hvprobe {' and '.join(sorted(_READ_OTHERS))}",
         )
     return Check(
-        question=question,
+        label=label,
         outcome=Outcome.GOOD,
         finding="judged by their file descriptors and the system calls of their vCPU threads",
     )
 
 
 def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
-    question = "permissions"
+    label = "permissions"
     wrong = [f"{name} is missing" for name in kernel.capabilities_missing]
     if not kernel.initial_pid_namespace:
         wrong.append("hvprobe runs in a PID namespace of its own")
@@ -180,7 +178,7 @@ def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
         wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
     if wrong:
         return Check(
-            question=question,
+            label=label,
             outcome=Outcome.DEGRADED,
             finding=", ".join(wrong),
             remedy="run as root; in a container add the named capabilities and hostPID: true",
@@ -188,11 +186,11 @@ def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
     # A denial may show nowhere else: seccomp filters and security modules leave no other trace.
     if any(status.refused for status in report.health.hooks):
         return Check(
-            question=question,
+            label=label,
             outcome=Outcome.DEGRADED,
             finding="incomplete: the kernel denied an operation; see the failing check",
         )
-    return Check(question=question, outcome=Outcome.GOOD, finding="complete")
+    return Check(label=label, outcome=Outcome.GOOD, finding="complete")
 
 
 def _features(kernel: KernelFeatures) -> Check:
@@ -208,7 +206,7 @@ def _features(kernel: KernelFeatures) -> Check:
     }
     finding = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in parts.items())
     return Check(
-        question="kernel features",
+        label="kernel features",
         outcome=Outcome.GOOD if kernel.kprobes and kernel.tracefs else Outcome.DEGRADED,
         finding=f"{finding}, lockdown {kernel.lockdown or 'unknown'}",
         remedy=None if kernel.tracefs else "mount tracefs on /sys/kernel/tracing",
@@ -227,7 +225,7 @@ def _names(report: NodeReport) -> Check:
     }
     remedy = "or give --standalone to name VMs by libvirt's domain names"
     return Check(
-        question="VMI names",
+        label="VMI names",
         outcome=state.outcome,
         finding=findings[state],
         remedy=remedy if state is WatchState.UNKNOWN else None,
@@ -246,7 +244,7 @@ def _verdicts(report: NodeReport) -> Check:
     ]
     parts = [*_named(urgent), *([", ".join(rest)] if rest else [])]
     return Check(
-        question="VM verdicts",
+        label="VM verdicts",
         outcome=found[0].severity.outcome if found else Outcome.GOOD,
         finding="; ".join(parts) or "no VM and no VMM process",
         remedy=_remedy(urgent[0]) if urgent else None,

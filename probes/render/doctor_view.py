@@ -34,7 +34,7 @@ def lines(checks: Sequence[Check], ability: Ability) -> list[str]:
     return [
         *(
             visible(
-                f"{check.outcome.value:<4}  {check.question}: {check.finding}"
+                f"{check.outcome.value:<4}  {check.label}: {check.finding}"
                 + (f"; {check.remedy}" if check.remedy else "")
             )
             for check in checks
@@ -54,7 +54,7 @@ def screen(
     for check in checks:
         mark = Text(f"{marks[check.outcome]} ", _STYLES[check.outcome])
         said = Text()
-        said.append(f"{check.question}: ", "bold")
+        said.append(f"{check.label}: ", "bold")
         said.append(visible(check.finding, ascii_only=ascii_only))
         shown += _indented(mark, said, indent, width)
         if check.remedy:
@@ -75,7 +75,7 @@ def to_json(checks: Sequence[Check], ability: Ability) -> str:
             "exit_code": ability.value,
             "checks": [
                 {
-                    "question": check.question,
+                    "question": check.label,
                     "outcome": check.outcome.value,
                     "finding": check.finding,
                     "remedy": check.remedy,

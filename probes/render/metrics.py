@@ -19,7 +19,9 @@ from probes.vmi.model import WatchStatus
 
 _VM = ("node", "namespace", "name")
 
-_RARE = ", ".join(it.type.value for it in HYPERVISORS if it.type is not HypervisorType.KVM)
+_RARE = ", ".join(
+    hypervisor.type.value for hypervisor in HYPERVISORS if hypervisor.type is not HypervisorType.KVM
+)
 
 _Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
 """The VMs, each with the values of the labels in _VM."""
@@ -178,7 +180,7 @@ def health_families(report: NodeReport) -> Iterator[Family]:
 def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
     yield _gauge(
         "hvprobe_vmi_watch_up",
-        "1: the API server tells of this node's VMIs as they change. 0: it does not, and the last "
+        "1: the API server reports this node's VMIs as they change. 0: it does not, and the last "
         "known VMIs are shown; the agent's log and hvprobe doctor say why.",
         _single(watch.up),
     )

@@ -38,7 +38,7 @@ CONTENT_SECURITY_POLICY = (
 one."""
 
 Rates = Mapping[str, float]
-"""Events per second by the counter's name; absent: not counted, or seen only once."""
+"""Events per second by the counter's name; absent: not counted, or only one report has it."""
 _UNKNOWN = Markup('<span class="dim">&ndash;</span>')
 _TYPE_CLASSES: Mapping[HypervisorType, str] = {
     **{hypervisor.type: "good" for hypervisor in HYPERVISORS},

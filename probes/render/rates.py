@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def rates_of(before: Mapping[str, int], now: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """Events per second of each counter, by its name; those without a rate are absent."""
+    """Return events per second by the counter's name, without counters that have no rate."""
     rates: dict[str, float] = {}
     for name, total in now.items():
         rate = per_second(before.get(name), total, seconds)

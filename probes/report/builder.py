@@ -39,17 +39,17 @@ interrupted before it enters the guest. A hundred in a row without one are no co
 
 
 FiredHook = tuple[str, int]
-"""A counter whose hook has counted something, and how often the hook was attached by then."""
+"""Name of a counter that has counted, and how often its hook had been attached by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookHistory:
-    """What hooks have done so far, which alone decides whether they are trusted."""
+    """What the hooks have done so far, which alone decides how far counters are trusted."""
 
     fired: frozenset[FiredHook] = frozenset()
-    """Counters that have counted anything."""
+    """Counters that have counted an event."""
     missed: frozenset[str] = frozenset()
-    """Counters that counted too little for what others counted (``Counter.implied_by``)."""
+    """Names of counters that missed events which other counters imply (``Counter.implied_by``)."""
 
     def after(self, kernel: KernelSnapshot) -> "HookHistory":
         """Return the history after this reading of the ledger."""
@@ -58,7 +58,7 @@ class HookHistory:
         )
 
     def trusts(self, kernel: KernelSnapshot) -> Mapping[str, CounterTrust]:
-        """Judge the counters by what their hooks have done since they were attached last."""
+        """Judge each counter by what its hook has done since it was last attached."""
         return {counter.name: self._trust(kernel, counter) for counter in counters.trusted()}
 
     def _trust(self, kernel: KernelSnapshot, counter: Counter) -> CounterTrust:
@@ -71,12 +71,12 @@ class HookHistory:
 
 
 def _hooks_of(kernel: KernelSnapshot, counter: Counter) -> list[HookStatus]:
-    """The hook that feeds a counter; none where it is not wanted."""
-    return [status for status in kernel.hooks if status.hook.name == counter.hook.name]
+    """Return the status of the hook that feeds a counter; empty if that hook is not wanted."""
+    return [status for status in kernel.hooks if status.is_of(counter.hook)]
 
 
 def _events_missed(kernel: KernelSnapshot) -> frozenset[str]:
-    """Counters whose events must have been among what other counters counted."""
+    """Return the counters whose events must have occurred, given what other counters counted."""
     entries = kernel.entries.values()
     return frozenset(
         counter.name
@@ -87,7 +87,7 @@ def _events_missed(kernel: KernelSnapshot) -> frozenset[str]:
 
 
 def _hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
-    """Counters that have counted anything for a process since their hook was attached last.
+    """Return the counters that have counted a process since their hook was last attached.
 
     A record that began earlier may have been counted by the same hook in another module.
     """
@@ -167,7 +167,10 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
 def process_reports(
     tracking: Tracking, *, names: Mapping[VmmId, VmName]
 ) -> tuple[ProcessReport, ...]:
-    """Every VMM process, in the order given, with its counters; names: the VMs that they are."""
+    """Return the report of each VMM process, in the given order.
+
+    names maps processes to the VMs that they are.
+    """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     return tuple(
         _process_report(
@@ -228,10 +231,10 @@ def _counted(
     entry: LedgerEntry | None,
     reported: Mapping[HypervisorType, Sequence[tuple[str, int]]],
 ) -> Mapping[str, int]:
-    """What was counted of an accelerated process.
+    """Return the counters of an accelerated process that have counted.
 
-    reported: names of the counters of each hypervisor that reports have, and their places. What was
-    counted was counted. A 0 proves nothing: the hook may never see this process.
+    reported holds, for each hypervisor, the names and indexes of the counters that reports show. A
+    count is a fact, but a 0 proves nothing, because the hook may never fire for this process.
     """
     if entry is None:
         return {}
@@ -240,7 +243,7 @@ def _counted(
 
 
 def _reported(hypervisor: Hypervisor) -> Sequence[tuple[str, int]]:
-    """Names and places of the counters that tell of a hypervisor's VMs."""
+    """Return name and index of each counter that reports show for a hypervisor's VMs."""
     return [
         (counter.name, PLACES[counter.name])
         for counter in counters.COUNTERS

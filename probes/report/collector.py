@@ -33,11 +33,11 @@ class Virtualization(Protocol):
     """The accelerators of this node (probes.host.accelerators.Accelerators)."""
 
     def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
-        """Create an empty VM; None: a rare hypervisor that this node does not have."""
+        """Create an empty VM; return None for a rare hypervisor that this node does not have."""
         ...
 
     def virtualization(self) -> NodeVirtualization:
-        """Vendor modules and nesting."""
+        """Return the modules that provide the hypervisors, and the nesting."""
         ...
 
 
@@ -211,8 +211,11 @@ class _AcceleratorTrials:
         self._tried_at_s: dict[HypervisorType, float] = {}
 
     def of(self, processes: Iterable[TrackedProcess]) -> tuple[Accelerator, ...]:
-        """Each is available when a VM is seen to run on it; otherwise it is tried."""
-        running = {it.verdict.type for it in processes if it.verdict.verified}
+        """Return the accelerators of the node.
+
+        An accelerator on which a verified VM runs is available without a trial.
+        """
+        running = {process.verdict.type for process in processes if process.verdict.verified}
         found = (
             Accelerator(type=hypervisor.type, available=True)
             if hypervisor.type in running
@@ -222,7 +225,10 @@ class _AcceleratorTrials:
         return tuple(accelerator for accelerator in found if accelerator is not None)
 
     def _tried(self, hypervisor: Hypervisor) -> Accelerator | None:
-        """The last trial, or a new one if that was long ago; None: this node does not have it."""
+        """Return the outcome of the last trial, or of a new one if that was long ago.
+
+        None: this node does not have the hypervisor.
+        """
         kind, now_s = hypervisor.type, time.monotonic()
         if kind not in self._last or now_s - self._tried_at_s[kind] >= TRIAL_INTERVAL_S:
             self._last[kind] = self._virtualization.try_hypervisor(hypervisor)

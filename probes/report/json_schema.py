@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON Schema of a report. Pure.
+"""Makes the JSON Schema of a report. Pure.
 
-Owns how the tables of counters and hypervisors get into the schema: schema/snapshot.base.json has
-everything else. docs/snapshot.schema.json is the result, for people; a test keeps it up to date.
+Owns the parts of the schema that follow from the tables of counters and hypervisors.
+schema/snapshot.base.json has everything else. docs/snapshot.schema.json is the result, for people;
+a test keeps it up to date.
 """
 
 import json
@@ -18,7 +19,7 @@ _BASE = "schema/snapshot.base.json"
 
 
 def json_schema() -> dict[str, Any]:
-    """The complete schema of ``hvprobe snapshot``.
+    """Return the complete schema of ``hvprobe snapshot``.
 
     A counter that is added later is not required, because reports of older agents lack it.
     """

@@ -56,7 +56,7 @@ class ProbeHealth:
 
     hooks: tuple[HookStatus, ...]
     trusts: Mapping[str, CounterTrust]
-    """Of each counter that has a label, by its name."""
+    """Trust in each counter that has a label, by the counter's name."""
     ledger_entries: int
     ledger_capacity: int
     ledger_dropped_total: int
@@ -88,7 +88,7 @@ class ProcessReport:
     """Number of its vCPUs, by descriptors or TCG threads; None: unknown."""
     started_unix_s: float
     counters: Mapping[str, int]
-    """What was counted of it, by the counter's name; absent: not counted here, or not trusted."""
+    """Totals by the counter's name; absent: not counted on this node, or not trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +100,9 @@ class VmiReport:
     fallback: bool | None
     """Whether it is emulated although the node could accelerate it; None: unknown."""
     vmm: VmmId | None
-    """Its process; None: not found."""
+    """The process that runs it; None: not found."""
     counters: Mapping[str, int]
-    """Those of its process."""
+    """Totals of its process, by the counter's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -196,7 +196,7 @@ class CounterState:
 
 
 def counter_state(health: ProbeHealth, counter: Counter) -> CounterState:
-    """How far one counter can be trusted; it has to have a label."""
+    """Return how far a counter can be trusted. The counter must have a label."""
     return CounterState(
         label=counter.label or counter.name,
         hook=counter.hook.name,
@@ -205,15 +205,15 @@ def counter_state(health: ProbeHealth, counter: Counter) -> CounterState:
 
 
 def counter_states(health: ProbeHealth) -> Iterator[CounterState]:
-    """All counters whose trust is reported."""
+    """Return the state of each counter whose trust is reported."""
     return (counter_state(health, counter) for counter in counters.trusted())
 
 
 def live_counters(report: NodeReport) -> tuple[Counter, ...]:
-    """The counters that have a column in the live view of this report, in order.
+    """Return the counters that have a column in the live view of a report, in order.
 
-    One that stands in for another has its column only while the other's hook is not attached. One
-    whose hook is wanted on few nodes has a column only while it counts a process.
+    A counter that stands in for another one has a column only while that one's hook is not
+    attached. A counter whose hook is optional has a column only while it counts a process.
     """
     stand_ins = {
         column.stands_in_for: counter
@@ -225,7 +225,7 @@ def live_counters(report: NodeReport) -> tuple[Counter, ...]:
         if counter.column is None or counter.column.stands_in_for is not None:
             continue
         if counter.hook.optional and not any(
-            it.counters.get(counter.name) for it in report.processes
+            process.counters.get(counter.name) for process in report.processes
         ):
             continue
         attached = is_attached(report, counter.hook)
@@ -234,8 +234,8 @@ def live_counters(report: NodeReport) -> tuple[Counter, ...]:
 
 
 def is_attached(report: NodeReport, hook: Hook) -> bool:
-    """Whether a hook is attached."""
-    return any(it.attached for it in report.health.hooks if it.hook.name == hook.name)
+    """Return whether a hook is attached."""
+    return any(status.attached for status in report.health.hooks if status.is_of(hook))
 
 
 # The watch of VMIs

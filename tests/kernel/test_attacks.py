@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tenant does to be taken for what it is not, and what is said of it and of its neighbour.
+"""What a tenant does to get a wrong verdict, and what is reported of it and its neighbour.
 
-Each row is a process without uid and capabilities, as a container's is. A row says what must be
-reported, and in each a VM that is started afterwards keeps its verdict, its counter and its scrape.
+Each row is a process without uid and capabilities, like that of a container. A row says what must
+be reported. In every row, a VM that is started afterwards keeps its verdict, counter and scrape.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_VCPU_IOCTL, SCHED_PROCESS_FORK
 from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from tests.support.attack_world import (
@@ -39,9 +39,9 @@ from tests.support.kernel_world import (
 pytestmark = pytest.mark.host_only
 
 LOOKS_AFTERWARDS = 3
-"""A verdict has to stay what it is."""
+"""Number of further refreshes in which a verdict must stay the same."""
 CALLS, LATER_CALLS = 11, 7
-"""Of KVM_RUN that a program of this table makes; the second by a number's later owner."""
+"""Calls of KVM_RUN that a program of this table makes, and that a number's later owner makes."""
 PAIRS = 5 if EMULATED else 15
 
 
@@ -52,23 +52,23 @@ class Expected:
     type: HypervisorType
     verified: bool
     reasons: tuple[Reason, ...]
-    """The first ones; of further ones nothing is said."""
+    """The first reasons of the verdict; more may follow."""
     returns: int | None = None
-    """Its counter of returns to user space; None: it has none."""
+    """Its counter of returns to user space; None: the counter is absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """One row."""
+    """One attack, and the verdicts that it must get."""
 
     name: str
     arguments: tuple[str, ...]
     early: Expected
-    """When the hooks were attached before it."""
+    """Expected if the hooks were attached before the attack began."""
     late: Expected
-    """When they were not."""
+    """Expected if the attack began first."""
     entered: Expected | None = None
-    """Instead of early, where the kernel also tells who enters KVM_RUN."""
+    """Replaces early on kernels that also report which process enters KVM_RUN."""
     recorded: int = 0
     """Returns from KVM_RUN that the ledger counts, whatever it makes of them."""
     says_more: bool = False
@@ -169,7 +169,7 @@ def possible(attack: Attack) -> bool:
 
 @pytest.fixture(scope="module")
 def all_attacking(program: Path) -> Iterator[dict[str, Attacker]]:
-    """All attacks at once, all of them there before any hook."""
+    """Start all attacks at once, before any hook is attached."""
     with ExitStack() as stack:
         yield {it.name: stack.enter_context(begin(program, it)) for it in ATTACKS if possible(it)}
 
@@ -181,9 +181,9 @@ def late(all_attacking: dict[str, Attacker]) -> Iterator[Watched]:
 
 
 def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected | None:
-    """Refresh now: what is reported of it. In no refresh is anything else certain.
+    """Refresh and return what is reported of the attacker. No other verdict may be verified.
 
-    A kernel that counts VM exits knows of a guest that was entered, and then that is expected.
+    A kernel that counts VM exits knows that a guest was entered, and then that is expected.
     """
     vmi, process = watched.vmi(attacker.name)
     if vmi is None or process is None:
@@ -204,9 +204,9 @@ def judged(watched: Watched, attacker: Attacker, expected: Expected) -> Expected
 
 
 def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
-    """Look until it is reported as expected, and again; the agent tells the same.
+    """Refresh until the verdict is the expected one, refresh again, and compare with the agent.
 
-    No counter is reported that is not expected, not even as a 0.
+    A counter that is not expected is absent from the report, even as a 0.
     """
     try:
         wait_for(
@@ -236,10 +236,10 @@ def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_seen_from_the_start(early: Watched, program: Path, attack: Attack) -> None:
-    """Hooks first: what the row says; every return is in the ledger, be it a run or not."""
+    """With the hooks first, the row's verdict is reported and the ledger counts every return."""
     if not possible(attack):
         pytest.skip("this architecture does not refuse so")
-    entered = early.node.has(Question.RUNS_VCPU)
+    entered = early.node.has(KVM_VCPU_IOCTL)
     expected = attack.entered if attack.entered is not None and entered else attack.early
     with begin(program, attack) as attacker, Bystander(program) as bystander:
         check(early, attacker, expected)
@@ -253,7 +253,7 @@ def test_seen_from_the_start(early: Watched, program: Path, attack: Attack) -> N
 def test_found_running(
     late: Watched, program: Path, all_attacking: dict[str, Attacker], attack: Attack
 ) -> None:
-    """Process first: what the row says, beside all the others."""
+    """With the process first, the row's verdict is reported while all other attacks run."""
     if not possible(attack):
         pytest.skip("this architecture does not refuse so")
     with Bystander(program) as bystander:
@@ -268,7 +268,7 @@ class Copy:
     name: str
     arguments: tuple[str, ...]
     in_child: bool
-    """Whether the VM is the child that the program tells of."""
+    """Whether the VM is the child that the program names."""
 
 
 COPIES = (
@@ -287,7 +287,7 @@ COPIES = (
 
 @pytest.mark.parametrize("copy", COPIES, ids=lambda copy: copy.name)
 def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> None:
-    """The one that runs the guest has the name and the counter; its copy is certain of nothing."""
+    """Only the process that runs the guest has name and counter; its copy is never verified."""
     arguments = ("--userspace-exits", str(CALLS), *copy.arguments)
     with (
         Attacker(program, "copied", *arguments, says_more=True) as attacker,
@@ -325,9 +325,9 @@ def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> Non
 
 @pytest.mark.parametrize("then", ["hold", "spin"])
 def test_a_program_executed_in_place(early: Watched, program: Path, then: str) -> None:
-    """What is emulated now was run by KVM before: nothing of that counts for the new program.
+    """Runs on KVM before exec do not count for the program that emulates afterwards.
 
-    KVM refuses the descriptors that it inherits, but it holds them; so nothing is certain.
+    KVM refuses the inherited descriptors, but the program holds them, so nothing is verified.
     """
     emulated = (
         *(QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"),
@@ -359,16 +359,17 @@ def test_numbers_that_pass_on_at_once(
     owners: Owners,
     beside: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
-    """Each later owner is shown, not the earlier one, with its own counts and never with a 0.
+    """Only the later owner of a number is shown, with its own counts and never with a 0.
 
-    Beside users of BPF maps the kernel may not have counted it: then no counter is reported.
+    While other processes use BPF maps, the kernel may not have counted it. Then no counter is
+    reported.
     """
-    if not early.node.has(Question.FORKS):
+    if not early.node.has(SCHED_PROCESS_FORK):
         pytest.skip("there is no tracefs")
     busy = beside is busy_users_of_maps
     tgids = [owners.start(CALLS) for _ in range(PAIRS)]
     before = {it.vmm.tgid: it for it in early.node.report().processes}
-    assert {before[it].counters.get("userspace_exits") for it in tgids} == {CALLS}
+    assert {before[tgid].counters.get("userspace_exits") for tgid in tgids} == {CALLS}
     with beside(), Bystander(program) as bystander:
         for tgid in tgids:
             owners.replace(tgid, LATER_CALLS)
@@ -385,12 +386,12 @@ def test_numbers_that_pass_on_at_once(
         owners.end(tgid)
     wait_for(
         lambda: not {it.vmm.tgid for it in early.node.report().processes} & {*tgids},
-        "none is shown any more",
+        "no earlier owner is shown",
     )
 
 
 def test_a_counter_that_counted_for_another_proves_no_zero(early: Watched, program: Path) -> None:
-    """A VM that never ran has no counter, after the hook has counted for its neighbour."""
+    """A VM that never ran has no counter even after the hook has counted for its neighbour."""
     with Bystander(program) as bystander, Attacker(program, "paused", "--paused") as paused:
         bystander.assert_unharmed(early.agent)
         held = Expected(type=HypervisorType.KVM, verified=False, reasons=(Reason.HOLDS_VCPUS,))
@@ -400,7 +401,7 @@ def test_a_counter_that_counted_for_another_proves_no_zero(early: Watched, progr
 
 @pytest.mark.parametrize("offset_s", ["86400", "-1"])
 def test_an_agent_in_a_time_namespace(program: Path, offset_s: str) -> None:
-    """Its counters are those of any other agent, of VMs that ran before it and of later ones."""
+    """In a time namespace an agent counts as any other does, for earlier and for later VMs."""
     if not Path("/proc/self/ns/time").exists():
         pytest.skip("this kernel has no time namespaces")
     offsets = ("--monotonic", offset_s, "--boottime", offset_s)

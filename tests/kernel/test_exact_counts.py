@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_VCPU_IOCTL
 from ebpf.ledger import LedgerEntry
 from probes.report.model import CounterTrust
 from tests.support.kernel_node import Node
@@ -59,13 +59,13 @@ def test_every_exit_is_counted(
         entry = finished_entry(node, load)
         assert load.totals["userspace_exits"] == exits
         assert entry.counters["userspace_exits"] == exits + load.totals["eintr"]
-        if node.has(Question.RUNS_VCPU):
+        if node.has(KVM_VCPU_IOCTL):
             assert entry.counters["runs"] == load.totals["kvm_run"]
             assert (entry.vms_created, entry.vcpus_created) == (1, vcpus)
         record_property(
             "userspace_exits", f"{entry.counters['userspace_exits']} of {load.totals['kvm_run']}"
         )
-        if node.has(Question.RUNS_VCPU):
+        if node.has(KVM_VCPU_IOCTL):
             record_property("kvm_run", f"{entry.counters['runs']} of {load.totals['kvm_run']}")
         oracle = kvm_exits(load.tgid)
         if oracle is not None and node.report().health.trusts["exits"] is CounterTrust.PROVEN:

@@ -14,7 +14,7 @@ import pytest
 
 from ebpf.exit_reasons.reasons import ARM64_CAUSES, ARM64_CLASSES, SVM_REASONS, VMX_REASONS, Isa
 from ebpf.exit_reasons.session import ReasonsSession
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_EXIT
 from probes.report.model import CounterTrust
 from tests.support.kernel_agent import ROOT, program_exists, program_ids
 from tests.support.kernel_node import Node
@@ -41,7 +41,7 @@ def fires(node: Node, kvmload: Path) -> bool:
     with KvmLoad(kvmload, "--userspace-exits", "1000") as load:
         load.finish_counted_part()
         trust = node.report().health.trusts["exits"]
-    assert node.has(Question.EXITS)
+    assert node.has(KVM_EXIT)
     assert trust in (CounterTrust.PROVEN, CounterTrust.BLIND)
     return trust is CounterTrust.PROVEN
 

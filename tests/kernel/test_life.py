@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_VM_IOCTL, SCHED_PROCESS_FORK, SCHED_PROCESS_FREE
 from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.report.model import VmiReport
@@ -180,7 +180,7 @@ def test_vcpu_hot_plugged(node: Node, tmp_path: Path) -> None:
             process = node.process(qemu.tgid)
             return process is not None and process.vcpus == 2
 
-        if node.has(Question.CREATES_VCPU):
+        if node.has(KVM_VM_IOCTL):
             wait_for(both_are_shown, "the second vCPU is shown")
         node.wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
 
@@ -278,8 +278,8 @@ def test_needs_no_tracefs(node: Node) -> None:
         (Path(root) / "events/sched/sched_process_free/format").exists()
         for root in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
     )
-    assert node.has(Question.IS_FREED) == readable
-    assert node.has(Question.FORKS) == readable
+    assert node.has(SCHED_PROCESS_FREE) == readable
+    assert node.has(SCHED_PROCESS_FORK) == readable
     assert (node.session.new_lives() is not None) == readable
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import HOOKS, AttachPoint, Backend, Question
+from ebpf.hooks import SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, SCHED_PROCESS_FORK, Backend, Hook
 from ebpf.ledger import LIFE_BYTES
 from ebpf.session import Session
 from tests.support.kernel_ledger import only
@@ -92,31 +92,22 @@ def test_no_life_is_missed_while_they_are_read(session: Session) -> None:
     assert None in answers or set(made) <= frozenset().union(*(answer or () for answer in answers))
 
 
-@pytest.mark.parametrize("question", [Question.FORKS, Question.EXECUTES])
-def test_without_a_hook_lives_are_unknown(question: Question) -> None:
+@pytest.mark.parametrize(
+    "hook", [SCHED_PROCESS_FORK, SCHED_PROCESS_EXEC], ids=lambda hook: hook.name
+)
+def test_without_a_hook_lives_are_unknown(hook: Hook) -> None:
     """Without a hook of forks or execs the answer is None, not the empty set."""
-    with Session(hooks=only(question)) as session:
+    with Session(hooks=only(hook)) as session:
         assert session.new_lives() is None
 
 
 def test_a_form_that_may_be_skipped_is_not_sufficient() -> None:
     """Lives are unknown if the hook of execs has only the raw form, which may be skipped."""
-    (raw,) = [
-        point
-        for hook in HOOKS
-        if hook.question is Question.EXECUTES
-        for point in hook.points
-        if point.backend is Backend.RAW_TRACEPOINT
-    ]
-    with Session(hooks=only(Question.EXECUTES, raw)) as session:
+    points = SCHED_PROCESS_EXEC.points
+    (raw,) = [point for point in points if point.backend is Backend.RAW_TRACEPOINT]
+    with Session(hooks=only(SCHED_PROCESS_EXEC, raw)) as session:
         assert any(status.backend is Backend.RAW_TRACEPOINT for status in session.hooks)
         assert session.new_lives() is None
-
-
-def classic(question: Question) -> tuple[AttachPoint, str]:
-    """The attach point that is skipped during a map operation on its CPU, and its program."""
-    (hook,) = [hook for hook in HOOKS if hook.question is question]
-    return hook.points[0], hook.program
 
 
 def test_a_fork_that_is_skipped_is_noticed(session: Session) -> None:
@@ -124,19 +115,19 @@ def test_a_fork_that_is_skipped_is_noticed(session: Session) -> None:
 
     Later lives are known again.
     """
-    point, program = classic(Question.FORKS)
+    classic = SCHED_PROCESS_FORK.points[0]
     assert session.new_lives() is not None
-    session._programs.detach(point)
+    session._programs.detach(classic)
     with Started(["sleep", "1000"]):
         assert session.new_lives() is None
-    session._programs.attach(point, program)
+    session._programs.attach(classic, SCHED_PROCESS_FORK.program)
     wait_for(lambda: session.new_lives() is not None, "lives are known again")
 
 
 def test_an_exec_and_an_end_are_not_skipped(session: Session, kvmload: Path) -> None:
     """Without the classic form the raw form still reports an exec as a life, and an end."""
-    for question in (Question.EXECUTES, Question.ENDS):
-        session._programs.detach(classic(question)[0])
+    for hook in (SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT):
+        session._programs.detach(hook.points[0])
     arguments = ("--userspace-exits", "7", "--", "sleep", "1000")
     with KvmLoad(kvmload, *arguments).finish_counted_part() as load:
         lives(session)

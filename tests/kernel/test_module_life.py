@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import HOOKS, KVM, Backend, HookStatus, Question
+from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend, HookStatus
 from ebpf.session import Session
 from probes.host.hypervisors import HypervisorType
 from tests.support.kernel_node import Node
@@ -165,5 +165,5 @@ def test_hooks_of_the_kernel_proper_stay(module: str, new_node: Callable[[], Nod
     node = new_node()
     assert modprobe("-r", module) == 0
     node.report()
-    assert node.has(Question.EXECUTES)
-    assert node.has(Question.ENDS)
+    assert node.has(SCHED_PROCESS_EXEC)
+    assert node.has(SCHED_PROCESS_EXIT)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Question
+from ebpf.hooks import HOOKS, KVM, MSHV_VP_IOCTL, AttachPoint, Backend
 from ebpf.session import Session
 from tests.support.kernel_world import Started, wait_for
 
@@ -30,9 +30,8 @@ sys.stdin.read()
 
 def test_counts_its_own_number_only() -> None:
     """101 MSHV_RUN_VP are 101; the number's lower half alone is nothing to it."""
-    (mshv,) = [hook for hook in HOOKS if hook.question is Question.RUNS_MSHV_VP]
     elsewhere = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
-    hook = replace(mshv, points=(elsewhere,), driver=KVM, optional=False)
+    hook = replace(MSHV_VP_IOCTL, points=(elsewhere,), driver=KVM, optional=False)
     rest = [it for it in HOOKS if it.driver is None]
     with Session(hooks=[hook, *rest]) as session:
         if not session.hooks[0].attached:

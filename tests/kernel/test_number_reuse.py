@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ebpf.clock import monotonic_ns
-from ebpf.hooks import Question
+from ebpf.hooks import SCHED_PROCESS_FORK
 from ebpf.session import Session
 from tests.support.kernel_numbers import Owners, busy_users_of_maps
 from tests.support.kernel_world import EMULATED, wait_for
@@ -29,7 +29,7 @@ def owners() -> Iterator[Owners]:
 @pytest.fixture
 def session() -> Iterator[Session]:
     with Session() as opened:
-        if not all(it.attached for it in opened.hooks if it.hook.question is Question.FORKS):
+        if not all(it.attached for it in opened.hooks if it.is_of(SCHED_PROCESS_FORK)):
             pytest.skip("there is no tracefs")
         yield opened
 

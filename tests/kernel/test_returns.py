@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import HOOKS, AttachPoint, Question
+from ebpf.hooks import KVM_USERSPACE_EXIT, AttachPoint
 from ebpf.session import Session
 from probes.host.hypervisors import HypervisorType, recorded_types
 from tests.support.kernel_ledger import entry_with, only
@@ -14,18 +14,21 @@ from tests.support.kernel_world import KvmLoad, wait_for
 
 EXITS = 503
 INTERRUPTED = 11
-(HOOK,) = [hook for hook in HOOKS if hook.question is Question.USERSPACE_EXITS]
 
 
 @pytest.mark.every_kernel
-@pytest.mark.parametrize("point", HOOK.points, ids=lambda point: point.program or HOOK.program)
+@pytest.mark.parametrize(
+    "point",
+    KVM_USERSPACE_EXIT.points,
+    ids=lambda point: point.program or KVM_USERSPACE_EXIT.program,
+)
 def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
     """A return with an exit of the guest is one, one with EINTR before the guest ran is none.
 
     Both are counted as returns. The form that does not read the result says so and proves nothing.
     """
-    with Session(hooks=only(HOOK.question, point)) as session, Owners() as owners:
-        (status,) = [it for it in session.hooks if it.hook.question is HOOK.question]
+    with Session(hooks=only(KVM_USERSPACE_EXIT, point)) as session, Owners() as owners:
+        (status,) = [it for it in session.hooks if it.is_of(KVM_USERSPACE_EXIT)]
         assert (status.backend, status.reads_result) == (point.backend, point.reads_result)
         assert status.attached_ns is not None
         with KvmLoad(kvmload, "--userspace-exits", str(EXITS)).finish_counted_part() as load:
@@ -45,5 +48,5 @@ def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
 def test_the_best_form_is_taken() -> None:
     """Where tracefs describes the record, from there."""
     with Session() as session:
-        (status,) = [it for it in session.hooks if it.hook.question is HOOK.question]
+        (status,) = [it for it in session.hooks if it.is_of(KVM_USERSPACE_EXIT)]
         assert status.reads_result

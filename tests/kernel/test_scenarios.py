@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_VCPU_IOCTL
 from tests.support.kernel_node import Node
 from tests.support.kernel_scenarios import SCENARIOS, Expected, Scenario, World
 from tests.support.kernel_world import Started, wait_for
@@ -73,7 +73,7 @@ def test_seen_from_the_start(
             shown = node.process(process.tgid)
             assert shown is not None
             assert shown.counters.get("userspace_exits") == made
-            if node.has(Question.RUNS_VCPU):
+            if node.has(KVM_VCPU_IOCTL):
                 assert shown.counters.get("runs") == scenario.runs
         check(node, process.tgid, early)
     wait_for(

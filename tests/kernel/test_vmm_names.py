@@ -16,7 +16,7 @@ pytestmark = pytest.mark.host_only
 
 
 def seen(host: Host, tgid: int) -> VmmProcess | None:
-    """What an inspection says of a process that a scan found; None: it is not found yet."""
+    """Return the inspection of a process that a scan found; None: the scan did not find it."""
     scan = host.scan([tgid], every_fd=False)
     if tgid not in scan.found:
         return None
@@ -25,7 +25,7 @@ def seen(host: Host, tgid: int) -> VmmProcess | None:
 
 @pytest.mark.parametrize("command", DISGUISES)
 def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
-    """Whatever it is called and however it was started; also by an agent that begins now."""
+    """A guest of any name, however it was started, is found, also by an agent that starts later."""
     environment = {**os.environ, **ENVIRONMENT}
     with Started([*command(tmp_path), "-S"], environment=environment, stderr=None) as guest:
 
@@ -45,7 +45,7 @@ def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
 
 
 def test_guest_with_workers_of_the_kernel() -> None:
-    """KVM's worker threads have no table: the process's descriptors are complete all the same."""
+    """A process's descriptors are complete although KVM's worker threads have no table."""
     with Qemu("lab_kvm", "-smp", "2") as guest:
 
         def running() -> VmmProcess | None:
@@ -65,7 +65,7 @@ def test_guest_with_workers_of_the_kernel() -> None:
 
 @pytest.mark.parametrize("words", [["-c", "sleep 60 # qemu-system-x86_64 -accel kvm"], ["-s", "-"]])
 def test_shells_that_speak_of_it(words: list[str]) -> None:
-    """A shell is none for what it was told to do."""
+    """A shell is no VMM because its script names one."""
     with Started(["sh", *words]) as shell:
         host = Host()
 

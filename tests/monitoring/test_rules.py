@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ebpf.hooks import HOOKS, Question
+from ebpf.hooks import HOOKS, KVM_EXIT, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV_VP_IOCTL
 from tests.support.prometheus_process import missing_programs
 from tests.support.rule_files import MONITORING, all_rules, faster, load_groups, write_rules
 
@@ -229,14 +229,12 @@ def test_the_proving_hooks_of_the_alert_are_those_of_the_agent() -> None:
     proving = {hook.name for hook in HOOKS if not re.fullmatch(excluded[1], hook.name)}
     assert proving == {
         hook.name
-        for hook in HOOKS
-        if hook.question
-        in {
-            Question.RUNS_VCPU,
-            Question.USERSPACE_EXITS,
-            Question.EXITS,
-            Question.RUNS_MSHV_VP,
-        }
+        for hook in (
+            KVM_VCPU_IOCTL,
+            KVM_USERSPACE_EXIT,
+            KVM_EXIT,
+            MSHV_VP_IOCTL,
+        )
     }
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node whose VMs come, move and go at random, and what may be shown of it. For test_scale.
 
-The API server's word reaches the cache late, in order, and sometimes not at all until it is listed
-again; processes start and end at any time. What a refresh must show follows from what the cache was
-told last and from the processes alive at that moment, and from nothing else.
+Events of the API server reach the cache late and in order. Some never reach it until the VMIs are
+listed again. Processes start and end at any time. What a refresh must show follows only from the
+last events that the cache received and from the processes that are alive at that moment.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ HERE, THERE = "node-a", "node-b"
 Key = tuple[str, str]
 _NAMES: list[Key] = [(space, f"vm-{number}") for space in ("lab", "ops") for number in range(10)]
 _TGIDS = range(100, 160)
-"""Few, so that they are used again all the time."""
+"""Few names, so that they are often used again."""
 
 
 class Churn:
-    """The cluster's truth, what of it was told, and the node's processes."""
+    """The VMIs of the cluster, the events that the cache received, and the node's processes."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -61,7 +61,7 @@ class Churn:
         )
 
     def step(self) -> None:
-        """One event, somewhere."""
+        """Make one random event happen."""
         self.events += 1
         key = self._random.choice(_NAMES)
         obj = self._truth.get(key)
@@ -76,12 +76,12 @@ class Churn:
                 self._deliver()
 
     def refresh(self) -> NodeReport:
-        """What hvprobe says now."""
+        """Return the report of a new refresh."""
         self._books.says = kernel(*self._entries.values())
         return self._collector.refresh()
 
     def expected(self) -> dict[Key, tuple[HypervisorType, VmmId | None]]:
-        """What it must say: each VM that runs here as last told, with its own live process."""
+        """Return what a refresh must show: the cache's VMs that run here, with their processes."""
         found: dict[Key, tuple[HypervisorType, VmmId | None]] = {}
         for key, obj in self._told.items():
             status = obj["status"]
@@ -112,7 +112,7 @@ class Churn:
         if len(status["activePods"]) > 1:
             done = self._random.choice((migrated, migration_failed))(obj)
             if self._random.random() < 0.5:
-                # The label by which VMIs are watched may follow status.nodeName late.
+                # The label by which VMIs are watched may change later than status.nodeName.
                 late = copy.deepcopy(done)
                 late["metadata"]["labels"] = obj["metadata"]["labels"]
                 self._write(key, late)
@@ -128,11 +128,11 @@ class Churn:
         self._write(key, deleting(obj))
 
     def _delete(self, key: Key, _: Vmi) -> None:
-        """The object goes; a process of it lives on until `_reap`."""
+        """Delete the object; its process lives on until ``_reap``."""
         self._write(key, None)
 
     def _start_guest(self, key: Key, obj: Vmi) -> None:
-        """In a pod of this VM on this node, instead of one that is there."""
+        """Start a guest in a pod of this VM on this node, in place of a guest that is there."""
         for uid, node in obj["status"]["activePods"].items():
             if node == HERE:
                 self._end_guest_of(uid)
@@ -143,7 +143,7 @@ class Churn:
             self._end_guest_of(uid)
 
     def _start_other(self, key: Key, obj: Vmi) -> None:
-        """Never a guest: libvirt's probe in the pod, or a QEMU of the VM's name in no VM's pod."""
+        """Start a process that is no guest: libvirt's probe, or a QEMU outside of any VM's pod."""
         vmm = self._new_vmm()
         line = QemuCommandLine(guest_name=f"{key[0]}_{key[1]}")
         uid = next(iter(obj["status"]["activePods"]))
@@ -161,7 +161,7 @@ class Churn:
         self._others.append(self._node.processes[vmm.tgid])
 
     def _reap(self, _: Key, __: Vmi) -> None:
-        """End the processes that belong to nobody any more."""
+        """End the processes that no longer belong to a VMI."""
         known = {uid for obj in self._truth.values() for uid in obj["status"]["activePods"]}
         for uid in set(self._guests) - known:
             self._end_guest_of(uid)
@@ -217,7 +217,7 @@ class Churn:
         self._inbox.append((key, obj))
 
     def _deliver(self) -> None:
-        """Tell the next change, as a watch with the node's label selector does."""
+        """Deliver the next change, as a watch with the node's label selector does."""
         if not self._inbox:
             return
         key, obj = self._inbox.popleft()

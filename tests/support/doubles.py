@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node of plain values: a ledger, processes and an accelerator that do what a test tells them."""
+"""A node of plain values: a ledger, processes and an accelerator that a test controls."""
 
 import os
 from collections import Counter
@@ -33,18 +33,18 @@ from tests.support.facts import (
 KVM, TCG, UNKNOWN = HypervisorType.KVM, HypervisorType.TCG, HypervisorType.UNKNOWN
 BETA = VmmId(tgid=5000, start_ticks=7000)
 BETA_NS = 70_000_000_500
-"""Shortly after BETA's start, on the ledger's clock (see Node)."""
+"""A time shortly after BETA's start, on the ledger's clock (see Node)."""
 PLAYED_TGID = 4_000_000
-"""Above any real one (PID_MAX_LIMIT is 4194304, the default far lower)."""
+"""A tgid above any real one (PID_MAX_LIMIT is 4194304, the default far lower)."""
 
 
 class Books:
-    """A ledger that says what the test last wrote into it."""
+    """A ledger that returns what the test last set."""
 
     def __init__(self, *entries: LedgerEntry) -> None:
         self.says: KernelSnapshot | LedgerReadError = kernel(*entries)
         self.lives: set[int] | None = set()
-        """What new_lives() gives once; None: lives are not followed."""
+        """Numbers that new_lives() returns once; None: lives are not followed."""
         self.forgotten: list[tuple[int, int]] = []
         self.bcc_version = "0.26.0"
 
@@ -64,7 +64,7 @@ class Books:
 
 
 class Node:
-    """Processes as the test puts them; counts how often each is looked at and read."""
+    """Processes that the test sets. Counts how often each one is looked at and read."""
 
     def __init__(self, *processes: VmmProcess) -> None:
         self.machine = "x86_64"
@@ -73,17 +73,17 @@ class Node:
         self.zombies: set[int] = set()
         """Tgids that /proc lists although the process has ended."""
         self.blocked: set[int] = set()
-        """Tgids of which nothing can be read."""
+        """Tgids of processes that cannot be read."""
         self.unscanned: set[int] = set()
-        """Tgids for which there is no time even to look at them."""
+        """Tgids that no scan has time to look at."""
         self.hurried: set[int] = set()
-        """Tgids for which there is no time to read them completely."""
+        """Tgids that no inspection has time to read completely."""
         self.vanish_at_inspection: set[int] = set()
         self.scans: Counter[int] = Counter()
         self.fd_scans: Counter[int] = Counter()
         self.inspections: Counter[int] = Counter()
         self.order: list[int] = []
-        """Tgids of the last scan as they were asked for."""
+        """Tgids of the last scan, in the caller's order."""
         self.readable = True
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
@@ -101,9 +101,9 @@ class Node:
         unseen |= {tgid: Unread.BLOCKED for tgid in tgids if tgid in self.blocked}
         alive = {tgid: it for tgid, it in alive.items() if tgid not in unseen}
         found = {
-            tgid: it.vmm
-            for tgid, it in alive.items()
-            if it.named_like_qemu or (every_fd and it.fds.any)
+            tgid: process.vmm
+            for tgid, process in alive.items()
+            if process.named_like_qemu or (every_fd and process.fds.any)
         }
         return Scan(
             found=found,
@@ -131,13 +131,13 @@ class Node:
 
 
 class Trials:
-    """An accelerator that gives the answer set; counts the trials."""
+    """An accelerator whose trial returns what the test sets. Counts the trials."""
 
     def __init__(self) -> None:
         self.answer = KVM_AVAILABLE
         self.trials = 0
         self.rare: Accelerator | None = None
-        """Answer for a hypervisor other than KVM; None: the node does not have it."""
+        """Result of the trial of a hypervisor other than KVM; None: the node does not have it."""
         self.rare_trials = 0
 
     def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
@@ -152,7 +152,7 @@ class Trials:
 
 
 class Told:
-    """An index of VMIs that the test exchanges."""
+    """An index of VMIs that the test replaces."""
 
     def __init__(self) -> None:
         self.says = VmiIndex.of(())
@@ -167,7 +167,7 @@ class Told:
 
 
 class World:
-    """A collector and the edges it looks through."""
+    """A collector and its edges, all of them doubles."""
 
     def __init__(self, *entries: LedgerEntry, processes: tuple[VmmProcess, ...]) -> None:
         self.books = Books(*entries)
@@ -176,7 +176,7 @@ class World:
         self.collector = self.observed(None)
 
     def observed(self, vmis: Told | None) -> NodeCollector:
-        """A new collector of this node that remembers nothing."""
+        """Return a new collector of this node, which remembers nothing."""
         return NodeCollector(
             node="node-1",
             version="1.2.3",
@@ -196,12 +196,12 @@ class World:
 
 
 def kvm_world() -> World:
-    """One QEMU that runs on KVM."""
+    """Return a world with one QEMU that runs on KVM."""
     return World(entry(runs=5, userspace_exits=5), processes=(kvm_process(),))
 
 
 def tcg_world() -> World:
-    """One QEMU that emulates, watched since it started."""
+    """Return a world with one QEMU that emulates, with hooks attached before its start."""
     return World(processes=(tcg_process(),))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts for the unit tests, made up or captured: what one test changes stands out in it.
+"""Facts for the unit tests, invented or captured.
 
-Each builder gives a plain, consistent value; a test names only what matters to it. Captured
-processes of tests/fixtures/proc are rebuilt as a /proc tree below a folder the test owns.
+Each builder returns a plain, consistent value, so that a test names only what matters to it.
+Captured processes of tests/fixtures/proc are rebuilt as a /proc tree in a folder of the test.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebpf.counters import COUNTERS, trusted
-from ebpf.hooks import HOOKS, Backend, HookStatus, Question
+from ebpf.hooks import HOOKS, KVM_USERSPACE_EXIT, Backend, Hook, HookStatus
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
@@ -41,7 +41,7 @@ VMM = VmmId(tgid=4711, start_ticks=6000)
 def kvm_fds(
     *vcpus: int, devices: tuple[int, ...] = (3,), vms: tuple[int, ...] = (8,), complete: bool = True
 ) -> AcceleratorFds:
-    """Descriptors of a QEMU with these vCPUs of KVM."""
+    """Return the descriptors of a QEMU that holds these vCPUs of KVM."""
     held = HeldFds(devices=frozenset(devices), vms=frozenset(vms), vcpus=frozenset(vcpus))
     return AcceleratorFds(held={HypervisorType.KVM: held} if held.any else {}, complete=complete)
 
@@ -50,13 +50,13 @@ KVM_FDS = kvm_fds(9)
 """Descriptors of a QEMU with one vCPU."""
 NO_FDS = AcceleratorFds(complete=True)
 COUNTER_NAMES = tuple(counter.name for counter in COUNTERS)
-ALL_QUESTIONS = frozenset(Question)
+ALL_HOOKS = frozenset(HOOKS)
 
 
 def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
-    """Of a QEMU of which nothing is known but that its descriptor table is empty and whole.
+    """Return evidence of a QEMU that holds no descriptor, with the given changes.
 
-    What shows the use of a hypervisor is given as kvm_vcpus, mshv_held, and so on.
+    A change of ``HypervisorEvidence`` is named with the hypervisor in front: kvm_vcpus, mshv_held.
     """
     seen = {
         hypervisor.type: HypervisorEvidence(
@@ -91,7 +91,7 @@ def evidence(**changes: Any) -> Evidence:  # noqa: ANN401 - any field
 
 
 def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 - any field
-    """Of a process that came to the ledger's notice and of which nothing is counted."""
+    """Return the record of a process of which nothing has been counted, with the given changes."""
     nothing = LedgerEntry(
         tgid=tgid,
         first_ns=STARTED_NS + 1_000_000,
@@ -105,39 +105,39 @@ def entry(tgid: int = VMM.tgid, **changes: Any) -> LedgerEntry:  # noqa: ANN401 
 
 
 def counted(**counters: int | None) -> dict[str, int]:
-    """What a report shows of counters; None: nothing, as of one that is not counted."""
+    """Return the counters of a report. A counter that is None is absent: it has not counted."""
     return {name: count for name, count in counters.items() if count is not None}
 
 
 def trusts(**changes: CounterTrust) -> dict[str, CounterTrust]:
-    """Every counter seen to count, but for those given."""
+    """Return the trust of a node on which every counter is proven, with the given changes."""
     return {counter.name: CounterTrust.PROVEN for counter in trusted()} | changes
 
 
 def hooks(
-    attached: frozenset[Question] = ALL_QUESTIONS, *, attached_ns: int = ATTACHED_NS
+    attached: frozenset[Hook] = ALL_HOOKS, *, attached_ns: int = ATTACHED_NS
 ) -> tuple[HookStatus, ...]:
-    """Every wanted hook, attached at its best point if its question is among those given."""
+    """Return the status of every hook: attached at its best point if it is among those given."""
     return tuple(
         HookStatus(
             hook=hook,
             backend=hook.points[0].backend,
             attached_ns=attached_ns,
             attached_total=1,
-            reads_result=hook.question is Question.USERSPACE_EXITS,
+            reads_result=hook is KVM_USERSPACE_EXIT,
         )
-        if hook.question in attached
+        if hook in attached
         else HookStatus(hook=hook, backend=Backend.NONE, reason=f"{hook.name} is not here")
         for hook in HOOKS
     )
 
 
 def kernel(*entries: LedgerEntry, **changes: Any) -> KernelSnapshot:  # noqa: ANN401 - any field
-    """A ledger with these entries, all hooks attached."""
+    """Return a snapshot with these records and all hooks attached, with the given changes."""
     snapshot = KernelSnapshot(
         taken_ns=90_000_000_000,
         attached_ns=ATTACHED_NS,
-        entries={it.tgid: it for it in entries},
+        entries={entry.tgid: entry for entry in entries},
         capacity=4096,
         dropped_total=0,
         hooks=hooks(attached_ns=changes.get("attached_ns", ATTACHED_NS)),
@@ -146,17 +146,17 @@ def kernel(*entries: LedgerEntry, **changes: Any) -> KernelSnapshot:  # noqa: AN
 
 
 def thread(comm: str, *, tid: int = VMM.tgid + 1, cpu_ticks: int = 0) -> VmmThread:
-    """A thread that sleeps in no ioctl(2)."""
+    """Return a thread that sleeps in no ioctl(2)."""
     return VmmThread(tid=tid, comm=comm, cpu_ticks=cpu_ticks)
 
 
 def in_ioctl(fd: int, request: int, *, comm: str = "CPU 0/KVM", tid: int = 4712) -> VmmThread:
-    """A thread that sleeps in ioctl(fd, request)."""
+    """Return a thread that sleeps in ioctl(fd, request)."""
     return VmmThread(tid=tid, comm=comm, cpu_ticks=0, ioctl_fd=fd, ioctl_request=request)
 
 
 def process(vmm: VmmId = VMM, **changes: Any) -> VmmProcess:  # noqa: ANN401 - any field
-    """A QEMU that holds no descriptor of an accelerator and has one nameless thread."""
+    """Return a QEMU that holds no descriptor of an accelerator and has no vCPU thread."""
     plain = VmmProcess(
         vmm=vmm,
         comm="qemu-system-x86",
@@ -173,7 +173,7 @@ def process(vmm: VmmId = VMM, **changes: Any) -> VmmProcess:  # noqa: ANN401 - a
 
 
 def tcg_process(vmm: VmmId = VMM, *, guest_name: str = "lab_beta", ticks: int = 40) -> VmmProcess:
-    """A QEMU that emulates one vCPU."""
+    """Return a QEMU that emulates one vCPU."""
     return process(
         vmm,
         command_line=QemuCommandLine(guest_name=guest_name, accelerators=("tcg",)),
@@ -185,7 +185,7 @@ def tcg_process(vmm: VmmId = VMM, *, guest_name: str = "lab_beta", ticks: int = 
 
 
 def kvm_process(vmm: VmmId = VMM, *, guest_name: str = "default_alpha") -> VmmProcess:
-    """A QEMU that holds one KVM vCPU; whether it runs is for the ledger to say."""
+    """Return a QEMU that holds one KVM vCPU. Only the ledger can prove that it runs."""
     return process(
         vmm,
         command_line=QemuCommandLine(guest_name=guest_name, accelerators=("kvm",)),
@@ -206,7 +206,7 @@ IS_A_PROBE = Verdict(
 
 
 def tracked(vmm: VmmId = VMM, **changes: Any) -> TrackedProcess:  # noqa: ANN401 - any field
-    """A QEMU that was proven to run on KVM without a record in the ledger."""
+    """Return a QEMU with a verified KVM verdict and no record in the ledger."""
     plain = TrackedProcess(
         vmm=vmm,
         state=State.FOLLOWED,
@@ -249,7 +249,7 @@ CAPABLE = KernelFeatures(
 
 
 def provided_by(module: str | None, *, nested: bool | None) -> NodeVirtualization:
-    """A node on which this module provides KVM; None: none does."""
+    """Return a node on which this module provides KVM; None: the node has no KVM."""
     modules = {HypervisorType.KVM: module} if module is not None else {}
     return NodeVirtualization(modules=modules, nested=nested)
 
@@ -258,7 +258,7 @@ INTEL_HOST = provided_by("kvm_intel", nested=False)
 
 
 def health(**changes: Any) -> ProbeHealth:  # noqa: ANN401 - any field
-    """Everything attached, every counter seen to count."""
+    """Return a health with all hooks attached and every counter proven, with the given changes."""
     well = ProbeHealth(
         hooks=hooks(),
         trusts=trusts(),
@@ -274,7 +274,7 @@ def health(**changes: Any) -> ProbeHealth:  # noqa: ANN401 - any field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """One process of tests/fixtures/proc; its README.md tells the format."""
+    """One process of tests/fixtures/proc, whose README.md describes the format."""
 
     machine: str
     tgid: int
@@ -287,18 +287,18 @@ class Capture:
 
     @property
     def vmm(self) -> VmmId:
-        """Identity, by field 22 of its stat line."""
+        """Identity of the process, from field 22 of its stat line."""
         fields = self.stat.rpartition(")")[2].split()
         return VmmId(tgid=self.tgid, start_ticks=int(fields[19]))
 
 
 def captured(name: str) -> Capture:
-    """A captured process by the name of its file."""
+    """Return a captured process by the name of its file."""
     return Capture(**json.loads((CAPTURES / f"{name}.json").read_text()))
 
 
 def plant(proc: Path, capture: Capture) -> Path:
-    """Rebuild a captured process below a /proc of the test's own; its directory."""
+    """Rebuild a captured process below the test's own /proc, and return its directory."""
     root = proc / str(capture.tgid)
     root.mkdir(parents=True)
     for name in ("stat", "cmdline", "cgroup"):
@@ -323,7 +323,7 @@ def _plant_fds(directory: Path, fds: Mapping[str, str]) -> None:
 
 
 def plant_node(proc: Path) -> Path:
-    """What a /proc has besides processes."""
+    """Write what a /proc has besides processes, and return it."""
     proc.mkdir(parents=True, exist_ok=True)
     (proc / "stat").write_text("cpu  1 0 1 1 0 0 0 0 0 0\nbtime 1700000000\n")
     return proc

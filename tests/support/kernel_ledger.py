@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from ebpf.bpf_syscall import map_element
-from ebpf.hooks import HOOKS, AttachPoint, Hook, Question
+from ebpf.hooks import HOOKS, AttachPoint, Hook
 from ebpf.ledger import RECORD_WORDS, LedgerEntry
 from ebpf.session import Session
 from ebpf.tables import Tables
@@ -74,10 +74,10 @@ def rubbish_left(session: Session, slot: int) -> int:
     return sum(records.word(slot, word) for word in range(RECORD_WORDS) if word != 1) + sum(block)
 
 
-def only(question: Question, *points: AttachPoint) -> Sequence[Hook]:
-    """All hooks, that of a question with these attach points alone; without any: not at all."""
-    wanted = [replace(it, points=points) if it.question is question else it for it in HOOKS]
-    return [it for it in wanted if it.points]
+def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:
+    """Return all hooks, this one with these attach points alone; without it if there are none."""
+    wanted = [replace(hook, points=points) if known is hook else known for known in HOOKS]
+    return [known for known in wanted if known.points]
 
 
 def entry_with(session: Session, tgid: int, returns: int) -> LedgerEntry | None:

@@ -3,7 +3,7 @@
 
 from typing import Self
 
-from ebpf.hooks import Question
+from ebpf.hooks import Hook
 from ebpf.session import Session
 from probes.host.accelerators import Accelerators
 from probes.host.hypervisors import HypervisorType
@@ -36,9 +36,9 @@ class Node:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def has(self, question: Question) -> bool:
-        """Whether this kernel let the hook of a question be attached."""
-        return any(it.attached for it in self.session.hooks if it.hook.question is question)
+    def has(self, hook: Hook) -> bool:
+        """Return whether this kernel let the hook be attached."""
+        return any(status.attached for status in self.session.hooks if status.is_of(hook))
 
     def report(self) -> NodeReport:
         """Look now."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of scenarios: what is started, and what hvprobe must say of it. Drives all kernels.
+"""The table of scenarios: what is started, and what hvprobe must report. Runs on all kernels.
 
 Each row says what must be reported when the hooks were attached before the process (early) and
 when the process was there first (late).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_DEV_IOCTL, Hook
 from probes.host.hypervisors import HypervisorType
 from tests.support.kernel_world import (
     KVM_RUN_ON_DEV_NULL,
@@ -30,7 +30,7 @@ from tests.support.kernel_world import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What scenarios start things with."""
+    """The programs and folders with which scenarios start their processes."""
 
     kvmload: Path
     scratch: Path
@@ -44,7 +44,7 @@ class Proof(Enum):
     WITH_TRACE = "if and only if what it did has left a trace in /proc"
     """A worker thread of KVM, which since Linux 6.14 is a thread of the process, or guest time."""
     WITH_CPU_TIME = "if and only if its TCG threads consumed CPU time"
-    """A paused guest's threads need some to be set up: a tick of it on slow machines."""
+    """CPU time of threads; setting up a paused guest takes a tick of it on slow machines."""
 
     def holds(self, tgid: int) -> bool:
         """Ask the kernel which case this process is."""
@@ -74,15 +74,15 @@ UNKNOWN = Expected(type=HypervisorType.UNKNOWN, proof=Proof.NEVER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One row."""
+    """One scenario: a process to start, and the verdicts it must get."""
 
     name: str
     start: Callable[[World], Started]
     early: Expected | None
-    """None: the process must not be shown at all."""
+    """Verdict if the hooks came first; None: the process must not be shown at all."""
     late: Expected | None
-    seen_early_by: Question | None = None
-    """Hook without which it is not shown at all when it starts after the hooks."""
+    seen_early_by: Hook | None = None
+    """Hook without which a process that starts after the hooks is not shown at all."""
     runs: int | None = None
     """KVM_RUN calls that the ledger must show, exactly; None: not known beforehand."""
     userspace_exits: int | None = None
@@ -93,7 +93,7 @@ def _load(*arguments: str) -> Callable[[World], Started]:
 
 
 def _fell_back(world: World) -> Started:
-    """QEMU asked for kvm or tcg where /dev/kvm is not to be had."""
+    """Start a QEMU that prefers kvm and falls back to tcg because /dev/kvm is unavailable."""
     script = 'mount --bind /dev/null /dev/kvm && exec "$@"'
     return Started(
         [
@@ -105,7 +105,7 @@ def _fell_back(world: World) -> Started:
 
 
 def _impostor(world: World) -> Started:
-    """A program called qemu-kvm, with QEMU's command line, that is no QEMU."""
+    """Start a program called qemu-kvm, with QEMU's command line, that is no QEMU."""
     program = world.scratch / "qemu-kvm"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     program.chmod(0o755)
@@ -208,7 +208,7 @@ SCENARIOS = (
     Scenario(
         name="KVM user with a VM and no vCPU",
         start=_load("--create-vm-only"),
-        seen_early_by=Question.CREATES_VM,
+        seen_early_by=KVM_DEV_IOCTL,
         early=UNKNOWN,
         late=UNKNOWN,
     ),

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_DEV_IOCTL
 from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.render.live.frames import FrameData
 from probes.render.live.history import History
 from probes.report.model import NodeReport, ProcessReport, ProcessState
-from tests.support.facts import COUNTER_NAMES, counted, hooks, trusts
+from tests.support.facts import ALL_HOOKS, COUNTER_NAMES, counted, hooks, trusts
 from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
 
 BEGAN_UNIX_S = 1700000000.0
@@ -84,7 +84,7 @@ def _busy(second: int) -> NodeReport:
         health=replace(
             seen.health,
             ledger_dropped_total=3,
-            hooks=hooks(frozenset(Question) - {Question.CREATES_VM}),
+            hooks=hooks(ALL_HOOKS - {KVM_DEV_IOCTL}),
         ),
         vmis=(
             vmi("alpha", RUNNING),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One report that has a case of everything, for the renderers' tests."""
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_VCPU_IOCTL, SCHED_PROCESS_FREE
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, Problem
 from probes.host.process import VmmId
@@ -16,7 +16,7 @@ from probes.report.model import (
     VmiReport,
 )
 from probes.vmi.attribution import VmName
-from tests.support.facts import INTEL_HOST, VMM, counted, health, hooks, trusts
+from tests.support.facts import ALL_HOOKS, INTEL_HOST, VMM, counted, health, hooks, trusts
 
 KVM = Verdict(
     type=HypervisorType.KVM,
@@ -87,7 +87,7 @@ def rich_report() -> NodeReport:
         ),
         virtualization=INTEL_HOST,
         health=health(
-            hooks=hooks(frozenset(Question) - {Question.RUNS_VCPU, Question.IS_FREED}),
+            hooks=hooks(ALL_HOOKS - {KVM_VCPU_IOCTL, SCHED_PROCESS_FREE}),
             trusts=trusts(exits=CounterTrust.BLIND),
             ledger_entries=3,
             ledger_dropped_total=17,

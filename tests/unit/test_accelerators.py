@@ -63,7 +63,7 @@ def test_no_device_in_this_container(node: Path) -> None:
 
 def test_device_that_may_not_be_opened(node: Path) -> None:
     """Without access it is unknown whether the accelerator works."""
-    # A read-only attribute of sysfs refuses to be opened for writing, whoever asks.
+    # A read-only attribute of sysfs cannot be opened for writing by any user.
     (node / "dev/kvm").symlink_to("/sys/kernel/uevent_seqnum")
     found = tried(accelerators(node))
     assert found.available is None
@@ -118,7 +118,7 @@ def test_the_real_device() -> None:
     [
         (("kvm", "kvm_intel", "irqbypass"), "fpu vmx", True, "kvm_intel"),
         (("kvm", "kvm_amd"), "fpu svm hypervisor", True, "kvm_amd"),
-        # Both are built in; the CPU tells which one is in use.
+        # Both are built in; the CPU decides which one is in use.
         (("kvm_amd", "kvm_intel"), "svm", True, "kvm_amd"),
         (("kvm_amd", "kvm_intel"), "vmx", True, "kvm_intel"),
         (("kvm", "kvm_pvm"), "fpu hypervisor", True, "kvm_pvm"),
@@ -128,7 +128,7 @@ def test_the_real_device() -> None:
         (("kvm",), None, True, "builtin"),
         ((), None, True, "builtin"),
         ((), "fpu", False, None),
-        # Only the guest side: this node is a VM of somebody's KVM.
+        # Only the guest side: this node is a VM on another host's KVM.
         (("kvm_guest",), "fpu hypervisor", False, None),
     ],
 )
@@ -146,7 +146,7 @@ def test_vendor_module(
 
 
 def test_device_without_sysfs(tmp_path: Path) -> None:
-    """With no sysfs to ask, a device file still tells that there is KVM."""
+    """Without sysfs, a device file alone shows that the node has KVM."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/kvm").write_bytes(b"")
     assert accelerators(tmp_path).virtualization().modules.get(HypervisorType.KVM) == "builtin"
@@ -166,7 +166,7 @@ def test_device_without_sysfs(tmp_path: Path) -> None:
     ],
 )
 def test_nesting(node: Path, cpuinfo: str | None, *, nested: bool | None) -> None:
-    """x86 tells a VM by the CPU flag ``hypervisor``; where there are no flags it is not known."""
+    """On x86 the CPU flag ``hypervisor`` marks a VM; without flags, nesting is unknown."""
     if cpuinfo is not None:
         (node / "proc/cpuinfo").write_text(cpuinfo)
     assert accelerators(node).virtualization().nested is nested
@@ -178,13 +178,13 @@ MSHV = HypervisorType.MSHV
 
 
 def test_a_node_without_the_rare_hypervisor(node: Path) -> None:
-    """Nothing is said of a hypervisor that few nodes have, where neither device nor driver is."""
+    """A rare hypervisor is not reported on a node that has neither its device nor its driver."""
     assert accelerators(node).try_hypervisor(BY_TYPE[MSHV]) is None
     assert MSHV not in accelerators(node).virtualization().modules
 
 
 def test_its_device_not_in_this_container(node: Path) -> None:
-    """With a driver and no device file here it is unknown whether it works."""
+    """With a driver and no device file, it is unknown whether the hypervisor works."""
     (node / "sys/class/misc/mshv").mkdir(parents=True)
     found = tried(accelerators(node), MSHV)
     assert (found.type, found.available) == (MSHV, None)
@@ -197,7 +197,7 @@ def test_its_device_not_in_this_container(node: Path) -> None:
 
 
 def test_its_device_that_makes_no_partition(node: Path) -> None:
-    """A device that refuses the call is no accelerator."""
+    """A device that refuses the call does not work as an accelerator."""
     (node / "dev/mshv").write_bytes(b"")
     found = tried(accelerators(node), MSHV)
     assert (found.type, found.available) == (MSHV, False)
@@ -206,7 +206,7 @@ def test_its_device_that_makes_no_partition(node: Path) -> None:
 
 
 def test_its_trial_makes_an_empty_partition(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MSHV_CREATE_PARTITION with an empty structure; the partition is closed at once."""
+    """The trial calls MSHV_CREATE_PARTITION with a zeroed structure and closes the partition."""
     (node / "dev/mshv").write_bytes(b"")
     calls: list[tuple[int, object]] = []
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a counter's silence means, what counts as fallback, and that nothing false is shown."""
+"""What a counter's silence means, and what counts as a fallback."""
 
 from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import KVM_EXIT, KVM_USERSPACE_EXIT, Hook
 from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
@@ -13,15 +13,11 @@ from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
-from probes.report.builder import (
-    BLIND_AFTER,
-    HookHistory,
-    process_reports,
-    vmi_reports,
-)
+from probes.report.builder import BLIND_AFTER, FiredHook, HookHistory, process_reports, vmi_reports
 from probes.report.model import CounterTrust, ProcessReport, ProcessState
 from probes.vmi.attribution import Attribution, VmName
 from tests.support.facts import (
+    ALL_HOOKS,
     ATTACHED_NS,
     IS_A_PROBE,
     KVM_ABSENT,
@@ -44,7 +40,7 @@ UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.N
 PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
 COUNTED = entry(runs=3, userspace_exits=2, exits=40)
 RETURNED, EXITED = ("userspace_exits", 1), ("exits", 1)
-"""Counters whose hooks fired after they were attached once."""
+"""Counters that have counted since their hooks were attached for the first time."""
 MSHV_AVAILABLE = Accelerator(type=HypervisorType.MSHV, available=True)
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
@@ -55,54 +51,55 @@ NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 @pytest.mark.parametrize(
     ("attached", "fired", "returns", "expected"),
     [
-        (frozenset(Question), frozenset(), 0, (UNTRIED, UNTRIED)),
-        (frozenset(Question), frozenset(Question), 500, (PROVEN, PROVEN)),
-        (frozenset(), frozenset(Question), 500, (MISSING, MISSING)),
+        (ALL_HOOKS, frozenset(), 0, (UNTRIED, UNTRIED)),
+        (ALL_HOOKS, frozenset({RETURNED, EXITED}), 500, (PROVEN, PROVEN)),
+        (frozenset(), frozenset({RETURNED, EXITED}), 500, (MISSING, MISSING)),
         # kvm_pvm: KVM_RUN returns by the hundred and the tracepoint kvm_exit never fires.
         (
-            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
-            frozenset({Question.USERSPACE_EXITS}),
+            frozenset({KVM_USERSPACE_EXIT, KVM_EXIT}),
+            frozenset({RETURNED}),
             BLIND_AFTER,
             (PROVEN, BLIND),
         ),
         (
-            frozenset(Question),
-            frozenset({Question.USERSPACE_EXITS}),
+            ALL_HOOKS,
+            frozenset({RETURNED}),
             BLIND_AFTER - 1,
             (PROVEN, UNTRIED),
         ),
         (
-            frozenset(Question),
-            frozenset({Question.USERSPACE_EXITS, Question.EXITS}),
+            ALL_HOOKS,
+            frozenset({RETURNED, EXITED}),
             BLIND_AFTER,
             (PROVEN, PROVEN),
         ),
         (
-            frozenset({Question.USERSPACE_EXITS}),
-            frozenset({Question.USERSPACE_EXITS}),
+            frozenset({KVM_USERSPACE_EXIT}),
+            frozenset({RETURNED}),
             BLIND_AFTER,
             (PROVEN, MISSING),
         ),
     ],
 )
 def test_trust(
-    attached: frozenset[Question],
-    fired: frozenset[Question],
+    attached: frozenset[Hook],
+    fired: frozenset[FiredHook],
     returns: int,
     expected: tuple[CounterTrust, ...],
 ) -> None:
-    """A counter is believed once its hook has fired.
+    """A counter is trusted once its hook has fired.
 
-    Without one it is missing; silent while guests return to user space, it is blind.
+    Without an attached hook it is missing. If its hook never fires while guests return to user
+    space, it is blind.
     """
-    earlier = HookHistory(fired=frozenset((question.value, 1) for question in fired))
+    earlier = HookHistory(fired=fired)
     unattached = kernel(entry(userspace_exits=returns), hooks=hooks(frozenset()))
     found = earlier.after(unattached).trusts(kernel(hooks=hooks(attached)))
     assert (found["userspace_exits"], found["exits"]) == expected
 
 
 def test_blindness_is_found_on_all_guests_together() -> None:
-    """Many guests with few returns each tell as much as one with many."""
+    """Many guests with few returns each prove as much as one guest with many."""
     entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
     assert HookHistory().after(kernel(*entries)).missed
     assert not HookHistory().after(kernel(*entries[1:])).missed
@@ -111,7 +108,7 @@ def test_blindness_is_found_on_all_guests_together() -> None:
 
 
 def test_blindness_is_not_forgotten_with_its_guests() -> None:
-    """Once guests ran unnoticed the hook is blind, also when none is left, until it fires."""
+    """A blind hook stays blind after its guests have ended, until it fires."""
     blind = HookHistory(fired=frozenset({RETURNED}), missed=frozenset({"exits"})).after(kernel())
     assert blind.trusts(kernel())["exits"] is BLIND
     assert blind.after(kernel(entry(exits=1))).trusts(kernel())["exits"] is PROVEN
@@ -128,12 +125,12 @@ def test_blindness_is_not_forgotten_with_its_guests() -> None:
     ],
 )
 def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> None:
-    """A hook has fired when a process has a count of it that began after it was attached."""
+    """A hook has fired if it counted for a process that began after the hook was attached."""
     assert HookHistory().after(kernel(*entries)).fired == fired
 
 
 def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
-    """The module that called it may be another one now."""
+    """After a new attachment, another module may call the hook, or may never call it."""
     again = tuple(replace(it, attached_total=2) for it in hooks())
     snapshot = kernel(entry(exits=1), hooks=again)
     before = HookHistory(fired=frozenset({EXITED}))
@@ -158,7 +155,7 @@ def one(process: TrackedProcess, record: LedgerEntry | None = COUNTED) -> Proces
 
 
 def test_process_is_passed_on() -> None:
-    """Everything known of a process that has a name."""
+    """The report of a process with a name holds everything that is known about it."""
     assert one(PROCESS) == ProcessReport(
         vmm=VMM,
         comm="qemu-system-x86",
@@ -173,13 +170,13 @@ def test_process_is_passed_on() -> None:
 
 
 def test_a_zero_is_never_shown() -> None:
-    """A hook that has not counted this process may never see it, whatever it saw of others."""
+    """A counter of 0 is absent, because its hook may never fire for this process."""
     found = one(PROCESS, entry(runs=7))
     assert found.counters == {"runs": 7}
 
 
 def test_each_hypervisor_has_its_own_counters() -> None:
-    """What hooks of another hypervisor counted says nothing of a VM on this one."""
+    """Counts of another hypervisor's hooks are not reported for a VM."""
     record = entry(runs=3, exits=40, mshv_runs=9)
     assert one(PROCESS, record).counters == {"runs": 3, "exits": 40}
     assert one(replace(PROCESS, verdict=MSHV), record).counters == {"mshv_runs": 9}
@@ -187,26 +184,26 @@ def test_each_hypervisor_has_its_own_counters() -> None:
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
 def test_no_counters_without_acceleration(verdict: Verdict) -> None:
-    """An emulated VM has no VM exits to count, which is not the same as 0 of them."""
+    """Counters of an emulated VM are absent rather than 0."""
     found = one(replace(PROCESS, verdict=verdict, record_ns=None), None)
     assert found.counters == {}
 
 
 @pytest.mark.parametrize("verdict", [TCG, UNKNOWN])
 def test_a_record_without_acceleration_shows_no_counters(verdict: Verdict) -> None:
-    """A process that only asked for a VM has a record all the same."""
+    """A process that only asked for a VM has a record, but no counters."""
     found = one(replace(PROCESS, verdict=verdict))
     assert found.counters == {}
 
 
 def test_no_record_no_counters() -> None:
-    """The tracker gives a process no record but its own."""
+    """A process without a record of its own has no counters."""
     found = one(PROCESS, None)
     assert found.counters == {}
 
 
 def test_states() -> None:
-    """With a name, without one, and libvirt's capability probe; in the order given."""
+    """Each state is reported: with a name, without one, and capability probe; order is kept."""
     unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
     probe = replace(PROCESS, vmm=VmmId(tgid=90, start_ticks=1), verdict=IS_A_PROBE)
     found = reports(probe, PROCESS, unnamed)
@@ -229,7 +226,7 @@ def test_states() -> None:
         (TCG, "x86_64", (KVM_UNTRIED,), None),
         (TCG, "x86_64", (), None),
         (TCG, "x86_64", (KVM_UNTRIED, KVM_AVAILABLE), True),
-        # The node has no KVM, but the Microsoft hypervisor.
+        # The node has the Microsoft hypervisor instead of KVM.
         (TCG, "x86_64", (KVM_ABSENT, MSHV_AVAILABLE), True),
         # Emulated because the guest is of another architecture: on purpose.
         (TCG, "aarch64", (KVM_AVAILABLE,), False),
@@ -246,7 +243,7 @@ def test_fallback(
     *,
     fallback: bool | None,
 ) -> None:
-    """Emulated although the node could accelerate it; not known where the node may not try."""
+    """An emulated VM is a fallback if the node could accelerate it; without a trial, unknown."""
     vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
     processes = [one(replace(PROCESS, verdict=verdict))]
     (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64", pending=0)
@@ -265,7 +262,7 @@ def test_vmi_is_passed_on() -> None:
 
 @pytest.mark.parametrize("vmm", [None, VmmId(tgid=1, start_ticks=1)])
 def test_vmi_without_a_process(vmm: VmmId | None) -> None:
-    """A VM whose process was not found, or went meanwhile, is unknown, and that is the reason."""
+    """A VM whose process was not found, or has ended since, is unknown for that reason."""
     vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None)
     (found,) = vmi_reports(
         [vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
@@ -289,14 +286,14 @@ def test_vmi_without_a_process(vmm: VmmId | None) -> None:
 def test_a_vmi_whose_process_may_be_one_that_is_not_read_yet(
     missing: Reason | None, pending: int, reason: Reason
 ) -> None:
-    """While processes are unread it is not known that there is none for it."""
+    """While processes are pending, a VMI without a process has that as its reason."""
     vm = Attribution(vm=ALPHA, vmm=None, architecture=None, unattributed_reason=missing)
     (found,) = vmi_reports([vm], [], accelerators=(), machine="x86_64", pending=pending)
     assert found.verdict.reasons == (reason,)
 
 
 def test_vmis_stay_in_order() -> None:
-    """The order is made with the names, once."""
+    """VMIs keep the order of the attributions."""
     names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
     vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
     found = vmi_reports(vms, [], accelerators=(), machine="x86_64", pending=0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import Question
+from ebpf.hooks import SCHED_PROCESS_FREE
 from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType
 from probes.judge.changes import (
@@ -20,7 +20,7 @@ from probes.judge.reasons import Reason
 from probes.judge.tracked import Action, Event, State, Step, TrackedProcess
 from probes.judge.verdict import Verdict
 from tests.support.facts import (
-    ALL_QUESTIONS,
+    ALL_HOOKS,
     RUNS_ON_KVM,
     STARTED_NS,
     entry,
@@ -271,5 +271,5 @@ def test_records_are_removed_by_the_hook_of_the_end() -> None:
     """By no other one."""
     lately = entry(leader_exit_ns=kernel().taken_ns)
     assert not record_is_stale(lately, State.GONE, kernel(), started_ns=None)
-    without = hooks(ALL_QUESTIONS - {Question.IS_FREED})
+    without = hooks(ALL_HOOKS - {SCHED_PROCESS_FREE})
     assert record_is_stale(lately, State.GONE, kernel(hooks=without), started_ns=None)

@@ -53,7 +53,7 @@ from tests.support.facts import (
 
 
 def test_report_of_a_node() -> None:
-    """Node, health and VMs of one look."""
+    """A report holds node, health and VMs."""
     beta = replace(tcg_process(BETA), guest_ticks=0)
     world = World(
         entry(runs=5, exits=9),
@@ -81,9 +81,9 @@ def test_report_of_a_node() -> None:
 
 
 def test_others_are_not_vmms() -> None:
-    """What is no QEMU and uses no accelerator is no VMM, even with a ledger entry.
+    """A process that is no QEMU and uses no accelerator is no VMM, even with a record.
 
-    One that uses KVM under another name is one, without a VM's name.
+    A process that uses KVM under another name is a VMM, without a VM's name.
     """
     other = replace(process(), named_like_qemu=False, program="sh", comm="sh")
     user = replace(
@@ -103,7 +103,7 @@ def test_others_are_not_vmms() -> None:
 
 
 def test_itself_is_never_a_vmm() -> None:
-    """Trying the accelerator makes the collector a user of KVM: it does not report itself."""
+    """The collector does not report itself, although its trials make it a user of KVM."""
     me = process(VmmId(tgid=os.getpid(), start_ticks=1), fds=KVM_FDS)
     world = World(entry(os.getpid(), vms_created=1), processes=(me,))
     assert world.refresh().processes == ()
@@ -119,14 +119,14 @@ def test_itself_is_never_a_vmm() -> None:
     ],
 )
 def test_number_of_vcpus(facts: VmmProcess, vcpus: int | None) -> None:
-    """By descriptors or TCG threads; with neither it is not known."""
+    """Descriptors or TCG threads give the number of vCPUs; without either it is unknown."""
     assert World(entry(), processes=(facts,)).one().vcpus == vcpus
 
 
 def test_process_that_runs_a_guest_is_no_probe() -> None:
-    """Rule 6: a command line may say ``-machine none``; the kernel, that saw it run, wins.
+    """Rule 6: if the ledger records a run, a command line with ``-machine none`` is ignored.
 
-    The process is shown as what it is, under its name.
+    The process is shown with its type, under its name.
     """
     says = QemuCommandLine(guest_name="default_alpha", machine="none")
     world = World(
@@ -138,7 +138,7 @@ def test_process_that_runs_a_guest_is_no_probe() -> None:
 
 
 def test_capability_probe_is_no_vm() -> None:
-    """libvirt's probe asks KVM for a VM and runs none: it is counted apart."""
+    """libvirt's probe, which asks KVM for a VM and runs none, is counted separately."""
     says = QemuCommandLine(machine="none", accelerators=("kvm", "tcg"))
     fds = kvm_fds()
     world = World(entry(vms_created=1), processes=(process(fds=fds, command_line=says),))
@@ -153,7 +153,7 @@ def test_capability_probe_is_no_vm() -> None:
 
 
 def test_late_starters_are_found_without_any_bpf() -> None:
-    """Without a ledger each refresh finds what runs by now, and says why it can only infer."""
+    """Without a ledger, each refresh finds new VMs, and reasons explain the inferred verdicts."""
     node = Node()
     collector = NodeCollector(
         node="node-1",
@@ -178,14 +178,14 @@ def test_late_starters_are_found_without_any_bpf() -> None:
 
 
 def test_gone_between_identity_and_inspection() -> None:
-    """A process that goes while it is read is not there."""
+    """A process that ends while it is read is absent from the report."""
     world = kvm_world()
     world.node.vanish_at_inspection = {VMM.tgid}
     assert world.refresh().processes == ()
 
 
 def test_gone_between_ledger_and_proc() -> None:
-    """An entry whose process is gone makes no report and no error."""
+    """A record whose process has ended causes neither a process in the report nor an error."""
     world = World(entry(runs=5, userspace_exits=5), processes=())
     report = world.refresh()
     assert report.processes == ()
@@ -196,10 +196,7 @@ def test_gone_between_ledger_and_proc() -> None:
 
 
 def test_unreadable_ledger_still_makes_a_report() -> None:
-    """A read that fails is counted and told, and hooks show as not attached.
-
-    Counters are absent meanwhile.
-    """
+    """A failed read is counted and reported. No hook shows as attached, and no counter is there."""
     world = World(
         entry(runs=5, userspace_exits=5),
         processes=(kvm_process(), tcg_process(BETA)),
@@ -214,27 +211,27 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
         ("none", "cannot read the ledger: gone")
     }
     assert [
-        (it.counters.get("userspace_exits"), it.counters.get("exits")) for it in report.vmis
+        (vmi.counters.get("userspace_exits"), vmi.counters.get("exits")) for vmi in report.vmis
     ] == [(None, None)] * 2
     world.refresh()
     assert world.refresh().health.errors_total[Source.EBPF] == 3
 
 
 def test_counters_return_after_an_unreadable_ledger() -> None:
-    """One failed read leaves a gap and nothing else."""
+    """Counters are absent after a failed read and return with the next one."""
     world = kvm_world()
     world.refresh()
     world.books.says = LedgerReadError("cannot read the ledger: gone")
     assert world.one().counters.get("runs") is None
     world.books.says = kernel(entry(runs=12, userspace_exits=12))
     report = world.refresh()
-    assert [it.counters.get("runs") for it in report.processes] == [12]
+    assert [process.counters.get("runs") for process in report.processes] == [12]
     assert report.health.errors_total[Source.EBPF] == 1
     assert all(it.attached for it in report.health.hooks)
 
 
 def test_dropped_events_are_never_uncounted() -> None:
-    """A counter that went back would be read as a restart and counted twice."""
+    """Prometheus would take a lower value for a restart and count it twice."""
     world = kvm_world()
     world.books.says = kernel(entry(runs=5, userspace_exits=5), dropped_total=7)
     assert world.refresh().health.ledger_dropped_total == 7
@@ -243,7 +240,7 @@ def test_dropped_events_are_never_uncounted() -> None:
 
 
 def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
-    """A VM that is missing in a ledger that dropped events has an unknown number of exits."""
+    """If the ledger dropped events, the exits of a VM without a record are unknown."""
     full = kernel(
         entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1, exits=1), dropped_total=1
     )
@@ -257,7 +254,7 @@ def test_ledger_that_had_no_room_makes_no_false_zero() -> None:
 
 
 def test_late_entry_vouches_for_nothing_before_it() -> None:
-    """Hooks attached after its start: descriptors stand in, and the report says so."""
+    """If hooks were attached after a VM's start, descriptors decide, and the report says so."""
     world = World(entry(), processes=(tcg_process(),))
     world.books.says = kernel(entry(), attached_ns=STARTED_NS + 1)
     found = world.one()
@@ -267,9 +264,9 @@ def test_late_entry_vouches_for_nothing_before_it() -> None:
 
 @pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
 def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> None:
-    """A /proc that is not there is told in the report, not by a traceback.
+    """A missing /proc is reported and raises no exception.
 
-    An empty folder (a mount that was forgotten) is none either.
+    An empty folder (a forgotten mount) counts as missing.
     """
     if empty:
         (tmp_path / "proc").mkdir()
@@ -290,7 +287,7 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
 
 
 def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
-    """It outlives the process that showed it, and not the module."""
+    """The proof outlives the process that fired the hook, but not the module."""
     world = World(entry(userspace_exits=1, exits=1), processes=(kvm_process(),))
     assert world.refresh().health.trusts["exits"] is CounterTrust.PROVEN
     quiet = entry(5000, first_ns=BETA_NS, userspace_exits=1)
@@ -307,7 +304,7 @@ def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
 
 
 def test_trial_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node is asked to make an empty VM once an interval, however often it is looked at."""
+    """The trial runs once per interval, however often the node is refreshed."""
     world = World(processes=())
     for _ in range(4):
         assert world.refresh().accelerators == (KVM_AVAILABLE,)
@@ -319,7 +316,7 @@ def test_trial_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_trial_where_a_vm_runs() -> None:
-    """A VM that is seen to run on KVM proves more than a trial could."""
+    """A VM that runs on KVM proves more than a trial could."""
     world = kvm_world()
     world.trials.answer = KVM_ABSENT
     assert world.refresh().accelerators == (KVM_AVAILABLE,)
@@ -327,7 +324,7 @@ def test_no_trial_where_a_vm_runs() -> None:
 
 
 def test_trial_where_vms_only_might_run() -> None:
-    """A VM that was never seen to run proves nothing of the node."""
+    """An inferred VM proves nothing about the accelerator."""
     world = World(entry(vcpus_created=1), processes=(kvm_process(),))
     world.trials.answer = KVM_ABSENT
     assert world.refresh().accelerators == (KVM_ABSENT,)
@@ -353,7 +350,7 @@ def test_trial_where_vms_only_might_run() -> None:
 def test_captured_processes_without_bpf(
     proc: Path, name: str, found: tuple[HypervisorType, bool]
 ) -> None:
-    """Real processes, judged by what /proc alone tells of them."""
+    """Real processes get their verdicts from /proc alone."""
     capture = captured(name)
     plant(proc, capture)
     host = Host(proc_root=proc)
@@ -374,7 +371,7 @@ def test_captured_processes_without_bpf(
 
 
 def mshv_world() -> World:
-    """A node without KVM, on whose other hypervisor one QEMU runs, recorded by its hook."""
+    """Return a node without KVM on which a QEMU runs on mshv and is in the ledger."""
     held = HeldFds(devices=frozenset({3}), vms=frozenset({8}), vcpus=frozenset({9}))
     guest = process(fds=AcceleratorFds(held={HypervisorType.MSHV: held}, complete=True))
     world = World(entry(mshv_runs=11), processes=(guest,))
@@ -383,7 +380,7 @@ def mshv_world() -> World:
 
 
 def test_a_vm_on_the_microsoft_hypervisor() -> None:
-    """Its type, its own counter, and that its hypervisor works, without a trial of that one."""
+    """The report has the VM's type and counter, and its hypervisor is available without a trial."""
     world = mshv_world()
     report = world.refresh()
     (found,) = report.processes
@@ -397,7 +394,7 @@ def test_a_vm_on_the_microsoft_hypervisor() -> None:
 
 
 def test_the_microsoft_hypervisor_is_tried_seldom() -> None:
-    """Each hypervisor has its own trial, and one that the node does not have is not reported."""
+    """Each hypervisor has its own trial, and is reported only if the node has it."""
     world = World(processes=())
     assert world.refresh().accelerators == (KVM_AVAILABLE,)
     world.trials.rare = Accelerator(type=HypervisorType.MSHV, available=True)

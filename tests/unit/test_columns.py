@@ -14,7 +14,7 @@ GROWING = {Column.VMI: 80, Column.COMMAND: 80, Column.PROOF: 80, Column.MINUTE: 
 """Columns that may be wider than their least, and up to how wide."""
 
 COLUMNS = (*Column, "runs", "exits")
-"""With the columns of two counters, which are shown between the others."""
+"""A layout with two counters, whose columns are between the others."""
 
 cells = st.integers(0, 120)
 wanted = st.fixed_dictionaries(dict.fromkeys(COLUMNS, cells))

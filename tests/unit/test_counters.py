@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of counters is the only place that names them: a row more shows in every output."""
+"""Only the table names the counters: every output shows a counter that is added to it."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from ebpf import counters
 from ebpf.counters import COUNTERS, Counter, LiveColumn, Metric
-from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook, HookStatus, Question
+from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook, HookStatus
 from ebpf.ledger import PLACES
 from probes.host.node import KernelFeatures
 from probes.judge.tracked import Tracking
@@ -30,8 +30,6 @@ DIRTIED = Counter(
     name="dirtied",
     hook=Hook(
         name="kvm_dirty_ring_push",
-        question=Question.EXITS,
-        program="on_kvm_dirty_ring_push",
         points=(AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_dirty_ring_push"),),
         proves="the guest wrote to a page",
         driver=KVM,
@@ -48,13 +46,13 @@ ALPHA = VmName(namespace="default", name="alpha")
 
 
 @pytest.fixture(autouse=True)
-def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def added_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "COUNTERS", (*COUNTERS, DIRTIED))
     monkeypatch.setitem(PLACES, DIRTIED.name, len(COUNTERS))
 
 
 def node(total: int, *, seconds: float) -> NodeReport:
-    """A node whose ledger has counted so much of one VM by then."""
+    """Return a node at a time. Its only VM has these totals, and seven times as many of DIRTIED."""
     record = entry(runs=total, userspace_exits=total, exits=total)
     record = record._replace(counts=(*record.counts, 7 * total))
     status = HookStatus(
@@ -96,7 +94,7 @@ def two_reports() -> tuple[NodeReport, NodeReport]:
 
 
 def test_json() -> None:
-    """A process, its VM and the health of the node have it, and the schema describes it."""
+    """The added counter is in the JSON of process, VM and health, and in the schema."""
     schema = json_schema()
     frame = json.loads(frame_json(two_reports()[1]))
     Draft202012Validator(schema).validate(frame)
@@ -108,7 +106,7 @@ def test_json() -> None:
 
 
 def test_metrics() -> None:
-    """The VM has a series of it, with its help text."""
+    """The added counter has a series for the VM, with its help text."""
     text = "".join(Exposition().write(families(two_reports()[1]), Format.TEXT))
     assert "# HELP kubevirt_vmi_vcpu_dirtied_total Pages the guest wrote to.\n" in text
     labels = '{name="alpha",namespace="default",node="node-1"}'
@@ -116,7 +114,7 @@ def test_metrics() -> None:
 
 
 def test_page() -> None:
-    """The page shows its rate, and how far it can be trusted."""
+    """The page shows the rate of the added counter, and how far it can be trusted."""
     before, now = two_reports()
     drawn = page(now, previous=before, failure=None, last_known_s=60).decode()
     assert "Dirtied/s" in drawn
@@ -126,7 +124,7 @@ def test_page() -> None:
 
 
 def test_live() -> None:
-    """The live view has a column of its rate."""
+    """The live view has a column with the rate of the added counter."""
     history = History()
     for report in two_reports():
         history.add(report)
@@ -139,7 +137,7 @@ def test_live() -> None:
 
 
 def test_doctor() -> None:
-    """The doctor says how far it can be trusted."""
+    """Doctor reports how far the added counter can be trusted."""
     features = KernelFeatures(
         kprobes=True,
         btf=True,
@@ -149,12 +147,12 @@ def test_doctor() -> None:
         capabilities_missing=(),
         initial_pid_namespace=True,
     )
-    (found,) = [it for it in checks(two_reports()[1], features) if it.question == "dirtied pages"]
+    found = {check.label: check for check in checks(two_reports()[1], features)}["dirtied pages"]
     assert found.finding == "counted: kvm_dirty_ring_push has fired on this node"
 
 
 def test_rows_agree() -> None:
-    """Each counter that another one names is there, and each hook is one that is wanted."""
+    """Every counter that a row names exists, and every hook is in the table of hooks."""
     names = {counter.name for counter in COUNTERS}
     assert len(names) == len(COUNTERS)
     for counter in COUNTERS:

@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import Question, unattached
+from ebpf.hooks import (
+    KVM_DEV_IOCTL,
+    KVM_EXIT,
+    KVM_USERSPACE_EXIT,
+    KVM_VCPU_IOCTL,
+    MSHV_VP_IOCTL,
+    SCHED_PROCESS_EXEC,
+    Hook,
+    unattached,
+)
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.judge.reasons import Outcome
@@ -13,7 +22,15 @@ from probes.render import doctor_view
 from probes.render.doctor import Ability, Check, ability, checks
 from probes.report.model import CounterTrust, NodeReport, ProcessReport, VmiReport
 from probes.vmi.model import WatchStatus
-from tests.support.facts import CAPABLE, KVM_AVAILABLE, health, hooks, provided_by, trusts
+from tests.support.facts import (
+    ALL_HOOKS,
+    CAPABLE,
+    KVM_AVAILABLE,
+    health,
+    hooks,
+    provided_by,
+    trusts,
+)
 from tests.support.live_reports import LIAR, guest
 from tests.support.rich_report import KVM, NONE, PAUSED, process, rich_report, vmi
 
@@ -35,10 +52,8 @@ BARE = KernelFeatures(
 )
 
 
-def report(
-    *, attached: frozenset[Question] = frozenset(Question), proc_readable: bool = True
-) -> NodeReport:
-    """A node on which the hooks of these questions are attached, and one VM runs, on KVM."""
+def report(*, attached: frozenset[Hook] = ALL_HOOKS, proc_readable: bool = True) -> NodeReport:
+    """Return a node with these hooks attached and one VM on KVM."""
     return replace(
         rich_report(),
         accelerators=(KVM_AVAILABLE,),
@@ -53,51 +68,51 @@ def lines(given: NodeReport, kernel: KernelFeatures) -> list[str]:
     return doctor_view.lines(checks(given, kernel), ability(given))
 
 
-def check(given: NodeReport, question: str) -> Check:
-    (found,) = [it for it in checks(given, CAPABLE) if question in it.question]
+def check(given: NodeReport, label: str) -> Check:
+    (found,) = [it for it in checks(given, CAPABLE) if label in it.label]
     return found
 
 
 @pytest.mark.parametrize(
     ("attached", "expected"),
     [
-        (frozenset(Question), Ability.VERIFIED),
-        ({Question.RUNS_VCPU}, Ability.VERIFIED),
-        ({Question.USERSPACE_EXITS}, Ability.VERIFIED),
-        ({Question.EXITS, Question.CREATES_VM, Question.EXECUTES}, Ability.INFERRED),
+        (ALL_HOOKS, Ability.VERIFIED),
+        ({KVM_VCPU_IOCTL}, Ability.VERIFIED),
+        ({KVM_USERSPACE_EXIT}, Ability.VERIFIED),
+        ({KVM_EXIT, KVM_DEV_IOCTL, SCHED_PROCESS_EXEC}, Ability.INFERRED),
         (frozenset(), Ability.INFERRED),
     ],
 )
-def test_ability_follows_the_hooks(attached: frozenset[Question], expected: Ability) -> None:
+def test_ability_follows_the_hooks(attached: frozenset[Hook], expected: Ability) -> None:
     """Verified needs a hook that no use of a vCPU passes unseen."""
-    assert ability(report(attached=frozenset(attached) | {Question.RUNS_MSHV_VP})) is expected
+    assert ability(report(attached=frozenset(attached) | {MSHV_VP_IOCTL})) is expected
 
 
 def test_ability_needs_a_hook_of_each_hypervisor() -> None:
-    """Where the Microsoft hypervisor's hook is wanted and not attached, its runs go unseen."""
-    unseen = report(attached=frozenset(Question) - {Question.RUNS_MSHV_VP})
+    """Verdicts are inferred if the Microsoft hypervisor's hook is wanted and not attached."""
+    unseen = report(attached=ALL_HOOKS - {MSHV_VP_IOCTL})
     assert ability(unseen) is Ability.INFERRED
     found = check(unseen, "mshv activity")
     assert found.outcome is Outcome.DEGRADED
     assert found.finding == "no hook is attached: mshv_vp_ioctl is not here"
     usual = replace(unseen, health=health(hooks=hooks()[:-1]))
     assert ability(usual) is Ability.VERIFIED
-    assert not [it for it in checks(usual, CAPABLE) if "mshv" in it.question]
+    assert not [it for it in checks(usual, CAPABLE) if "mshv" in it.label]
 
 
 def test_each_hypervisor_has_a_line() -> None:
-    """The Microsoft hypervisor is reported with its module, as KVM is."""
+    """The Microsoft hypervisor is reported with its module, just as KVM is."""
     given = replace(
         report(),
         accelerators=(Accelerator(type=HypervisorType.MSHV, available=True),),
         virtualization=NodeVirtualization(modules={HypervisorType.MSHV: "mshv_root"}, nested=False),
     )
-    (found,) = [it for it in checks(given, CAPABLE) if it.question == "mshv"]
+    (found,) = [it for it in checks(given, CAPABLE) if it.label == "mshv"]
     assert (found.outcome, found.finding) == (Outcome.GOOD, "works, provided by mshv_root")
 
 
-@pytest.mark.parametrize("attached", [frozenset(), frozenset(Question)])
-def test_nothing_without_proc(attached: frozenset[Question]) -> None:
+@pytest.mark.parametrize("attached", [frozenset(), ALL_HOOKS])
+def test_nothing_without_proc(attached: frozenset[Hook]) -> None:
     """Where /proc cannot be read there are no verdicts, whatever the hooks count.
 
     No process is ever identified then, and a line says so.
@@ -149,7 +164,7 @@ def test_permissions_do_not_depend_on_words() -> None:
 
 def test_a_bare_kernel() -> None:
     """Each missing thing is named, with its substitute or its remedy."""
-    found = {it.question: it for it in checks(report(), BARE)}
+    found = {it.label: it for it in checks(report(), BARE)}
     permissions = found["permissions"]
     assert permissions.outcome is Outcome.DEGRADED
     for word in ("CAP_SYS_PTRACE", "CAP_BPF", "PID namespace", "confidentiality"):
@@ -172,8 +187,7 @@ def test_a_bare_kernel() -> None:
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
     """Where no process can use KVM its hooks are inactive, and emulation can be verified."""
     gone = tuple(
-        it.driver_gone(it.hook.driver) if it.hook.driver else it
-        for it in hooks(frozenset(Question))
+        it.driver_gone(it.hook.driver) if it.hook.driver else it for it in hooks(ALL_HOOKS)
     )
     given = replace(report(), health=health(hooks=gone))
     assert ability(given) is Ability.VERIFIED
@@ -227,7 +241,7 @@ def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, find
 
 def test_hooks_that_prove_use_of_kvm_are_missing() -> None:
     """With a ledger and without both hooks, both reasons are shown."""
-    rest = frozenset(Question) - {Question.RUNS_VCPU, Question.USERSPACE_EXITS}
+    rest = ALL_HOOKS - {KVM_VCPU_IOCTL, KVM_USERSPACE_EXIT}
     found = check(report(attached=rest), "KVM activity")
     assert found.outcome is Outcome.DEGRADED
     assert "kvm_vcpu_ioctl is not here; kvm_userspace_exit is not here" in found.finding
@@ -244,7 +258,7 @@ def test_hooks_that_are_attached_are_named() -> None:
 
 def test_no_exec_hook() -> None:
     """Its substitute is named."""
-    rest = frozenset(Question) - {Question.EXECUTES}
+    rest = ALL_HOOKS - {SCHED_PROCESS_EXEC}
     found = check(report(attached=rest), "new VMM processes")
     assert (found.outcome, "/proc" in found.finding) == (Outcome.DEGRADED, True)
 
@@ -259,15 +273,13 @@ def test_no_exec_hook() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("field", "question"),
+    ("field", "label"),
     [("exits", "VM exits"), ("userspace_exits", "userspace exits")],
 )
-def test_counters(
-    field: str, question: str, trust: CounterTrust, outcome: Outcome, says: str
-) -> None:
+def test_counters(field: str, label: str, trust: CounterTrust, outcome: Outcome, says: str) -> None:
     """How far each counter can be trusted, each by its own trust."""
     given = replace(rich_report(), health=health(trusts=trusts(**{field: trust})))
-    found = check(given, question)
+    found = check(given, label)
     assert found.outcome is outcome
     assert says in found.finding
 
@@ -310,7 +322,7 @@ def test_accelerator(
         ),
         virtualization=provided_by(module, nested=nested),
     )
-    (found,) = [it for it in checks(given, CAPABLE) if it.question == "KVM"]
+    (found,) = [it for it in checks(given, CAPABLE) if it.label == "KVM"]
     assert found.remedy == (problem[1] if problem else None)
     shown = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
     assert (found.outcome, shown) == (outcome, finding)
@@ -359,9 +371,9 @@ def test_urgent_vms_are_named(
 
 
 def test_a_check_is_one_line() -> None:
-    """Outcome, question, finding and remedy of every check are on one line."""
+    """Outcome, label, finding and remedy of every check are on one line."""
     for given in (report(), replace(rich_report(), health=NO_BPF), rich_report()):
         for line, it in zip(lines(given, CAPABLE), checks(given, CAPABLE), strict=False):
             assert "\n" not in line
-            assert line.startswith(f"{it.outcome.value:<4}  {it.question}: {it.finding}")
+            assert line.startswith(f"{it.outcome.value:<4}  {it.label}: {it.finding}")
             assert line.endswith(it.remedy or it.finding)

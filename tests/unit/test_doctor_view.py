@@ -14,15 +14,15 @@ from probes.render.doctor import Ability, Check
 from probes.render.doctor_view import lines, screen, to_json
 
 CHECKS = (
-    Check(question="KVM", outcome=Outcome.GOOD, finding="works, provided by kvm_intel"),
+    Check(label="KVM", outcome=Outcome.GOOD, finding="works, provided by kvm_intel"),
     Check(
-        question="KVM activity",
+        label="KVM activity",
         outcome=Outcome.DEGRADED,
         finding="no hook is attached: kprobe kvm_vcpu_ioctl: this kernel has no kprobes "
         "(CONFIG_KPROBES)",
         remedy="use a kernel with kprobes, or accept what the tracepoints show",
     ),
-    Check(question="permissions", outcome=Outcome.BAD, finding="no\x1b[2J", remedy="run as root"),
+    Check(label="permissions", outcome=Outcome.BAD, finding="no\x1b[2J", remedy="run as root"),
 )
 
 
@@ -92,7 +92,7 @@ def test_as_json(ability: Ability) -> None:
 def test_fits_any_terminal(findings: Sequence[str], width: int) -> None:
     """No line is wider than the terminal or contains unprintable characters."""
     checks = [
-        Check(question="q", outcome=Outcome.DEGRADED, finding=finding, remedy=finding or None)
+        Check(label="q", outcome=Outcome.DEGRADED, finding=finding, remedy=finding or None)
         for finding in findings
     ]
     for line in screen(checks, Ability.VERIFIED, width=width, ascii_only=False):

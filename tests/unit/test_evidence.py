@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import HOOKS, Backend, HookStatus, Question
+from ebpf.hooks import (
+    KVM_EXIT,
+    KVM_USERSPACE_EXIT,
+    KVM_VCPU_IOCTL,
+    MSHV_VP_IOCTL,
+    Backend,
+    Hook,
+    HookStatus,
+)
 from ebpf.ledger import KernelSnapshot
 from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
 from probes.host.hypervisors import HypervisorType
@@ -20,6 +28,7 @@ from probes.host.process import (
 from probes.host.reader import Host
 from probes.judge.evidence import Evidence, gather, ledger_entry
 from tests.support.facts import (
+    ALL_HOOKS,
     ATTACHED_NS,
     KVM_FDS,
     STARTED_NS,
@@ -46,7 +55,7 @@ def weigh(facts: VmmProcess, snapshot: KernelSnapshot | None = None) -> Evidence
 
 
 def test_nothing_known() -> None:
-    """Of a QEMU with one nameless thread and an unused ledger nothing is claimed."""
+    """A QEMU without vCPU threads and without a record yields no claim and no use."""
     assert weigh(process()) == evidence()
 
 
@@ -74,7 +83,7 @@ TWO_VCPUS = kvm_fds(9, 11)
     ],
 )
 def test_vcpus_inside_kvm_run(threads: tuple[VmmThread, ...], running: int) -> None:
-    """Descriptors are counted, not threads, and only with KVM_RUN on a vCPU's descriptor."""
+    """Distinct vCPU descriptors with a thread in KVM_RUN are counted, rather than threads."""
     found = weigh(process(fds=TWO_VCPUS, threads=threads))
     assert (found.of(KVM).vcpus, found.of(KVM).vcpus_in_run) == (2, running)
 
@@ -92,17 +101,17 @@ def test_vcpus_inside_kvm_run(threads: tuple[VmmThread, ...], running: int) -> N
     ],
 )
 def test_worker_that_a_run_started(worker: VmmThread, *, started_by_run: bool) -> None:
-    """KVM's own worker keeps the call that started it for life.
+    """KVM's own worker shows the call that started it for the rest of its life.
 
-    KVM_RUN on a vCPU tells that the VM ran once, whatever its vCPUs do now.
+    KVM_RUN on a vCPU proves that the VM ran once, whatever its vCPUs do now.
     """
     assert weigh(process(fds=TWO_VCPUS, threads=(worker,))).of(KVM).run_worker is started_by_run
 
 
 def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
-    """The vCPU's descriptor was closed while a thread is inside: no vCPU held, and no innocence.
+    """A vCPU whose descriptor was closed while a thread is inside KVM_RUN counts as not held.
 
-    KVM's worker repeats its creator's call for life, so it does not count.
+    KVM's worker does not count, because it shows its creator's call for the rest of its life.
     """
     worker = in_ioctl(5, KVM_RUN, comm=WORKER, tid=4713)
     found = weigh(process(threads=(in_ioctl(5, KVM_RUN), worker)))
@@ -134,7 +143,7 @@ def test_threads_seen_outside_kvm_run(
 
 
 def test_virtual_processors_inside_mshv_run() -> None:
-    """The Microsoft hypervisor's descriptors and request, and no others, count for it."""
+    """Only the Microsoft hypervisor's own descriptors and request count as its use."""
     fds = AcceleratorFds(
         held={
             MSHV: HeldFds(devices=frozenset({3}), vms=frozenset({4}), vcpus=frozenset({5, 6, 7}))
@@ -148,7 +157,7 @@ def test_virtual_processors_inside_mshv_run() -> None:
 
 
 def test_captured_guest_with_two_vcpus(proc: Path) -> None:
-    """A real QEMU's three threads that show KVM_RUN are two vCPUs."""
+    """Three threads of a real QEMU show KVM_RUN on two vCPUs."""
     capture = captured("kvm_two_vcpus")
     plant(proc, capture)
     host = Host(proc_root=proc)
@@ -184,13 +193,13 @@ def test_captured_guest_with_two_vcpus(proc: Path) -> None:
     ],
 )
 def test_claims_of_thread_names(comm: str, claim: HypervisorType | None) -> None:
-    """Only QEMU's exact thread names are a claim."""
+    """Only the exact names of QEMU's vCPU threads are claims."""
     found = weigh(process(threads=(thread(comm),)))
     assert found.claimed == ({claim} if claim else frozenset())
 
 
 def test_cpu_time_of_tcg_threads_only() -> None:
-    """What the main thread or others consume is not the guest's computing."""
+    """CPU time of the main thread and of other threads does not count as the guest's."""
     threads = (
         thread("qemu-system-x86", tid=4711, cpu_ticks=1000),
         thread("CPU 0/TCG", tid=4712, cpu_ticks=3),
@@ -207,13 +216,13 @@ def test_cpu_time_of_tcg_threads_only() -> None:
     [("none", True, True), ("none", False, False), ("q35", True, False), (None, True, False)],
 )
 def test_capability_probe(machine: str | None, *, qemu: bool, probe: bool) -> None:
-    """A QEMU with ``-machine none``, and no other program that says so."""
+    """A QEMU with ``-machine none`` is a probe; another program with it is not."""
     facts = process(named_like_qemu=qemu, command_line=QemuCommandLine(machine=machine))
     assert weigh(facts).capability_probe is probe
 
 
 def test_command_line_and_descriptors_are_passed_on() -> None:
-    """What was asked for, guest time, and whether the table is whole."""
+    """Evidence holds the accelerators asked for, guest time, and whether the table is complete."""
     facts = replace(kvm_process(), guest_ticks=12, fds=replace(KVM_FDS, complete=False))
     found = weigh(facts)
     assert found.asked_for == ("kvm",)
@@ -229,7 +238,7 @@ def test_command_line_and_descriptors_are_passed_on() -> None:
     [(STARTED_NS - 1, False), (STARTED_NS, True), (STARTED_NS + 1, True), (0, False)],
 )
 def test_entry_of_a_predecessor_is_ignored(first_ns: int, *, own: bool) -> None:
-    """An entry that begins before the process can have started is of another that had its tgid."""
+    """A record that began before the process can have started belongs to another process."""
     stale = entry(first_ns=first_ns, runs=5)
     found = weigh(tcg_process(), kernel(stale))
     assert found.ledger == (stale if own else None)
@@ -237,18 +246,18 @@ def test_entry_of_a_predecessor_is_ignored(first_ns: int, *, own: bool) -> None:
 
 
 def test_entries_of_others_are_ignored() -> None:
-    """The ledger is looked up by this process's tgid."""
+    """Records of other tgids are ignored."""
     assert weigh(process(), kernel(entry(VMM.tgid + 1, runs=5))).ledger is None
 
 
-RUNS, RETURNS, EXITS = Question.RUNS_VCPU, Question.USERSPACE_EXITS, Question.EXITS
-REST = frozenset(Question) - {RUNS, RETURNS}
+RUNS, RETURNS, EXITS = KVM_VCPU_IOCTL, KVM_USERSPACE_EXIT, KVM_EXIT
+REST = ALL_HOOKS - {RUNS, RETURNS}
 
 
 @pytest.mark.parametrize(
     ("attached", "proving"),
     [
-        (frozenset(Question), True),
+        (ALL_HOOKS, True),
         (REST | {RUNS}, True),
         (REST | {RETURNS}, True),
         # kvm_exit attaches and never fires under kvm_pvm (FIELD_NOTES): its silence is no proof.
@@ -267,9 +276,9 @@ REST = frozenset(Question) - {RUNS, RETURNS}
     ],
 )
 def test_hooks_that_vouch_for_a_process(
-    attached: frozenset[Question], attached_ns: int | None, *, proving: bool, before: bool
+    attached: frozenset[Hook], attached_ns: int | None, *, proving: bool, before: bool
 ) -> None:
-    """Only hooks that no use of a vCPU passes, and since its start only if attached before it."""
+    """Hooks prove silence if they observe every use, and from the start if attached before it."""
     statuses = tuple(replace(it, attached_ns=attached_ns) for it in hooks(attached))
     found = weigh(tcg_process(), kernel(hooks=statuses))
     assert found.hooks_prove_running is proving
@@ -279,15 +288,13 @@ def test_hooks_that_vouch_for_a_process(
 
 
 def test_one_inactive_hook_does_not_excuse_the_other() -> None:
-    """KVM is there, as the hook says that could not be attached."""
-    statuses = tuple(
-        replace(it, inactive=it.hook.question is Question.RUNS_VCPU) for it in hooks(frozenset())
-    )
+    """A hook that could not be attached shows that KVM is present."""
+    statuses = tuple(replace(it, inactive=it.hook is KVM_VCPU_IOCTL) for it in hooks(frozenset()))
     assert not weigh(tcg_process(), kernel(hooks=statuses)).hooks_prove_running
 
 
 def test_no_hooks_vouch_for_nothing() -> None:
-    """Of an empty list everything is true."""
+    """An empty list of hooks proves nothing, although all() of it is true."""
     found = weigh(tcg_process(), kernel(hooks=()))
     assert not found.hooks_prove_running
     assert not found.hooks_since_start
@@ -310,9 +317,8 @@ def test_every_hook_of_every_accelerator_has_to_watch(
 ) -> None:
     """(attached, inactive) of KVM's hooks and of two of mshv's: one that is neither hides runs."""
     watched = HookStatus(
-        hook=HOOKS[-1], backend=Backend.KPROBE, attached_ns=ATTACHED_NS, attached_total=1
+        hook=MSHV_VP_IOCTL, backend=Backend.KPROBE, attached_ns=ATTACHED_NS, attached_total=1
     )
-    assert watched.hook.question is Question.RUNS_MSHV_VP
     statuses = [
         *(
             replace(
@@ -321,7 +327,7 @@ def test_every_hook_of_every_accelerator_has_to_watch(
                 inactive=kvm[1],
             )
             for it in hooks()
-            if it.hook.question in {RUNS, RETURNS}
+            if it.hook in {RUNS, RETURNS}
         ),
         watched,
         replace(watched, backend=Backend.KPROBE if mshv[0] else Backend.NONE, inactive=mshv[1]),
@@ -337,13 +343,13 @@ def test_every_hook_of_every_accelerator_has_to_watch(
 def test_dropped_events_of_a_process_without_entry(
     dropped: int, *, known: bool, lost: bool
 ) -> None:
-    """A ledger that dropped events says nothing of a process it has no entry of."""
+    """A ledger that dropped events proves nothing about a process without a record."""
     entries = (entry(),) if known else ()
     found = weigh(tcg_process(), kernel(*entries, dropped_total=dropped))
     assert found.ledger_lost_events is lost
 
 
 def test_stale_entry_does_not_hide_dropped_events() -> None:
-    """An entry of the tgid's former owner is no entry of this process."""
+    """A record of the tgid's former owner does not count as this process's record."""
     stale = entry(first_ns=STARTED_NS - 1)
     assert weigh(tcg_process(), kernel(stale, dropped_total=1)).ledger_lost_events

@@ -11,7 +11,20 @@ import pytest
 
 from ebpf.errors import AttachCause, AttachError
 from ebpf.hook_set import HookSet, field_flags, field_places
-from ebpf.hooks import HOOKS, KVM, MSHV, AttachPoint, Backend, Hook, HookStatus, Question
+from ebpf.hooks import (
+    HOOKS,
+    KVM,
+    KVM_EXIT,
+    KVM_USERSPACE_EXIT,
+    KVM_VCPU_IOCTL,
+    MSHV,
+    SCHED_PROCESS_FORK,
+    SCHED_PROCESS_FREE,
+    AttachPoint,
+    Backend,
+    Hook,
+    HookStatus,
+)
 from ebpf.programs import Programs
 from ebpf.tracefs import Tracefs
 
@@ -90,8 +103,8 @@ def hook_set(sysfs: Sysfs, programs: Recorder, hooks: Sequence[Hook] = HOOKS) ->
     return HookSet(hooks, cast("Programs", programs), places=places, sys_root=sysfs.root)
 
 
-def status(given: HookSet, question: Question) -> HookStatus:
-    (found,) = [status for status in given.statuses if status.hook.question is question]
+def status(given: HookSet, hook: Hook) -> HookStatus:
+    (found,) = [status for status in given.statuses if status.hook is hook]
     return found
 
 
@@ -108,10 +121,10 @@ def test_each_hook_is_attached_at_its_first_accepted_point(sysfs: Sysfs) -> None
     assert [status.hook for status in given.statuses] == wanted
     refused = {status.hook.name for status in given.statuses if not status.attached}
     assert refused == {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
-    runs = status(given, Question.RUNS_VCPU)
+    runs = status(given, KVM_VCPU_IOCTL)
     assert runs.reason == "kprobe kvm_vcpu_ioctl: not permitted"
     assert not runs.inactive
-    assert status(given, Question.EXITS).backend is Backend.RAW_TRACEPOINT
+    assert status(given, KVM_EXIT).backend is Backend.RAW_TRACEPOINT
     assert given.any_attached
     assert given.lives_are_followed
     assert given.forks_are_counted
@@ -124,7 +137,7 @@ def test_all_reasons_of_a_hook_are_kept(sysfs: Sysfs) -> None:
     given = hook_set(sysfs, programs)
     assert not given.any_attached
     assert not given.forks_are_counted
-    assert status(given, Question.EXITS).reason == (
+    assert status(given, KVM_EXIT).reason == (
         "raw_tracepoint kvm_exit: not permitted; tracepoint kvm:kvm_exit: not permitted"
     )
 
@@ -169,7 +182,7 @@ def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
     given.follow_drivers()
     assert [status.attached_total for status in of_kvm(given)] == [2] * len(of_kvm(given))
     assert given.attached_ns > before_ns
-    assert status(given, Question.FORKS).attached_total == 1
+    assert status(given, SCHED_PROCESS_FORK).attached_total == 1
 
 
 def test_a_reloaded_module_is_noticed(sysfs: Sysfs) -> None:
@@ -190,8 +203,8 @@ def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
     sysfs.describe("sched:sched_process_free", "pid", begin=16)
     programs = Recorder()
     given = HookSet(HOOKS, cast("Programs", programs), places=places, sys_root=sysfs.root)
-    assert status(given, Question.USERSPACE_EXITS).backend is Backend.RAW_TRACEPOINT
-    reason = status(given, Question.IS_FREED).reason or ""
+    assert status(given, KVM_USERSPACE_EXIT).backend is Backend.RAW_TRACEPOINT
+    reason = status(given, SCHED_PROCESS_FREE).reason or ""
     assert reason.startswith("tracepoint sched:sched_process_free: pid do not stand")
     assert reason.endswith("restart hvprobe")
 
@@ -200,7 +213,7 @@ def test_without_tracefs_the_reason_names_tracefs(sysfs: Sysfs) -> None:
     """The reason does not say that fields moved when their description cannot be read."""
     shutil.rmtree(sysfs.root / "kernel")
     given = hook_set(sysfs, Recorder(reachable=False))
-    assert "there is no tracefs" in (status(given, Question.FORKS).reason or "")
+    assert "there is no tracefs" in (status(given, SCHED_PROCESS_FORK).reason or "")
     assert not given.lives_are_followed
     assert not given.forks_are_counted
 
@@ -215,8 +228,7 @@ def test_only_classic_tracepoints_follow_lives(sysfs: Sysfs, backend: Backend) -
 def test_offsets_of_fields_become_flags(sysfs: Sysfs) -> None:
     """The flags hold the offsets of tracefs or, without it, those right after the common fields."""
     sysfs.describe("sched:sched_process_fork", "parent_pid", "child_pid", begin=12)
-    fork = [hook for hook in HOOKS if hook.question is Question.FORKS]
-    flags = field_flags(field_places(Tracefs(sysfs.root), fork))
+    flags = field_flags(field_places(Tracefs(sysfs.root), [SCHED_PROCESS_FORK]))
     assert flags == ["-DSCHED_PROCESS_FORK_CHILD_PID=16"]
     nowhere = field_places(Tracefs(sysfs.root / "none"), HOOKS)
     assert set(field_flags(nowhere)) == {

@@ -2,20 +2,25 @@
 """The table of hooks is complete, unambiguous, and agrees with the BPF text it names."""
 
 import re
+from dataclasses import replace
 from importlib import resources
 
 import pytest
 
+from ebpf import hooks
 from ebpf.hooks import (
     HOOKS,
     KVM,
+    KVM_USERSPACE_EXIT,
     MSHV,
     PROGRAM_FILES,
+    SCHED_PROCESS_EXEC,
+    SCHED_PROCESS_EXIT,
+    SCHED_PROCESS_FORK,
     AttachPoint,
     Backend,
     Hook,
     HookStatus,
-    Question,
     field_flag,
     loadable,
     unattached,
@@ -26,9 +31,11 @@ def _bpf_text() -> str:
     return "".join(resources.files("ebpf").joinpath(name).read_text() for name in PROGRAM_FILES)
 
 
-def test_each_question_has_exactly_one_hook() -> None:
-    """No question lacks a hook, and no question has two."""
-    assert [hook.question for hook in HOOKS] == list(Question)
+def test_each_constant_is_in_the_table() -> None:
+    """Every hook of the module is listed once, and its constant has the kernel's name."""
+    constants = {name: value for name, value in vars(hooks).items() if isinstance(value, Hook)}
+    assert constants == {hook.name.upper(): hook for hook in HOOKS}
+    assert len(constants) == len(HOOKS)
 
 
 @pytest.mark.parametrize("attribute", ["name", "program"])
@@ -58,9 +65,9 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
 
     Every point attaches to the place that the hook's name says.
     """
-    preemptible = {Question.USERSPACE_EXITS, Question.EXECUTES, Question.ENDS}
+    preemptible = {KVM_USERSPACE_EXIT, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT}
     tracepoints = [Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
-    if hook.question in preemptible:
+    if hook in preemptible:
         tracepoints.reverse()
     allowed = [Backend.KPROBE, *tracepoints]
     # A form that cannot read results comes after all that can.
@@ -76,18 +83,17 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
 
 def test_the_second_attach_point_is_another_form_at_the_same_place() -> None:
     """Each hook of a life has a raw form, which still runs when the classic one is skipped."""
-    beside = {hook.question: (hook.beside, hook) for hook in HOOKS if hook.beside}
-    assert set(beside) == {Question.FORKS, Question.EXECUTES, Question.ENDS}
-    for point, hook in beside.values():
-        assert point is not None
+    beside = {hook: hook.beside for hook in HOOKS if hook.beside}
+    assert set(beside) == {SCHED_PROCESS_FORK, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT}
+    for hook, point in beside.items():
         assert (point.backend, point.target) == (Backend.RAW_TRACEPOINT, hook.name)
         assert hook.points[0].backend is Backend.TRACEPOINT
 
 
 def test_results_are_read_by_the_hook_of_returns() -> None:
     """The two forms that can read the result of KVM_RUN come before the one that cannot."""
-    reads = {hook.question: [point.reads_result for point in hook.points] for hook in HOOKS}
-    assert reads.pop(Question.USERSPACE_EXITS) == [True, True, False]
+    reads = {hook: [point.reads_result for point in hook.points] for hook in HOOKS}
+    assert reads.pop(KVM_USERSPACE_EXIT) == [True, True, False]
     assert not any(any(results) for results in reads.values())
 
 
@@ -121,7 +127,7 @@ def test_attachments_are_counted_and_an_unloaded_driver_is_no_failure() -> None:
 
 def test_status_says_what_the_point_in_use_can_read() -> None:
     """The status reports whether results are read only while a point is attached."""
-    (hook,) = [hook for hook in HOOKS if hook.question is Question.USERSPACE_EXITS]
+    hook = KVM_USERSPACE_EXIT
     status = HookStatus(hook=hook, backend=Backend.NONE)
     reads = [status.attached_at(point, 1).reads_result for point in hook.points]
     assert reads == [True, True, False]
@@ -159,6 +165,14 @@ def test_fields_are_the_macros_of_the_bpf_text() -> None:
     points = [point for hook in HOOKS for point in hook.points]
     assert used == {field_flag(point, field) for point in points for field in point.fields}
     assert all(point.backend is Backend.TRACEPOINT for point in points if point.fields)
+
+
+def test_a_status_is_known_by_the_name_of_its_hook() -> None:
+    """A hook with other attach points is the same hook; one with another name is not."""
+    moved = replace(KVM_USERSPACE_EXIT, points=KVM_USERSPACE_EXIT.points[1:])
+    status = HookStatus(hook=moved, backend=Backend.NONE)
+    assert status.is_of(KVM_USERSPACE_EXIT)
+    assert not status.is_of(SCHED_PROCESS_FORK)
 
 
 def test_a_refusal_has_its_own_flag() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc as a tree of files: captured processes, real ones, and those that go while being read."""
+"""/proc as a tree of files: captured processes, real ones, and those that end while being read."""
 
 import contextlib
 import ctypes
@@ -46,7 +46,7 @@ DEADLINE_S = 10.0
 
 @pytest.fixture
 def host(proc: Path) -> Host:
-    """Reads the test's own /proc as a node of the architecture the captures come from."""
+    """Return a reader of the test's own /proc with the architecture of the captures."""
     reader = Host(proc_root=proc)
     reader.machine = "x86_64"
     return reader
@@ -75,7 +75,7 @@ def running_now(process: VmmProcess) -> set[int | None]:
 
 
 def test_guest_inside_kvm_run(host: Host, proc: Path) -> None:
-    """Everything of a real QEMU: identity, name, descriptors, threads and what they sleep in."""
+    """Identity, name, descriptors, threads and system calls of a real QEMU are read."""
     capture = captured("kvm_inside_run")
     found = inspected(host, proc, "kvm_inside_run")
     assert found.vmm == capture.vmm
@@ -110,7 +110,7 @@ def test_paused_guest(host: Host, proc: Path) -> None:
 
 
 def test_capability_probe(host: Host, proc: Path) -> None:
-    """libvirt's probe: a VM, no vCPU, no guest name, machine none."""
+    """libvirt's probe has a VM, no vCPU, no guest name, and machine none."""
     found = inspected(host, proc, "capability_probe")
     assert found.command_line == QemuCommandLine(
         guest_name=None, accelerators=("kvm", "tcg"), machine="none"
@@ -128,9 +128,9 @@ def test_capability_probe(host: Host, proc: Path) -> None:
     ],
 )
 def test_emulated_guests(host: Host, proc: Path, name: str, threads: set[str]) -> None:
-    """No accelerator in a table that was read whole, and threads by their names, if any.
+    """Emulated guests hold no accelerator in complete tables, and have their threads' names.
 
-    No thread's system call is asked for.
+    No thread's system call is read.
     """
     found = inspected(host, proc, name)
     assert found.fds == AcceleratorFds(complete=True)
@@ -141,16 +141,16 @@ def test_emulated_guests(host: Host, proc: Path, name: str, threads: set[str]) -
 
 
 def test_another_architectures_system_calls(host: Host, proc: Path) -> None:
-    """x86's number of ioctl(2) says nothing on a node of another architecture."""
+    """x86's number of ioctl(2) means nothing on a node of another architecture."""
     host.machine = "aarch64"
     assert running_now(inspected(host, proc, "kvm_inside_run")) == set()
 
 
 def test_zombie_leader_with_live_threads(host: Host, proc: Path) -> None:
-    """When the main thread has ended the process lives on.
+    """A process whose main thread has ended lives on.
 
-    Its descriptors are those of a living thread; an empty command line and a missing program are
-    no error.
+    Its descriptors are those of a living thread. An empty command line and a missing program are
+    no errors.
     """
     capture = captured("zombie_leader")
     found = inspected(host, proc, "zombie_leader")
@@ -164,9 +164,10 @@ def test_zombie_leader_with_live_threads(host: Host, proc: Path) -> None:
 
 
 def test_workers_empty_table_is_not_the_process_s(host: Host, proc: Path) -> None:
-    """Of a zombie leader's threads KVM's worker is not the one to believe.
+    """A zombie leader's descriptors are not read from KVM's worker thread.
 
-    It shares no descriptors with its process (see kvm_two_vcpus), and may come in any order.
+    The worker shares no descriptors with its process (see kvm_two_vcpus), and its place in the list
+    is random.
     """
     capture = captured("zombie_leader")
     worker = next(it for it in captured("kvm_two_vcpus").task.values() if it.get("fd") == {})
@@ -182,7 +183,7 @@ def with_tasks(capture: Capture, tasks: dict[str, dict[str, object]]) -> Capture
 
 
 def test_zombie_leader_whose_threads_went_too(host: Host, proc: Path) -> None:
-    """Nothing left to read descriptors from: they are not known, which is not the same as none."""
+    """Without a thread to read them from, descriptors are unknown rather than absent."""
     capture = captured("zombie_leader")
     leader = str(capture.tgid)
     gone = replace(capture, task={leader: capture.task[leader]})
@@ -195,7 +196,7 @@ def test_zombie_leader_whose_threads_went_too(host: Host, proc: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a) R 1 (b", "x)", "CPU 0/KVM\n) Z"])
 def test_hostile_names(host: Host, proc: Path, name: str) -> None:
-    """Names of a process and of a thread are given as they stand and shift nothing."""
+    """Names of processes and threads are returned unchanged and shift no field."""
     capture = captured("kvm_inside_run")
     text = capture.stat.replace("(qemu-system-x86)", f"({name})")
     plant(proc, replace(capture, stat=text, exe="/tmp/x (deleted)", cmdline="x\0"))
@@ -209,20 +210,20 @@ def test_hostile_names(host: Host, proc: Path, name: str) -> None:
 
 
 def test_no_such_process(host: Host) -> None:
-    """A process that is not there is a value, not an error."""
+    """A missing process is a value rather than an error."""
     assert host.identify(4711) is None
     assert inspect(host, VmmId(tgid=4711, start_ticks=1)) is None
 
 
 def test_vanished_midway(host: Host, proc: Path) -> None:
-    """A folder without files, as it is seen while a process goes."""
+    """A folder without files, as the kernel shows it while a process ends, is no process."""
     (proc / "4711").mkdir()
     assert host.identify(4711) is None
     assert inspect(host, VmmId(tgid=4711, start_ticks=1)) is None
 
 
 def test_vanished_after_its_stat_was_read(host: Host, proc: Path) -> None:
-    """Only stat could be read: nothing else is known, and no absence is claimed."""
+    """If only stat could be read, everything else is unknown rather than absent."""
     capture = captured("kvm_inside_run")
     root = proc / str(capture.tgid)
     root.mkdir()
@@ -246,7 +247,7 @@ def test_dead_processes_are_not_identified(host: Host, proc: Path) -> None:
 
 
 def test_number_used_again(host: Host, proc: Path) -> None:
-    """Facts of a process that took over the number are not given for the one before."""
+    """Facts about the next owner of a number are not returned for its former owner."""
     capture = captured("kvm_inside_run")
     plant(proc, capture)
     before = replace(capture.vmm, start_ticks=capture.vmm.start_ticks - 1)
@@ -255,14 +256,14 @@ def test_number_used_again(host: Host, proc: Path) -> None:
 
 
 def test_garbled_stat(host: Host, proc: Path) -> None:
-    """What is no stat line is no process."""
+    """A process with a malformed stat line is no process."""
     (proc / "4711").mkdir()
     (proc / "4711" / "stat").write_text("4711 (qemu")
     assert host.identify(4711) is None
 
 
 def test_unreadable_descriptors(host: Host, proc: Path) -> None:
-    """An fd folder that cannot be listed leaves the table unread, not empty."""
+    """An fd folder that cannot be listed leaves the table unread rather than empty."""
     capture = captured("tcg_multi")
     root = plant(proc, capture)
     for link in (root / "fd").iterdir():
@@ -275,7 +276,7 @@ def test_unreadable_descriptors(host: Host, proc: Path) -> None:
 
 
 def test_one_unreadable_descriptor(host: Host, proc: Path) -> None:
-    """One link that cannot be followed makes the table not whole; what was read still counts."""
+    """One link that cannot be read makes the table incomplete; the other links still count."""
     capture = captured("kvm_inside_run")
     root = plant(proc, capture)
     (root / "fd" / "77").mkdir()
@@ -300,7 +301,7 @@ def test_threads_that_end_meanwhile(host: Host, proc: Path) -> None:
 
 
 def test_an_odd_process_costs_only_itself(host: Host, proc: Path) -> None:
-    """What cannot be read of one process, for whatever reason, is not there; others are."""
+    """A process that cannot be read is absent; the others are there."""
     (proc / "4711" / "stat").mkdir(parents=True)
     other = plant(proc, captured("kvm_inside_run"))
     assert host.identify(4711) is None
@@ -311,7 +312,7 @@ def test_an_odd_process_costs_only_itself(host: Host, proc: Path) -> None:
 
 
 def test_scan_by_name(host: Host, proc: Path) -> None:
-    """Processes named like QEMU are found, whatever they do; others are not."""
+    """Only processes that are named like QEMU are found."""
     for name in ("kvm_inside_run", "tcg_multi", "zombie_leader"):
         plant(proc, captured(name))
     plant(proc, other_process())
@@ -322,7 +323,7 @@ def test_scan_by_name(host: Host, proc: Path) -> None:
 
 
 def test_scan_by_descriptors(host: Host, proc: Path) -> None:
-    """Looking into every table also finds who uses KVM under another name."""
+    """A search through all tables also finds users of KVM with other names."""
     emulated = captured("tcg_multi")
     plant(proc, emulated)
     plant(proc, other_process())
@@ -336,7 +337,7 @@ def test_scan_by_descriptors(host: Host, proc: Path) -> None:
 
 
 def other_process() -> Capture:
-    """A VMM of another name that holds KVM descriptors."""
+    """Return a VMM of another name that holds KVM descriptors."""
     capture = captured("kvm_inside_run")
     stat = capture.stat.replace(f"{capture.tgid} (qemu-system-x86)", "4711 (firecracker)", 1)
     return replace(capture, tgid=4711, stat=stat, cmdline="firecracker\0", exe="/firecracker")
@@ -354,7 +355,7 @@ RENAMED = {
 def test_scan_and_inspection_know_vmms_by_one_rule(
     host: Host, proc: Path, comm: str, exe: str, cmdline: str
 ) -> None:
-    """What a scan finds under whatever name is named like QEMU when it is inspected, too."""
+    """Scan and inspection agree about which names are like QEMU's."""
     capture = captured("tcg_multi")
     stat = capture.stat.replace("(qemu-system-x86)", f"({comm})", 1)
     plant(proc, replace(capture, stat=stat, exe=exe, cmdline=cmdline))
@@ -365,7 +366,7 @@ def test_scan_and_inspection_know_vmms_by_one_rule(
 
 
 def test_kernel_threads_are_no_vmms(host: Host, proc: Path) -> None:
-    """The kernel names its threads as it likes: kvm is one of its words."""
+    """A kernel thread is no VMM, although its name may contain kvm."""
     capture = captured("tcg_multi")
     fields = capture.stat.rpartition(")")[2].split()
     fields[6] = str(int(fields[6]) | 0x200000)
@@ -376,13 +377,13 @@ def test_kernel_threads_are_no_vmms(host: Host, proc: Path) -> None:
 
 
 def test_scan_of_none(host: Host) -> None:
-    """Those that have ended are in no list."""
+    """Processes that have ended are in no list."""
     assert host.scan([4711], every_fd=True) == Scan()
     assert host.scan([], every_fd=True) == Scan()
 
 
 def test_tgids(host: Host, proc: Path, tmp_path: Path) -> None:
-    """The numbers of all processes; none where there is no /proc."""
+    """The numbers of all processes are returned; none if there is no /proc."""
     plant(proc, captured("tcg_multi"))
     (proc / "4713").mkdir()
     assert host.tgids() == {captured("tcg_multi").tgid, 4713}
@@ -390,7 +391,7 @@ def test_tgids(host: Host, proc: Path, tmp_path: Path) -> None:
 
 
 def test_own_process_is_no_vmm() -> None:
-    """Whatever its descriptors and arguments are, the agent's own process is not judged."""
+    """The agent's own process is no VMM, whatever its descriptors and arguments are."""
     host = Host()
     tgid = os.getpid()
     scan = host.scan([tgid], every_fd=True)
@@ -403,7 +404,7 @@ def test_own_process_is_no_vmm() -> None:
 def test_more_threads_than_are_read(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is cut is said: neither the threads nor the tables are all there are."""
+    """Beyond the bound, threads and tables are marked as incomplete."""
     monkeypatch.setattr(process_reader, "MAX_THREADS", 2)
     capture = captured("tcg_multi")
     plant(proc, capture)
@@ -418,7 +419,7 @@ def test_more_threads_than_are_read(
 def test_as_many_threads_as_are_read(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound itself is not beyond it."""
+    """As many threads as the bound allows are complete."""
     capture = captured("tcg_multi")
     monkeypatch.setattr(process_reader, "MAX_THREADS", len(capture.task))
     plant(proc, capture)
@@ -432,7 +433,7 @@ def test_as_many_threads_as_are_read(
 def test_more_descriptors_than_are_read(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound is of all threads' tables together; an absence means nothing then."""
+    """The bound applies to the tables of all threads together; beyond it they are incomplete."""
     capture = captured("tcg_multi")
     tables = len(capture.task)
     monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", tables * len(capture.fd))
@@ -451,7 +452,7 @@ def test_more_descriptors_than_are_read(
 def test_scan_of_more_descriptors_than_are_read(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not known whether that is a VMM."""
+    """If the table was not read to the end, it is unknown whether the process is a VMM."""
     monkeypatch.setattr(thread_tables, "MAX_DESCRIPTORS", 1)
     idle = replace(other_process(), fd={"0": "/dev/null", "1": "/dev/null"})
     plant(proc, idle)
@@ -459,7 +460,7 @@ def test_scan_of_more_descriptors_than_are_read(
 
 
 def test_huge_command_line(host: Host, proc: Path) -> None:
-    """Of one that is larger than any VM's only the beginning is looked at."""
+    """Only the beginning of a command line larger than any VM's is read."""
     capture = captured("tcg_multi")
     cmdline = "qemu\0-name\0guest=a_b\0-append\0" + "x" * (1 << 20) + "\0-name\0guest=c_d\0"
     plant(proc, replace(capture, cmdline=cmdline))
@@ -494,7 +495,7 @@ def test_system_calls_are_read_without_descriptors(host: Host, proc: Path) -> No
 
 
 def test_threads_on_a_processor(host: Host, proc: Path) -> None:
-    """Of a thread that runs no system call can be seen, which is said."""
+    """A thread on a CPU shows no system call and is marked as running."""
     capture = captured("kvm_two_vcpus")
     root = plant(proc, capture)
     (root / "task" / "8118" / "syscall").write_text("running\n")
@@ -511,7 +512,7 @@ def test_threads_on_a_processor(host: Host, proc: Path) -> None:
 def test_a_running_thread_is_asked_again(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch, name: str, reads: int
 ) -> None:
-    """It may sleep the next moment; one that emulates a vCPU is not expected to."""
+    """A running thread is read again, because it may sleep by then, unless it emulates a vCPU."""
     capture = captured("kvm_inside_run")
     stat = re.sub(r"\(.*\)", f"({name})", str(capture.task["6839"]["stat"]))
     plant(proc, with_tasks(capture, {"6839": {**capture.task["6839"], "stat": stat}}))
@@ -535,7 +536,7 @@ def test_a_running_thread_is_asked_again(
 
 
 def test_parent(host: Host, proc: Path) -> None:
-    """Who started it, by field 4."""
+    """The parent is field 4 of stat."""
     capture = captured("kvm_inside_run")
     stat = re.sub(r"\) (\w) \d+ ", r") \1 4242 ", capture.stat, count=1)
     plant(proc, replace(capture, stat=stat))
@@ -557,7 +558,7 @@ def test_parent(host: Host, proc: Path) -> None:
     ],
 )
 def test_only_statistics_are_read(target: str, *, statistics: bool) -> None:
-    """A descriptor that was given another file since it was seen is not read."""
+    """A descriptor that has another file by now is not read."""
     assert is_vcpu_statistics(target) is statistics
 
 
@@ -565,7 +566,7 @@ def test_only_statistics_are_read(target: str, *, statistics: bool) -> None:
 
 
 class Fifo:
-    """A file whose reader sleeps until something is written; in time it always is."""
+    """A file whose reader sleeps until the test writes to it, at the latest at its end."""
 
     def __init__(self, path: Path) -> None:
         path.unlink()
@@ -573,14 +574,14 @@ class Fifo:
         self._path = path
 
     def release(self, text: bytes = b"") -> None:
-        """Let its readers go on."""
+        """Write to the file, so that its readers return."""
         with contextlib.suppress(OSError):  # no reader is there
             fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
             os.write(fd, text)
             os.close(fd)
 
     def replace(self, content: bytes) -> None:
-        """Let its readers go on, and be an ordinary file from now on."""
+        """Write to the file, so that its readers return, and replace it with an ordinary file."""
         writer = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
         self._path.unlink()
         self._path.write_bytes(content)
@@ -608,7 +609,7 @@ Block = Callable[[Path], Fifo]
 def test_blocked_process_costs_only_itself(
     host: Host, proc: Path, block: Block, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was read before is kept, the process is said to block, and the others are read.
+    """A process that blocks is marked and keeps what was read before; the others are read.
 
     It is logged once, and not read again while its reader is stuck.
     """
@@ -637,7 +638,7 @@ def test_blocked_process_costs_only_itself(
 def test_process_that_blocks_the_reader_of_its_identity(
     host: Host, proc: Path, block: Block
 ) -> None:
-    """Name and cgroup are there all the same: their files never block."""
+    """Name and cgroup are read even so, because their files never block."""
     blocker, bystander = captured("tcg_multi"), captured("kvm_two_vcpus")
     block(plant(proc, blocker) / "stat")
     plant(proc, bystander)
@@ -654,7 +655,7 @@ def test_process_that_blocks_the_reader_of_its_identity(
 
 
 def test_process_that_no_longer_blocks(host: Host, proc: Path, block: Block) -> None:
-    """When the read returns the process is read again, completely."""
+    """Once the read returns, the process is read again completely."""
     blocker = captured("tcg_multi")
     root = plant(proc, blocker)
     fifo = block(root / "cmdline")
@@ -670,7 +671,7 @@ def test_process_that_no_longer_blocks(host: Host, proc: Path, block: Block) -> 
 
 
 def test_named_process_is_found_though_it_blocks(host: Host, proc: Path, block: Block) -> None:
-    """Its name is enough; of one with another name it is not known what it is."""
+    """A name like QEMU's is enough; of a process with another name, the kind is unknown."""
     named, renamed = captured("tcg_multi"), other_process()
     block(plant(proc, named) / "cmdline")
     block(plant(proc, renamed) / "cmdline")
@@ -680,7 +681,7 @@ def test_named_process_is_found_though_it_blocks(host: Host, proc: Path, block: 
 
 
 def test_number_of_one_that_blocked_used_again(host: Host, proc: Path, block: Block) -> None:
-    """the reader is stuck for ever in a process that has ended: its number's next owner is read."""
+    """The next owner of a number is read although a reader is stuck in the former owner."""
     blocker = captured("tcg_multi")
     root = plant(proc, blocker)
     block(root / "cmdline")
@@ -700,9 +701,9 @@ def test_number_of_one_that_blocked_used_again(host: Host, proc: Path, block: Bl
 def test_stuck_readers_are_bounded(
     host: Host, proc: Path, block: Block, monkeypatch: pytest.MonkeyPatch, *, pod: bool
 ) -> None:
-    """A pod with many that block has the others of it unread, and those of no other pod.
+    """Many blocking processes of a pod leave only that pod's processes unread.
 
-    Without pods it takes more of them; then nothing can be read, which is said of everything.
+    Without pods it takes more of them. Then nothing can be read, and every process is marked.
     """
     monkeypatch.setattr(watched_reads, "MAX_READERS", 16)
     many = [blocker_of(number, pod=pod) for number in range(5000, 5000 + 20)]
@@ -738,7 +739,7 @@ def blocker_of(number: int, *, pod: bool) -> Capture:
 
 
 class Hourglass:
-    """Makes the reading of some processes cost time."""
+    """A reader of /proc to which some processes cost time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: frozenset[int]) -> None:
         self.order: list[int] = []
@@ -757,7 +758,7 @@ class Hourglass:
 def test_the_rest_comes_first_the_next_time(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those whose turn did not come are said to be late, and are the first of the next batch."""
+    """Processes that were not read in time are marked, and come first in the next batch."""
     early, late = captured("tcg_multi"), blocker_of(7000, pod=False)
     plant(proc, early)
     plant(proc, late)
@@ -774,9 +775,9 @@ def test_the_rest_comes_first_the_next_time(
 
 
 def test_everyone_s_turn_comes() -> None:
-    """With time for two thirds of the processes each is read in one of any two batches.
+    """With time for two thirds of the processes, each one is read in one of any two batches.
 
-    New ones, however many are made all the time, come after those that waited.
+    New processes, however many there are, come after those that waited.
     """
     queue = reader_module._Queue()
     asked = range(6)
@@ -792,7 +793,7 @@ def test_everyone_s_turn_comes() -> None:
 def test_processes_with_many_threads_come_last(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What takes long delays nothing that does not."""
+    """Processes that take long are read after those that do not."""
     heavy, light = captured("tcg_multi"), blocker_of(7000, pod=False)
     plant(proc, replace(heavy, stat=heavy.stat.replace(" 20 0 3 0 ", " 20 0 3000 0 ")))
     plant(proc, light)
@@ -806,7 +807,7 @@ def test_processes_with_many_threads_come_last(
 def test_processes_with_many_threads_have_their_turn(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many others there are, some of the time is theirs."""
+    """Processes with many threads get some of the time, however many others there are."""
     heavy, light = captured("tcg_multi"), blocker_of(7000, pod=False)
     plant(proc, replace(heavy, stat=heavy.stat.replace(" 20 0 3 0 ", " 20 0 3000 0 ")))
     plant(proc, light)
@@ -822,7 +823,7 @@ def test_processes_with_many_threads_have_their_turn(
 def test_a_refused_process_has_not_ended(
     host: Host, proc: Path, block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where not even its name could be read it is pending, which is not the same as gone."""
+    """A process whose name could not be read is pending rather than gone."""
     blocker = captured("tcg_multi")
     root = plant(proc, blocker)
     for name in ("stat", "comm"):
@@ -835,7 +836,7 @@ def test_a_refused_process_has_not_ended(
 def test_an_error_within_a_reader_is_the_caller_s(
     host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect shows where the reading was asked for, as if no thread were between."""
+    """An exception in a reader's thread reaches the caller."""
     plant(proc, captured("tcg_multi"))
     monkeypatch.setattr(ProcessDraft, "read_names", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
@@ -847,7 +848,7 @@ def test_an_error_within_a_reader_is_the_caller_s(
 
 @contextlib.contextmanager
 def child(program: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process of our own that runs the program until its input is closed."""
+    """Start a Python process that runs the program until its input is closed."""
     with subprocess.Popen(
         [sys.executable, "-S", "-c", program],
         stdin=subprocess.PIPE,
@@ -863,7 +864,7 @@ def child(program: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_own_process() -> None:
-    """This very process, read from the real /proc: its threads and its descriptors, whole."""
+    """The test's own process is read from the real /proc, with all threads and descriptors."""
     host = Host()
     tgid = os.getpid()
     vmm = host.identify(tgid)
@@ -888,7 +889,7 @@ def test_own_process() -> None:
 def test_statistics_of_another_file_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a file holds counts only where the kernel says that it is KVM's."""
+    """The content of a file counts only if the kernel says that the file is KVM's."""
     (tmp_path / "file").write_bytes(statistics({"exits": 5}))
     with (tmp_path / "file").open("rb") as file:
         fds = {file.fileno()}
@@ -904,7 +905,7 @@ def test_statistics_of_another_file_are_not_read(
 
 
 def test_tables_of_threads() -> None:
-    """Threads that share a table are told from one with a table of its own."""
+    """Threads that share a table are distinguished from a thread with its own table."""
     tables = TableComparer(os.uname().machine, numbers_are_ours=True)
     if not tables.able:
         pytest.skip("this needs kcmp(2)")
@@ -930,14 +931,14 @@ def test_tables_of_threads() -> None:
 
 
 def test_tables_are_not_compared_across_namespaces() -> None:
-    """Where /proc shows other numbers than system calls take, nothing is said to be shared."""
+    """In another PID namespace than /proc's, no table is taken as shared."""
     tables = TableComparer(os.uname().machine, numbers_are_ours=False)
     assert not tables.able
     assert list(tables.distinct([os.getpid(), os.getpid()])) == [os.getpid()] * 2
 
 
 def test_start_is_not_later_than_it_was() -> None:
-    """A process's start is never put after what it did, on the clock that the hooks use.
+    """A process's start is never later than its first event, on the clock of the hooks.
 
     The earliest possible time is meant, within two clock ticks.
     """
@@ -953,7 +954,7 @@ def test_start_is_not_later_than_it_was() -> None:
 
 
 def test_real_zombie_leader() -> None:
-    """A real process whose main thread has ended: its other thread's descriptors are read."""
+    """If a real process's main thread has ended, another thread's descriptors are read."""
     program = """
 import ctypes, os, threading
 threading.Thread(target=lambda: (print("ready", flush=True), input())).start()

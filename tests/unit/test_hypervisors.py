@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of hypervisors: its rows are complete, and all that is known of one follows from it."""
+"""The rows of the table of hypervisors are complete and agree with the other tables."""
 
 import pytest
 
@@ -10,11 +10,13 @@ from probes.host.procfs import classify_fds
 from probes.judge.evidence import gather
 from tests.support.facts import STARTED_NS, in_ioctl, kernel, process
 
-each = pytest.mark.parametrize("hypervisor", HYPERVISORS, ids=lambda it: it.type.value)
+each = pytest.mark.parametrize(
+    "hypervisor", HYPERVISORS, ids=lambda hypervisor: hypervisor.type.value
+)
 
 
 def test_every_accelerated_type_has_a_row() -> None:
-    """One row a type; emulation and the unknown have none."""
+    """Every type has one row, except TCG and unknown."""
     assert len(BY_TYPE) == len(HYPERVISORS)
     without = {HypervisorType.TCG, HypervisorType.UNKNOWN}
     assert set(HypervisorType) == BY_TYPE.keys() | without
@@ -22,23 +24,23 @@ def test_every_accelerated_type_has_a_row() -> None:
 
 
 def test_no_two_are_mistaken_for_one_another() -> None:
-    """Descriptors, thread names, counters, devices and run calls differ."""
+    """No two hypervisors share a descriptor, thread name, counter, device or run call."""
     for signs in (
-        [target for it in HYPERVISORS for target in it.descriptors],
-        [it.thread_suffix for it in HYPERVISORS],
-        [counter.name for it in HYPERVISORS for counter in it.run_counters],
-        [it.driver.device for it in HYPERVISORS],
-        [it.run_request for it in HYPERVISORS],
+        [target for row in HYPERVISORS for target in row.descriptors],
+        [row.thread_suffix for row in HYPERVISORS],
+        [counter.name for row in HYPERVISORS for counter in row.run_counters],
+        [row.driver.device for row in HYPERVISORS],
+        [row.run_request for row in HYPERVISORS],
     ):
         assert len(set(signs)) == len(signs)
 
 
 @each
 def test_a_row_fits_the_other_tables(hypervisor: Hypervisor) -> None:
-    """Its hooks belong to its driver and are wanted where it is; its counters are in the table."""
+    """Hooks and counters belong to the hypervisor's driver and are in their tables."""
     assert hypervisor.entry_seen_by in hypervisor.watched_by
     for hook in HOOKS:
-        if hook.question in hypervisor.watched_by:
+        if hook in hypervisor.watched_by:
             assert hook.driver == hypervisor.driver
             assert hook.optional is not hypervisor.expected
     for counter in (*hypervisor.run_counters, *hypervisor.proofs):
@@ -49,8 +51,8 @@ def test_a_row_fits_the_other_tables(hypervisor: Hypervisor) -> None:
 
 @each
 def test_its_signs_are_recognized(hypervisor: Hypervisor) -> None:
-    """A vCPU held, a thread inside the run call, and its name are evidence of this one alone."""
-    (vcpu,) = [it for it, kind in hypervisor.descriptors.items() if kind is FdKind.VCPU]
+    """A held vCPU, a thread inside the run call, and the thread's name point to one hypervisor."""
+    (vcpu,) = [target for target, kind in hypervisor.descriptors.items() if kind is FdKind.VCPU]
     running = in_ioctl(9, hypervisor.run_request, comm=f"CPU 0/{hypervisor.thread_suffix}")
     unheld = in_ioctl(77, hypervisor.run_request, comm="worker", tid=4713)
     facts = process(fds=classify_fds([(9, vcpu)], complete=True), threads=(running, unheld))
@@ -58,5 +60,5 @@ def test_its_signs_are_recognized(hypervisor: Hypervisor) -> None:
     assert found.claimed == {hypervisor.type}
     seen = found.of(hypervisor.type)
     assert (seen.held, seen.vcpus, seen.vcpus_in_run, seen.runs_unheld) == (True, 1, 1, 1)
-    others = [found.of(it.type) for it in HYPERVISORS if it is not hypervisor]
+    others = [found.of(row.type) for row in HYPERVISORS if row is not hypervisor]
     assert not any(other.held or other.vcpus_in_run or other.runs_unheld for other in others)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.counters import COUNTERS
-from ebpf.hooks import Question
+from ebpf.hooks import HOOKS
 from ebpf.ledger import (
     ActivityRecord,
     LedgerEntry,
@@ -179,7 +179,7 @@ def test_snapshot_has_no_error_unless_told() -> None:
     """A snapshot that was read has no error; hooks keep the order in which they are wanted."""
     read = kernel(entry())
     assert read.error is None
-    assert [it.hook.question for it in read.hooks] == list(Question)
+    assert [it.hook for it in read.hooks] == list(HOOKS)
     assert all(it.attached for it in hooks())
 
 

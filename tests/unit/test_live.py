@@ -50,12 +50,12 @@ def shown(of: FrameData, view: ViewState | None = None, shape: TerminalSize = SM
     ],
 )
 def test_golden_frame(name: str, shape: TerminalSize) -> None:
-    """A node with a case of everything looks exactly so; the most urgent comes first."""
+    """The frame of a node with a case of everything equals the golden one."""
     assert shown(scene(*busy_node()), shape=shape) == (GOLDEN / name).read_text()
 
 
 def test_golden_plain_table() -> None:
-    """A pipe gets everything, nothing cut."""
+    """Output to a pipe is complete and never cut."""
     lines = plain(scene(*busy_node()), width=None, ascii_only=False)
     assert text(lines) == (GOLDEN / "live_plain.txt").read_text()
 
@@ -77,7 +77,7 @@ hostile = st.one_of(
 def test_frame_fits_any_terminal(
     comms: Sequence[tuple[str, str]], width: int, height: int, top: int, *, ascii_only: bool
 ) -> None:
-    """Whatever the names: no more lines and cells than there are, and printable characters only."""
+    """No name makes a frame exceed the terminal or contain unprintable characters."""
     guests = [
         guest(number, KVM, comm=comm, guest_name=name)
         for number, (comm, name) in enumerate(comms, 1)
@@ -107,7 +107,7 @@ def test_columns_stay_in_place(comm: str, name: str) -> None:
 
 
 def test_a_thousand_vms() -> None:
-    """A thousand VMs can all be scrolled to, each is shown once."""
+    """Scrolling shows each of a thousand VMs exactly once."""
     guests = [guest(1000 + i, KVM, f"vm{i:04}") for i in range(1000)]
     of = scene(report(1, *guests))
     view = ViewState()
@@ -125,9 +125,9 @@ def test_a_thousand_vms() -> None:
 
 
 def test_the_most_urgent_comes_first() -> None:
-    """Contradiction, fallback, unknown, not verified, then the rest by name.
+    """Rows are ordered: contradiction, fallback, unknown, not verified, then the rest by name.
 
-    A capability probe is fine.
+    A capability probe is among the rest.
     """
     rows = ordered(rows_of(busy_node()[-1], History()), Order.SEVERITY)
     assert [row.severity for row in rows[:4]] == [*Severity][:4]
@@ -141,7 +141,7 @@ def test_the_most_urgent_comes_first() -> None:
 
 
 def test_orders() -> None:
-    """By exits the busiest first, by type and by name in order."""
+    """Sorting by exits puts the busiest VM first; type and name sort in order."""
     of = scene(*busy_node())
     rows = rows_of(of.report, of.history)
     assert [it.tgid for it in ordered(rows, Order.EXITS)][:2] == [4194301, 4711]
@@ -153,7 +153,7 @@ def test_orders() -> None:
 
 @given(rows=st.permutations(list(range(8))))
 def test_order_does_not_depend_on_what_came_first(rows: list[int]) -> None:
-    """Equals keep their place from frame to frame."""
+    """Equal rows keep their order from frame to frame."""
     guests = [guest(number, KVM) for number in range(1, 9)]
     seen = rows_of(report(1, *guests), History())
     for order in Order:
@@ -172,7 +172,7 @@ def test_order_does_not_depend_on_what_came_first(rows: list[int]) -> None:
     ],
 )
 def test_filter(words: str, tgids: set[int]) -> None:
-    """Every word must be found somewhere in the row, in either case."""
+    """A row matches if it contains every word, in upper or lower case."""
     of = scene(*busy_node())
     assert {it.tgid for it in rows_of(of.report, of.history) if it.matches(words)} == tgids
     if not tgids:
@@ -180,7 +180,7 @@ def test_filter(words: str, tgids: set[int]) -> None:
 
 
 def test_rates() -> None:
-    """Events between two looks by their distance; none at the first look, or if not counted."""
+    """A rate is the events between two reports per second; the first report has no rates."""
     first = report(0, guest(1, KVM, runs=10, userspace_exits=5, exits=None))
     second = report(2, guest(1, KVM, runs=110, userspace_exits=6, exits=None))
     history = History()
@@ -207,7 +207,7 @@ def test_rates() -> None:
 
 
 def test_last_minute() -> None:
-    """The minute is drawn by what was seen in each part of it, and blank before that."""
+    """The last minute shows the mean of each part, and blanks before the first report."""
     looks = [report(second, guest(1, KVM, exits=10 * min(second, 70))) for second in range(91)]
     history = scene(*looks).history
     vmm = looks[0].processes[0].vmm
@@ -218,7 +218,7 @@ def test_last_minute() -> None:
 
 @pytest.mark.parametrize("interval_s", [0.1, 0.25, 1.0, 5.0])
 def test_last_minute_at_any_interval(interval_s: float) -> None:
-    """However often one looks, a steady rate is shown as the same."""
+    """A steady rate looks the same at any interval between reports."""
     looks = [
         report(i * interval_s, guest(1, KVM, exits=round(100 * i * interval_s)))
         for i in range(int(60 / interval_s) + 1)
@@ -242,7 +242,7 @@ def test_last_minute_at_any_interval(interval_s: float) -> None:
     ],
 )
 def test_number(value: float | None, shown_as: str) -> None:
-    """At most six cells, the unit told."""
+    """A number has at most six cells, including its unit."""
     assert number(value) == shown_as
 
 
@@ -259,12 +259,12 @@ def test_number(value: float | None, shown_as: str) -> None:
     ],
 )
 def test_age(seconds: float | None, shown_as: str) -> None:
-    """In the largest unit that is full."""
+    """An age is shown in the largest unit of which at least one has passed."""
     assert age(seconds) == shown_as
 
 
 def test_bars() -> None:
-    """Against the highest; blank where nothing is known, lowest where nothing happened."""
+    """Bars are relative to the highest value; unknown is blank, and 0 is the lowest bar."""
     assert bars([None, 0, 1, 2], ascii_only=False) == " ▁▅█"
     assert bars([0, 0], ascii_only=False) == "▁▁"
     assert bars([], ascii_only=False) == ""
@@ -285,7 +285,7 @@ def test_short_reasons_fit() -> None:
     ],
 )
 def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
-    """An empty column has its reason in the header; so have exit reasons."""
+    """The header gives the reason for an empty column and for missing exit reasons."""
     seen = report(1, guest(1, KVM, userspace_exits=3))
     seen = replace(seen, health=replace(seen.health, trusts=trusts(exits=trust)))
     assert says in shown(scene(seen))
@@ -298,7 +298,7 @@ def test_says_what_it_cannot_tell(trust: CounterTrust, says: str) -> None:
 
 
 def test_no_bpf() -> None:
-    """Without BPF the header says so first."""
+    """Without BPF, the first note of the header says so."""
     seen = report(1, guest(1, PAUSED))
     lost = replace(seen.health, ledger_error="no bcc", hooks=unattached("no bcc"))
     found = shown(scene(replace(seen, health=lost)))
@@ -307,7 +307,7 @@ def test_no_bpf() -> None:
 
 
 def test_names_that_are_not_current() -> None:
-    """An API server that does not answer is told."""
+    """The header reports that the API server does not answer."""
     seen = report(1, guest(1, PAUSED))
     watch = WatchStatus(
         up=False,
@@ -334,7 +334,7 @@ def reasons_scene() -> FrameData:
 
 
 def test_reasons_stand_below_their_vm() -> None:
-    """Each with isa, total, rate and a bar; what they cost and what was lost is told."""
+    """Each reason has its ISA, total, rate and bar. The header reports the cost and the losses."""
     lines = shown(reasons_scene(), shape=TerminalSize(width=120, height=24)).splitlines()
     below = next(i for i, line in enumerate(lines) if "default/alpha" in line)
     assert re.fullmatch(r"\s+svm +IOIO +5100 +2500/s █{20}", lines[below + 1])
@@ -343,7 +343,7 @@ def test_reasons_stand_below_their_vm() -> None:
 
 
 def test_json_frame() -> None:
-    """A frame is a snapshot on one line; asked for reasons, each process has them."""
+    """A JSON frame is a snapshot on one line. With --reasons, each process has its reasons."""
     of = reasons_scene()
     assert "\n" not in frame_json(of.report)
     assert "exit_reasons" not in json.loads(frame_json(of.report))["processes"][0]
@@ -363,14 +363,14 @@ def test_json_frame() -> None:
     ],
 )
 def test_selection(selection: Selection, tgids: set[int], vms: int) -> None:
-    """Only what is wanted is left, of processes and of VMs; what is not named wants all."""
+    """A selection keeps only matching processes and VMs; an absent option keeps all."""
     left: NodeReport = selection.of(rich_report())
     assert {it.vmm.tgid for it in left.processes} == tgids
     assert len(left.vmis) == vms
 
 
 def test_vm_without_a_process() -> None:
-    """A VM whose process was not found has a row of its own, and is trouble."""
+    """A VM whose process was not found has a row of its own."""
     seen = replace(report(1), vmis=(vmi("zeta", NONE, vmm=None), vmi("y", TCG, vmm=None)))
     rows = rows_of(seen, History())
     assert [(it.tgid, it.name) for it in rows] == [(None, "default/zeta"), (None, "default/y")]
@@ -378,12 +378,12 @@ def test_vm_without_a_process() -> None:
 
 
 def test_contradiction_shows_what_contradicts() -> None:
-    """The reason shown is the contradiction, not the proof."""
+    """A contradicted verdict shows the contradiction instead of the proof."""
     assert "not as asked" in shown(scene(report(1, guest(1, LIAR, "liar"))))
 
 
 def test_a_rare_hypervisors_column() -> None:
-    """Its counter has a column while one of its VMs is shown, and on other nodes none."""
+    """An mshv counter has a column only while an mshv VM is shown."""
     on_mshv = [report(at, guest(1, KVM, mshv_runs=100 * at)) for at in (1, 3)]
     lines = shown(scene(*on_mshv)).splitlines()
     (heading,) = [line for line in lines if "TGID" in line]

@@ -249,7 +249,7 @@ def test_vmi_watch() -> None:
 
 
 def test_node_info_of_each_hypervisor() -> None:
-    """Each hypervisor that a module provides has its series."""
+    """Every hypervisor that a module provides has a series."""
     modules = {HypervisorType.KVM: "kvm_intel", HypervisorType.MSHV: "mshv_root"}
     report = replace(
         rich_report(), virtualization=NodeVirtualization(modules=modules, nested=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc text → values: what the kernel writes is read right, what a process chose does no harm."""
+"""/proc text → values: the kernel's text is read correctly, and a process's text does no harm."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def stat_line(comm: str, *, state: str = "S", threads: int = 5, guest: int = 1) 
 
 
 def test_captured_stat() -> None:
-    """A real QEMU's line: name, state, CPU time, threads, start and guest time."""
+    """A real QEMU's line yields name, state, CPU time, threads, start and guest time."""
     stat = parse_stat(captured("kvm_two_vcpus").stat)
     assert stat.comm == "qemu-system-x86"
     assert stat.state == "S"
@@ -52,7 +52,7 @@ def test_captured_stat() -> None:
 
 
 def test_kernel_threads_are_known_by_their_flags() -> None:
-    """No process can set that flag."""
+    """Kernel threads are known by a flag that no process can set."""
     line = stat_line("kvm").replace(" 138412416 ", " 2129984 ")
     assert parse_stat(line).kernel_thread
     others = stat_line("kvm").replace(" 138412416 ", f" {0xFFFF_FFFF & ~0x0020_0000} ")
@@ -75,14 +75,14 @@ HOSTILE_NAMES = {
 
 @pytest.mark.parametrize("comm", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
 def test_name_cannot_shift_the_fields(comm: str) -> None:
-    """Whatever a process calls itself, the numbers after its name are read from their places."""
+    """No name of a process shifts the numbers that follow it."""
     stat = parse_stat(stat_line(comm))
     assert (stat.comm, stat.state, stat.start_ticks, stat.guest_ticks) == (comm, "S", 259531, 1)
 
 
 @given(st.text(max_size=15))
 def test_any_name_is_given_back(comm: str) -> None:
-    """No name at all changes what is read."""
+    """Any name is returned unchanged, with the same values after it."""
     stat = parse_stat(stat_line(comm))
     assert (stat.comm, stat.threads) == (comm, 5)
 
@@ -104,7 +104,7 @@ def test_any_name_is_given_back(comm: str) -> None:
     ],
 )
 def test_short_or_garbled_stat_is_malformed(text: str) -> None:
-    """A line that is not a stat line is told as such, in one line, however long it is."""
+    """A malformed stat line raises MalformedProcError with a message of one line."""
     with pytest.raises(MalformedProcError) as caught:
         parse_stat(text)
     assert "\n" not in str(caught.value)
@@ -134,7 +134,7 @@ def test_stat_parser_raises_nothing_else(text: str) -> None:
     ],
 )
 def test_a_process_has_ended_with_its_last_thread(state: str, threads: int, *, ended: bool) -> None:
-    """A zombie main thread is no dead process while other threads run the guest."""
+    """A process with a zombie main thread lives while other threads run the guest."""
     assert parse_stat(stat_line("qemu", state=state, threads=threads)).ended is ended
 
 
@@ -172,14 +172,14 @@ INSIDE_ARM = "29 0xc 0xae80 0x0 0x0 0xffff8a7fe6c0 0xffff8a7fde98 0xffff8a7fdd70
 def test_ioctl_that_a_thread_sleeps_in(
     text: str, machine: str, found: tuple[int, int] | None
 ) -> None:
-    """Only a line with ioctl(2)'s number on this architecture gives a descriptor and a request."""
+    """Only a line with this architecture's number of ioctl(2) yields a descriptor and a request."""
     assert parse_ioctl(text, machine=machine) == found
 
 
 def test_descriptor_is_the_lower_half_of_its_register() -> None:
     """ioctl(2) takes an unsigned int (fs/ioctl.c).
 
-    What a caller leaves in the upper half of the register is shown by /proc and means nothing.
+    /proc also shows the upper half of the register, which means nothing.
     """
     line = "16 0xdeadbeef00000009 0xae80 0x0 0x0 0x0 0x0 0x7ffd 0x7fbb\n"
     assert parse_ioctl(line, machine="x86_64") == (9, KVM_RUN)
@@ -187,7 +187,7 @@ def test_descriptor_is_the_lower_half_of_its_register() -> None:
 
 @pytest.mark.parametrize("text", ["a b c d", "16 nine 0xae80 0x0", "16 0x9 run 0x0"])
 def test_garbled_syscall_is_malformed(text: str) -> None:
-    """Words where the kernel writes numbers are told as such."""
+    """Words in place of the kernel's numbers raise MalformedProcError."""
     with pytest.raises(MalformedProcError):
         parse_ioctl(text, machine="x86_64")
 
@@ -196,7 +196,7 @@ def test_garbled_syscall_is_malformed(text: str) -> None:
 
 
 def test_captured_descriptors() -> None:
-    """A real QEMU's table: one device, one VM, two vCPUs, and nothing else counts."""
+    """A real QEMU's table holds one device, one VM and two vCPUs, and nothing else counts."""
     targets = [(int(fd), target) for fd, target in captured("kvm_two_vcpus").fd.items()]
     assert classify_fds(targets, complete=True) == kvm_fds(9, 11)
 
@@ -224,17 +224,17 @@ def test_captured_descriptors() -> None:
 def test_accelerators_descriptors_are_known_by_their_target(
     target: str, kind: HypervisorType, field: str
 ) -> None:
-    """Every spelling kernels give to these files, with an index and brackets or without."""
+    """Every kernel's spelling of these files is known, with or without an index and brackets."""
     found = classify_fds([(1, "/dev/null"), (7, target)], complete=True)
     assert found == AcceleratorFds(held={kind: HeldFds(**{field: frozenset({7})})}, complete=True)
     assert found.any
-    assert [it for it in (KVM, MSHV) if found.of(it).any] == [kind]
+    assert [hypervisor for hypervisor in (KVM, MSHV) if found.of(hypervisor).any] == [kind]
 
 
 def test_unlinked_device_is_still_the_device() -> None:
-    """A descriptor survives its /dev entry: the table of its holder is not free of accelerators.
+    """A descriptor of a removed /dev entry still counts as the accelerator's.
 
-    udev or a container runtime may make the entry again.
+    udev or a container runtime may have made the entry again.
     """
     found = classify_fds([(3, "/dev/kvm (deleted)"), (4, "/dev/mshv (deleted)")], complete=True)
     assert (found.of(KVM).devices, found.of(MSHV).devices) == (frozenset({3}), frozenset({4}))
@@ -260,13 +260,13 @@ def test_unlinked_device_is_still_the_device() -> None:
     ],
 )
 def test_other_files_are_no_accelerators(target: str) -> None:
-    """Nothing that only resembles an accelerator's file counts as one."""
+    """A file that only resembles an accelerator's does not count as one."""
     assert classify_fds([(3, target)], complete=True) == AcceleratorFds(complete=True)
 
 
 @given(targets=st.lists(st.tuples(st.integers(), st.text())), complete=st.booleans())
 def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, complete: bool) -> None:
-    """Whatever the links say, the table is as whole as the reader knows."""
+    """The table is as complete as the reader says, whatever its links are."""
     assert classify_fds(targets, complete=complete).complete is complete
 
 
@@ -294,7 +294,7 @@ def test_wholeness_is_passed_on(targets: list[tuple[int, str]], *, complete: boo
     ],
 )
 def test_system_emulators_by_name(name: str, *, qemu: bool) -> None:
-    """QEMU's system emulators, and none of the tools that come with them."""
+    """QEMU's system emulators are VMMs; the tools that come with them are not."""
     assert is_qemu_name(name) is qemu
 
 
@@ -368,7 +368,7 @@ def test_vmms_under_any_name(program: str | None, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("name", "kvm tcg mshv xen hvf whpx nvmm qtest".split())
 def test_every_accelerator_makes_a_vmm(name: str) -> None:
-    """Those that ``qemu-system-x86_64 -accel help`` names on any system, and no part of one."""
+    """Every name that ``-accel help`` of any QEMU prints makes a VMM; a part of a name does not."""
     assert looks_like_vmm("x", "x", ["x", "-accel", name])
     assert looks_like_vmm("x", "x", ["x", "-machine", f"q35,accel={name}"])
     assert not looks_like_vmm("x", "x", ["x", "-accel", name[1:]])
@@ -376,13 +376,13 @@ def test_every_accelerator_makes_a_vmm(name: str) -> None:
 
 @pytest.mark.parametrize(("program", "arguments"), NO_VMM.values(), ids=NO_VMM.keys())
 def test_programs_that_are_no_vmms(program: str | None, arguments: list[str]) -> None:
-    """Neither QEMU's tools nor programs that speak of QEMU are."""
+    """Neither QEMU's tools nor programs that mention QEMU are VMMs."""
     assert not looks_like_vmm((program or "x")[:15], program, arguments)
 
 
 @pytest.mark.parametrize("name", ["qemu-system-x86_64", "qemu-kvm", "qemu", "kvm"])
 def test_either_name_makes_a_vmm(name: str) -> None:
-    """The main thread's or the executable file's."""
+    """The name of the main thread or of the executable file makes a VMM."""
     assert looks_like_vmm(name[:15], "vm", [])
     assert looks_like_vmm("vm", name, [])
     assert looks_like_vmm("vm", name, ["grep", "--", "text"])
@@ -390,12 +390,12 @@ def test_either_name_makes_a_vmm(name: str) -> None:
 
 @given(st.text(), st.none() | st.text(), st.lists(st.text()))
 def test_no_arguments_are_an_error(comm: str, program: str | None, arguments: list[str]) -> None:
-    """Any words have an answer."""
+    """No list of arguments raises an exception."""
     assert looks_like_vmm(comm, program, arguments) in (True, False)
 
 
 def test_arguments_are_bounded() -> None:
-    """Words beyond the bound are not made."""
+    """Arguments beyond the bound are not split."""
     raw = b"a\0" * (MAX_ARGUMENTS + 5)
     assert split_arguments(raw) == ["a"] * MAX_ARGUMENTS
     assert split_arguments(b"a\0b\0") == ["a", "b", ""]
@@ -418,13 +418,13 @@ def test_arguments_are_bounded() -> None:
     ],
 )
 def test_guest_architecture_by_program(program: str | None, architecture: str | None) -> None:
-    """The program's name tells the guest's architecture; one that does not is the node's own."""
+    """The program's name contains the guest's architecture; without one, the node's applies."""
     assert qemu_architecture(program) == architecture
 
 
 @given(st.text())
 def test_any_program_name_has_an_answer(rest: str) -> None:
-    """A program may be called anything: no name makes this raise."""
+    """No name of a program raises an exception."""
     qemu_architecture("qemu-system-" + rest)
 
 
@@ -527,7 +527,7 @@ COMMAND_LINES = {
 
 @pytest.mark.parametrize(("raw", "found"), COMMAND_LINES.values(), ids=COMMAND_LINES.keys())
 def test_command_line(raw: bytes, found: QemuCommandLine) -> None:
-    """What a command line asks for, as QEMU reads it; no shape of it is an error."""
+    """A command line is read as QEMU reads it, and no form of it is an error."""
     assert parse_command_line(split_arguments(raw)) == found
 
 
@@ -536,6 +536,6 @@ WORDS = st.sampled_from(["-name", "-accel", "-M", ",,", "guest=", "="])
 
 @given(st.binary() | st.lists(WORDS).map(lambda words: cmdline(Q, *words)))
 def test_no_command_line_is_an_error(raw: bytes) -> None:
-    """Any bytes give a value, and what it holds is never an empty word."""
+    """Any bytes yield a value, and no word in it is empty."""
     found = parse_command_line(split_arguments(raw))
     assert "" not in (found.guest_name, found.machine, *found.accelerators)

@@ -20,7 +20,7 @@ def section(name: str, *inner: str) -> object:
 
 
 def test_report_survives_json() -> None:
-    """Plain values only: what is written is what is read back, and the schema is told."""
+    """A report consists of plain values, survives JSON unchanged, and names its schema."""
     plain = to_json(rich_report())
     assert json.loads(json.dumps(plain)) == plain
     assert plain["schema"] == SCHEMA == "hvprobe/v1"
@@ -28,7 +28,7 @@ def test_report_survives_json() -> None:
 
 
 def test_node() -> None:
-    """Node, kernel, vendor module, nesting, accelerators with the reason."""
+    """JSON has node, kernel, vendor module, nesting, and accelerators with the reason."""
     assert section("node") == {
         "name": "node-1",
         "kernel": "6.12.0-test",
@@ -43,7 +43,7 @@ def test_node() -> None:
 
 
 def test_health() -> None:
-    """Hooks with backend and reason, trust in the counters, the ledger, errors by source."""
+    """JSON has hooks with backend and reason, trust in counters, ledger, and errors by source."""
     hooks = section("health", "hooks")
     assert isinstance(hooks, list)
     assert [it["hook"] for it in hooks] == [hook.name for hook in HOOKS]
@@ -73,7 +73,7 @@ def test_health() -> None:
 
 
 def test_vmi_watch() -> None:
-    """In a cluster: how current the VMIs are, and why they are not."""
+    """In a cluster, JSON has how current the VMIs are, and the reason if they are not."""
     watch = WatchStatus(
         up=False,
         synced=True,
@@ -95,7 +95,7 @@ def test_vmi_watch() -> None:
 
 
 def test_vmis() -> None:
-    """A VM with everything, and one without a process: not known is null, never 0."""
+    """Unknown values of a VM are null, never 0."""
     vmis = section("vmis")
     assert isinstance(vmis, list)
     assert [it["name"] for it in vmis] == ["alpha", "beta", "delta", "epsilon", "gamma", "zeta"]
@@ -127,7 +127,7 @@ def test_vmis() -> None:
 
 
 def test_processes() -> None:
-    """Every VMM process, with a VM's name or without."""
+    """JSON has every VMM process, with or without the name of a VM."""
     processes = section("processes")
     assert isinstance(processes, list)
     assert processes[1] == {
@@ -161,7 +161,7 @@ def test_processes() -> None:
 
 
 def test_hostile_names_stay_in_their_string() -> None:
-    """What a process calls itself cannot break the JSON or its line."""
+    """No name of a process breaks the JSON or its line."""
     hostile = '"}],\n\u2028\ufffd\x1b[31m'
     report = rich_report()
     named = replace(report.processes[0], comm=hostile, guest_name=hostile)
@@ -173,7 +173,7 @@ def test_hostile_names_stay_in_their_string() -> None:
 
 
 def test_words_are_the_contract() -> None:
-    """Label and JSON values that users write into queries."""
+    """Values of labels and JSON, which users write into queries, are fixed."""
     assert [it.value for it in ProcessState] == ["attributed", "unattributed", "probe"]
     assert [it.value for it in CounterTrust] == ["proven", "untried", "blind", "missing"]
     assert [it.value for it in Source] == ["ebpf", "proc", "kube"]

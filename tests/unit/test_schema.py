@@ -43,9 +43,9 @@ def test_it_is_a_schema() -> None:
 
 
 def test_the_copy_for_people_is_current() -> None:
-    """docs/snapshot.schema.json is what the tables make.
+    """docs/snapshot.schema.json equals the schema that json_schema() makes.
 
-    After a wanted change run the test with HVPROBE_UPDATE_GOLDEN=1 and read the difference.
+    After an intended change, run the test with HVPROBE_UPDATE_GOLDEN=1 and read the difference.
     """
     text = json.dumps(PUBLISHED, indent=2) + "\n"
     if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ebpf.errors import LedgerReadError
-from ebpf.hooks import Question
+from ebpf.hooks import SCHED_PROCESS_FREE
 from ebpf.uapi import KVM_RUN
 from probes.host.process import AcceleratorFds, QemuCommandLine, Unread, VmmId, VmmProcess
 from probes.judge.changes import FREED_WITHIN_NS
@@ -32,6 +32,7 @@ from tests.support.doubles import (
     type_of,
 )
 from tests.support.facts import (
+    ALL_HOOKS,
     KVM_FDS,
     STARTED_NS,
     VMM,
@@ -52,12 +53,12 @@ ASLEEP = (in_ioctl(9, KVM_RUN),)
 
 
 def asleep(vmm: VmmId = VMM) -> VmmProcess:
-    """A QEMU that sleeps in one KVM_RUN for hours."""
+    """Return a QEMU that sleeps in one KVM_RUN for hours."""
     return replace(kvm_process(vmm), threads=ASLEEP)
 
 
 def rounds(world: World) -> None:
-    """As many refreshes as it takes for each process to be looked at in turn."""
+    """Refresh as often as it takes to look at every process once."""
     for _ in range(RECHECK_EVERY):
         world.refresh()
 
@@ -66,7 +67,7 @@ def rounds(world: World) -> None:
 
 
 def test_a_thousand_final_processes_are_not_read_again() -> None:
-    """KVM and TCG alike: later refreshes look at one in sixteen and read none."""
+    """With KVM and with TCG, later refreshes look at one process in sixteen and read none."""
     ids = [VmmId(tgid=PLAYED_TGID + number, start_ticks=7000 + number) for number in range(1000)]
     make: tuple[Callable[..., VmmProcess], ...] = (kvm_process, tcg_process)
     world = World(
@@ -89,7 +90,7 @@ def test_a_thousand_final_processes_are_not_read_again() -> None:
 
 
 def test_what_is_no_vmm_is_looked_at_in_turn_only() -> None:
-    """A shell costs one look, and then one in sixteen refreshes."""
+    """A shell is looked at once, and then in one of sixteen refreshes."""
     world = World(processes=(SHELL,))
     world.refresh()
     assert world.node.scans[VMM.tgid] == 1
@@ -99,7 +100,7 @@ def test_what_is_no_vmm_is_looked_at_in_turn_only() -> None:
 
 
 def test_unverified_process_is_read_until_it_is_verified() -> None:
-    """A paused VM is read in each refresh, and left alone once it was seen to run."""
+    """A paused VM is read in each refresh until it is known to have run."""
     world = World(processes=(kvm_process(),))
     for refreshes in (1, 2, 3):
         assert type_of(world.one()) == (KVM, False)
@@ -115,7 +116,7 @@ def test_unverified_process_is_read_until_it_is_verified() -> None:
 
 @pytest.mark.parametrize("world", [kvm_world(), tcg_world()], ids=["kvm", "tcg"])
 def test_a_mark_ends_a_final_verdict(world: World) -> None:
-    """The process executed another program: it is judged by what it is now."""
+    """A process that executed another program gets a new verdict."""
     assert world.one().verdict.verified
     world.books.says = kernel()
     world.books.lives = {VMM.tgid}
@@ -124,7 +125,7 @@ def test_a_mark_ends_a_final_verdict(world: World) -> None:
 
 
 def test_a_mark_makes_a_vmm_of_what_was_none() -> None:
-    """A shell that executes QEMU, or forks it under a number used before."""
+    """A shell that executes QEMU, or forks it under a number used before, becomes a VMM."""
     world = World(processes=(SHELL,))
     world.refresh()
     world.node.processes[VMM.tgid] = tcg_process()
@@ -133,7 +134,7 @@ def test_a_mark_makes_a_vmm_of_what_was_none() -> None:
 
 
 def test_a_mark_ends_a_vmm_that_executes_something_else() -> None:
-    """It leaves the report at the next refresh."""
+    """A VMM that executes something else leaves the report at the next refresh."""
     world = tcg_world()
     world.refresh()
     world.node.processes[VMM.tgid] = SHELL
@@ -142,7 +143,7 @@ def test_a_mark_ends_a_vmm_that_executes_something_else() -> None:
 
 
 def test_a_lost_mark_is_made_up_for_in_turn() -> None:
-    """A VMM that executed something else unnoticed is noticed after sixteen refreshes at most."""
+    """Without a mark, the exec of a VMM is noticed after sixteen refreshes at most."""
     world = tcg_world()
     world.refresh()
     world.node.processes[VMM.tgid] = SHELL
@@ -152,7 +153,7 @@ def test_a_lost_mark_is_made_up_for_in_turn() -> None:
 
 @pytest.mark.parametrize("too_late_for", ["a look", "reading"])
 def test_a_mark_is_not_lost_while_the_process_cannot_be_read(too_late_for: str) -> None:
-    """It is read as soon as it can be, and judged by what it is then."""
+    """A marked process is read as soon as it can be, and judged by what it is then."""
     world = tcg_world()
     world.refresh()
     world.books.lives = {VMM.tgid}
@@ -168,7 +169,7 @@ def test_a_mark_is_not_lost_while_the_process_cannot_be_read(too_late_for: str) 
 
 
 def test_a_new_process_needs_no_mark() -> None:
-    """Whatever number appears in /proc is looked at, marked or not."""
+    """Every new number in /proc is looked at, even without a mark."""
     world = World(processes=())
     world.refresh()
     world.node.processes[VMM.tgid] = tcg_process()
@@ -176,7 +177,7 @@ def test_a_new_process_needs_no_mark() -> None:
 
 
 def test_a_number_that_was_gone_is_new() -> None:
-    """What had it before, and was none, says nothing of the next one."""
+    """An earlier owner that was no VMM says nothing about the next owner of its number."""
     world = World(processes=(SHELL,))
     world.refresh()
     del world.node.processes[VMM.tgid]
@@ -186,7 +187,7 @@ def test_a_number_that_was_gone_is_new() -> None:
 
 
 def test_a_thread_of_the_same_number_range_is_ignored() -> None:
-    """Marks of threads, and of processes that have ended, concern no process."""
+    """Marks of threads, and of processes that have ended, cause no look."""
     world = tcg_world()
     world.refresh()
     world.books.lives = {VMM.tgid + 1, 99}
@@ -196,7 +197,7 @@ def test_a_thread_of_the_same_number_range_is_ignored() -> None:
 
 
 def test_a_number_that_passes_at_once() -> None:
-    """The follower is judged by itself, and the record of the former owner is removed."""
+    """The next owner gets a verdict of its own, and the record of the former one is removed."""
     world = kvm_world()
     assert type_of(world.one()) == (KVM, True)
     follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
@@ -212,7 +213,7 @@ def test_a_number_that_passes_at_once() -> None:
 
 
 def test_a_former_owners_record_never_counts_for_the_follower() -> None:
-    """An accelerated follower whose fork was not marked: no count, and none of the former one."""
+    """A next owner whose fork was not marked has no counter, not even the former owner's."""
     world = kvm_world()
     world.refresh()
     follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
@@ -225,7 +226,7 @@ def test_a_former_owners_record_never_counts_for_the_follower() -> None:
 
 
 def test_only_its_own_record_counts() -> None:
-    """A later record of its number counts once the process was read and judged with it."""
+    """A later record of a number counts once the process has been read and judged with it."""
     world = kvm_world()
     world.refresh()
     later = entry(first_ns=entry().first_ns + 1, userspace_exits=9)
@@ -242,7 +243,7 @@ def test_only_its_own_record_counts() -> None:
 
 
 def test_without_marks_each_refresh_looks_at_all() -> None:
-    """A hook is missing, or may lose events: /proc is read, and final verdicts stand."""
+    """If a hook is missing or may lose events, /proc is read, and final verdicts stand."""
     world = World(entry(userspace_exits=5), processes=(kvm_process(), tcg_process(BETA)))
     for refreshes in (1, 2, 3):
         world.books.lives = None
@@ -255,7 +256,7 @@ def test_without_marks_each_refresh_looks_at_all() -> None:
 
 
 def test_without_marks_another_program_is_judged_by_itself() -> None:
-    """The executable tells what no mark does."""
+    """The executable shows the exec that no mark reports."""
     world = tcg_world()
     world.books.lives = None
     assert type_of(world.one()) == (TCG, True)
@@ -268,7 +269,7 @@ def test_without_marks_another_program_is_judged_by_itself() -> None:
 
 
 def test_the_kernel_overrules_a_final_tcg() -> None:
-    """A guest that ran is recorded of a process that emulated: it is judged again."""
+    """A process that emulated is judged again once the ledger records a run of it."""
     world = tcg_world()
     assert type_of(world.one()) == (TCG, True)
     world.books.says = kernel(entry(userspace_exits=1))
@@ -277,7 +278,7 @@ def test_the_kernel_overrules_a_final_tcg() -> None:
 
 
 def test_a_refused_run_takes_the_proof_from_a_tcg() -> None:
-    """Entered and refused: it is not emulated for certain, and not accelerated at all."""
+    """After a refused KVM_RUN the process is neither verified as emulated nor accelerated."""
     world = tcg_world()
     world.refresh()
     world.books.says = kernel(entry(userspace_exits=9, completed_runs=0))
@@ -287,7 +288,7 @@ def test_a_refused_run_takes_the_proof_from_a_tcg() -> None:
 
 
 def test_a_record_that_begins_late_is_taken_over() -> None:
-    """Asleep since before the hooks, then an event: it is read once more and its counter shown."""
+    """The first event of a process that slept since before the hooks makes it read once more."""
     world = World(processes=(asleep(),))
     assert type_of(world.one()) == (KVM, True)
     world.books.says = kernel(entry(userspace_exits=3))
@@ -299,7 +300,7 @@ def test_a_record_that_begins_late_is_taken_over() -> None:
 
 
 def test_added_vcpus_are_read_once() -> None:
-    """A vCPU was plugged in: its number is read, the verdict stands."""
+    """After a vCPU was plugged in, the number of vCPUs is read again, and the verdict stands."""
     world = World(entry(runs=5, vcpus_created=1), processes=(asleep(),))
     first = world.one()
     world.books.says = kernel(entry(runs=5, vcpus_created=2))
@@ -313,7 +314,7 @@ def test_added_vcpus_are_read_once() -> None:
 
 
 def test_a_marked_record_is_read_in_each_refresh() -> None:
-    """The main thread has ended and vCPU threads may live on: /proc says when they are gone."""
+    """vCPU threads may outlive the main thread. Only /proc shows when they have ended."""
     world = kvm_world()
     world.refresh()
     world.books.says = kernel(entry(runs=6, userspace_exits=6, leader_exit_ns=MARKED_NS))
@@ -326,7 +327,7 @@ def test_a_marked_record_is_read_in_each_refresh() -> None:
 
 
 def test_a_zombie_is_gone() -> None:
-    """It is listed in /proc until its parent collects it; its end is marked."""
+    """A zombie is gone although /proc lists it, because its end is marked."""
     world = tcg_world()
     world.refresh()
     del world.node.processes[VMM.tgid]
@@ -345,7 +346,7 @@ def test_a_zombie_is_gone() -> None:
     ids=["unmarked", "marked lately", "marked long ago"],
 )
 def test_a_record_that_outlives_its_process(record: object, *, removed: bool) -> None:
-    """The kernel removes what it marked; what it did not, or not in time, hvprobe removes."""
+    """hvprobe removes records that the kernel did not mark, or did not remove in time."""
     world = kvm_world()
     world.refresh()
     del world.node.processes[VMM.tgid]
@@ -357,9 +358,9 @@ def test_a_record_that_outlives_its_process(record: object, *, removed: bool) ->
 
 @pytest.mark.parametrize("main_thread_ended", [True, False])
 def test_a_zombie_keeps_no_record(*, main_thread_ended: bool) -> None:
-    """Its parent may never collect it, and many of them would fill the ledger.
+    """Many zombies would fill the ledger, because their parents may never collect them.
 
-    A record whose process only could not be identified, as far as the kernel tells, stays.
+    If the kernel did not record the end of its main thread, the record stays.
     """
     world = kvm_world()
     world.refresh()
@@ -374,18 +375,18 @@ def test_a_zombie_keeps_no_record(*, main_thread_ended: bool) -> None:
 
 
 def test_without_the_free_hook_records_of_the_dead_are_removed() -> None:
-    """However lately they were marked."""
+    """hvprobe removes them even if they were marked only now."""
     dead = entry(PLAYED_TGID, leader_exit_ns=MARKED_NS)
     world = World(processes=())
     world.books.says = kernel(
-        dead, taken_ns=MARKED_NS, hooks=hooks(frozenset(Question) - {Question.IS_FREED})
+        dead, taken_ns=MARKED_NS, hooks=hooks(ALL_HOOKS - {SCHED_PROCESS_FREE})
     )
     world.refresh()
     assert world.books.forgotten == [(PLAYED_TGID, dead.first_ns)]
 
 
 def test_each_stale_record_is_removed() -> None:
-    """One of a process that lives does not hide the others."""
+    """The record of a process that lives does not protect other records."""
     dead = entry(PLAYED_TGID, runs=5)
     world = World(entry(userspace_exits=5), dead, processes=(kvm_process(),))
     world.refresh()
@@ -393,14 +394,14 @@ def test_each_stale_record_is_removed() -> None:
 
 
 def test_a_record_of_what_is_no_vmm_is_removed() -> None:
-    """It created a VM and let it go: its slot is free for others."""
+    """The slot of a process that closed its VM is free for others."""
     world = World(entry(vms_created=1), processes=(SHELL,))
     assert world.refresh().processes == ()
     assert world.books.forgotten == [(VMM.tgid, entry().first_ns)]
 
 
 def test_a_ledger_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refreshes go on, and it is tried again."""
+    """Refreshes continue, and the removal is tried again."""
     world = World(entry(runs=1), processes=())
     tried: list[int] = []
 
@@ -415,7 +416,7 @@ def test_a_ledger_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_final_verdicts_survive_an_unreadable_ledger() -> None:
-    """While it cannot be read nothing is judged again; afterwards counters are back."""
+    """While the ledger cannot be read, verdicts stand. The counters return afterwards."""
     world = kvm_world()
     before = world.one()
     says = world.books.says
@@ -432,7 +433,7 @@ def test_final_verdicts_survive_an_unreadable_ledger() -> None:
 
 
 def test_descriptors_are_searched_at_first_and_while_events_are_lost() -> None:
-    """Later a user of KVM is found by its record, unless there was no room for one."""
+    """Later, records reveal the users of KVM, unless the ledger had no room for one."""
     firecracker = replace(
         asleep(), named_like_qemu=False, program="firecracker", comm="firecracker"
     )
@@ -452,7 +453,7 @@ def test_descriptors_are_searched_at_first_and_while_events_are_lost() -> None:
 
 @pytest.mark.parametrize("too_late_for", ["a look", "reading"])
 def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str) -> None:
-    """It is over when all have been looked at, however long ago events were lost."""
+    """The search ends once every process has been looked at since events were lost."""
     user = replace(asleep(), named_like_qemu=False, program="firecracker", comm="firecracker")
     world = World(processes=(replace(SHELL, vmm=BETA),))
     world.refresh()
@@ -472,7 +473,7 @@ def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str
 
 
 def test_a_user_of_kvm_is_found_by_its_record() -> None:
-    """Under whatever name, and without a search through descriptors."""
+    """A record reveals a user of KVM of any name without a search through descriptors."""
     world = World(processes=(SHELL,))
     world.refresh()
     world.node.processes[VMM.tgid] = replace(SHELL, fds=KVM_FDS)
@@ -486,7 +487,7 @@ def test_a_user_of_kvm_is_found_by_its_record() -> None:
 
 
 def test_blocked_processes_are_counted_and_come_first() -> None:
-    """They are no VM yet, and they cost the others nothing."""
+    """Blocked processes are not reported as VMs, and other processes are read as usual."""
     world = World(processes=(tcg_process(BETA),))
     world.node.blocked = {VMM.tgid, PLAYED_TGID}
     for _ in range(2):
@@ -503,7 +504,7 @@ def test_blocked_processes_are_counted_and_come_first() -> None:
 
 
 def test_a_blocked_process_keeps_a_final_verdict() -> None:
-    """It was proven; that it hides now proves nothing else."""
+    """A verdict that was proven stands while its process cannot be read."""
     world = tcg_world()
     world.refresh()
     world.node.blocked = {VMM.tgid}
@@ -513,7 +514,7 @@ def test_a_blocked_process_keeps_a_final_verdict() -> None:
 
 
 def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
-    """What the kernel counted needs no /proc."""
+    """The ledger proves a run even if /proc cannot be read."""
     hidden = replace(
         process(), unread=Unread.BLOCKED, threads=(), command_line=QemuCommandLine(),
         fds=AcceleratorFds(complete=False),
@@ -528,7 +529,7 @@ def test_a_blocked_user_of_kvm_is_judged_by_the_ledger() -> None:
 
 
 def test_a_known_process_that_ends_while_it_is_read_is_gone() -> None:
-    """The scan still finds it and the reading does not: the same report no longer shows it."""
+    """A process that ends between scan and reading is absent from that report."""
     world = kvm_world()
     assert world.one().verdict.verified
     world.books.lives = {VMM.tgid}
@@ -537,7 +538,7 @@ def test_a_known_process_that_ends_while_it_is_read_is_gone() -> None:
 
 
 def test_no_time_keeps_what_was_known() -> None:
-    """A process that was not read this time is shown as it was, and a new one is counted."""
+    """A process that was not read in time keeps its state, and a new one is counted as pending."""
     world = World(processes=(kvm_process(),))
     first = world.one()
     world.node.hurried = {VMM.tgid, BETA.tgid}
@@ -553,7 +554,7 @@ def test_no_time_keeps_what_was_known() -> None:
 
 
 def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counters change none; a process that comes, goes or is judged otherwise does."""
+    """New counts leave the names as they are. A new, ended or newly judged process may not."""
     made: list[int] = []
 
     def counted(candidates: Iterable[TrackedProcess]) -> Mapping[VmName, Attribution]:
@@ -568,7 +569,10 @@ def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch)
     world.node.processes[BETA.tgid] = kvm_process(BETA)
     for exits in (1, 2):
         world.books.says = kernel(entry(BETA.tgid, first_ns=BETA_NS, userspace_exits=exits))
-        assert [it.counters.get("userspace_exits") for it in world.refresh().vmis] == [exits, None]
+        assert [vmi.counters.get("userspace_exits") for vmi in world.refresh().vmis] == [
+            exits,
+            None,
+        ]
     assert len(made) == 2
     del world.node.processes[VMM.tgid]
     assert [it.vm.name for it in world.refresh().vmis] == ["alpha"]
@@ -576,7 +580,7 @@ def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_are_made_again_when_only_the_vmis_change() -> None:
-    """A VMI that appears for a process known before is shown at the next refresh."""
+    """A VMI that appears for a known process is shown at the next refresh."""
     world = World(processes=())
     told = Told()
     collector = world.observed(told)
@@ -594,7 +598,7 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
 
 
 def test_itself_is_no_vmm() -> None:
-    """Trying the accelerator makes hvprobe a user of KVM: its own process is never looked at."""
+    """hvprobe never looks at its own process, which is a user of KVM because of the trials."""
     world = World(entry(os.getpid(), vms_created=1, first_ns=STARTED_NS * 1000), processes=())
     assert world.refresh().processes == ()
     assert world.node.scans == {}

@@ -362,7 +362,7 @@ def test_every_reason_of_the_rules_is_shown_by_a_row() -> None:
 
 
 def test_a_hypervisor_without_words_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its verdicts have reasons that suit any hypervisor."""
+    """Verdicts of a hypervisor without reasons of its own have the reasons that suit every one."""
     monkeypatch.delitem(cast("dict[HypervisorType, HypervisorReasons]", OF_HYPERVISOR), MSHV)
     ran = judge(evidence(mshv_vcpus=1, mshv_vcpus_in_run=1, ledger=entry(mshv_runs=1)))
     assert ran.reasons == (R.RUN_RECORDED, R.INSIDE_RUN)
@@ -397,7 +397,7 @@ LEDGERS = st.none() | st.builds(
 
 
 def as_gathered(known: dict[str, Any]) -> Evidence:
-    """As gather() makes it: a vCPU is a descriptor, and only what is held can be in use."""
+    """Return evidence that gather() could make: a vCPU in use is a descriptor that is held."""
     return evidence(
         **known
         | {

@@ -110,7 +110,7 @@ def test_page_live_and_doctor_agree() -> None:
     assert on_page == [*vms, *others]
     assert sorted(in_red_on_the_page(shown)) == sorted(URGENT)
 
-    (found,) = [check for check in checks(node, CAPABLE) if check.question == "VM verdicts"]
+    (found,) = [check for check in checks(node, CAPABLE) if check.label == "VM verdicts"]
     assert found.outcome is Outcome.BAD
     listed = re.findall(r"(?:contradiction|fallback): (.+?) \(\d+\)", found.finding)
     assert listed == URGENT

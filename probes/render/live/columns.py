@@ -26,7 +26,7 @@ LONG_HEADINGS_FROM = 110
 
 
 class Column(StrEnum):
-    """A column; the value is its heading. Between VCPUS and MINUTE there is one a counter."""
+    """A column; the value is its heading. The counters' columns are between VCPUS and MINUTE."""
 
     TGID = "TGID"
     COMMAND = "COMMAND"
@@ -46,17 +46,17 @@ class Layout:
     """Width of the terminal in cells; None: the table is as wide as it needs."""
     ascii_only: bool
     minute: bool
-    """Whether there is a last minute to be drawn."""
+    """Whether the table has a column that draws the last minute."""
     counters: tuple[Counter, ...]
-    """Those that have a column, in order."""
+    """The counters that have a column, in order."""
 
 
 Key = str
 """A Column, or the name of the counter whose rate a column shows."""
 
 _LEFT = frozenset({Column.COMMAND, Column.VMI, Column.TYPE, Column.PROOF, Column.MINUTE})
-_COUNTER_CELLS = 6
-_LEAST: Mapping[Key, int] = {
+_MINIMUM_COUNTER_CELLS = 6
+_MINIMUM_CELLS: Mapping[Key, int] = {
     Column.TGID: 4,
     Column.COMMAND: 7,
     Column.VMI: 13,
@@ -72,8 +72,10 @@ _DISPENSABLE = (
     Column.AGE,
     Column.VCPUS,
 )
-"""Left out one after the other where even the least widths find no room; then the counters, in
-order, and the proof."""
+"""Columns that are left out, in this order, if a line has no room for the minimum widths.
+
+The counters follow, in order, and then the proof.
+"""
 _GROWING = (
     (Column.VMI, 24),
     (Column.COMMAND, 15),
@@ -82,7 +84,10 @@ _GROWING = (
     (Column.PROOF, 80),
     (Column.COMMAND, 80),
 )
-"""Who gets room, in this order, and up to how much; the last minute takes the rest."""
+"""Columns that get the remaining cells, in this order and up to these widths.
+
+The last minute gets the rest.
+"""
 _CUT: frozenset[Key] = frozenset(column for column, _ in _GROWING)
 
 _STYLES: Mapping[HypervisorType, str] = {
@@ -95,7 +100,7 @@ _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
-    """Heading and one line per row, none wider than layout.width."""
+    """Return the heading and one line per row, none of them wider than layout.width."""
     contents = [_contents(row, layout) for row in rows]
     widths, headings = _widths(contents, layout), _headings(layout)
     heading = Text()
@@ -177,7 +182,7 @@ def _proof(row: Row, *, short: bool) -> str:
 
 
 def _headings(layout: Layout) -> dict[Key, str]:
-    """Of the columns that are shown, in order."""
+    """Return the headings of the columns of a layout, in order."""
     long = layout.width is None or layout.width >= LONG_HEADINGS_FROM
     headings: dict[Key, str] = {}
     for column in Column:
@@ -193,14 +198,14 @@ def _headings(layout: Layout) -> dict[Key, str]:
 
 
 def _widths(contents: Sequence[Mapping[Key, str]], layout: Layout) -> dict[Key, int]:
-    """Of the columns that are shown, in order."""
+    """Return the widths of the columns that are shown, in order."""
     headings = _headings(layout)
     wants = {
         column: max((cells(row.get(column, "")) for row in contents), default=0)
         for column in headings
     }
     minimums = {
-        column: max(_LEAST.get(column, _COUNTER_CELLS), len(heading))
+        column: max(_MINIMUM_CELLS.get(column, _MINIMUM_COUNTER_CELLS), len(heading))
         for column, heading in headings.items()
     }
     return fit_columns(wants, minimums, layout.width)
@@ -209,12 +214,12 @@ def _widths(contents: Sequence[Mapping[Key, str]], layout: Layout) -> dict[Key, 
 def fit_columns(
     wants: Mapping[Key, int], minimums: Mapping[Key, int], width: int | None
 ) -> dict[Key, int]:
-    """The columns of ``wants`` that a line of so many cells has room for, in its order, and widths.
+    """Return the widths of the columns that a line of ``width`` cells has room for, in order.
 
-    wants holds the cells of the widest content, minimums the width below which a column is not
-    shown. width None means as many cells as wanted. Columns that may not be cut get what they want;
-    if that is too much, the least important columns are left out; the remaining cells go to the
-    others, in order.
+    wants holds the width of the widest content of each column, and minimums the width below which a
+    column is not shown. width None means as many cells as wanted. Columns that must not be cut get
+    the width they want. If the line has no room for that, the least important columns are left out.
+    The remaining cells go to the columns of ``_GROWING``.
     """
     if width is None:
         return {column: max(minimums[column], want) for column, want in wants.items()}
@@ -223,7 +228,7 @@ def fit_columns(
         for column, want in wants.items()
     }
     shown = tuple(needs)
-    counters = [column for column in needs if column not in _LEAST]
+    counters = [column for column in needs if column not in _MINIMUM_CELLS]
     for column in (*_DISPENSABLE, *counters, Column.PROOF):
         if _line_cells(shown, needs) > width:
             shown = tuple(kept for kept in shown if kept is not column)
@@ -239,7 +244,7 @@ def fit_columns(
 
 
 def _line_cells(columns: Sequence[Key], widths: Mapping[Key, int]) -> int:
-    """Cells of a line of these columns, a blank between two."""
+    """Return the width of a line of these columns, with one blank between two columns."""
     return sum(widths[column] + 1 for column in columns) - 1
 
 

@@ -150,8 +150,8 @@ def _header(data: FrameData, layout: Layout, status: str) -> list[Text]:
 def _by_type(report: NodeReport) -> str:
     found = collections.Counter(vmi.verdict.type for vmi in report.vmis)
     rare = {hypervisor.type for hypervisor in HYPERVISORS if not hypervisor.expected}
-    kinds = [it for it in HypervisorType if found[it] or it not in rare]
-    return " ".join(f"{it.value} {found[it]}" for it in kinds)
+    shown = [kind for kind in HypervisorType if found[kind] or kind not in rare]
+    return " ".join(f"{kind.value} {found[kind]}" for kind in shown)
 
 
 def _notes(data: FrameData, layout: Layout) -> list[Text]:
@@ -174,7 +174,7 @@ def _notes_of(data: FrameData) -> Iterator[str]:
 
 
 def _column_notes(data: FrameData, counter: Counter) -> Iterator[str]:
-    """Why a counter's column is not what it seems to be, or is empty."""
+    """Yield the note that explains why a counter's column is replaced, untried or empty."""
     column = counter.column
     if column is None:
         return

@@ -23,8 +23,10 @@ Reasons = Mapping[int, tuple[ReasonCount, ...]]
 
 
 Rates = Mapping[str, float]
-"""Events per second between the last two reports, by the counter's name; absent: not counted, or
-seen only once."""
+"""Events per second between the last two reports, by the counter's name.
+
+Absent: the counter has not counted, or only one report has it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class _Sample:
 
     @property
     def activity(self) -> str | None:
-        """Name of the counter that the last minute is drawn from; None: none counts."""
+        """Name of the counter from which the last minute is drawn; None: no such counter counts."""
         return most_telling(self.counters)
 
 
@@ -60,7 +62,7 @@ class _Past:
 
 
 def most_telling(counted: Mapping[str, object]) -> str | None:
-    """Name of the counter that shows best how busy a guest is; None: none of those counts."""
+    """Return the name of the counter that best shows a guest's activity; None: none has counted."""
     for counter in counters.ranked():
         if counter.shows_activity and counter.name in counted:
             return counter.name
@@ -102,9 +104,10 @@ class History:
         return rates_of(before.counters, now.counters, now.at_s - before.at_s)
 
     def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
-        """Mean activity in parts of the last minute, oldest first.
+        """Return the mean activity in each part of the last minute, the oldest part first.
 
-        Activity is exits, otherwise userspace exits. None: there was no report in that part.
+        Activity is the rate of the counter that ``most_telling`` returns. None: there was no report
+        in that part.
         """
         past = self._processes.get(vmm)
         sums, seen = [0.0] * parts, [0] * parts
