@@ -6,13 +6,8 @@ minimum severity of a process that has the reason, and a remedy. Owns all texts 
 renderers choose a length. Must not know which evidence leads to a reason (verdict.py).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Self
-
-from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS
-from probes.host.hypervisors import HypervisorType
 
 
 class Outcome(StrEnum):
@@ -290,33 +285,3 @@ class Reason(StrEnum):
         Severity.CONTRADICTION,
         _INSPECT,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HypervisorReasons:
-    """The reasons that name one hypervisor; the defaults suit every hypervisor."""
-
-    recorded: Mapping[str, Reason] = field(default_factory=dict)
-    """Reason by the name of the counter that proves a run; absent: RUN_RECORDED."""
-    inside_run: Reason = Reason.INSIDE_RUN
-    holds_vcpus: Reason = Reason.HOLDS_VCPUS
-    run_unheld: Reason = Reason.RUN_UNHELD
-
-
-OF_ANY_HYPERVISOR = HypervisorReasons()
-OF_HYPERVISOR: Mapping[HypervisorType, HypervisorReasons] = {
-    HypervisorType.KVM: HypervisorReasons(
-        recorded={
-            EXITS.name: Reason.VM_EXITS_RECORDED,
-            COMPLETED_RUNS.name: Reason.USERSPACE_EXITS_RECORDED,
-        },
-        inside_run=Reason.INSIDE_KVM_RUN,
-        run_unheld=Reason.KVM_RUN_UNHELD,
-    ),
-    HypervisorType.MSHV: HypervisorReasons(
-        recorded={MSHV_RUNS.name: Reason.MSHV_RUN_RECORDED},
-        inside_run=Reason.INSIDE_MSHV_RUN,
-        holds_vcpus=Reason.HOLDS_MSHV_VPS,
-    ),
-}
-"""Hypervisors whose reasons have words of their own. Other hypervisors need no row."""

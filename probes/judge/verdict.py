@@ -7,14 +7,14 @@ Absence of evidence is not evidence of absence: where nothing is proven, the typ
 verified.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from ebpf.counters import USERSPACE_EXITS
+from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS, USERSPACE_EXITS
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.process import Unread
 from probes.judge.evidence import Evidence, HypervisorEvidence
-from probes.judge.reasons import OF_ANY_HYPERVISOR, OF_HYPERVISOR, HypervisorReasons, Reason
+from probes.judge.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,36 @@ class Verdict:
     def final(self) -> bool:
         """Whether it can no longer change: a running process never exchanges its accelerator."""
         return self.verified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervisorReasons:
+    """The reasons that name one hypervisor; the defaults suit every hypervisor."""
+
+    recorded: Mapping[str, Reason] = field(default_factory=dict)
+    """Reason by the name of the counter that proves a run; absent: RUN_RECORDED."""
+    inside_run: Reason = Reason.INSIDE_RUN
+    holds_vcpus: Reason = Reason.HOLDS_VCPUS
+    run_unheld: Reason = Reason.RUN_UNHELD
+
+
+_OF_ANY_HYPERVISOR = HypervisorReasons()
+OF_HYPERVISOR: Mapping[HypervisorType, HypervisorReasons] = {
+    HypervisorType.KVM: HypervisorReasons(
+        recorded={
+            EXITS.name: Reason.VM_EXITS_RECORDED,
+            COMPLETED_RUNS.name: Reason.USERSPACE_EXITS_RECORDED,
+        },
+        inside_run=Reason.INSIDE_KVM_RUN,
+        run_unheld=Reason.KVM_RUN_UNHELD,
+    ),
+    HypervisorType.MSHV: HypervisorReasons(
+        recorded={MSHV_RUNS.name: Reason.MSHV_RUN_RECORDED},
+        inside_run=Reason.INSIDE_MSHV_RUN,
+        holds_vcpus=Reason.HOLDS_MSHV_VPS,
+    ),
+}
+"""Hypervisors whose reasons have words of their own. Other hypervisors need no row."""
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -87,7 +117,7 @@ def _proofs(hypervisor: Hypervisor, evidence: Evidence) -> Iterator[Reason]:
 
 
 def _reasons_of(hypervisor: Hypervisor) -> HypervisorReasons:
-    return OF_HYPERVISOR.get(hypervisor.type, OF_ANY_HYPERVISOR)
+    return OF_HYPERVISOR.get(hypervisor.type, _OF_ANY_HYPERVISOR)
 
 
 def _worker_proves(seen: HypervisorEvidence, evidence: Evidence) -> bool:

@@ -19,6 +19,7 @@ from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason
 from probes.report.model import VmiReport
 from tests.support.kernel_agent import ROOT
+from tests.support.kernel_ledger import wait_for_removal
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import (
     MACHINE,
@@ -99,7 +100,7 @@ def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> 
         assert load.tgid in node.session.read().entries
         load.popen.send_signal(signal.SIGKILL)
         load.popen.wait()
-    wait_for(lambda: load.tgid not in node.session.read().entries, "the record is gone")
+    wait_for_removal(node.session, load.tgid)
     assert node.process(load.tgid) is None
 
 
@@ -119,7 +120,7 @@ def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None
             "the vCPU goes on",
         )
         node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
-    wait_for(lambda: load.tgid not in node.session.read().entries, "the record is gone")
+    wait_for_removal(node.session, load.tgid)
 
 
 @pytest.mark.every_kernel

@@ -13,7 +13,7 @@ import pytest
 from ebpf.hooks import SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, SCHED_PROCESS_FORK, Backend, Hook
 from ebpf.ledger import LIFE_BYTES
 from ebpf.session import Session
-from tests.support.kernel_ledger import only
+from tests.support.kernel_ledger import only, wait_for_removal
 from tests.support.kernel_numbers import Owners
 from tests.support.kernel_world import EMULATED, KvmLoad, Started, wait_for
 
@@ -137,7 +137,7 @@ def test_an_exec_and_an_end_are_not_skipped(session: Session, kvmload: Path) -> 
         assert load.tgid not in session.read().entries
     with KvmLoad(kvmload, "--userspace-exits", "7").finish_counted_part() as load:
         assert load.tgid in session.read().entries
-    wait_for(lambda: load.tgid not in session.read().entries, "its end is seen")
+    wait_for_removal(session, load.tgid)
 
 
 def test_numbers_beyond_the_table_are_unknown(tmp_path: Path) -> None:

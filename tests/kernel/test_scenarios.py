@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.hooks import KVM_VCPU_IOCTL
+from tests.support.kernel_ledger import wait_for_removal
 from tests.support.kernel_node import Node
 from tests.support.kernel_scenarios import SCENARIOS, Expected, Scenario, World
 from tests.support.kernel_world import Started, wait_for
@@ -76,9 +77,7 @@ def test_seen_from_the_start(
             if node.has(KVM_VCPU_IOCTL):
                 assert shown.counters.get("runs") == scenario.runs
         check(node, process.tgid, early)
-    wait_for(
-        lambda: process.tgid not in node.session.read().entries, "the record leaves the ledger"
-    )
+    wait_for_removal(node.session, process.tgid)
     assert node.process(process.tgid) is None
 
 

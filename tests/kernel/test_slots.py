@@ -25,6 +25,7 @@ from tests.support.kernel_ledger import (
     rubbish_left,
     tables,
     take_slots,
+    wait_for_removal,
 )
 from tests.support.kernel_world import KvmLoad, wait_for
 
@@ -47,11 +48,6 @@ def loads(kvmload: Path, count: int, *arguments: str) -> Iterator[list[KvmLoad]]
 def counted(session: Session, load: KvmLoad) -> LedgerEntry | None:
     """The process's record once its last exit is in it."""
     return entry_with(session, load.tgid, load.totals["userspace_exits"] + load.totals["eintr"])
-
-
-def removed(session: Session, tgid: int) -> bool:
-    """Whether the ledger has no record of the process."""
-    return tgid not in session.read().entries
 
 
 @pytest.mark.every_kernel
@@ -82,7 +78,7 @@ def test_a_slot_begins_at_zero(kvmload: Path) -> None:
                 entry = wait_for(partial(counted, session, load), "the exits are seen")
                 assert entry.counters["userspace_exits"] == EXITS + load.totals["eintr"]
                 tgid = load.tgid
-            wait_for(partial(removed, session, tgid), "its record is removed")
+            wait_for_removal(session, tgid)
         assert session.read().dropped_total == 0
 
 
@@ -96,7 +92,7 @@ def test_what_a_record_held_goes_with_it(kvmload: Path) -> None:
         slot = fill_with_rubbish(session, load.tgid)
         assert rubbish_left(session, slot)
         load.kill()
-        wait_for(lambda: load.tgid not in session.read().entries, "its record is removed")
+        wait_for_removal(session, load.tgid)
         wait_for(lambda: rubbish_left(session, slot) == 0, "its slot is empty")
         bystander.step(1)
         entry = wait_for(lambda: counted(session, bystander), "the step is seen")
@@ -119,7 +115,7 @@ def test_a_full_ledger_gives_what_becomes_free(kvmload: Path) -> None:
                 entry = wait_for(partial(counted, session, load), "the steps are seen")
                 assert entry.counters["userspace_exits"] == EXITS + 3 + load.totals["eintr"]
             ended = {load.tgid for load in running}
-        wait_for(lambda: not ended & set(session.read().entries), "both records are removed")
+        wait_for_removal(session, *ended)
         with loads(kvmload, 2, "--userspace-exits", str(EXITS)) as running:
             for load in running:
                 entry = wait_for(partial(counted, session, load), "the exits are seen")

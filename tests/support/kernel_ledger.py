@@ -15,9 +15,12 @@ from ebpf.hooks import HOOKS, AttachPoint, Hook
 from ebpf.ledger import RECORD_WORDS, LedgerEntry
 from ebpf.session import Session
 from ebpf.tables import Tables
+from tests.support.kernel_world import wait_for
 
 OTHERS_S = 0.5
 """In this time other VMs of the machine that do anything at all get their records."""
+FREED_AFTER_S = 0.1
+"""Time in which the kernel frees a process that has ended: an RCU grace period (call_rcu)."""
 MAP_LOOKUP_AND_DELETE_ELEM = 21
 """Command of bpf(2) that pops from a stack (``enum bpf_cmd``)."""
 COMMON, RESERVED = "free_slots", "reserved_slots"
@@ -25,6 +28,17 @@ COMMON, RESERVED = "free_slots", "reserved_slots"
 
 def tables(session: Session) -> Tables:
     return session._tables
+
+
+def wait_for_removal(session: Session, *tgids: int) -> None:
+    """Wait until the kernel has removed the records of processes that have ended.
+
+    It skips the program that does so while another process is in a call on a map on its CPU; the
+    agent then removes the record at its next refresh. The test has no agent, so it does not read
+    the ledger while the process is freed.
+    """
+    time.sleep(FREED_AFTER_S)
+    wait_for(lambda: not set(tgids) & set(session.read().entries), "the records are removed")
 
 
 def take_slots(session: Session, *, common: int, reserved: int) -> list[int]:

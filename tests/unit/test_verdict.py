@@ -12,8 +12,8 @@ from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType, recorded_types
 from probes.host.process import Unread
 from probes.judge.evidence import Evidence
-from probes.judge.reasons import OF_HYPERVISOR, HypervisorReasons, Reason, Severity
-from probes.judge.verdict import Verdict, judge
+from probes.judge.reasons import Reason, Severity
+from probes.judge.verdict import OF_HYPERVISOR, HypervisorReasons, Verdict, judge
 from probes.report.vocabulary import severity_of
 from tests.support.facts import VMM, entry, evidence
 
