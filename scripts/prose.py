@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds words that this project does not use, and suggests what to write instead.
 
-The words and their replacements are in scripts/prose_words.txt. scripts/prose_pending.txt names the
-files that still have such words. A file leaves that list when it is clean; no file joins it.
+The words and their replacements are in scripts/prose_words.txt.
 
 Reads prose only: comments and strings of Python, comments of C, Markdown without code, and the
 complete text of shell, YAML, TOML, Makefile and Dockerfile. Text in backticks is a quotation and is
 skipped, within a paragraph. A phrase is found across a line break.
 
 Prints one line for each finding, ``file:line: word: say …``, and exits with 1 if there is any.
-``--shrink`` removes the clean files from the list of pending ones.
 """
 
-import argparse
 import io
 import re
 import sys
@@ -23,7 +20,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ROOT / "scripts/prose_words.txt"
-PENDING = ROOT / "scripts/prose_pending.txt"
 
 FOLDERS = (
     *(".ci", ".github", "bench", "deploy", "docs", "ebpf"),
@@ -176,46 +172,23 @@ def files(root: Path) -> Iterator[str]:
             yield name
 
 
-def check(root: Path, of: Iterable[Word], pending: Iterable[str]) -> tuple[list[Finding], set[str]]:
-    """Findings in files that are not pending, and the pending files that have none any longer.
-
-    A pending file that does not exist is one without a finding.
-    """
+def check(root: Path, of: Iterable[Word]) -> list[Finding]:
+    """Each use of the words in the files below root, by file and line."""
     of = list(of)
-    listed = set(pending)
-    found = []
-    unclean = set()
-    for name in files(root):
-        if prose(name, "") is None:
-            continue
-        here = findings(name, (root / name).read_text(), of)
-        if name in listed:
-            unclean |= {name} if here else set()
-        else:
-            found += here
-    return found, listed - unclean
+    return [
+        finding
+        for name in files(root)
+        if prose(name, "") is not None
+        for finding in findings(name, (root / name).read_text(), of)
+    ]
 
 
-def _shrink(clean: set[str]) -> None:
-    """Remove clean files from the list of pending ones."""
-    lines = PENDING.read_text().splitlines(keepends=True)
-    PENDING.write_text("".join(line for line in lines if line.partition(": ")[0] not in clean))
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(description="find words that this project does not use")
-    parser.add_argument("--shrink", action="store_true", help="remove clean files from the list")
-    shrink = parser.parse_args(arguments).shrink
-    found, clean = check(ROOT, words(), dict(entries(PENDING.read_text())))
+    found = check(ROOT, words())
     for finding in found:
         print(finding)
-    if shrink:
-        _shrink(clean)
-    else:
-        for name in sorted(clean):
-            print(f"{PENDING.relative_to(ROOT)}: {name} is clean: run scripts/prose.py --shrink")
-    return 1 if found or (clean and not shrink) else 0
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

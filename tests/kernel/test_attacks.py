@@ -171,7 +171,11 @@ def possible(attack: Attack) -> bool:
 def all_attacking(program: Path) -> Iterator[dict[str, Attacker]]:
     """Start all attacks at once, before any hook is attached."""
     with ExitStack() as stack:
-        yield {it.name: stack.enter_context(begin(program, it)) for it in ATTACKS if possible(it)}
+        yield {
+            attack.name: stack.enter_context(begin(program, attack))
+            for attack in ATTACKS
+            if possible(attack)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +329,7 @@ def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> Non
 
 @pytest.mark.parametrize("then", ["hold", "spin"])
 def test_a_program_executed_in_place(early: Watched, program: Path, then: str) -> None:
-    """Runs on KVM before exec do not count for the program that emulates afterwards.
+    """A program that emulates after exec gets no credit for runs on KVM before it.
 
     KVM refuses the inherited descriptors, but the program holds them, so nothing is verified.
     """
@@ -368,7 +372,7 @@ def test_numbers_that_pass_on_at_once(
         pytest.skip("there is no tracefs")
     busy = beside is busy_users_of_maps
     tgids = [owners.start(CALLS) for _ in range(PAIRS)]
-    before = {it.vmm.tgid: it for it in early.node.report().processes}
+    before = {process.vmm.tgid: process for process in early.node.report().processes}
     assert {before[tgid].counters.get("userspace_exits") for tgid in tgids} == {CALLS}
     with beside(), Bystander(program) as bystander:
         for tgid in tgids:
@@ -385,7 +389,7 @@ def test_numbers_that_pass_on_at_once(
     for tgid in tgids:
         owners.end(tgid)
     wait_for(
-        lambda: not {it.vmm.tgid for it in early.node.report().processes} & {*tgids},
+        lambda: not {process.vmm.tgid for process in early.node.report().processes} & {*tgids},
         "no earlier owner is shown",
     )
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that make their /proc files huge, many or endless, read as the agent reads them.
 
-Each attack runs beside a bystander, of which everything must be read each time. All reading is done
-in a process of its own that is killed after a while: what blocks the readers of /proc would block
-these tests, too.
+Each attack runs beside a bystander, which must be read completely each time. A separate process
+does all the reading and is killed after a while, because a file that blocks readers of /proc would
+also block these tests.
 """
 
 import json
@@ -27,16 +27,16 @@ from tests.support.kernel_world import DEADLINE_S, EMULATED, RENAME_PROCESS, Pyt
 
 ROOT = Path(__file__).resolve().parents[2]
 READERS_LIMIT_S = 3 * DEADLINE_S
-"""After that the reading process is killed, and the test has failed."""
+"""After this time the reading process is killed, and the test fails."""
 PROMETHEUS_TIMEOUT_S = 10.0
-"""The default of scrape_timeout; where processors are emulated nothing is that fast."""
+"""The default of scrape_timeout. Emulated processors are too slow for it."""
 MEMORY_LIMIT_MIB = 160
-"""Of the reading process: half of the agent's limit in a cluster."""
+"""The reading process's limit: half of the agent's limit in a cluster."""
 PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())
 MANY_THREADS = MAX_THREADS + 100 if EMULATED else min(20_000, PROCESSES_MAX // 3)
 MANY_PROCESSES = 500 if EMULATED else min(5000, PROCESSES_MAX // 4)
 BLOCKS: tuple[str | None, ...] = ("blocked",) if LOCKS_BLOCK else (None, "blocked")
-"""What is said of a process that blocks its readers by locks; older kernels take others."""
+"""The reasons reported for a process that blocks readers by locks; older kernels take others."""
 
 pytestmark = [
     pytest.mark.host_only,
@@ -88,33 +88,39 @@ for number in range(MAX_ROUNDS):
 
 @dataclass(frozen=True, kw_only=True)
 class Readings:
-    """What the reading process saw in each round, and what it logged."""
+    """The findings of the reading process in each round, and its log."""
 
     rounds: list[dict[str, Any]]
     log: str
 
     def of(self, tgid: int) -> list[dict[str, Any]]:
-        """What was read of a process in each round in which anything was."""
-        return [it["processes"][str(tgid)] for it in self.rounds if str(tgid) in it["processes"]]
+        """Return the facts read about a process, one item for each round that read any."""
+        return [
+            reading["processes"][str(tgid)]
+            for reading in self.rounds
+            if str(tgid) in reading["processes"]
+        ]
 
     def assert_cheap(self) -> None:
-        for it in self.rounds:
-            assert EMULATED or it["took"] < PROMETHEUS_TIMEOUT_S
-            assert it["peak_mib"] < MEMORY_LIMIT_MIB
+        for reading in self.rounds:
+            assert EMULATED or reading["took"] < PROMETHEUS_TIMEOUT_S
+            assert reading["peak_mib"] < MEMORY_LIMIT_MIB
 
     def assert_complete(self, tgid: int) -> None:
-        """Everything of this process was read in every round."""
+        """Assert that every round read this process completely."""
         found = self.of(tgid)
         assert len(found) == len(self.rounds)
-        for it in found:
-            assert (it["unread"], it["fds"], it["threads"]) == (None, True, True)
+        for process in found:
+            assert (process["unread"], process["fds"], process["threads"]) == (None, True, True)
 
 
 def read_processes(tgids: list[int], *, rounds: int = 3, seconds: float = 4.0) -> Readings:
-    """Read all processes of the machine that many times, or until each was seen; report these.
+    """Read all processes of the machine, and return what was read about the given ones.
 
-    What a scan and an inspection may take is raised, so that the load of the machine, which tests
-    share with others, has no part in the result; seconds=0: it is as it is.
+    Reading takes at least that many rounds and continues until each given process was seen, for 40
+    rounds at most.
+    seconds raises the time limits of scan and inspection, so that the load of a shared machine does
+    not change the result; 0 keeps the usual limits.
     """
     reader = subprocess.Popen(
         [sys.executable, "-c", READ_PROCESSES, json.dumps(tgids), str(rounds), str(seconds)],
@@ -157,19 +163,19 @@ def begin(program: Path, tmp_path: Path) -> Iterator[Begin]:
 
 @pytest.fixture
 def bystander() -> Iterator[PythonProcess]:
-    """A process under QEMU's name that does nothing to anyone."""
+    """A harmless process that has QEMU's name."""
     with PythonProcess(RENAME_PROCESS) as process:
         yield process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What a process does, and what is to be said of it."""
+    """What a hostile process does, and how it may be reported."""
 
     kind: str
     number: int = 0
     unread: tuple[str | None, ...]
-    """What may be said of it: kernels differ in what they wait for."""
+    """The permitted reasons for an incomplete reading: kernels differ in what they wait for."""
 
 
 ATTACKS = {
@@ -196,7 +202,7 @@ ATTACKS = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 def test_attack(begin: Begin, bystander: PythonProcess, attack: Attack) -> None:
-    """The attacker's own facts are cut or missing, which is said; all others' are complete."""
+    """At most the attacker's own facts are incomplete, which is reported; all others' never are."""
     hostile = begin(attack.kind, attack.number)
     if attack.kind == "descriptors":
         held = len(list(Path(f"/proc/{hostile.tgid}/fd").iterdir()))
@@ -206,16 +212,16 @@ def test_attack(begin: Begin, bystander: PythonProcess, attack: Attack) -> None:
     readings.assert_complete(bystander.tgid)
     readings.assert_cheap()
     found = readings.of(hostile.tgid)
-    for it, of_round in zip(found, readings.rounds, strict=attack.kind != "fuse-exec"):
-        assert it["named"]
-        assert it["cgroup"]
-        assert it["unread"] in attack.unread, of_round
-        assert (it["fds"] and it["threads"]) is (it["unread"] is None)
-    blocked = any(it["unread"] == "blocked" for it in found)
+    for process, of_round in zip(found, readings.rounds, strict=attack.kind != "fuse-exec"):
+        assert process["named"]
+        assert process["cgroup"]
+        assert process["unread"] in attack.unread, of_round
+        assert (process["fds"] and process["threads"]) is (process["unread"] is None)
+    blocked = any(process["unread"] == "blocked" for process in found)
     if (
         attack.kind == "fuse-exec" and len(BLOCKS) == 1
     ):  # its identity blocks: the scan says so, and there is no more
-        pending = [it["scan_pending"] for it in readings.rounds]
+        pending = [reading["scan_pending"] for reading in readings.rounds]
         assert pending == [{str(hostile.tgid): "blocked"}] * len(readings.rounds)
         blocked = True
     assert readings.log.count(f"process {hostile.tgid} ") == blocked
@@ -223,37 +229,37 @@ def test_attack(begin: Begin, bystander: PythonProcess, attack: Attack) -> None:
 
 @pytest.mark.timeout(300)
 def test_several_processes_that_block(begin: Begin, bystander: PythonProcess) -> None:
-    """Each has a reader of its own stuck, and the bystander is read all the same."""
+    """Each process blocks only its own reader, and the bystander is read completely."""
     hostile = [begin("address-space") for _ in range(10)]
-    readings = read_processes([*(it.tgid for it in hostile), bystander.tgid])
+    readings = read_processes([*(process.tgid for process in hostile), bystander.tgid])
     readings.assert_complete(bystander.tgid)
     readings.assert_cheap()
     for each in hostile:
-        assert {it["unread"] for it in readings.of(each.tgid)} <= set(BLOCKS)
+        assert {process["unread"] for process in readings.of(each.tgid)} <= set(BLOCKS)
 
 
 @pytest.mark.timeout(300)
 def test_many_processes_under_qemus_name(begin: Begin, bystander: PythonProcess) -> None:
-    """Those that are not read in time are said to be late, and every one has its turn."""
+    """Processes that are not read in time are reported as pending, and each is read in its turn."""
     hostile = begin("processes", MANY_PROCESSES)
     children = [
-        int(it)
-        for it in Path(f"/proc/{hostile.tgid}/task/{hostile.tgid}/children").read_text().split()
+        int(child)
+        for child in Path(f"/proc/{hostile.tgid}/task/{hostile.tgid}/children").read_text().split()
     ]
     assert len(children) == MANY_PROCESSES
     readings = read_processes([*children, bystander.tgid], seconds=0)
     readings.assert_cheap()
-    assert all(it["unread"] is None for it in readings.of(bystander.tgid))
+    assert all(process["unread"] is None for process in readings.of(bystander.tgid))
     assert readings.of(bystander.tgid)
-    seen = {tgid for it in readings.rounds for tgid in it["processes"]}
-    assert seen >= {str(it) for it in children}
-    for it in readings.rounds:
-        told = set(it["processes"]) | set(it["pending"]) | set(it["scan_pending"])
+    seen = {tgid for reading in readings.rounds for tgid in reading["processes"]}
+    assert seen >= {str(child) for child in children}
+    for reading in readings.rounds:
+        told = set(reading["processes"]) | set(reading["pending"]) | set(reading["scan_pending"])
         assert told >= {str(each) for each in children}
 
 
 def test_descriptor_in_another_threads_table(begin: Begin) -> None:
-    """A thread with a table of its own holds /dev/kvm: found by descriptors, whole."""
+    """A scan by descriptors finds /dev/kvm in a thread's own table, and reads all tables."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("this needs /dev/kvm")
     hostile = begin("hidden-descriptor")

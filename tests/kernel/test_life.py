@@ -36,7 +36,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 def qemu_version() -> tuple[int, int]:
-    """Of this machine's QEMU: major, minor."""
+    """Return the major and minor version of this machine's QEMU."""
     said = subprocess.run([QEMU, "--version"], capture_output=True, check=True, text=True).stdout
     found = re.search(r"version (\d+)\.(\d+)", said)
     assert found, said
@@ -44,12 +44,12 @@ def qemu_version() -> tuple[int, int]:
 
 
 def vmi(node: Node, name: str) -> VmiReport | None:
-    return next((it for it in node.report().vmis if it.vm.name == name), None)
+    return next((report for report in node.report().vmis if report.vm.name == name), None)
 
 
 @pytest.mark.host_only
 def test_agent_restarted(kvmload: Path, new_node: Callable[[], Node]) -> None:
-    """A second life of the agent comes to the same verdicts about the same processes."""
+    """A restarted agent reaches the same verdicts about the same processes."""
     with (
         Qemu("default_alpha") as kvm,
         Qemu("lab_beta", accel=("tcg",)) as tcg,
@@ -65,12 +65,12 @@ def test_agent_restarted(kvmload: Path, new_node: Callable[[], Node]) -> None:
 
 @pytest.mark.every_kernel
 def test_vm_restarted_under_the_same_name(node: Node) -> None:
-    """A VM that comes back emulated is emulated, whatever it was before; and the other way."""
+    """A VM that restarts with another accelerator is judged by the new one."""
     name = of_this_run("again")
     for accel, kind in (("kvm", "kvm"), ("tcg", "tcg"), ("kvm", "kvm")):
         with Qemu(f"default_{name}", accel=(accel,)):
             wait_for(
-                lambda: (it := vmi(node, name)) is not None and it.verdict.verified,
+                lambda: (report := vmi(node, name)) is not None and report.verdict.verified,
                 f"the VM is verified as {kind}",
             )
             again = vmi(node, name)
@@ -80,20 +80,20 @@ def test_vm_restarted_under_the_same_name(node: Node) -> None:
 
 
 def test_two_processes_with_the_same_guest_name(node: Node) -> None:
-    """One series: the process with the better proof is the VM, the other is shown beside it."""
+    """The VM is the process with the better proof; the other one is reported without a VM."""
     name = of_this_run("twin")
     with Qemu(f"default_{name}", "-S") as paused, Qemu(f"default_{name}") as running:
         node.wait_for_verdict(running.tgid, HypervisorType.KVM, verified=True)
         node.wait_for_verdict(paused.tgid, HypervisorType.KVM, verified=False)
-        twins = [it for it in node.report().vmis if it.vm.name == name]
-        assert [it.vmm.tgid for it in twins if it.vmm] == [running.tgid]
-        shown = {it.vmm.tgid: it.state.value for it in node.report().processes}
+        twins = [report for report in node.report().vmis if report.vm.name == name]
+        assert [twin.vmm.tgid for twin in twins if twin.vmm] == [running.tgid]
+        shown = {process.vmm.tgid: process.state.value for process in node.report().processes}
         assert (shown[running.tgid], shown[paused.tgid]) == ("attributed", "unattributed")
 
 
 @pytest.mark.every_kernel
 def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> None:
-    """SIGKILL with vCPU threads inside KVM_RUN: the record goes with the process, for good."""
+    """After SIGKILL with vCPU threads inside KVM_RUN, the record is gone with the process."""
     with KvmLoad(
         kvmload, "--vcpus", "8", "--userspace-exits", "80", "--then", "spin"
     ).finish_counted_part() as load:
@@ -106,7 +106,7 @@ def test_a_vmm_killed_in_mid_run_leaves_no_record(node: Node, kvmload: Path) -> 
 
 @pytest.mark.every_kernel
 def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None:
-    """A process lives on without its main thread, and so do its record, verdict and counts."""
+    """Record, verdict and counts outlive the main thread while vCPU threads still run."""
     with KvmLoad(
         kvmload, "--userspace-exits", "7", "--then", "leave-leader"
     ).finish_counted_part() as load:
@@ -125,7 +125,7 @@ def test_main_thread_may_end_before_its_vcpus(node: Node, kvmload: Path) -> None
 
 @pytest.mark.every_kernel
 def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
-    """A tgid that ran KVM and comes back as an emulated QEMU is that: emulated."""
+    """An emulated QEMU whose tgid belonged to a user of KVM is judged as emulated."""
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         node.wait_for_verdict(load.tgid, HypervisorType.KVM, verified=True)
 
@@ -144,7 +144,7 @@ def test_pid_used_again_by_another_program(node: Node, kvmload: Path) -> None:
 
 @pytest.mark.every_kernel
 def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) -> None:
-    """A process that ran KVM and then executes QEMU emulated is judged by what it is now."""
+    """A process that ran KVM and then executes an emulating QEMU is judged as emulated."""
     qemu = [QEMU, "-accel", "tcg", *machine_arguments("tcg"), "-display", "none", "-nodefaults"]
     naming = ["-name", "guest=lab_executed,debug-threads=on", "-m", "64"]
     with KvmLoad(kvmload, "--userspace-exits", "13", "--", *qemu, *naming) as process:
@@ -162,7 +162,7 @@ def test_executing_another_program_begins_a_new_life(node: Node, kvmload: Path) 
 
 @pytest.mark.every_kernel
 def test_vcpu_hot_plugged(node: Node, tmp_path: Path) -> None:
-    """A vCPU added to a running VM changes no verdict, and shows where its making is seen."""
+    """A hot-plugged vCPU keeps the verdict, and is counted if the VM ioctl's hook is attached."""
     if MACHINE != "x86_64":
         pytest.skip("QEMU's virt machine has no vCPU hot-plug")
     path = tmp_path / "qmp"
@@ -210,7 +210,7 @@ def hot_plug(path: Path) -> None:
 
 @pytest.mark.host_only
 def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None:
-    """Where BPF is not permitted as a whole, /proc proves what it can and the report says so."""
+    """If BPF is not permitted, /proc proves KVM, TCG is inferred, and the report says so."""
     without = ["setpriv", "--bounding-set", "-sys_admin,-bpf,-perfmon"]
     with (
         Qemu("lab_beta", accel=("tcg",)) as tcg,
@@ -230,7 +230,8 @@ def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None
             assert "not permitted" in report["health"]["ledger"]["error"]
             assert {hook["backend"] for hook in report["health"]["hooks"]} == {"none"}
             return {
-                it["tgid"]: (it["hypervisor_type"], it["verified"]) for it in report["processes"]
+                process["tgid"]: (process["hypervisor_type"], process["verified"])
+                for process in report["processes"]
             }
 
         expected = {tcg.tgid: ("tcg", False), kvm.tgid: ("kvm", True)}

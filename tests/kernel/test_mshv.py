@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Microsoft hypervisor's program, as far as it can be tried where there is no such hypervisor.
+"""The Microsoft hypervisor's program, as far as a node without that hypervisor can test it.
 
-It is attached to KVM's vCPU ioctl instead, and the number it counts is asked of a KVM vCPU, which
-refuses it: the program is loaded, matches the whole number, and books it to the right process.
+The program is attached to KVM's vCPU ioctl instead. A KVM vCPU refuses the request that the program
+counts, but the call shows that the program loads, matches the complete number, and counts for the
+right process.
 """
 
 import sys
@@ -29,10 +30,10 @@ sys.stdin.read()
 
 
 def test_counts_its_own_number_only() -> None:
-    """101 MSHV_RUN_VP are 101; the number's lower half alone is nothing to it."""
+    """The program counts all 101 MSHV_RUN_VP, and no request that shares only the lower half."""
     elsewhere = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
     hook = replace(MSHV_VP_IOCTL, points=(elsewhere,), driver=KVM, optional=False)
-    rest = [it for it in HOOKS if it.driver is None]
+    rest = [other for other in HOOKS if other.driver is None]
     with Session(hooks=[hook, *rest]) as session:
         if not session.hooks[0].attached:
             pytest.skip(str(session.hooks[0].reason))

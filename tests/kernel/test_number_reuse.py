@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A number that passes at once to a process that executes nothing: each life has its own counts."""
+"""A process that gets an ended one's number at once, and executes nothing, has its own counts."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -29,19 +29,21 @@ def owners() -> Iterator[Owners]:
 @pytest.fixture
 def session() -> Iterator[Session]:
     with Session() as opened:
-        if not all(it.attached for it in opened.hooks if it.is_of(SCHED_PROCESS_FORK)):
+        if not all(status.attached for status in opened.hooks if status.is_of(SCHED_PROCESS_FORK)):
             pytest.skip("there is no tracefs")
         yield opened
 
 
 def returns(session: Session, tgids: list[int]) -> list[int | None]:
-    """What each number's record counts; None: there is no record."""
+    """Return the count in each number's record; None: there is no record."""
     entries = session.read().entries
-    return [entries[it].counters["userspace_exits"] if it in entries else None for it in tgids]
+    return [
+        entries[tgid].counters["userspace_exits"] if tgid in entries else None for tgid in tgids
+    ]
 
 
 def pairs(session: Session, owners: Owners) -> list[int]:
-    """Numbers that were handed on, after the later owner has made its returns."""
+    """Return numbers that passed to a later owner, which has made its returns."""
     tgids = [owners.start(EARLIER) for _ in range(PAIRS)]
     assert returns(session, tgids) == [EARLIER] * PAIRS
     session.new_lives()
@@ -51,9 +53,9 @@ def pairs(session: Session, owners: Owners) -> list[int]:
 
 
 def test_each_life_has_its_own_counts(session: Session, owners: Owners) -> None:
-    """Nothing of the earlier owner is in the later one's record, nor does its end remove that.
+    """The earlier owner adds nothing to the later one's record, and its end does not remove that.
 
-    The life is in the answer to who began one.
+    ``new_lives()`` includes the number.
     """
     tgids = pairs(session, owners)
     lives = session.new_lives()
@@ -71,11 +73,11 @@ def test_each_life_has_its_own_counts(session: Session, owners: Owners) -> None:
 def test_a_record_is_of_one_life_beside_busy_users_of_maps(
     session: Session, owners: Owners, record_property: Callable[[str, object], None]
 ) -> None:
-    """While others are in calls on maps the kernel skips programs, that of a fork or an end, too.
+    """A record belongs to one life even if the kernel skips the programs of fork and end.
 
-    A record still says of which life it is: one that began before the later owner is known by its
-    time, and forget() removes it. What is left counts nothing of the earlier owner, and nothing
-    outlives its process.
+    The kernel skips programs while other processes call BPF maps. A record that began before the
+    later owner is recognized by its time, and ``forget()`` removes it. The remaining records count
+    nothing of the earlier owner, and no record outlives its process.
     """
     tgids = [owners.start(EARLIER) for _ in range(PAIRS)]
     wait_for(lambda: returns(session, tgids) == [EARLIER] * PAIRS, "the earlier ones are counted")
@@ -91,7 +93,7 @@ def test_a_record_is_of_one_life_beside_busy_users_of_maps(
         forget_older(session, tgids, replaced_ns)
         found = returns(session, tgids)
         record_property("exact", f"{found.count(LATER)} of {PAIRS}")
-        assert all(it is None or 0 < it <= LATER for it in found), found
+        assert all(count is None or 0 < count <= LATER for count in found), found
         for tgid in tgids:
             owners.end(tgid)
         time.sleep(FREED_S)
@@ -100,7 +102,7 @@ def test_a_record_is_of_one_life_beside_busy_users_of_maps(
 
 
 def forget_older(session: Session, tgids: list[int], began_ns: int) -> None:
-    """What a reader does that knows when a number's process began."""
+    """Remove the records that began before their number's current process."""
     entries = session.read().entries
     for tgid in tgids:
         if tgid in entries and entries[tgid].first_ns < began_ns:

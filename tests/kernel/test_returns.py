@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Returns of KVM_RUN, in each form of the hook: those that prove a run, and those that do not."""
+"""Each form of the hook distinguishes returns of KVM_RUN that prove a run from others."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ INTERRUPTED = 11
     ids=lambda point: point.program or KVM_USERSPACE_EXIT.program,
 )
 def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
-    """A return with an exit of the guest is one, one with EINTR before the guest ran is none.
+    """A return with a guest's exit is a completed run; one with EINTR before the guest ran is not.
 
-    Both are counted as returns. The form that does not read the result says so and proves nothing.
+    Both count as returns. A form that does not read the result says so and counts no completed run.
     """
     with Session(hooks=only(KVM_USERSPACE_EXIT, point)) as session, Owners() as owners:
-        (status,) = [it for it in session.hooks if it.is_of(KVM_USERSPACE_EXIT)]
+        (status,) = [status for status in session.hooks if status.is_of(KVM_USERSPACE_EXIT)]
         assert (status.backend, status.reads_result) == (point.backend, point.reads_result)
         assert status.attached_ns is not None
         with KvmLoad(kvmload, "--userspace-exits", str(EXITS)).finish_counted_part() as load:
@@ -46,7 +46,7 @@ def test_only_runs_are_proof(kvmload: Path, point: AttachPoint) -> None:
 
 
 def test_the_best_form_is_taken() -> None:
-    """Where tracefs describes the record, from there."""
+    """The form that reads the result is attached if tracefs describes the tracepoint's record."""
     with Session() as session:
-        (status,) = [it for it in session.hooks if it.is_of(KVM_USERSPACE_EXIT)]
+        (status,) = [status for status in session.hooks if status.is_of(KVM_USERSPACE_EXIT)]
         assert status.reads_result

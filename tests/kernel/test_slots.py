@@ -135,7 +135,7 @@ def test_processes_that_only_create_vms_leave_room(kvmload: Path) -> None:
         assert entry.counters["userspace_exits"] == EXITS + load.totals["eintr"]
         snapshot = session.read()
         assert vm_only.tgid not in snapshot.entries
-        kprobes = any(it.attached for it in snapshot.hooks if it.is_of(KVM_DEV_IOCTL))
+        kprobes = any(status.attached for status in snapshot.hooks if status.is_of(KVM_DEV_IOCTL))
         assert (snapshot.dropped_total > 0) == kprobes
 
 

@@ -32,7 +32,8 @@ def test_emulated_guests(tmp_path: Path, command: Disguise) -> None:
         def emulating() -> VmmProcess | None:
             found = seen(Host(), guest.tgid)
             threads = found.threads if found is not None else ()
-            return found if any("TCG" in it.comm for it in threads) or len(threads) > 2 else None
+            named = any("TCG" in thread.comm for thread in threads)
+            return found if named or len(threads) > 2 else None
 
         found = wait_for(emulating, "the guest is found")
         assert found is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node of a cluster: real guests in real pod cgroups, real agents, and what they say."""
+"""A node of a cluster: real guests in real pod cgroups, and real agents with their reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NODE, TARGET_NODE = "node-a", "node-b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What one scrape says of one VM."""
+    """One VM as one scrape shows it."""
 
     type: str
     verified: bool
@@ -38,7 +38,7 @@ UNKNOWN = Shown(type="unknown", verified=False, fallback=False)
 
 
 class Scrape:
-    """One answer of /metrics."""
+    """The samples of one answer of /metrics."""
 
     def __init__(self, agent: Agent, node: str = NODE) -> None:
         self.samples = [
@@ -49,35 +49,40 @@ class Scrape:
         self._node = node
 
     def value(self, metric: str, **labels: str) -> float | None:
-        """The one sample with these labels; None: there is none."""
-        found = [it.value for it in self.samples if it.name == metric and it.labels == labels]
+        """Return the value of the only sample with these labels; None: there is none."""
+        found = [
+            sample.value
+            for sample in self.samples
+            if sample.name == metric and sample.labels == labels
+        ]
         assert len(found) <= 1, (metric, labels, found)
         return found[0] if found else None
 
     def by_vm(self, metric: str) -> dict[str, float]:
-        """Values by namespace/name. Labels must be exactly those of a per-VM series, once each."""
+        """Return the values by namespace/name, and assert that each VM has one series."""
         found: dict[str, float] = {}
-        for it in self.samples:
-            if it.name == metric:
-                assert it.labels.keys() - {"hypervisor_type"} == {"node", "namespace", "name"}
-                assert it.labels["node"] == self._node
-                vm = f"{it.labels['namespace']}/{it.labels['name']}"
+        for sample in self.samples:
+            if sample.name == metric:
+                assert sample.labels.keys() - {"hypervisor_type"} == {"node", "namespace", "name"}
+                assert sample.labels["node"] == self._node
+                vm = f"{sample.labels['namespace']}/{sample.labels['name']}"
                 assert vm not in found, f"{vm} is there twice"
-                found[vm] = it.value
+                found[vm] = sample.value
         return found
 
     def vms(self) -> dict[str, Shown]:
-        """Every VM by namespace/name."""
+        """Return every VM by namespace/name."""
         info = self.by_vm("kubevirt_vmi_hypervisor_info")
         verified = self.by_vm("kubevirt_vmi_hypervisor_verified")
         fallback = self.by_vm("kubevirt_vmi_hypervisor_fallback")
         assert set(info.values()) <= {1.0}
         assert info.keys() == verified.keys() >= fallback.keys()
-        types = {
-            f"{it.labels['namespace']}/{it.labels['name']}": it.labels["hypervisor_type"]
-            for it in self.samples
-            if it.name == "kubevirt_vmi_hypervisor_info"
-        }
+        labels = [
+            sample.labels
+            for sample in self.samples
+            if sample.name == "kubevirt_vmi_hypervisor_info"
+        ]
+        types = {f"{of['namespace']}/{of['name']}": of["hypervisor_type"] for of in labels}
         return {
             vm: Shown(
                 type=types[vm],
@@ -89,7 +94,7 @@ class Scrape:
 
 
 class Guests:
-    """QEMU guests, each started inside the cgroup of a pod; all end with it."""
+    """QEMU guests, each started inside the cgroup of a pod. ``close`` ends them all."""
 
     def __init__(self, cgroups: CgroupTree) -> None:
         self._cgroups = cgroups
@@ -98,12 +103,12 @@ class Guests:
     def start(
         self, pod: str, name: str | None, *arguments: str, accel: Sequence[str] = ("kvm",)
     ) -> Qemu:
-        """A guest in the compute container of a pod."""
+        """Start a guest in the compute container of a pod."""
         with self._cgroups.entered(self._cgroups.pod(pod)):
             return self._stack.enter_context(Qemu(name, *arguments, accel=accel))
 
     def start_in(self, pod: str, program: Sequence[str], *, container_id: str) -> Started:
-        """Another process, in another container of a pod."""
+        """Start another process in another container of a pod."""
         with self._cgroups.entered(self._cgroups.pod(pod, container_id)):
             return self._stack.enter_context(Started(program))
 
@@ -120,7 +125,7 @@ class Monitor:
         self.do("qmp_capabilities")
 
     def do(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
-        """Execute a command; its answer."""
+        """Execute a command and return its answer."""
         self._guest.say(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         while True:
             answer = json.loads(self._guest.line())
@@ -129,7 +134,7 @@ class Monitor:
 
 
 def answer_of(agent: Agent, path: str) -> tuple[int, str]:
-    """Status and text of an answer, be it a success or not."""
+    """Return the status and text of an answer, whether it is a success or an error."""
     try:
         return 200, agent.get(path)
     except urllib.error.HTTPError as refused:
@@ -138,7 +143,7 @@ def answer_of(agent: Agent, path: str) -> tuple[int, str]:
 
 
 def ended_log(agent: Agent) -> str:
-    """End the agent, which must take less than 2 s, and give all it has logged."""
+    """End the agent, which must take less than 2 s, and return its complete log."""
     assert agent.end(15, 2.0) == 0
     assert agent.popen.stderr is not None
     return "".join(agent.log) + agent.popen.stderr.read()
@@ -147,7 +152,7 @@ def ended_log(agent: Agent) -> str:
 def hvprobe(
     *arguments: str, before: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of hvprobe to its end; `before`: a program that runs it."""
+    """Run a command of hvprobe to its end. ``before`` is the program that runs it, if any."""
     return subprocess.run(
         [*before, sys.executable, "-m", "probes", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},

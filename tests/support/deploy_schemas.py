@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 @cache
 def _resources() -> Mapping[str, list[Json]]:
-    """Schemas by kind in lower case; several groups may know the same kind."""
+    """Return the schemas by kind in lower case. Several groups may define the same kind."""
     directory = source_distribution(PACKAGE) / "class_generator/schema"
     with gzip.open(directory / "__resources-mappings.json.gz") as packed:
         found: dict[str, list[Json]] = json.load(packed)
@@ -29,7 +29,7 @@ def _resources() -> Mapping[str, list[Json]]:
 
 @cache
 def _object_meta() -> Json:
-    """What every object's metadata may hold."""
+    """Return the schema of every object's metadata."""
     directory = source_distribution(PACKAGE) / "class_generator/schema"
     definitions = json.loads((directory / "_definitions.json").read_text())["definitions"]
     found: Json = closed(definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"])
@@ -40,11 +40,13 @@ def _object_meta() -> Json:
 
 @cache
 def schema_of(api_version: str, kind: str) -> Json:
-    """JSON Schema of a kind, in which no field is unknown."""
+    """Return the JSON Schema of a kind, which permits no unknown field."""
     group, _, version = api_version.rpartition("/")
     wanted = {"group": group, "kind": kind, "version": version}
     found = next(
-        it for it in _resources()[kind.lower()] if wanted in it["x-kubernetes-group-version-kind"]
+        candidate
+        for candidate in _resources()[kind.lower()]
+        if wanted in candidate["x-kubernetes-group-version-kind"]
     )
     schema: Json = closed({**found, "properties": {**found["properties"], "metadata": {}}})
     schema["properties"]["metadata"] = _object_meta()
@@ -52,12 +54,12 @@ def schema_of(api_version: str, kind: str) -> Json:
 
 
 def closed(node: Any) -> Any:  # noqa: ANN401 - JSON
-    """OpenAPI's way of writing as JSON Schema's; objects may have the fields listed only.
+    """Convert an OpenAPI schema to JSON Schema. Objects may have only the listed fields.
 
     The API server prunes other fields, and kubectl refuses them (field validation Strict).
     """
     if isinstance(node, list):
-        return [closed(it) for it in node]
+        return [closed(item) for item in node]
     if not isinstance(node, dict):
         return node
     made = {name: closed(value) for name, value in node.items()}

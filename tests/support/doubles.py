@@ -69,7 +69,7 @@ class Node:
     def __init__(self, *processes: VmmProcess) -> None:
         self.machine = "x86_64"
         self.kernel = "6.12.0-test"
-        self.processes = {it.vmm.tgid: it for it in processes}
+        self.processes = {process.vmm.tgid: process for process in processes}
         self.zombies: set[int] = set()
         """Tgids that /proc lists although the process has ended."""
         self.blocked: set[int] = set()
@@ -99,7 +99,7 @@ class Node:
         alive = {tgid: self.processes[tgid] for tgid in tgids if tgid in self.processes}
         unseen = {tgid: Unread.NO_TIME for tgid in tgids if tgid in self.unscanned}
         unseen |= {tgid: Unread.BLOCKED for tgid in tgids if tgid in self.blocked}
-        alive = {tgid: it for tgid, it in alive.items() if tgid not in unseen}
+        alive = {tgid: process for tgid, process in alive.items() if tgid not in unseen}
         found = {
             tgid: process.vmm
             for tgid, process in alive.items()
@@ -107,7 +107,7 @@ class Node:
         }
         return Scan(
             found=found,
-            others={tgid: it.vmm for tgid, it in alive.items() if tgid not in found},
+            others={tgid: process.vmm for tgid, process in alive.items() if tgid not in found},
             pending=unseen,
         )
 
@@ -119,7 +119,7 @@ class Node:
 
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
         self.inspections.update(vmm.tgid for vmm in vmms)
-        known = {it.vmm: it for it in self.processes.values()}
+        known = {process.vmm: process for process in self.processes.values()}
         return Inspections(
             processes={
                 vmm: known[vmm]

@@ -8,19 +8,19 @@ from pathlib import Path
 from tests.support.kernel_world import Started, compiled
 
 NEED_FUSE = {"fuse-arguments", "fuse-exec", "address-space"}
-KERNEL = tuple(int(it) for it in re.findall(r"\d+", os.uname().release)[:2])
+KERNEL = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 LOCKS_BLOCK = KERNEL >= (6, 12)
-"""Whether a locked address space blocks all who read: older kernels take other locks."""
+"""Whether a locked address space blocks all its readers: older kernels take other locks."""
 
 
 def hostile_program(folder: Path) -> Path:
-    """The program, compiled into the folder; in a guest it is there already, beside kvmload."""
+    """Compile the program into the folder. A guest already has it, beside kvmload."""
     kvmload = os.environ.get("HVPROBE_KVMLOAD")
     return Path(kvmload).with_name("hostile") if kvmload else compiled("hostile", folder)
 
 
 class Hostile(Started):
-    """tests/support/hostile.c, in place. What is started may be the server of the hostile one."""
+    """A running tests/support/hostile.c. The started process may be the hostile one's server."""
 
     def __init__(self, program: Path, kind: str, number: int, folder: Path) -> None:
         self._hostile: int | None = None

@@ -14,7 +14,7 @@ from tests.support.kernel_world import wait_for
 
 
 class Node:
-    """A session and a collector, with what tests ask of them."""
+    """A session and a collector, and the questions that tests ask about them."""
 
     def __init__(self) -> None:
         self.session = Session()
@@ -41,18 +41,20 @@ class Node:
         return any(status.attached for status in self.session.hooks if status.is_of(hook))
 
     def report(self) -> NodeReport:
-        """Look now."""
+        """Refresh and return the report."""
         return self.collector.refresh()
 
     def process(self, tgid: int) -> ProcessReport | None:
-        """Look now, at one process; None: it is not shown."""
-        return next((it for it in self.report().processes if it.vmm.tgid == tgid), None)
+        """Refresh and return one process's report; None: the process is not shown."""
+        return next(
+            (process for process in self.report().processes if process.vmm.tgid == tgid), None
+        )
 
     def verdict(self, tgid: int, kind: HypervisorType) -> tuple[HypervisorType, bool] | None:
-        """Look now: type and verified of a process that really is of the given kind.
+        """Refresh and return type and verified of a process that really is of the given kind.
 
-        None: it is not shown yet. A wrong type is an error at once: until it is known, a process
-        may only be unknown.
+        None: the process is not shown yet. Raises AssertionError when the type is wrong: before it
+        is known, it may only be unknown.
         """
         process = self.process(tgid)
         if process is None:
@@ -62,7 +64,7 @@ class Node:
         return verdict.type, verdict.verified
 
     def wait_for_verdict(self, tgid: int, kind: HypervisorType, *, verified: bool) -> None:
-        """Look until the verdict is the expected one."""
+        """Refresh until the verdict is the expected one."""
         wait_for(
             lambda: self.verdict(tgid, kind) == (kind, verified),
             f"{tgid} is {kind}, verified: {verified}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests say to the cluster and hear of it: manifests as an operator writes them, metrics."""
+"""A test's access to the cluster: manifests as an operator writes them, faults, and metrics."""
 
 import json
 import re
@@ -25,11 +25,13 @@ Json = dict[str, Any]
 
 
 def manifests(variant: str, directory: Path) -> str:
-    """The manual's example for clusters without prometheus-operator, with the image built here.
+    """Return the manual's manifests for clusters without prometheus-operator, with this image.
 
-    Without capabilities that this machine's root has not itself: no container can get them.
+    Capabilities that this machine's root lacks are left out, because no container can get them.
     """
-    (example,) = (it for it in examples("docs/operators.md") if "components/capabilities" in it)
+    (example,) = (
+        text for text in examples("docs/operators.md") if "components/capabilities" in text
+    )
     own = example.replace("components/capabilities", f"components/{variant}")
     own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
     own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
@@ -49,9 +51,9 @@ def create(cluster: Cluster, *objects: Json) -> None:
 
 
 def install(cluster: Cluster, given: str) -> None:
-    """As the manual does; returns when the agent on the node is ready.
+    """Install the manifests as the manual does, and return when the node's agent is ready.
 
-    --validate=false: this kubectl is older than the field appArmorProfile.
+    --validate=false is needed because this kubectl is older than the field appArmorProfile.
     """
     cluster.kubectl("apply", "--validate=false", "-f", "-", given=given)
     done = cluster.kubectl_try(
@@ -65,7 +67,7 @@ def install(cluster: Cluster, given: str) -> None:
 
 @contextmanager
 def without_vmi(cluster: Cluster, vm: str) -> Iterator[Json]:
-    """Delete a VMI, of which the pod goes on; gives what it was. It is back after the block."""
+    """Delete a VMI whose pod keeps running, yield the object, and restore it after the block."""
     gone = cluster.get("-n", VMS, "virtualmachineinstance", vm)
     pod = cluster.get("-n", VMS, "pod", f"virt-launcher-{vm}")
     cluster.kubectl("-n", VMS, "delete", "virtualmachineinstance", vm)
@@ -77,7 +79,7 @@ def without_vmi(cluster: Cluster, vm: str) -> Iterator[Json]:
 
 @contextmanager
 def without_api_server(cluster: Cluster) -> Iterator[None]:
-    """Stop the API server; it is back after the block."""
+    """Stop the API server, and start it again after the block."""
     cluster.stop_api_server()
     try:
         yield
@@ -87,7 +89,7 @@ def without_api_server(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def without_right(cluster: Cluster) -> Iterator[None]:
-    """Take from the agent its right to read VMIs; it has it again after the block."""
+    """Remove the agent's permission to read VMIs, and restore it after the block."""
     binding = cluster.get("clusterrolebinding", "hvprobe")
     del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
     cluster.kubectl("delete", "clusterrolebinding", "hvprobe")
@@ -99,7 +101,7 @@ def without_right(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def node_restored(cluster: Cluster) -> Iterator[None]:
-    """Let the block label and taint the node; after it VMs can be there, and any pod."""
+    """Undo the block's labels and taints, so that VMs and any pod can run on the node again."""
     try:
         yield
     finally:
@@ -109,13 +111,13 @@ def node_restored(cluster: Cluster) -> Iterator[None]:
 
 
 def agent_pods(cluster: Cluster) -> list[Json]:
-    """Those of the agent's pods that are not about to go."""
+    """Return the agent's pods that are not being deleted."""
     pods = cluster.get("-n", NAMESPACE, "pod")["items"]
     return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
 def agent_pod(cluster: Cluster) -> Json:
-    """The agent's pod, when there is one."""
+    """Wait for the agent's only pod and return it."""
     (pod,) = wait_for(lambda: agent_pods(cluster), "there is a pod of the agent")
     return pod
 
@@ -123,12 +125,13 @@ def agent_pod(cluster: Cluster) -> Json:
 def pod_is_ready(cluster: Cluster, namespace: str, name: str) -> bool:
     shown = cluster.get("-n", namespace, "pod", name)["status"]
     return {"type": "Ready", "status": "True"} in [
-        {"type": it["type"], "status": it["status"]} for it in shown.get("conditions", ())
+        {"type": condition["type"], "status": condition["status"]}
+        for condition in shown.get("conditions", ())
     ]
 
 
 def until_ready(cluster: Cluster, namespace: str, name: str, deadline_s: float = 90) -> None:
-    """Wait for a pod; where it does not come, say what kubelet says of it."""
+    """Wait until a pod is ready. Raises AssertionError with its description when it is too late."""
     try:
         wait_for(lambda: pod_is_ready(cluster, namespace, name), f"{name} is ready", deadline_s)
     except AssertionError as late:
@@ -137,19 +140,19 @@ def until_ready(cluster: Cluster, namespace: str, name: str, deadline_s: float =
 
 
 def scrape(cluster: Cluster, path: str = "/metrics") -> str:
-    """What the agent answers on its pod's own address, by way of the API server."""
+    """Return the agent's answer on its pod's own address, through the API server's proxy."""
     pod = agent_pod(cluster)["metadata"]["name"]
     where = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9747/proxy{path}"
     return cluster.kubectl("get", "--raw", where)
 
 
 def of_vm(name: str, **more: str) -> Labels:
-    """A VM's labels."""
+    """Return a VM's labels."""
     return tuple(sorted({"namespace": VMS, "name": name, "node": NODE, **more}.items()))
 
 
 def shows_both(text: str) -> bool:
-    """Whether alpha is shown as kvm, beta as tcg, both verified, and nothing else."""
+    """Return whether exactly alpha as kvm and beta as tcg are shown, both verified."""
     return samples_of(text, "kubevirt_vmi_hypervisor_info") == {
         of_vm(ALPHA, hypervisor_type="kvm"): 1.0,
         of_vm(BETA, hypervisor_type="tcg"): 1.0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is which VM, by libvirt's domain name."""
+"""libvirt's domain name shows which process is which VM."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ PLAIN = tracked()
         ("lab-1_beta.example.org", ("lab-1", "beta.example.org")),
         ("0_1", ("0", "1")),
         ("a" * 63 + "_" + "b" * 253, ("a" * 63, "b" * 253)),
-        # Not of KubeVirt's making.
+        # KubeVirt does not make these.
         (None, None),
         ("", None),
         ("alpha", None),
@@ -58,14 +58,14 @@ PLAIN = tracked()
     ],
 )
 def test_vm_name(guest_name: str | None, vm: tuple[str, str] | None) -> None:
-    """``<namespace>_<name>`` in the words Kubernetes allows, and nothing else, names a VMI."""
+    """Only ``<namespace>_<name>``, with names that Kubernetes permits, names a VMI."""
     found = vm_name(guest_name)
     assert (found and (found.namespace, found.name)) == vm
 
 
 @given(st.text())
 def test_any_guest_name_has_an_answer(guest_name: str) -> None:
-    """No domain name is an error, and what is taken from it is plain ASCII."""
+    """No domain name is an error, and a VMI's name from it is plain ASCII."""
     found = vm_name(guest_name)
     if found is not None:
         assert f"{found.namespace}_{found.name}" == guest_name
@@ -74,7 +74,7 @@ def test_any_guest_name_has_an_answer(guest_name: str) -> None:
 
 
 def test_one_vm() -> None:
-    """A QEMU with KubeVirt's kind of name is that VM."""
+    """A QEMU whose domain name has KubeVirt's form is that VM."""
     assert by_guest_name([PLAIN]) == {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64")}
 
 
@@ -88,7 +88,7 @@ def test_one_vm() -> None:
     ],
 )
 def test_no_vm(candidate: TrackedProcess) -> None:
-    """Without such a name, or not a QEMU, or a capability probe: no VM of that name."""
+    """A process without such a name, one that is not QEMU, or a capability probe is no VM."""
     assert by_guest_name([candidate]) == {}
 
 
@@ -97,7 +97,7 @@ def test_no_vm(candidate: TrackedProcess) -> None:
     [("qemu-system-aarch64", "aarch64"), ("qemu-kvm", None), (None, None), ("qemu-system-", None)],
 )
 def test_guest_architecture(program: str | None, architecture: str | None) -> None:
-    """By QEMU's program name; one that does not tell is the node's, and none is an error."""
+    """QEMU's program name gives the guest's architecture; any other name leaves it the node's."""
     found = by_guest_name([replace(PLAIN, program=program)])
     assert found[ALPHA].architecture == architecture
 
@@ -121,9 +121,9 @@ LATE = VmmId(tgid=101, start_ticks=20)
 def test_several_processes_of_one_name(
     first: tuple[VmmId, Verdict], second: tuple[VmmId, Verdict], chosen: VmmId
 ) -> None:
-    """Proof wins over inference, that over nothing; of equals the youngest, in any order.
+    """The process with the better proof is the VM; among equals it is the youngest, in any order.
 
-    One that only calls itself so does not displace a VM that was seen to run.
+    A process that only has the name does not displace a VM that was seen to run.
     """
     candidates = [replace(PLAIN, vmm=vmm, verdict=verdict) for vmm, verdict in (first, second)]
     for order in (candidates, candidates[::-1]):
@@ -131,10 +131,10 @@ def test_several_processes_of_one_name(
 
 
 def test_different_names_are_different_vms() -> None:
-    """Each name has its own process."""
+    """Processes with different names are different VMs."""
     other = replace(PLAIN, vmm=YOUNG, guest_name="lab_alpha")
     found = by_guest_name([PLAIN, other])
-    assert {vm: it.vmm for vm, it in found.items()} == {
+    assert {vm: attribution.vmm for vm, attribution in found.items()} == {
         ALPHA: VMM,
         VmName(namespace="lab", name="alpha"): YOUNG,
     }
@@ -144,7 +144,10 @@ def test_different_names_are_different_vms() -> None:
 
 
 def test_naming_is_in_order_and_goes_both_ways() -> None:
-    """VMs by namespace, then name: outputs do not jump. A VM without a process has only a name."""
+    """VMs are sorted by namespace, then name, so that outputs do not jump between scrapes.
+
+    The names by process contain only VMs that have a process.
+    """
     names = [VmName(namespace=ns, name=name) for ns, name in ("ba", "ab", "aa")]
     found = {
         vm: Attribution(
@@ -155,7 +158,7 @@ def test_naming_is_in_order_and_goes_both_ways() -> None:
         for number, vm in enumerate(names)
     }
     naming = Attributions.of(found)
-    assert [it.vm for it in naming.vms] == sorted(names)
+    assert [attribution.vm for attribution in naming.vms] == sorted(names)
     assert naming.names == {
         VmmId(tgid=1, start_ticks=1): names[1],
         VmmId(tgid=2, start_ticks=1): names[2],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a counter's silence means, and what counts as a fallback."""
+"""The builder decides what a counter's silence means, and which VM is a fallback."""
 
 from dataclasses import replace
 
@@ -131,7 +131,7 @@ def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> No
 
 def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
     """After a new attachment, another module may call the hook, or may never call it."""
-    again = tuple(replace(it, attached_total=2) for it in hooks())
+    again = tuple(replace(status, attached_total=2) for status in hooks())
     snapshot = kernel(entry(exits=1), hooks=again)
     before = HookHistory(fired=frozenset({EXITED}))
     assert before.trusts(snapshot)["exits"] is UNTRIED
@@ -203,11 +203,11 @@ def test_no_record_no_counters() -> None:
 
 
 def test_states() -> None:
-    """Each state is reported: with a name, without one, and capability probe; order is kept."""
+    """Each state is reported, and processes keep their order."""
     unnamed = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1))
     probe = replace(PROCESS, vmm=VmmId(tgid=90, start_ticks=1), verdict=IS_A_PROBE)
     found = reports(probe, PROCESS, unnamed)
-    assert [(it.vmm.tgid, it.vm, it.state) for it in found] == [
+    assert [(process.vmm.tgid, process.vm, process.state) for process in found] == [
         (90, None, ProcessState.PROBE),
         (VMM.tgid, ALPHA, ProcessState.ATTRIBUTED),
         (5000, None, ProcessState.UNATTRIBUTED),
@@ -297,4 +297,4 @@ def test_vmis_stay_in_order() -> None:
     names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
     vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
     found = vmi_reports(vms, [], accelerators=(), machine="x86_64", pending=0)
-    assert [it.vm for it in found] == names
+    assert [vmi.vm for vmi in found] == names

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One look after another at a node of plain values: what is remembered, and what is asked again."""
+"""Refreshes of a node of plain values show what the collector remembers and what it reads again."""
 
 import os
 from dataclasses import replace
@@ -65,11 +65,11 @@ def test_report_of_a_node() -> None:
     assert report.virtualization == INTEL_HOST
     assert report.accelerators == (KVM_AVAILABLE,)
     assert report.proc_readable
-    assert [(it.vm.namespace, it.vm.name, it.verdict.type) for it in report.vmis] == [
+    assert [(vmi.vm.namespace, vmi.vm.name, vmi.verdict.type) for vmi in report.vmis] == [
         ("default", "alpha", KVM),
         ("lab", "beta", TCG),
     ]
-    assert [it.verdict.verified for it in report.vmis] == [True, True]
+    assert [vmi.verdict.verified for vmi in report.vmis] == [True, True]
     health = report.health
     assert (health.ledger_entries, health.ledger_capacity) == (1, 4096)
     assert (health.ledger_error, health.bcc_version) == (None, "0.26.0")
@@ -77,7 +77,7 @@ def test_report_of_a_node() -> None:
         CounterTrust.PROVEN,
         CounterTrust.UNTRIED,
     )
-    assert all(it.attached for it in health.hooks)
+    assert all(status.attached for status in health.hooks)
 
 
 def test_others_are_not_vmms() -> None:
@@ -96,9 +96,9 @@ def test_others_are_not_vmms() -> None:
         entry(), entry(5000, first_ns=BETA_NS, runs=1, userspace_exits=1), processes=(other, user)
     )
     report = world.refresh()
-    assert [(it.vmm.tgid, it.state) for it in report.processes] == [
-        (5000, ProcessState.UNATTRIBUTED)
-    ]
+    assert [
+        (process_report.vmm.tgid, process_report.state) for process_report in report.processes
+    ] == [(5000, ProcessState.UNATTRIBUTED)]
     assert report.vmis == ()
 
 
@@ -133,8 +133,10 @@ def test_process_that_runs_a_guest_is_no_probe() -> None:
         entry(runs=5, userspace_exits=5), processes=(replace(kvm_process(), command_line=says),)
     )
     report = world.refresh()
-    assert [it.state for it in report.processes] == [ProcessState.ATTRIBUTED]
-    assert [(it.vm.name, it.verdict.type) for it in report.vmis] == [("alpha", KVM)]
+    assert [process_report.state for process_report in report.processes] == [
+        ProcessState.ATTRIBUTED
+    ]
+    assert [(vmi.vm.name, vmi.verdict.type) for vmi in report.vmis] == [("alpha", KVM)]
 
 
 def test_capability_probe_is_no_vm() -> None:
@@ -172,7 +174,9 @@ def test_late_starters_are_found_without_any_bpf() -> None:
     assert found.verdict.reasons == (Reason.TCG_COMPUTES, Reason.HOOKS_MISSING)
     health = report.health
     assert (health.ledger_error, health.bcc_version) == ("no BPF: run as root", None)
-    assert {(it.reason, it.refused) for it in health.hooks} == {("no BPF: run as root", True)}
+    assert {(status.reason, status.refused) for status in health.hooks} == {
+        ("no BPF: run as root", True)
+    }
     assert health.trusts["exits"] is CounterTrust.MISSING
     assert not health.errors_total.get(Source.EBPF)
 
@@ -196,7 +200,7 @@ def test_gone_between_ledger_and_proc() -> None:
 
 
 def test_unreadable_ledger_still_makes_a_report() -> None:
-    """A failed read is counted and reported. No hook shows as attached, and no counter is there."""
+    """A failed read is counted and reported. No hook is attached then, and counters are absent."""
     world = World(
         entry(runs=5, userspace_exits=5),
         processes=(kvm_process(), tcg_process(BETA)),
@@ -207,7 +211,7 @@ def test_unreadable_ledger_still_makes_a_report() -> None:
     health = report.health
     assert health.errors_total[Source.EBPF] == 1
     assert health.ledger_error == "cannot read the ledger: gone"
-    assert {(it.backend.value, it.reason) for it in health.hooks} == {
+    assert {(status.backend.value, status.reason) for status in health.hooks} == {
         ("none", "cannot read the ledger: gone")
     }
     assert [
@@ -227,7 +231,7 @@ def test_counters_return_after_an_unreadable_ledger() -> None:
     report = world.refresh()
     assert [process.counters.get("runs") for process in report.processes] == [12]
     assert report.health.errors_total[Source.EBPF] == 1
-    assert all(it.attached for it in report.health.hooks)
+    assert all(status.attached for status in report.health.hooks)
 
 
 def test_dropped_events_are_never_uncounted() -> None:
@@ -293,7 +297,7 @@ def test_a_hook_that_fired_once_is_proven_until_it_is_attached_again() -> None:
     quiet = entry(5000, first_ns=BETA_NS, userspace_exits=1)
     world.books.says = kernel(quiet)
     assert world.refresh().health.trusts["exits"] is CounterTrust.PROVEN
-    again = tuple(replace(it, attached_total=2, attached_ns=BETA_NS - 1) for it in hooks())
+    again = tuple(replace(status, attached_total=2, attached_ns=BETA_NS - 1) for status in hooks())
     world.books.says = kernel(quiet, hooks=again)
     health = world.refresh().health
     assert health.trusts["exits"] is CounterTrust.UNTRIED
@@ -364,7 +368,9 @@ def test_captured_processes_without_bpf(
         virtualization=Trials(),
     )
     report = collector.refresh()
-    assert [(it.vmm, type_of(it)) for it in report.processes] == [(capture.vmm, found)]
+    assert [
+        (process_report.vmm, type_of(process_report)) for process_report in report.processes
+    ] == [(capture.vmm, found)]
 
 
 # the Microsoft hypervisor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node can prove: one line per check, and the exit code."""
+"""``doctor`` shows what a node can prove: one line per check, and the exit code."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def lines(given: NodeReport, kernel: KernelFeatures) -> list[str]:
 
 
 def check(given: NodeReport, label: str) -> Check:
-    (found,) = [it for it in checks(given, CAPABLE) if label in it.label]
+    (found,) = [result for result in checks(given, CAPABLE) if label in result.label]
     return found
 
 
@@ -84,7 +84,7 @@ def check(given: NodeReport, label: str) -> Check:
     ],
 )
 def test_ability_follows_the_hooks(attached: frozenset[Hook], expected: Ability) -> None:
-    """Verified needs a hook that no use of a vCPU passes unseen."""
+    """Verdicts can be verified if an attached hook sees every use of a vCPU."""
     assert ability(report(attached=frozenset(attached) | {MSHV_VP_IOCTL})) is expected
 
 
@@ -97,7 +97,7 @@ def test_ability_needs_a_hook_of_each_hypervisor() -> None:
     assert found.finding == "no hook is attached: mshv_vp_ioctl is not here"
     usual = replace(unseen, health=health(hooks=hooks()[:-1]))
     assert ability(usual) is Ability.VERIFIED
-    assert not [it for it in checks(usual, CAPABLE) if "mshv" in it.label]
+    assert not [result for result in checks(usual, CAPABLE) if "mshv" in result.label]
 
 
 def test_each_hypervisor_has_a_line() -> None:
@@ -107,31 +107,33 @@ def test_each_hypervisor_has_a_line() -> None:
         accelerators=(Accelerator(type=HypervisorType.MSHV, available=True),),
         virtualization=NodeVirtualization(modules={HypervisorType.MSHV: "mshv_root"}, nested=False),
     )
-    (found,) = [it for it in checks(given, CAPABLE) if it.label == "mshv"]
+    (found,) = [result for result in checks(given, CAPABLE) if result.label == "mshv"]
     assert (found.outcome, found.finding) == (Outcome.GOOD, "works, provided by mshv_root")
 
 
 @pytest.mark.parametrize("attached", [frozenset(), ALL_HOOKS])
 def test_nothing_without_proc(attached: frozenset[Hook]) -> None:
-    """Where /proc cannot be read there are no verdicts, whatever the hooks count.
+    """If /proc cannot be read there are no verdicts, whatever the hooks count.
 
-    No process is ever identified then, and a line says so.
+    No process can be identified then, and a line says so.
     """
     given = report(attached=attached, proc_readable=False)
     assert ability(given) is Ability.NOTHING
     assert [
-        it for it in checks(given, CAPABLE) if it.outcome is Outcome.BAD and "/proc" in it.finding
+        result
+        for result in checks(given, CAPABLE)
+        if result.outcome is Outcome.BAD and "/proc" in result.finding
     ]
 
 
 def test_exit_codes() -> None:
-    """The public face: 0 verified, 1 inferred, 2 nothing."""
-    assert [int(it) for it in Ability] == [0, 1, 2]
-    assert [it.name for it in Ability] == ["VERIFIED", "INFERRED", "NOTHING"]
+    """The exit code is 0 for verified, 1 for inferred, and 2 for no verdicts."""
+    assert [int(level) for level in Ability] == [0, 1, 2]
+    assert [level.name for level in Ability] == ["VERIFIED", "INFERRED", "NOTHING"]
 
 
 def test_all_is_well() -> None:
-    """Every check has a line and every line is good; the last one sums up."""
+    """On a complete node every check has a good line, and the last line is the summary."""
     found = lines(report(), CAPABLE)
     assert [line.split()[0] for line in found[:-1]] == ["ok"] * (len(found) - 1)
     assert len(found) == len(checks(report(), CAPABLE)) + 1
@@ -139,23 +141,23 @@ def test_all_is_well() -> None:
 
 
 def test_without_bpf() -> None:
-    """The line has the reason; nothing is called good that is not."""
+    """Without BPF a line has the reason, and the checks of the hooks are degraded."""
     given = replace(report(), health=NO_BPF)
     found = lines(given, CAPABLE)
     assert any("no BPF: not permitted" in line for line in found)
     assert found[-1] == "verdicts can only be inferred on this node"
     names = check(given, "VMI names")
-    of_hooks = [it for it in checks(given, CAPABLE) if it != names][1:4]
-    assert [it.outcome for it in of_hooks] == [Outcome.DEGRADED] * 3
+    of_hooks = [result for result in checks(given, CAPABLE) if result != names][1:4]
+    assert [result.outcome for result in of_hooks] == [Outcome.DEGRADED] * 3
     assert check(given, "new VMM processes").outcome is Outcome.DEGRADED
-    # All capabilities are there, yet the kernel refuses: that is not complete.
+    # All capabilities are there, but the kernel refuses BPF: permissions are incomplete.
     refused = check(given, "permissions")
     assert (refused.outcome, refused.finding.split(":")[0]) == (Outcome.DEGRADED, "incomplete")
     assert check(report(), "permissions").finding == "complete"
 
 
 def test_permissions_do_not_depend_on_words() -> None:
-    """What the kernel refused is a flag of a hook; its reason may have any words."""
+    """A hook's flag shows that the kernel refused it; its reason may have any words."""
     words = replace(report(), health=health(hooks=unattached("not permitted")))
     assert check(words, "permissions").finding == "complete"
     flag = replace(report(), health=health(hooks=unattached("no", refused=True)))
@@ -163,8 +165,8 @@ def test_permissions_do_not_depend_on_words() -> None:
 
 
 def test_a_bare_kernel() -> None:
-    """Each missing thing is named, with its substitute or its remedy."""
-    found = {it.label: it for it in checks(report(), BARE)}
+    """Each missing feature is named with its substitute or its remedy."""
+    found = {result.label: result for result in checks(report(), BARE)}
     permissions = found["permissions"]
     assert permissions.outcome is Outcome.DEGRADED
     for word in ("CAP_SYS_PTRACE", "CAP_BPF", "PID namespace", "confidentiality"):
@@ -185,9 +187,10 @@ def test_a_bare_kernel() -> None:
 
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
-    """Where no process can use KVM its hooks are inactive, and emulation can be verified."""
+    """If no process can use KVM, its hooks are inactive and emulation can be verified."""
     gone = tuple(
-        it.driver_gone(it.hook.driver) if it.hook.driver else it for it in hooks(ALL_HOOKS)
+        status.driver_gone(status.hook.driver) if status.hook.driver else status
+        for status in hooks(ALL_HOOKS)
     )
     given = replace(report(), health=health(hooks=gone))
     assert ability(given) is Ability.VERIFIED
@@ -197,7 +200,7 @@ def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
 
 
 def test_without_anything() -> None:
-    """Neither hooks nor /proc."""
+    """Without hooks and /proc the summary says that VMs cannot be judged."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
     assert (lines(given, CAPABLE))[-1] == "this node's VMs cannot be judged"
 
@@ -228,9 +231,9 @@ LOST = WatchStatus(
     ],
 )
 def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, finding: str) -> None:
-    """Domain names, or the API server: current, last known, or never heard, with the reason.
+    """The line says whether names come from libvirt or the API server, and if they are current.
 
-    It does not change what can be verified.
+    Names do not change what can be verified.
     """
     given = replace(report(), health=health(vmi_watch=watch))
     found = check(given, "VMI names")
@@ -240,7 +243,7 @@ def test_where_names_come_from(watch: WatchStatus | None, outcome: Outcome, find
 
 
 def test_hooks_that_prove_use_of_kvm_are_missing() -> None:
-    """With a ledger and without both hooks, both reasons are shown."""
+    """If neither of the hooks that prove use of KVM is attached, both reasons are shown."""
     rest = ALL_HOOKS - {KVM_VCPU_IOCTL, KVM_USERSPACE_EXIT}
     found = check(report(attached=rest), "KVM activity")
     assert found.outcome is Outcome.DEGRADED
@@ -248,7 +251,7 @@ def test_hooks_that_prove_use_of_kvm_are_missing() -> None:
 
 
 def test_hooks_that_are_attached_are_named() -> None:
-    """By name and backend."""
+    """Attached hooks are shown by name and backend."""
     found = check(report(), "KVM activity")
     assert found.finding == (
         "detected by kvm_vcpu_ioctl (kprobe) and kvm_userspace_exit (tracepoint)"
@@ -257,7 +260,7 @@ def test_hooks_that_are_attached_are_named() -> None:
 
 
 def test_no_exec_hook() -> None:
-    """Its substitute is named."""
+    """Without the exec hook, the line names /proc as its substitute."""
     rest = ALL_HOOKS - {SCHED_PROCESS_EXEC}
     found = check(report(attached=rest), "new VMM processes")
     assert (found.outcome, "/proc" in found.finding) == (Outcome.DEGRADED, True)
@@ -277,7 +280,7 @@ def test_no_exec_hook() -> None:
     [("exits", "VM exits"), ("userspace_exits", "userspace exits")],
 )
 def test_counters(field: str, label: str, trust: CounterTrust, outcome: Outcome, says: str) -> None:
-    """How far each counter can be trusted, each by its own trust."""
+    """Each counter's line follows that counter's own trust."""
     given = replace(rich_report(), health=health(trusts=trusts(**{field: trust})))
     found = check(given, label)
     assert found.outcome is outcome
@@ -308,9 +311,9 @@ def test_accelerator(
     outcome: Outcome,
     finding: str,
 ) -> None:
-    """Works, does not, or cannot be tried, with module, or with the problem and its remedy.
+    """The line says whether the accelerator works, with its module, or its problem and remedy.
 
-    The remedy is a field of its own, whatever punctuation the detail has.
+    The remedy is a separate field, whatever punctuation the detail has.
     """
     module, nested = virtualization
     wrong = problem and Problem(cause=Cause.TRIAL_FAILED, detail=problem[0], remedy=problem[1])
@@ -322,7 +325,7 @@ def test_accelerator(
         ),
         virtualization=provided_by(module, nested=nested),
     )
-    (found,) = [it for it in checks(given, CAPABLE) if it.label == "KVM"]
+    (found,) = [result for result in checks(given, CAPABLE) if result.label == "KVM"]
     assert found.remedy == (problem[1] if problem else None)
     shown = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
     assert (found.outcome, shown) == (outcome, finding)
@@ -363,7 +366,7 @@ def test_urgent_vms_are_named(
     finding: str,
     remedy: str | None,
 ) -> None:
-    """The most urgent first, at most five of them by name; the others are counted."""
+    """Up to five VMs are named, the most urgent first; the others are counted."""
     found = check(replace(report(), processes=processes, vmis=vmis), "VM verdicts")
     assert (found.outcome, found.finding) == (outcome, finding)
     assert (found.remedy or "").startswith(remedy or "")
@@ -373,7 +376,7 @@ def test_urgent_vms_are_named(
 def test_a_check_is_one_line() -> None:
     """Outcome, label, finding and remedy of every check are on one line."""
     for given in (report(), replace(rich_report(), health=NO_BPF), rich_report()):
-        for line, it in zip(lines(given, CAPABLE), checks(given, CAPABLE), strict=False):
+        for line, result in zip(lines(given, CAPABLE), checks(given, CAPABLE), strict=False):
             assert "\n" not in line
-            assert line.startswith(f"{it.outcome.value:<4}  {it.label}: {it.finding}")
-            assert line.endswith(it.remedy or it.finding)
+            assert line.startswith(f"{result.outcome.value:<4}  {result.label}: {result.finding}")
+            assert line.endswith(result.remedy or result.finding)

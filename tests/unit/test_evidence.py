@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts and ledger → evidence: what really is inside KVM_RUN, what the ledger can vouch for."""
+"""Evidence from facts and ledger: the vCPUs inside KVM_RUN, and what hooks can prove."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_kvm_run_on_a_descriptor_that_no_table_holds() -> None:
 def test_threads_seen_outside_kvm_run(
     threads: tuple[VmmThread, ...], *, complete: bool, seen: bool
 ) -> None:
-    """A thread on a CPU may be inside KVM_RUN; one that emulates by its own word is on one."""
+    """A thread on a CPU may be inside KVM_RUN, unless its name excludes that."""
     assert weigh(process(threads=threads, threads_complete=complete)).threads_seen is seen
 
 
@@ -279,7 +279,7 @@ def test_hooks_that_vouch_for_a_process(
     attached: frozenset[Hook], attached_ns: int | None, *, proving: bool, before: bool
 ) -> None:
     """Hooks prove silence if they observe every use, and from the start if attached before it."""
-    statuses = tuple(replace(it, attached_ns=attached_ns) for it in hooks(attached))
+    statuses = tuple(replace(status, attached_ns=attached_ns) for status in hooks(attached))
     found = weigh(tcg_process(), kernel(hooks=statuses))
     assert found.hooks_prove_running is proving
     assert found.hooks_since_start is (proving and before)
@@ -289,7 +289,9 @@ def test_hooks_that_vouch_for_a_process(
 
 def test_one_inactive_hook_does_not_excuse_the_other() -> None:
     """A hook that could not be attached shows that KVM is present."""
-    statuses = tuple(replace(it, inactive=it.hook is KVM_VCPU_IOCTL) for it in hooks(frozenset()))
+    statuses = tuple(
+        replace(status, inactive=status.hook is KVM_VCPU_IOCTL) for status in hooks(frozenset())
+    )
     assert not weigh(tcg_process(), kernel(hooks=statuses)).hooks_prove_running
 
 
@@ -315,19 +317,22 @@ def test_no_hooks_vouch_for_nothing() -> None:
 def test_every_hook_of_every_accelerator_has_to_watch(
     kvm: tuple[bool, bool], mshv: tuple[bool, bool], *, proving: bool
 ) -> None:
-    """(attached, inactive) of KVM's hooks and of two of mshv's: one that is neither hides runs."""
+    """A hook of any hypervisor that is neither attached nor inactive may hide runs.
+
+    The parameters are (attached, inactive) of KVM's hooks and of one of mshv's.
+    """
     watched = HookStatus(
         hook=MSHV_VP_IOCTL, backend=Backend.KPROBE, attached_ns=ATTACHED_NS, attached_total=1
     )
     statuses = [
         *(
             replace(
-                it,
-                backend=it.backend if kvm[0] else Backend.NONE,
+                status,
+                backend=status.backend if kvm[0] else Backend.NONE,
                 inactive=kvm[1],
             )
-            for it in hooks()
-            if it.hook in {RUNS, RETURNS}
+            for status in hooks()
+            if status.hook in {RUNS, RETURNS}
         ),
         watched,
         replace(watched, backend=Backend.KPROBE if mshv[0] else Backend.NONE, inactive=mshv[1]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc as a tree of files: captured processes, real ones, and those that end while being read."""
+"""The reader of /proc reads captured processes, real ones, and some that end during the read."""
 
 import contextlib
 import ctypes
@@ -68,7 +68,7 @@ def inspected(host: Host, proc: Path, name: str) -> VmmProcess:
 
 
 def running_now(process: VmmProcess) -> set[int | None]:
-    return {it.ioctl_fd for it in process.threads if it.ioctl_request == KVM_RUN}
+    return {thread.ioctl_fd for thread in process.threads if thread.ioctl_request == KVM_RUN}
 
 
 # captured processes
@@ -86,8 +86,8 @@ def test_guest_inside_kvm_run(host: Host, proc: Path) -> None:
     )
     assert found.cgroup == "0::/\n"
     assert found.fds == kvm_fds(9)
-    assert [it.tid for it in found.threads] == sorted(int(tid) for tid in capture.task)
-    vcpu = next(it for it in found.threads if it.comm == "CPU 0/KVM")
+    assert [thread.tid for thread in found.threads] == sorted(int(tid) for tid in capture.task)
+    vcpu = next(thread for thread in found.threads if thread.comm == "CPU 0/KVM")
     assert (vcpu.ioctl_fd, vcpu.ioctl_request) == (9, KVM_RUN)
     assert vcpu.cpu_ticks > 0
 
@@ -95,18 +95,18 @@ def test_guest_inside_kvm_run(host: Host, proc: Path) -> None:
 def test_worker_repeats_its_creators_line(host: Host, proc: Path) -> None:
     """Two vCPUs and KVM's worker thread: three threads in KVM_RUN, on two descriptors."""
     found = inspected(host, proc, "kvm_two_vcpus")
-    assert sum(it.ioctl_request == KVM_RUN for it in found.threads) == 3
+    assert sum(thread.ioctl_request == KVM_RUN for thread in found.threads) == 3
     assert running_now(found) == {9, 11} == found.fds.of(KVM).vcpus
     assert found.guest_ticks == 1
 
 
 def test_paused_guest(host: Host, proc: Path) -> None:
-    """vCPUs and their threads are there, and none is inside an ioctl(2)."""
+    """A paused guest has vCPUs and their threads, and no thread is inside an ioctl(2)."""
     found = inspected(host, proc, "kvm_paused")
     assert len(found.fds.of(KVM).vcpus) == 2
     assert running_now(found) == set()
-    assert {"CPU 0/KVM", "CPU 1/KVM"} <= {it.comm for it in found.threads}
-    assert all(it.ioctl_fd is None for it in found.threads)
+    assert {"CPU 0/KVM", "CPU 1/KVM"} <= {thread.comm for thread in found.threads}
+    assert all(thread.ioctl_fd is None for thread in found.threads)
 
 
 def test_capability_probe(host: Host, proc: Path) -> None:
@@ -135,9 +135,9 @@ def test_emulated_guests(host: Host, proc: Path, name: str, threads: set[str]) -
     found = inspected(host, proc, name)
     assert found.fds == AcceleratorFds(complete=True)
     assert found.guest_ticks == 0
-    assert {it.comm for it in found.threads} <= threads | {"call_rcu"}
-    assert threads <= {it.comm for it in found.threads} | {"call_rcu"}
-    assert all(it.ioctl_fd is None for it in found.threads)
+    assert {thread.comm for thread in found.threads} <= threads | {"call_rcu"}
+    assert threads <= {thread.comm for thread in found.threads} | {"call_rcu"}
+    assert all(thread.ioctl_fd is None for thread in found.threads)
 
 
 def test_another_architectures_system_calls(host: Host, proc: Path) -> None:
@@ -170,7 +170,7 @@ def test_workers_empty_table_is_not_the_process_s(host: Host, proc: Path) -> Non
     is random.
     """
     capture = captured("zombie_leader")
-    worker = next(it for it in captured("kvm_two_vcpus").task.values() if it.get("fd") == {})
+    worker = next(task for task in captured("kvm_two_vcpus").task.values() if task.get("fd") == {})
     workers = {str(tid): dict(worker) for tid in range(9858, 9898)}
     plant(proc, with_tasks(capture, workers))
     found = inspect(host, capture.vmm)
@@ -295,8 +295,8 @@ def test_threads_that_end_meanwhile(host: Host, proc: Path) -> None:
     (root / "task" / "8118" / "syscall").write_text("16 nine 0xae80 0x0 0x0")
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert 9999 not in {it.tid for it in found.threads}
-    asleep = {it.tid: it.ioctl_fd for it in found.threads}
+    assert 9999 not in {thread.tid for thread in found.threads}
+    asleep = {thread.tid: thread.ioctl_fd for thread in found.threads}
     assert (asleep[8118], asleep[8119]) == (None, None)
 
 
@@ -318,12 +318,12 @@ def test_scan_by_name(host: Host, proc: Path) -> None:
     plant(proc, other_process())
     named = [captured(name).vmm for name in ("kvm_inside_run", "tcg_multi", "zombie_leader")]
     assert host.scan(host.tgids(), every_fd=False) == Scan(
-        found={it.tgid: it for it in named}, others={4711: other_process().vmm}
+        found={vmm.tgid: vmm for vmm in named}, others={4711: other_process().vmm}
     )
 
 
 def test_scan_by_descriptors(host: Host, proc: Path) -> None:
-    """A search through all tables also finds users of KVM with other names."""
+    """A scan of all descriptors also finds users of KVM with other names."""
     emulated = captured("tcg_multi")
     plant(proc, emulated)
     plant(proc, other_process())
@@ -501,7 +501,7 @@ def test_threads_on_a_processor(host: Host, proc: Path) -> None:
     (root / "task" / "8118" / "syscall").write_text("running\n")
     found = inspect(host, capture.vmm)
     assert found is not None
-    assert {it.tid for it in found.threads if it.running} == {8118}
+    assert {thread.tid for thread in found.threads if thread.running} == {8118}
     assert found.threads_complete
 
 
@@ -528,7 +528,7 @@ def test_a_running_thread_is_asked_again(
     monkeypatch.setattr(ProcessFolder, "read", running_at_first)
     found = inspect(host, capture.vmm)
     assert found is not None
-    thread = next(it for it in found.threads if it.tid == 6839)
+    thread = next(thread for thread in found.threads if thread.tid == 6839)
     assert len(asked) == reads
     assert (thread.running, thread.ioctl_request) == (
         (False, KVM_RUN) if reads == 3 else (True, None)
@@ -599,8 +599,8 @@ def block() -> Iterator[Callable[[Path], Fifo]]:
         return made[-1]
 
     yield make
-    for it in made:
-        it.release()
+    for fifo in made:
+        fifo.release()
 
 
 Block = Callable[[Path], Fifo]
@@ -638,7 +638,7 @@ def test_blocked_process_costs_only_itself(
 def test_process_that_blocks_the_reader_of_its_identity(
     host: Host, proc: Path, block: Block
 ) -> None:
-    """Name and cgroup are read even so, because their files never block."""
+    """A blocked process still has its name and cgroup, because their files never block."""
     blocker, bystander = captured("tcg_multi"), captured("kvm_two_vcpus")
     block(plant(proc, blocker) / "stat")
     plant(proc, bystander)
@@ -713,12 +713,12 @@ def test_stuck_readers_are_bounded(
     plant(proc, bystander)
     before = threading.active_count()
     for _ in range(6):
-        host.inspect([it.vmm for it in many])
+        host.inspect([blocker.vmm for blocker in many])
     stuck = threading.active_count() - before
-    found = host.inspect([*(it.vmm for it in many), bystander.vmm])
-    assert {it.unread for it in found.processes.values() if it.vmm != bystander.vmm} == {
-        Unread.BLOCKED
-    }
+    found = host.inspect([*(blocker.vmm for blocker in many), bystander.vmm])
+    assert {
+        process.unread for process in found.processes.values() if process.vmm != bystander.vmm
+    } == {Unread.BLOCKED}
     if pod:
         assert stuck <= watched_reads.MAX_STUCK_IN_POD * 2
         assert found.processes[bystander.vmm].unread is None
@@ -784,7 +784,7 @@ def test_everyone_s_turn_comes() -> None:
     rounds: list[set[int]] = []
     for number in range(9):
         batch = [*asked, 100 + number, 200 + number, 300 + number]
-        order = sorted(batch, key=lambda it: (queue.since(it), it))
+        order = sorted(batch, key=lambda tgid: (queue.since(tgid), tgid))
         rounds.append(set(order[:4]))
         queue.took(batch, dict.fromkeys(order[4:], Unread.NO_TIME))
     assert all(one | other == set(asked) for one, other in pairwise(rounds))
@@ -882,7 +882,7 @@ def test_own_process() -> None:
     assert found.program == Path(sys.executable).resolve().name
     assert not found.named_like_qemu
     assert found.fds == AcceleratorFds(complete=True)
-    assert {tgid, other.native_id} <= {it.tid for it in found.threads}
+    assert {tgid, other.native_id} <= {thread.tid for thread in found.threads}
     assert found.guest_ticks == 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's record and its mirror in Python are the same, byte for byte."""
+"""The kernel's records and their mirrors in Python are the same, byte for byte."""
 
 import ctypes
 import shutil
@@ -32,7 +32,7 @@ RECORDS: dict[str, type[ctypes.Structure]] = {
 
 
 def _program() -> str:
-    """C that prints the size of each record, place and size of each field, and each total."""
+    """Return C that prints each record's size, each field's offset and size, and each total."""
     lines = []
     for struct, mirror in RECORDS.items():
         lines.append(f'printf("{struct} size %zu\\n", sizeof(struct {struct}));')
@@ -42,7 +42,7 @@ def _program() -> str:
                 f'printf("{struct} {field} %zu %zu\\n", '
                 f"offsetof(struct {struct}, {field}), sizeof({member}));"
             )
-    lines += [f'printf("LEDGER_{it.name} %d\\n", LEDGER_{it.name});' for it in Total]
+    lines += [f'printf("LEDGER_{total.name} %d\\n", LEDGER_{total.name});' for total in Total]
     lines.append('printf("LEDGER_TOTALS %d\\n", LEDGER_TOTALS);')
     body = "\n\t".join(lines)
     return (
@@ -57,7 +57,7 @@ def _mirrored() -> Iterator[str]:
         for field, *_ in mirror._fields_:
             place = getattr(mirror, field)
             yield f"{struct} {field} {place.offset} {place.size}"
-    yield from (f"LEDGER_{it.name} {it.value}" for it in Total)
+    yield from (f"LEDGER_{total.name} {total.value}" for total in Total)
     yield f"LEDGER_TOTALS {len(Total)}"
 
 
@@ -70,7 +70,7 @@ def compiler() -> str:
 
 
 def test_mirror_of_the_header_is_exact(compiler: str, tmp_path: Path) -> None:
-    """Every size, offset and number that ledger.h gives is the one ledger.py reads by.
+    """Every size, offset and number of ledger.h is the one that ledger.py uses.
 
     The header compiles in plain user space without a warning.
     """
@@ -85,7 +85,7 @@ def test_mirror_of_the_header_is_exact(compiler: str, tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_header_is_mirrored() -> None:
-    """A field added to the header and not to the mirror is noticed without a compiler, too."""
+    """The mirror has every field of the header, which this test checks without a compiler."""
     header = resources.files("ebpf").joinpath("ledger.h").read_text()
     for struct, mirror in RECORDS.items():
         body = header.partition(f"struct {struct} {{")[2].partition("};")[0]
@@ -102,7 +102,7 @@ def _words(*records: ProcessRecord) -> list[int]:
 
 
 def test_records_get_the_counters_of_their_slots() -> None:
-    """Each record has its own slot's counters; 0 times mean that it did not happen."""
+    """Each record has its own slot's counters, and a time of 0 means that the event is absent."""
     records = _words(
         ProcessRecord(first_ns=7, tgid=6, leader_exit_ns=9),
         ProcessRecord(),
@@ -146,18 +146,18 @@ def test_records_get_the_counters_of_their_slots() -> None:
 def test_a_slot_that_changed_hands_meanwhile_is_left_out(
     before: ProcessRecord, after: ProcessRecord
 ) -> None:
-    """The counters between may be another process's, and it is said that something is missing."""
+    """A slot whose owner changed during the read is absent, and the result is incomplete."""
     assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, False)
 
 
 def test_a_process_that_went_meanwhile_is_not_there() -> None:
-    """Nothing is missing by that."""
+    """A process that ended during the read is absent, and the result is complete."""
     before, after = ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=0, tgid=5)
     assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, True)
 
 
 def test_what_a_record_says_is_the_newer() -> None:
-    """A main thread that ended while the counters were read has ended."""
+    """An end of the main thread during the read is in the result."""
     before = ProcessRecord(first_ns=7, tgid=5)
     after = ProcessRecord(first_ns=7, tgid=5, leader_exit_ns=9)
     found, _ = entries_from(_words(before), [0] * 5, _words(after))
@@ -171,20 +171,20 @@ def test_any_use_of_a_vcpu_counts_as_running(counter: str) -> None:
 
 
 def test_making_a_vm_is_not_running_it() -> None:
-    """KVM_CREATE_VM and KVM_CREATE_VCPU alone are no use of a vCPU."""
+    """KVM_CREATE_VM and KVM_CREATE_VCPU alone do not show that a vCPU ran."""
     assert not [*recorded_types(entry(vms_created=1, vcpus_created=64))]
 
 
 def test_snapshot_has_no_error_unless_told() -> None:
-    """A snapshot that was read has no error; hooks keep the order in which they are wanted."""
+    """By default a snapshot has no error and all hooks, attached and in the table's order."""
     read = kernel(entry())
     assert read.error is None
-    assert [it.hook for it in read.hooks] == list(HOOKS)
-    assert all(it.attached for it in hooks())
+    assert [status.hook for status in read.hooks] == list(HOOKS)
+    assert all(status.attached for status in hooks())
 
 
 def test_nothing_is_counted_unless_told() -> None:
-    """A record that is new has seen nothing."""
+    """A new entry has no counts and shows no use of a hypervisor."""
     new = LedgerEntry(1, 2, None)
     assert (new.vms_created, new.vcpus_created) == (0, 0)
     assert not any(new.count(counter) for counter in COUNTERS)

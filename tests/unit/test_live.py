@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live view's frames: a golden one, and what holds for any report, size and name."""
+"""The live view's frames equal a golden one, and are correct for any report, size and name."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def shown(of: FrameData, view: ViewState | None = None, shape: TerminalSize = SM
     ],
 )
 def test_golden_frame(name: str, shape: TerminalSize) -> None:
-    """The frame of a node with a case of everything equals the golden one."""
+    """The frame of a node that has every case equals the golden one."""
     assert shown(scene(*busy_node()), shape=shape) == (GOLDEN / name).read_text()
 
 
@@ -144,10 +144,10 @@ def test_orders() -> None:
     """Sorting by exits puts the busiest VM first; type and name sort in order."""
     of = scene(*busy_node())
     rows = rows_of(of.report, of.history)
-    assert [it.tgid for it in ordered(rows, Order.EXITS)][:2] == [4194301, 4711]
-    kinds = [it.verdict.type.value for it in ordered(rows, Order.TYPE)]
+    assert [row.tgid for row in ordered(rows, Order.EXITS)][:2] == [4194301, 4711]
+    kinds = [row.verdict.type.value for row in ordered(rows, Order.TYPE)]
     assert kinds == sorted(kinds)
-    labels = [it.name for it in ordered(rows, Order.NAME)]
+    labels = [row.name for row in ordered(rows, Order.NAME)]
     assert labels == sorted(labels)
 
 
@@ -174,7 +174,7 @@ def test_order_does_not_depend_on_what_came_first(rows: list[int]) -> None:
 def test_filter(words: str, tgids: set[int]) -> None:
     """A row matches if it contains every word, in upper or lower case."""
     of = scene(*busy_node())
-    assert {it.tgid for it in rows_of(of.report, of.history) if it.matches(words)} == tgids
+    assert {row.tgid for row in rows_of(of.report, of.history) if row.matches(words)} == tgids
     if not tgids:
         assert "nothing to show" in shown(of, ViewState(words=words))
 
@@ -365,7 +365,7 @@ def test_json_frame() -> None:
 def test_selection(selection: Selection, tgids: set[int], vms: int) -> None:
     """A selection keeps only matching processes and VMs; an absent option keeps all."""
     left: NodeReport = selection.of(rich_report())
-    assert {it.vmm.tgid for it in left.processes} == tgids
+    assert {process.vmm.tgid for process in left.processes} == tgids
     assert len(left.vmis) == vms
 
 
@@ -373,7 +373,7 @@ def test_vm_without_a_process() -> None:
     """A VM whose process was not found has a row of its own."""
     seen = replace(report(1), vmis=(vmi("zeta", NONE, vmm=None), vmi("y", TCG, vmm=None)))
     rows = rows_of(seen, History())
-    assert [(it.tgid, it.name) for it in rows] == [(None, "default/zeta"), (None, "default/y")]
+    assert [(row.tgid, row.name) for row in rows] == [(None, "default/zeta"), (None, "default/y")]
     assert "default/zeta" in shown(scene(seen))
 
 

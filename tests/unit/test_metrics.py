@@ -39,7 +39,7 @@ def samples_of(report: NodeReport) -> Iterator[Sample]:
 
 
 def values(report: NodeReport, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-    """Samples of one name: the given labels' values → value."""
+    """Return the samples of one name as a dict from the given labels' values to the value."""
     return {
         tuple(sample.labels[label] for label in labels): sample.value
         for sample in samples_of(report)
@@ -48,9 +48,9 @@ def values(report: NodeReport, name: str, *labels: str) -> dict[tuple[str, ...],
 
 
 def test_golden() -> None:
-    """The whole text: names, help, labels and order.
+    """The complete text equals the golden one: names, help, labels and order.
 
-    After a wanted change run the tests with HVPROBE_UPDATE_GOLDEN=1 and read the difference
+    After an intended change, run the tests with HVPROBE_UPDATE_GOLDEN=1 and read the difference
     before committing it.
     """
     text = text_of(rich_report())
@@ -71,19 +71,21 @@ def test_promtool_finds_nothing_to_say() -> None:
 
 
 def test_openmetrics_says_the_same() -> None:
-    """The OpenMetrics form parses strictly and has the very same samples."""
+    """The OpenMetrics form parses strictly and has the same samples."""
     text = text_of(rich_report(), Format.OPENMETRICS)
     parsed_families = openmetrics_of(text)
     parsed = [sample for family in parsed_families for sample in family.samples]
-    assert [(it.name, it.labels, it.value) for it in parsed] == [
-        (it.name, it.labels, it.value) for it in samples_of(rich_report())
+    assert [(sample.name, sample.labels, sample.value) for sample in parsed] == [
+        (sample.name, sample.labels, sample.value) for sample in samples_of(rich_report())
     ]
 
 
 def test_labels_of_per_vm_series() -> None:
-    """Exactly node, namespace, name, and the type where it is the question."""
-    per_vm = [it for it in samples_of(rich_report()) if it.name.startswith("kubevirt_vmi_")]
-    assert {it.name for it in per_vm} == {
+    """Per-VM series have only node, namespace and name; the info series also has the type."""
+    per_vm = [
+        sample for sample in samples_of(rich_report()) if sample.name.startswith("kubevirt_vmi_")
+    ]
+    assert {sample.name for sample in per_vm} == {
         "kubevirt_vmi_hypervisor_info",
         "kubevirt_vmi_hypervisor_verified",
         "kubevirt_vmi_hypervisor_fallback",
@@ -96,7 +98,7 @@ def test_labels_of_per_vm_series() -> None:
 
 
 def test_each_vm_has_one_type() -> None:
-    """Exactly one series per VMI, always 1."""
+    """Each VMI has exactly one info series, and its value is 1."""
     found = values(rich_report(), "kubevirt_vmi_hypervisor_info", "name", "hypervisor_type")
     assert found == {
         ("alpha", "kvm"): 1,
@@ -109,7 +111,7 @@ def test_each_vm_has_one_type() -> None:
 
 
 def test_unknown_makes_no_sample() -> None:
-    """What is not known is absent; what is known to be 0 is 0."""
+    """An unknown value has no sample; a value that is known to be 0 has a sample of 0."""
     report = rich_report()
     assert values(report, "kubevirt_vmi_vcpu_exits_total", "name") == {
         ("alpha",): 41,
@@ -125,9 +127,9 @@ def test_unknown_makes_no_sample() -> None:
 
 
 def test_no_vms_no_series() -> None:
-    """A node without VMs has no per-VM sample, and everything else."""
+    """A node without VMs has no per-VM sample, but keeps all other samples."""
     idle = replace(rich_report(), vmis=(), processes=())
-    assert not [it for it in samples_of(idle) if it.name.startswith("kubevirt_vmi_")]
+    assert not [sample for sample in samples_of(idle) if sample.name.startswith("kubevirt_vmi_")]
     assert values(idle, "hvprobe_processes", "state") == {
         ("attributed",): 0,
         ("unattributed",): 0,
@@ -141,7 +143,7 @@ def test_no_vms_no_series() -> None:
 def test_available_only_where_it_could_be_tried(
     available: bool | None, shown: dict[tuple[str, ...], float]
 ) -> None:
-    """Absent where the agent may not try."""
+    """The sample is absent if the agent could not try the accelerator."""
     accelerator = Accelerator(type=HypervisorType.KVM, available=available)
     report = replace(rich_report(), accelerators=(accelerator,))
     assert values(report, "kubevirt_node_hypervisor_available", "hypervisor_type") == shown
@@ -157,13 +159,13 @@ def test_available_only_where_it_could_be_tried(
     ],
 )
 def test_node_info(virtualization: NodeVirtualization, shown: dict[tuple[str, ...], float]) -> None:
-    """Module and nesting; no series without KVM."""
+    """The series has the module and whether the node is nested; without a module it is absent."""
     report = replace(rich_report(), virtualization=virtualization)
     assert values(report, "kubevirt_node_hypervisor_info", "module", "nested") == shown
 
 
 def test_hooks_that_are_missing() -> None:
-    """One series per wanted hook; a missing one is 0 with backend none."""
+    """Each wanted hook has one series; a missing hook's is 0 with backend none."""
     found = values(rich_report(), "hvprobe_hook_attached", "hook", "backend")
     assert found["kvm_vcpu_ioctl", "none"] == 0
     assert found["sched_process_free", "none"] == 0
@@ -176,7 +178,7 @@ HOSTILE = 'a"b\\c\nd} 1\n# TYPE x counter\nx 1'
 
 @pytest.mark.parametrize("form", Format)
 def test_hostile_labels_are_escaped(form: Format) -> None:
-    """Whatever stands in a label stays in it: no line is added and the value is given back."""
+    """A hostile label adds no line, and a parser returns it unchanged."""
     name = VmName(namespace=HOSTILE, name=HOSTILE)
     hostile = replace(
         rich_report(),
@@ -192,14 +194,14 @@ def test_hostile_labels_are_escaped(form: Format) -> None:
     assert len(text.splitlines()) == len(expected.splitlines())
     parse = openmetrics_of if form is Format.OPENMETRICS else families_of
     parsed = [sample for family in parse(text) for sample in family.samples]
-    infos = [it for it in parsed if it.name == "kubevirt_vmi_hypervisor_info"]
-    assert [(it.labels["node"], it.labels["namespace"], it.labels["name"]) for it in infos] == [
-        (HOSTILE, HOSTILE, HOSTILE)
-    ]
+    infos = [sample for sample in parsed if sample.name == "kubevirt_vmi_hypervisor_info"]
+    assert [
+        (info.labels["node"], info.labels["namespace"], info.labels["name"]) for info in infos
+    ] == [(HOSTILE, HOSTILE, HOSTILE)]
 
 
 def test_every_family_is_told_even_when_empty() -> None:
-    """Names, types and order do not depend on what runs: a scrape never changes its shape."""
+    """Names, types and order of families are the same even if nothing runs on the node."""
     bare = replace(
         rich_report(),
         vmis=(),
@@ -207,24 +209,26 @@ def test_every_family_is_told_even_when_empty() -> None:
         accelerators=(),
         virtualization=provided_by(None, nested=None),
     )
-    names = [(it.name, it.kind) for it in families(rich_report())]
-    assert [(it.name, it.kind) for it in families(bare)] == names
+    names = [(family.name, family.kind) for family in families(rich_report())]
+    assert [(family.name, family.kind) for family in families(bare)] == names
     assert len(set(names)) == len(names)
 
 
 def test_verified_and_types_are_separate() -> None:
-    """Verified is 0 or 1 whatever the type."""
+    """The verified series is 0 or 1 for every type."""
     report = replace(rich_report(), vmis=(vmi("a", KVM), vmi("b", replace(TCG, verified=False))))
     assert values(report, "kubevirt_vmi_hypervisor_verified", "name") == {("a",): 1, ("b",): 0}
 
 
 def watch_samples(watch: WatchStatus | None) -> dict[str, float]:
     report = replace(rich_report(), health=health(vmi_watch=watch))
-    return {it.name: it.value for it in samples_of(report) if "vmi_watch" in it.name}
+    return {
+        sample.name: sample.value for sample in samples_of(report) if "vmi_watch" in sample.name
+    }
 
 
 def test_vmi_watch() -> None:
-    """How current the names are, in a cluster only; a time of sync only once there was one."""
+    """The watch has series only in a cluster, and a time of sync only after the first sync."""
     never = WatchStatus(
         up=False,
         synced=False,

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/prose.py: the text that it reads, its findings, and its lists."""
+"""scripts/prose.py: the text that it reads, its findings, and its list of words."""
 
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,56 +85,30 @@ def test_a_backtick_without_a_partner_hides_nothing_below() -> None:
     ]
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A tree with the checker, one word and one pending file."""
+def test_the_command_prints_each_finding(tmp_path: Path) -> None:
+    """The exit code is 0 for a clean tree, and 1 if any file that is prose uses a word."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/prose.py", tmp_path / "scripts")
     (tmp_path / "scripts/prose_words.txt").write_text("# words\ngadzooks: indeed\n")
-    (tmp_path / "scripts/prose_pending.txt").write_text("# pending\nOLD.md: not yet rewritten\n")
-    (tmp_path / "OLD.md").write_text("Gadzooks.\n")
-    return tmp_path
 
-
-@pytest.fixture
-def run(tree: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs the command in that tree."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, tree / "scripts/prose.py", *arguments],
+    def run() -> tuple[int, str]:
+        ran = subprocess.run(
+            [sys.executable, tmp_path / "scripts/prose.py"],
             capture_output=True,
             text=True,
             check=False,
         )
+        return ran.returncode, ran.stdout
 
-    return run
-
-
-def test_only_pending_files_are_accepted(
-    tree: Path, run: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    """The words are findings in every file that is not in the list."""
-    assert (run().returncode, run().stdout) == (0, "")
-    (tree / "docs").mkdir()
-    (tree / "docs/new.md").write_text("Gadzooks.\n")
-    ran = run()
-    assert (ran.returncode, ran.stdout) == (1, "docs/new.md:1: gadzooks: say indeed\n")
-
-
-def test_a_pending_file_that_is_clean_leaves_the_list(
-    tree: Path, run: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    """A clean file in the list is a finding until ``--shrink`` has removed its line."""
-    (tree / "OLD.md").write_text("Indeed.\n")
-    ran = run()
-    assert ran.returncode == 1
-    assert ran.stdout == (
-        "scripts/prose_pending.txt: OLD.md is clean: run scripts/prose.py --shrink\n"
+    (tmp_path / "README.md").write_text("Indeed.\n")
+    assert run() == (0, "")
+    (tmp_path / "README.md").write_text("Indeed.\nGadzooks.\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/new.md").write_text("Gadzooks.\n")
+    assert run() == (
+        1,
+        "README.md:2: gadzooks: say indeed\ndocs/new.md:1: gadzooks: say indeed\n",
     )
-    assert run("--shrink").returncode == 0
-    assert (tree / "scripts/prose_pending.txt").read_text() == "# pending\n"
-    assert run().returncode == 0
 
 
 def test_a_malformed_list_is_an_error() -> None:
@@ -145,8 +118,5 @@ def test_a_malformed_list_is_an_error() -> None:
 
 
 def test_this_tree_is_clean() -> None:
-    """Only pending files use the words, and each of them has a reason."""
-    pending = dict(PROSE["entries"](PROSE["PENDING"].read_text()))
-    findings, clean = PROSE["check"](ROOT, PROSE["words"](), pending)
-    assert [str(finding) for finding in findings] == []
-    assert clean == set()
+    """No file of the repository uses the words."""
+    assert [str(finding) for finding in PROSE["check"](ROOT, PROSE["words"]())] == []

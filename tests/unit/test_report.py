@@ -46,7 +46,7 @@ def test_health() -> None:
     """JSON has hooks with backend and reason, trust in counters, ledger, and errors by source."""
     hooks = section("health", "hooks")
     assert isinstance(hooks, list)
-    assert [it["hook"] for it in hooks] == [hook.name for hook in HOOKS]
+    assert [hook["hook"] for hook in hooks] == [hook.name for hook in HOOKS]
     assert hooks[2] == {
         "hook": "kvm_vcpu_ioctl",
         "backend": "none",
@@ -98,7 +98,7 @@ def test_vmis() -> None:
     """Unknown values of a VM are null, never 0."""
     vmis = section("vmis")
     assert isinstance(vmis, list)
-    assert [it["name"] for it in vmis] == ["alpha", "beta", "delta", "epsilon", "gamma", "zeta"]
+    assert [vmi["name"] for vmi in vmis] == ["alpha", "beta", "delta", "epsilon", "gamma", "zeta"]
     assert vmis[0] == {
         "namespace": "default",
         "name": "alpha",
@@ -149,7 +149,7 @@ def test_processes() -> None:
         "vcpu_exits_total": 41,
         "mshv_runs_total": None,
     }
-    assert [it["state"] for it in processes] == [
+    assert [process["state"] for process in processes] == [
         "probe",
         "attributed",
         "attributed",
@@ -174,6 +174,6 @@ def test_hostile_names_stay_in_their_string() -> None:
 
 def test_words_are_the_contract() -> None:
     """Values of labels and JSON, which users write into queries, are fixed."""
-    assert [it.value for it in ProcessState] == ["attributed", "unattributed", "probe"]
-    assert [it.value for it in CounterTrust] == ["proven", "untried", "blind", "missing"]
-    assert [it.value for it in Source] == ["ebpf", "proc", "kube"]
+    assert [state.value for state in ProcessState] == ["attributed", "unattributed", "probe"]
+    assert [trust.value for trust in CounterTrust] == ["proven", "untried", "blind", "missing"]
+    assert [source.value for source in Source] == ["ebpf", "proc", "kube"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes are read again, and which records are removed: every reading is counted."""
+"""The tracker reads only the necessary processes again, and removes only stale records."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -187,7 +187,7 @@ def test_a_number_that_was_gone_is_new() -> None:
 
 
 def test_a_thread_of_the_same_number_range_is_ignored() -> None:
-    """Marks of threads, and of processes that have ended, cause no look."""
+    """Marks of threads and of ended processes cause no scan."""
     world = tcg_world()
     world.refresh()
     world.books.lives = {VMM.tgid + 1, 99}
@@ -213,7 +213,7 @@ def test_a_number_that_passes_at_once() -> None:
 
 
 def test_a_former_owners_record_never_counts_for_the_follower() -> None:
-    """A next owner whose fork was not marked has no counter, not even the former owner's."""
+    """After a fork without a mark, the next owner does not show the former owner's counter."""
     world = kvm_world()
     world.refresh()
     follower = VmmId(tgid=VMM.tgid, start_ticks=9000)
@@ -247,12 +247,15 @@ def test_without_marks_each_refresh_looks_at_all() -> None:
     world = World(entry(userspace_exits=5), processes=(kvm_process(), tcg_process(BETA)))
     for refreshes in (1, 2, 3):
         world.books.lives = None
-        found = {it.vmm: type_of(it) for it in world.refresh().processes}
+        found = {
+            process_report.vmm: type_of(process_report)
+            for process_report in world.refresh().processes
+        }
         assert found == {VMM: (KVM, True), BETA: (TCG, True)}
         assert world.node.scans == {VMM.tgid: refreshes, BETA.tgid: refreshes}
     world.node.processes[BETA.tgid] = replace(SHELL, vmm=BETA)
     world.books.lives = None
-    assert [it.vmm for it in world.refresh().processes] == [VMM]
+    assert [process_report.vmm for process_report in world.refresh().processes] == [VMM]
 
 
 def test_without_marks_another_program_is_judged_by_itself() -> None:
@@ -375,7 +378,7 @@ def test_a_zombie_keeps_no_record(*, main_thread_ended: bool) -> None:
 
 
 def test_without_the_free_hook_records_of_the_dead_are_removed() -> None:
-    """hvprobe removes them even if they were marked only now."""
+    """Without that hook, hvprobe removes records of ended processes as soon as they are marked."""
     dead = entry(PLAYED_TGID, leader_exit_ns=MARKED_NS)
     world = World(processes=())
     world.books.says = kernel(
@@ -446,7 +449,7 @@ def test_descriptors_are_searched_at_first_and_while_events_are_lost() -> None:
     assert world.node.fd_scans[BETA.tgid] == 0
     world.node.processes[BETA.tgid] = late
     world.books.says = kernel(dropped_total=1)
-    assert [it.vmm for it in world.refresh().processes] == [VMM, BETA]
+    assert [process_report.vmm for process_report in world.refresh().processes] == [VMM, BETA]
     world.refresh()
     assert world.node.fd_scans[BETA.tgid] == 1
 
@@ -466,7 +469,7 @@ def test_a_search_for_descriptors_goes_on_where_it_had_no_time(too_late_for: str
     assert world.refresh().processes == ()
     assert world.refresh().processes == ()
     world.node.unscanned = world.node.hurried = set()
-    assert [it.vmm for it in world.refresh().processes] == [VMM]
+    assert [process_report.vmm for process_report in world.refresh().processes] == [VMM]
     searched = world.node.fd_scans[BETA.tgid]
     rounds(world)
     assert world.node.fd_scans[BETA.tgid] == searched
@@ -492,14 +495,14 @@ def test_blocked_processes_are_counted_and_come_first() -> None:
     world.node.blocked = {VMM.tgid, PLAYED_TGID}
     for _ in range(2):
         report = world.refresh()
-        assert [it.vmm for it in report.processes] == [BETA]
+        assert [process_report.vmm for process_report in report.processes] == [BETA]
         assert report.health.processes_pending == 2
         world.node.processes[7] = replace(SHELL, vmm=VmmId(tgid=7, start_ticks=7))
     assert world.node.order[:2] == [VMM.tgid, PLAYED_TGID]
     world.node.blocked = set()
     world.node.processes[VMM.tgid] = tcg_process()
     report = world.refresh()
-    assert [it.vmm for it in report.processes] == [VMM, BETA]
+    assert [process_report.vmm for process_report in report.processes] == [VMM, BETA]
     assert report.health.processes_pending == 0
 
 
@@ -564,7 +567,7 @@ def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(collector_module, "by_guest_name", counted)
     world = tcg_world()
     for _ in range(3):
-        assert [it.vm.name for it in world.refresh().vmis] == ["beta"]
+        assert [vmi.vm.name for vmi in world.refresh().vmis] == ["beta"]
     assert len(made) == 1
     world.node.processes[BETA.tgid] = kvm_process(BETA)
     for exits in (1, 2):
@@ -575,7 +578,7 @@ def test_names_are_made_again_only_for_a_change(monkeypatch: pytest.MonkeyPatch)
         ]
     assert len(made) == 2
     del world.node.processes[VMM.tgid]
-    assert [it.vm.name for it in world.refresh().vmis] == ["alpha"]
+    assert [vmi.vm.name for vmi in world.refresh().vmis] == ["alpha"]
     assert len(made) == 3
 
 
@@ -594,7 +597,7 @@ def test_names_are_made_again_when_only_the_vmis_change() -> None:
         architecture=None,
     )
     told.says = VmiIndex.of((vmi,))
-    assert [it.vm.name for it in collector.refresh().vmis] == ["beta"]
+    assert [report.vm.name for report in collector.refresh().vmis] == ["beta"]
 
 
 def test_itself_is_no_vmm() -> None:
