@@ -83,7 +83,7 @@ USERSPACE_EXITS = Counter(
     json="vcpu_userspace_exits_total",
     metric=Metric(
         name="kubevirt_vmi_vcpu_userspace_exits",
-        help="Returns from KVM_RUN to QEMU, the expensive kind of exit; same rules as "
+        help="Returns of KVM_RUN to QEMU, the expensive kind of exit; same rules as "
         "kubevirt_vmi_vcpu_exits_total.",
     ),
     label="userspace exits",
@@ -100,7 +100,7 @@ USERSPACE_EXITS = Counter(
 COMPLETED_RUNS = Counter(
     name="completed_runs",
     hook=KVM_USERSPACE_EXIT,
-    counts="Returns of KVM_RUN that prove a run: the call did not fail, and KVM could go on",
+    counts="Returns of KVM_RUN that prove a run: the call did not fail, and KVM could continue",
 )
 EXITS = Counter(
     name="exits",
@@ -109,9 +109,9 @@ EXITS = Counter(
     json="vcpu_exits_total",
     metric=Metric(
         name="kubevirt_vmi_vcpu_exits",
-        help="VM exits the kernel counted since the VM's process started, or since hvprobe "
-        "attached if that was later. Absent where this kernel cannot tell and for VMs not "
-        "accelerated.",
+        help="VM exits that the kernel counted since the VM's process started, or since hvprobe "
+        "attached if that was later. Absent where this kernel cannot count them and for VMs that "
+        "are not accelerated.",
     ),
     label="VM exits",
     page_heading="Exits/s",

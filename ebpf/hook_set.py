@@ -185,8 +185,7 @@ class HookSet:
             raise AttachError(
                 f"{point.backend} {point.target}",
                 AttachCause.FIELDS_MOVED,
-                f"{' and '.join(point.fields)} do not stand where they stood when the program "
-                "was compiled",
+                f"{' and '.join(point.fields)} moved after the program was compiled",
                 remedy="restart hvprobe",
             )
         self._programs.attach(point, point.program or hook.program)

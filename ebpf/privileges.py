@@ -147,8 +147,8 @@ def perf_event_refusal(status: str, *, paranoid: str, lockdown: str) -> str:
             f"set that to {_MAX_PARANOID_FOR_PERFMON} on the node, or run privileged"
         )
     if lockdown_mode(lockdown) == "confidentiality":
-        return "lockdown=confidentiality forbids it: nothing but a boot without it helps"
-    hidden = "" if lockdown else ", or lockdown=confidentiality, which cannot be seen from here"
+        return "lockdown=confidentiality forbids it; only a boot without lockdown helps"
+    hidden = "" if lockdown else ", or lockdown=confidentiality, which hvprobe cannot check here"
     return _denied_by(status, "perf_event_open") + hidden
 
 

@@ -237,7 +237,7 @@ def _why_ended(status: int, words: int) -> str:
         how = f"was ended by {signal.Signals(-status).name}"
     else:
         said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-        how = f"ended with status {status}: {said[-1][:300] if said else 'without a word'}"
+        how = f"ended with status {status}: {said[-1][:300] if said else 'no output'}"
     return f"cannot prepare the BPF programs: the process that compiles them {how}"
 
 

@@ -171,7 +171,7 @@ def _sizes_of_node(
         pages = life_pages(_pid_max(pid_max_file))
     except (OSError, ValueError) as err:
         raise BpfUnavailableError(
-            f"cannot tell how many CPUs and processes this node can have: {err}"
+            f"cannot find out how many CPUs and processes this node can have: {err}"
         ) from err
     if capacity is None:
         capacity = default_capacity(memory_bytes=memory_bytes(), cpus=cpus)

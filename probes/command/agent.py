@@ -76,7 +76,7 @@ def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
         return None
     account = InCluster()
     if settings.kubeconfig is None and not account.mounted():
-        log.info("no service account is mounted: standalone, domain names name the VMs")
+        log.info("no service account is mounted: standalone mode, VMs are named by libvirt domain")
         return None
     from probes.vmi.kube.watch import VmiWatch  # noqa: PLC0415 - standalone saves its 13 MiB
 
@@ -98,8 +98,8 @@ def _open_session(
     try:
         if not in_initial_pid_namespace():
             raise BpfUnavailableError(
-                "hvprobe runs in a PID namespace of its own, where the kernel's process numbers "
-                "mean nothing: give the pod hostPID: true"
+                "hvprobe runs in a PID namespace of its own, in which the kernel's process IDs are "
+                "meaningless: give the pod hostPID: true"
             )
         session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
     except BpfUnavailableError as err:

@@ -75,7 +75,7 @@ def within(
             raise StoppedError
         if time.monotonic() >= end_s:
             raise RefreshTimeoutError(
-                f"the refresh has not ended within {deadline_s:g} s: a file in /proc blocks "
+                f"the refresh has not finished within {deadline_s:g} s: a file in /proc blocks "
                 "its reader, or the node is overloaded; try again, and see the agent's log"
             )
     if errors:
@@ -88,7 +88,7 @@ def end_after(seconds: float, log: logging.Logger) -> None:
 
     def end() -> None:
         time.sleep(seconds)
-        log.error("stopping has not ended within %g s: ending at once", seconds)
+        log.error("shutdown has not finished within %g s: exiting now", seconds)
         os._exit(1)
 
     threading.Thread(target=end, name="end", daemon=True).start()

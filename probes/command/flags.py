@@ -67,7 +67,7 @@ class _SwitchVariable:
         if word in FALSE_WORDS:
             return False
         raise UsageError(
-            f"{self.name}={self.word!r} is neither true nor false; give one of "
+            f"{self.name}={self.word!r} is neither true nor false; use one of "
             f"{', '.join(TRUE_WORDS)} or {', '.join(word for word in FALSE_WORDS if word)}"
         )
 
@@ -132,10 +132,10 @@ _EXAMPLES: Mapping[Command, str] = {
 }
 _SUMMARIES: Mapping[Command, str] = {
     Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
-    Command.LIVE: "which processes use the accelerator, how much, and why that is believed; live",
-    Command.SNAPSHOT: "one report as JSON on stdout",
-    Command.DOCTOR: "what this node can prove, what it cannot, and the remedy",
-    Command.COMPLETION: "print a script that makes the shell complete hvprobe's commands and flags",
+    Command.LIVE: "live view of accelerator use per process, with the evidence",
+    Command.SNAPSHOT: "print one report as JSON on stdout",
+    Command.DOCTOR: "report what this node can and cannot prove, with remedies",
+    Command.COMPLETION: "print a shell completion script for hvprobe",
 }
 
 
@@ -160,7 +160,9 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
             allow_abbrev=False,
         )
         if command is Command.COMPLETION:
-            sub.add_argument("shell", choices=[shell.value for shell in Shell], help="whose script")
+            sub.add_argument(
+                "shell", choices=[shell.value for shell in Shell], help="shell to generate for"
+            )
             continue
         flags = _Flags(sub, environment)
         _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
@@ -169,45 +171,66 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
         if command is Command.LIVE:
             _live_flags(flags)
         if command in (Command.LIVE, Command.DOCTOR):
-            flags.add_switch("--json", text="JSON instead of text; live: one object a frame")
+            flags.add_switch(
+                "--json", text="JSON instead of text; live prints one object per frame"
+            )
     return parser
 
 
 def _common_flags(flags: _Flags, *, log_level: str) -> None:
     flags.add(
-        "--node", metavar="NAME", default=None, text="this node's name; $NODE_NAME, else host"
+        "--node",
+        metavar="NAME",
+        default=None,
+        text="this node's name; by default $NODE_NAME or the host name",
     )
-    flags.add_switch("--standalone", text="no cluster: name VMs from libvirt's domain names")
-    flags.add("--kubeconfig", metavar="FILE", default=None, text="reach the API server with this")
+    flags.add_switch("--standalone", text="no cluster; name VMs by libvirt's domain names")
+    flags.add(
+        "--kubeconfig", metavar="FILE", default=None, text="kubeconfig used to reach the API server"
+    )
     flags.add("--proc", metavar="DIR", default="/proc", text="the host's /proc")
     flags.add("--sys", metavar="DIR", default="/sys", text="the host's /sys")
     flags.add(
         "--ledger-capacity",
         metavar="N",
         default=None,
-        text="processes that fit into the kernel table, 256 to 65536; default from the machine",
+        text="capacity of the kernel table in processes, 256 to 65536; by default from memory and "
+        "CPUs",
     )
-    flags.add("--log-format", metavar="text|json", default="text", text="log lines on stderr")
+    flags.add(
+        "--log-format", metavar="text|json", default="text", text="format of log lines on stderr"
+    )
     levels = "debug|info|warning|error"
-    flags.add("--log-level", metavar=levels, default=log_level, text="what is logged on stderr")
+    flags.add(
+        "--log-level", metavar=levels, default=log_level, text="least severe level that is logged"
+    )
 
 
 def _agent_flags(flags: _Flags) -> None:
-    flags.add("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="serve here")
+    flags.add(
+        "--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="address and port to serve on"
+    )
     flags.add("--tls-cert", metavar="FILE", default=None, text="serve HTTPS with this certificate")
-    flags.add("--tls-key", metavar="FILE", default=None, text="its private key")
+    flags.add("--tls-key", metavar="FILE", default=None, text="private key of the certificate")
     flags.add(
         "--tls-client-ca",
         metavar="FILE",
         default=None,
-        text="demand client certificates of these CAs, but for /healthz and /readyz",
+        text="require client certificates issued by these CAs, except for /healthz and /readyz",
     )
 
 
 def _live_flags(flags: _Flags) -> None:
-    flags.add("--interval", metavar="SECONDS", default="1", text="refresh so often")
+    flags.add("--interval", metavar="SECONDS", default="1", text="refresh interval")
     flags.add_switch("--once", text="print one frame and exit")
     flags.add_switch("--reasons", text=f"show VM exits by reason; {REASONS_COST}")
-    flags.add("--pid", metavar="PID[,PID]", default=None, text="only these processes")
-    flags.add("--namespace", metavar="NAME[,NAME]", default=None, text="only VMs of these")
-    flags.add("--type", metavar="|".join(TYPES), default=None, text="only these types; comma lists")
+    flags.add("--pid", metavar="PID[,PID]", default=None, text="show only these processes")
+    flags.add(
+        "--namespace", metavar="NAME[,NAME]", default=None, text="show only VMs of these namespaces"
+    )
+    flags.add(
+        "--type",
+        metavar="|".join(TYPES),
+        default=None,
+        text="show only these types; comma-separated",
+    )

@@ -36,7 +36,7 @@ def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
     except OSError as err:
         where = root if not root.is_dir() else root / sign
         raise UsageError(
-            f"{flag} {root}: no {what} is there ({where}: {err.strerror}); give the place where "
+            f"{flag} {root}: no {what} is there ({where}: {err.strerror}); use the path at which "
             f"the host's {what} is mounted"
         ) from err
 
@@ -60,7 +60,7 @@ def _check_kubeconfig(file: Path) -> None:
         if stat.S_ISFIFO(mode):
             return  # a shell's <(…): what is read here would be missing later
         if stat.S_ISDIR(mode):
-            raise UsageError(f"kubeconfig {file} is a directory; give the file in it")
+            raise UsageError(f"kubeconfig {file} is a directory; use a file")
         text = file.read_text()
     except OSError as err:
         raise UsageError(
@@ -68,14 +68,14 @@ def _check_kubeconfig(file: Path) -> None:
             "that this user may read it"
         ) from err
     except ValueError as err:
-        raise _no_kubeconfig(file, "it is no text") from err
+        raise _no_kubeconfig(file, "it is not text") from err
     yaml = importlib.import_module("yaml")
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise _no_kubeconfig(file, f"it is no YAML ({one_line(str(err), longest=200)})") from err
+        raise _no_kubeconfig(file, f"it is not YAML ({one_line(str(err), longest=200)})") from err
     if not (isinstance(found, dict) and found.get("clusters") and found.get("contexts")):
-        raise _no_kubeconfig(file, "it names no clusters and contexts")
+        raise _no_kubeconfig(file, "it contains no clusters and contexts")
 
 
 def _no_kubeconfig(file: Path, why: str) -> UsageError:

@@ -188,7 +188,7 @@ def _interval_s(word: str) -> float:
         seconds = math.nan
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise UsageError(
-            f"interval {word!r} is no number of seconds from {MIN_INTERVAL_S:g} to "
+            f"interval {word!r} is not a number of seconds from {MIN_INTERVAL_S:g} to "
             f"{MAX_INTERVAL_S:g}; give one, such as --interval 2"
         )
     return seconds
@@ -196,7 +196,7 @@ def _interval_s(word: str) -> float:
 
 def _tgid(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 0 < int(word) <= TGID_MAX):
-        raise UsageError(f"pid {word!r} is no process id; give a number, as ps shows it")
+        raise UsageError(f"pid {word!r} is not a process ID; use a number, as ps shows it")
     return int(word)
 
 
@@ -218,7 +218,9 @@ def _node(name: str) -> str:
     # Bytes that are not UTF-8 arrive as surrogates, which no label value can hold. Control
     # characters and direction marks only serve to deceive a reader.
     if not name.isprintable():
-        raise UsageError(f"node name {name!a} has unprintable characters; give another by --node")
+        raise UsageError(
+            f"node name {name!a} contains unprintable characters; use another with --node"
+        )
     return name
 
 
@@ -228,8 +230,8 @@ def _ledger_capacity(word: str | None) -> int | None:
     number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
     if not MIN_LEDGER_CAPACITY <= number <= MAX_LEDGER_CAPACITY:
         raise UsageError(
-            f"ledger capacity {word!r} is no number from {MIN_LEDGER_CAPACITY} to "
-            f"{MAX_LEDGER_CAPACITY}; give one, or none for what suits the machine"
+            f"ledger capacity {word!r} is not a number from {MIN_LEDGER_CAPACITY} to "
+            f"{MAX_LEDGER_CAPACITY}; give one, or omit it for the default"
         )
     return number
 

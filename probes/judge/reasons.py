@@ -174,7 +174,7 @@ class Reason(StrEnum):
         "no hook",
         "no hook attached that detects KVM_RUN",
         Severity.UNVERIFIED,
-        "run hvprobe doctor on the node: it says why the hooks are not attached",
+        "run hvprobe doctor on the node to see why the hooks are not attached",
     )
     LEDGER_INCOMPLETE = (
         "ledger_incomplete",
@@ -241,7 +241,7 @@ class Reason(StrEnum):
         "no pod",
         "the API server lists no pod of this VM on this node",
         Severity.UNKNOWN,
-        "look at status.activePods of the VMI",
+        "check status.activePods of the VMI",
     )
     POD_CONTESTED = (
         "pod_contested",

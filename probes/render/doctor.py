@@ -117,7 +117,10 @@ def _activity_seen(
         )
         return Outcome.GOOD, f"detected by {named}{'' if kernel.kprobes else without}"
     if report.health.ledger_error:
-        return Outcome.DEGRADED, f"only what /proc shows; no BPF: {report.health.ledger_error}"
+        return (
+            Outcome.DEGRADED,
+            f"only what /proc shows, because BPF is unavailable: {report.health.ledger_error}",
+        )
     missing = "; ".join(status.reason or status.hook.name for status in wanted)
     return Outcome.DEGRADED, f"no hook is attached: {missing}"
 
@@ -140,7 +143,7 @@ def _processes(report: NodeReport) -> Check:
             label=label,
             outcome=Outcome.BAD,
             finding="the host's /proc cannot be read",
-            remedy="run as root; in a container mount it and name its path with --proc",
+            remedy="run as root; in a container mount it and pass its path with --proc",
         )
     hooks = [status for status in _hooks(report, SCHED_PROCESS_EXEC) if status.attached]
     if hooks:
@@ -175,7 +178,7 @@ def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
     if not kernel.initial_pid_namespace:
         wrong.append("hvprobe runs in a PID namespace of its own")
     if kernel.lockdown == "confidentiality":
-        wrong.append("lockdown=confidentiality forbids BPF to read kernel memory")
+        wrong.append("lockdown=confidentiality keeps BPF from reading kernel memory")
     if wrong:
         return Check(
             label=label,
@@ -223,7 +226,7 @@ def _names(report: NodeReport) -> Check:
         WatchState.LAST_KNOWN: f"from the API server, as last known: {why}",
         WatchState.UNKNOWN: f"unavailable: no VM can be named: {why}",
     }
-    remedy = "or give --standalone to name VMs by libvirt's domain names"
+    remedy = "or use --standalone to name VMs by libvirt's domain names"
     return Check(
         label="VMI names",
         outcome=state.outcome,

@@ -57,15 +57,16 @@ def _single(value: float) -> Sequence[Sample]:
 def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
     yield _gauge(
         "kubevirt_vmi_hypervisor_info",
-        "Always 1. hypervisor_type is what really executes the VM's instructions: kvm (hardware), "
+        "Always 1. hypervisor_type is what actually executes the VM's instructions: kvm "
+        "(hardware), "
         f"tcg (software emulation, about ten times slower), {_RARE}, or unknown.",
         [((*labels, vmi.verdict.type.value), 1) for labels, vmi in vms],
         labels=(*_VM, "hypervisor_type"),
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_verified",
-        "1: the kernel itself was seen running this VM so, or provably not accelerating it while "
-        "it computes. 0: inferred; run hvprobe live on the node to see why.",
+        "1: the kernel was observed running this VM on this hypervisor, or provably not "
+        "accelerating it while it used CPU. 0: inferred; run hvprobe live on the node to see why.",
         [(labels, vmi.verdict.verified) for labels, vmi in vms],
         labels=_VM,
     )
@@ -97,8 +98,8 @@ def _vmi_counters(vms: _Vms) -> Iterator[Family]:
 def _node(report: NodeReport) -> Iterator[Family]:
     yield _gauge(
         "kubevirt_node_hypervisor_available",
-        "1: the accelerator opens and creates an empty VM on this node. 0: it does not; run "
-        "hvprobe doctor there. Absent where hvprobe may not try.",
+        "1: an empty VM can be created with the accelerator on this node. 0: it cannot; run "
+        "hvprobe doctor there. Absent where hvprobe is not allowed to try.",
         [
             ((report.node, accelerator.type.value), accelerator.available)
             for accelerator in report.accelerators
@@ -109,8 +110,8 @@ def _node(report: NodeReport) -> Iterator[Family]:
     nested = say(report.virtualization.nested, "true", "false", "unknown")
     yield _gauge(
         "kubevirt_node_hypervisor_info",
-        "Always 1. module provides KVM on this node; nested is true when the node is itself a VM, "
-        "false on bare hardware, unknown where the CPU does not say.",
+        "Always 1. module provides the hypervisor on this node; nested is true when the node is "
+        "itself a VM, false on bare hardware, unknown where the CPU does not report it.",
         [
             ((report.node, kind.value, module, nested), 1)
             for kind, module in report.virtualization.modules.items()
@@ -123,8 +124,8 @@ def _processes(report: NodeReport) -> Family:
     found = Counter(process.state for process in report.processes)
     return _gauge(
         "hvprobe_processes",
-        "VMM processes by what they are: attributed to a VM; unattributed, without a VM's name "
-        "(hvprobe live shows them); probe, libvirt asking QEMU what it can do.",
+        "VMM processes by state: attributed to a VM; unattributed, without a VM's name (hvprobe "
+        "live shows them); probe, started by libvirt to learn QEMU's capabilities.",
         [((state.value,), found[state]) for state in ProcessState],
         labels=("state",),
     )
@@ -138,40 +139,42 @@ def health_families(report: NodeReport) -> Iterator[Family]:
     health = report.health
     yield _gauge(
         "hvprobe_build_info",
-        "Always 1. Versions of hvprobe, of the bcc library (empty: none usable) and of the kernel; "
-        "more than one version among the nodes is a rollout that has not ended.",
+        "Always 1. Versions of hvprobe, of the bcc library (empty: none is usable) and of the "
+        "kernel; more than one version across nodes means a rollout is in progress.",
         [((report.version, health.bcc_version or "", report.kernel), 1)],
         labels=("version", "bcc_version", "kernel"),
     )
     yield _gauge(
         "hvprobe_hook_attached",
-        "1: the kernel hook is attached by this backend. 0 with backend none: it is not, and what "
-        "it would prove is inferred or missing; run hvprobe doctor for the reason.",
+        "1: the kernel hook is attached with this backend. 0 with backend none: it is not "
+        "attached, and what it would prove is inferred or missing; run hvprobe doctor for the "
+        "reason.",
         [((status.hook.name, status.backend.value), status.attached) for status in health.hooks],
         labels=("hook", "backend"),
     )
     yield _gauge(
         "hvprobe_ledger_entries",
-        "Processes in the kernel table; at hvprobe_ledger_capacity it drops events.",
+        "Processes in the kernel table, which drops events when it holds hvprobe_ledger_capacity.",
         _single(health.ledger_entries),
     )
     yield _gauge(
         "hvprobe_ledger_capacity",
-        "Processes the kernel table has room for; 0: there is no table.",
+        "Number of processes that the kernel table has room for; 0: there is no table.",
         _single(health.ledger_capacity),
     )
     yield _counter(
         "hvprobe_ledger_dropped",
-        "Events the kernel table had no room for. While it rises, counters are too low and "
-        "verdicts of new VMs inferred: more processes than hvprobe_ledger_capacity use KVM.",
+        "Events dropped because the kernel table was full. While it rises, counters are too low "
+        "and verdicts of new VMs are inferred: more processes than hvprobe_ledger_capacity use "
+        "KVM.",
         _single(health.ledger_dropped_total),
     )
     if health.vmi_watch is not None:
         yield from _vmi_watch(health.vmi_watch)
     yield _counter(
         "hvprobe_refresh_errors",
-        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. What it "
-        "would have told is missing or last known; hvprobe doctor and the agent's log say why.",
+        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. Its data "
+        "is missing or last known; hvprobe doctor and the agent's log give the reason.",
         [((source.value,), count) for source, count in health.errors_total.items()],
         labels=("source",),
     )
@@ -181,25 +184,26 @@ def _vmi_watch(watch: WatchStatus) -> Iterator[Family]:
     yield _gauge(
         "hvprobe_vmi_watch_up",
         "1: the API server reports this node's VMIs as they change. 0: it does not, and the last "
-        "known VMIs are shown; the agent's log and hvprobe doctor say why.",
+        "known VMIs are shown; the agent's log and hvprobe doctor give the reason.",
         _single(watch.up),
     )
     yield _gauge(
         "hvprobe_vmi_watch_last_sync_timestamp_seconds",
-        "When the API server last confirmed the VMIs known here; absent until it first did. Its "
-        "age grows while the API server is lost, and by up to a minute otherwise.",
+        "When the API server last confirmed the known VMIs, in Unix time; absent before the first "
+        "confirmation. It is at most a minute old unless the API server is unreachable.",
         _single(watch.last_sync_unix_s) if watch.last_sync_unix_s is not None else [],
     )
     yield _counter(
         "hvprobe_vmi_watch_restarts",
-        "Times the watch of VMIs was opened again after it broke. Rising steadily: look at the "
-        "network to the API server, and at the agent's log.",
+        "How often the watch of VMIs was reopened after it broke. If it rises steadily, check the "
+        "network to the API server and the agent's log.",
         _single(watch.restarts),
     )
     yield _counter(
         "hvprobe_vmi_watch_malformed",
-        "Objects of the API server that cannot be VMIs and were left out; the agent's log names "
-        "them. Above 0: their VMs have no series, update hvprobe to this version of KubeVirt.",
+        "Objects from the API server that are not valid VMIs and were skipped; the agent's log "
+        "names them. Above 0, their VMs have no series: update hvprobe to match this version of "
+        "KubeVirt.",
         _single(watch.malformed_total),
     )
 
@@ -218,22 +222,22 @@ def refresh_families(
     """
     yield Histogram(
         name="hvprobe_refresh_duration_seconds",
-        help="Time one refresh took: reading the kernel table and /proc, judging, naming. Near the "
-        "scrape timeout, scrapes will be lost: look for a busy node, then raise the timeout.",
+        help="Duration of a refresh: reading the kernel table and /proc, judging, naming. Near the "
+        "scrape timeout, scrapes will fail: check the load of the node, then raise the timeout.",
         buckets=durations,
         total=total_s,
     )
     yield _gauge(
         "hvprobe_refresh_failed",
-        "1: the last refresh failed or has not ended. VM series keep their last known values for "
-        "one minute after the first failure, then disappear. See the agent's log; restart it if "
-        "this stays.",
+        "1: the last refresh failed or has not finished. VM series keep their last known values "
+        "for one minute after the first failure, then disappear. See the agent's log; restart it "
+        "if this stays.",
         _single(failed),
     )
     yield _counter(
         "hvprobe_refresh_failures",
-        "Refreshes that gave nothing. error: a defect of hvprobe, the log has the traceback. "
-        "deadline: it did not end in time, mostly a read of /proc that blocks in the kernel.",
+        "Refreshes that failed. error: a defect in hvprobe, the log has the traceback. deadline: "
+        "the refresh did not finish in time, usually because a read of /proc blocks in the kernel.",
         [((cause,), count) for cause, count in failures.items()],
         labels=("cause",),
     )
@@ -257,13 +261,13 @@ def tls_families(state: TlsState) -> Iterator[Family]:
     """Yield families about the TLS files in use."""
     yield _gauge(
         "hvprobe_tls_reload_failed",
-        "1: the TLS files have changed and cannot be used, or their certificate is expired or not "
-        "valid yet, so those before are served: the agent's log says what is wrong with them.",
+        "1: the TLS files have changed but cannot be used, or their certificate is expired or not "
+        "valid yet, so the previous ones are still in use; the agent's log gives the reason.",
         _single(state.reload_failed),
     )
     yield _gauge(
         "hvprobe_tls_certificate_expiry_timestamp_seconds",
-        "When the certificate that is served expires, in Unix time. In the past: clients that "
-        "check it refuse; renew the files, the agent takes them without a restart.",
+        "When the certificate in use expires, in Unix time. After that, clients that verify it "
+        "refuse the connection; renew the files, which the agent loads without a restart.",
         _single(state.expiry_unix_s),
     )

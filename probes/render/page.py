@@ -114,10 +114,10 @@ def _failure(
     if failure is None:
         return
     rest = (
-        " Showing the last known state, from the time above; /metrics drops the VMs "
+        " Showing the last known state, from the time above; /metrics omits the VMs "
         f"{last_known_s:g} s after the first failure."
         if report
-        else " Nothing has been seen yet."
+        else " There is no data yet."
     )
     said = element("b", text(failure), Markup("."))
     log = Markup(" The agent&rsquo;s log has the details.")

@@ -31,7 +31,7 @@ from probes.vmi.model import WatchStatus
 _T = TypeVar("_T")
 
 NOT_ANSWERED = "the API server has not answered yet"
-FALLBACK_REMEDY = "look at useEmulation in the KubeVirt resource, then restart the VM"
+FALLBACK_REMEDY = "check useEmulation in the KubeVirt resource, then restart the VM"
 
 
 def say(value: bool | None, yes: _T, no: _T, unknown: _T) -> _T:

@@ -106,7 +106,7 @@ class RefreshCache:
             await asyncio.wait({self._pending}, timeout=max(0.0, left_s))
         if self._pending is not None and not self._overdue:
             self._overdue = True
-            self._fail(Cause.DEADLINE, f"the refresh has not ended within {DEADLINE_S:g} s")
+            self._fail(Cause.DEADLINE, f"the refresh has not finished within {DEADLINE_S:g} s")
         now_s = time.monotonic()
         if self._latest is None or now_s - self._latest_s >= SHARED_FOR_S:
             self._latest_s = now_s

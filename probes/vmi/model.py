@@ -143,7 +143,7 @@ def vmi_key(obj: Mapping[str, object]) -> tuple[str, str]:
         missing = "namespace" if namespace is None else "name"
         raise MalformedVmi(f"VMI: metadata.{missing} is missing")
     if not (namespace.isprintable() and name.isprintable()):
-        raise MalformedVmi(f"VMI: {_shown(f'{namespace}/{name}')} is no Kubernetes name")
+        raise MalformedVmi(f"VMI: {_shown(f'{namespace}/{name}')} is not a Kubernetes name")
     return (namespace, name)
 
 
@@ -160,7 +160,7 @@ def _active_pods(status: Mapping[str, object], where: str) -> tuple[tuple[PodUid
     for text, node in _mapping(status, "activePods", where).items():
         uid = canonical_pod_uid(text)
         if uid is None:
-            raise MalformedVmi(f"{where}: activePods has {_shown(text)}, which is no pod uid")
+            raise MalformedVmi(f"{where}: activePods has {_shown(text)}, which is not a pod uid")
         if not isinstance(node, str):
             raise MalformedVmi(f"{where}: activePods[{uid}] is a {_kind(node)}, not a node's name")
         pods.append((uid, sys.intern(node)))

@@ -137,7 +137,7 @@ def test_a_silent_watch_is_given_up(api: ApiServer, begin: Begin, log: list[str]
     api.store.create(vmi("unheard"))
     until(lambda: names(watch) == {"default/unheard"}, "found by the next list")
     until(lambda: watch.status().restarts >= 1, "the next watch up")
-    assert any("said nothing for 0.3 s" in line for line in log)
+    assert any("sent no data for 0.3 s" in line for line in log)
 
 
 @pytest.mark.parametrize("kind", [FaultKind.HANG, FaultKind.STALL])

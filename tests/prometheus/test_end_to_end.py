@@ -188,6 +188,6 @@ def test_a_scraper_without_certificate_is_refused(tmp_path: Path) -> None:
                 agent.get(path)
             with caught.value as refused:
                 assert refused.code == 403
-                assert refused.read() == b"a client certificate is needed\n"
+                assert refused.read() == b"a client certificate is required\n"
         assert agent.get("/healthz") == "alive\n"
         assert agent.get("/readyz") == "ready\n"

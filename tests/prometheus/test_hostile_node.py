@@ -135,7 +135,7 @@ def test_a_node_name_no_label_can_hold(name: bytes) -> None:
     assert (said.returncode, said.stdout) == (2, b"")
     (line,) = said.stderr.decode("ascii").splitlines()
     assert line.startswith("hvprobe: node name '")
-    assert line.endswith("has unprintable characters; give another by --node")
+    assert line.endswith("contains unprintable characters; use another with --node")
 
 
 ILLEGAL_NAMES = (

@@ -221,7 +221,7 @@ def test_all_busy(
         assert [peer.answer().status for peer in busy] == [200] * 4
         scrape(serving, tls=context)
     assert [r.getMessage() for r in caplog.records if "connections:" in r.getMessage()] == [
-        "4 connections: from now on the longest waiting one makes room for a new one"
+        "4 connections: from now on the longest idle one is closed for a new one"
     ]
 
 

@@ -166,7 +166,7 @@ def test_client_certificates(
             assert peer.answer().body == b"alive"
             peer.get("https://127.0.0.1/?x=/healthz")
             answer = peer.answer()
-            assert (answer.status, answer.body) == (403, b"a client certificate is needed\n")
+            assert (answer.status, answer.body) == (403, b"a client certificate is required\n")
 
 
 def test_clients_without_a_client_ca(authority: Authority) -> None:
@@ -425,7 +425,7 @@ def test_start_with_an_invalid_certificate(
         secret.publish(good, authority.cert)
         assert ask(serving, client) == der(good.cert)
     (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert line.endswith("; serving it all the same")
+    assert line.endswith("; using it anyway")
 
 
 def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) -> None:

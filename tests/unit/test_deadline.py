@@ -118,7 +118,7 @@ def test_a_refresh_that_never_ends(fifo: Path, arguments: Sequence[str]) -> None
     assert command.returncode == 1, err
     assert out == ""
     (line,) = [line for line in err.splitlines() if "attaching" not in line]
-    assert line.startswith("hvprobe: the refresh has not ended within 0.3 s: ")
+    assert line.startswith("hvprobe: the refresh has not finished within 0.3 s: ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -152,7 +152,7 @@ def test_an_agent_that_cannot_stop(fifo: Path, number: signal.Signals) -> None:
         _, err = command.communicate(timeout=WAIT_S)
     assert command.returncode == 1
     assert err.splitlines()[-1].endswith(
-        "ERROR stopping has not ended within 0.3 s: ending at once"
+        "ERROR shutdown has not finished within 0.3 s: exiting now"
     )
 
 

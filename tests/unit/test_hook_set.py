@@ -205,7 +205,7 @@ def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
     given = HookSet(HOOKS, cast("Programs", programs), places=places, sys_root=sysfs.root)
     assert status(given, KVM_USERSPACE_EXIT).backend is Backend.RAW_TRACEPOINT
     reason = status(given, SCHED_PROCESS_FREE).reason or ""
-    assert reason.startswith("tracepoint sched:sched_process_free: pid do not stand")
+    assert reason.startswith("tracepoint sched:sched_process_free: pid moved")
     assert reason.endswith("restart hvprobe")
 
 

@@ -207,7 +207,7 @@ def test_a_failed_refresh_is_shown_first() -> None:
     assert '</header>\n<main>\n<p class="alarm"' in drawn(rich_report(), failure="it <failed>")
     assert "it <failed>." in Read(drawn(rich_report(), failure="it <failed>")).text
     nothing = Read(drawn(None, failure="it failed"))
-    assert "Nothing has been seen yet." in nothing.text
+    assert "There is no data yet." in nothing.text
     assert nothing.rows == []
 
 

@@ -81,7 +81,7 @@ def test_names_lockdown() -> None:
     }
     assert ["lockdown" in text for text in refusal.values()] == [True, False]
     unseen = perf_event_refusal(given, paranoid="2\n", lockdown="")
-    assert "lockdown=confidentiality, which cannot be seen" in unseen
+    assert "lockdown=confidentiality, which hvprobe cannot check" in unseen
 
 
 def test_names_a_security_module_when_all_is_there() -> None:

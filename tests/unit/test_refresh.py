@@ -173,7 +173,7 @@ def test_callers_do_not_wait_for_a_refresh_that_hangs(monkeypatch: pytest.Monkey
         node.outcome = replace(rich_report(), node="after")
         for _ in range(5):
             latest = await cache.latest()
-            assert latest.failure == "the refresh has not ended within 0.05 s"
+            assert latest.failure == "the refresh has not finished within 0.05 s"
             assert latest.report is good
         assert node.refreshes == 2
         node.gate.set()

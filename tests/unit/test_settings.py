@@ -152,8 +152,12 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
     "log format by variable": (("agent",), {"HVPROBE_LOG_FORMAT": "xml"}, "give text or json"),
     "log format in capitals": (("agent", "--log-format", "JSON"), {}, "give text or json"),
     "switch": (("agent",), {"HVPROBE_STANDALONE": "banana"}, "HVPROBE_STANDALONE='banana'"),
-    "switch of live": (("live",), {"HVPROBE_ONCE": "2"}, "neither true nor false; give one of 1,"),
-    "ledger capacity": (("agent", "--ledger-capacity", "many"), {}, "'many' is no number from 256"),
+    "switch of live": (("live",), {"HVPROBE_ONCE": "2"}, "neither true nor false; use one of 1,"),
+    "ledger capacity": (
+        ("agent", "--ledger-capacity", "many"),
+        {},
+        "'many' is not a number from 256",
+    ),
     "ledger capacity 0": (("live", "--ledger-capacity", "0"), {}, "from 256 to 65536"),
     "ledger capacity too small": (("doctor", "--ledger-capacity", "255"), {}, "255"),
     "ledger capacity too big": (("snapshot",), {"HVPROBE_LEDGER_CAPACITY": "65537"}, "65537"),
@@ -230,7 +234,7 @@ def test_a_node_name_must_be_printable(node: str) -> None:
         settings("agent", "--node", node)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
-    assert str(caught.value).endswith("has unprintable characters; give another by --node")
+    assert str(caught.value).endswith("contains unprintable characters; use another with --node")
 
 
 def test_any_printable_node_name_is_taken() -> None:

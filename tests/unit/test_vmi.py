@@ -101,14 +101,14 @@ MALFORMED = [
     ("metadata.namespace", ..., "metadata.namespace is missing"),
     ("metadata.name", "", "metadata.name is missing"),
     ("metadata.name", 7, "name is a int, not a string"),
-    ("metadata.name", "two\nlines", "no Kubernetes name"),
+    ("metadata.name", "two\nlines", "is not a Kubernetes name"),
     ("spec", [], "VMI lab/beta: spec is a list, not an object"),
     ("spec.architecture", {}, "architecture is a dict"),
     ("status", "Running", "status is a str, not an object"),
     ("status.phase", 1, "phase is a int"),
     ("status.nodeName", ["node-a"], "nodeName is a list"),
     ("status.activePods", [POD], "activePods is a list"),
-    ("status.activePods", {"pod-1": "node-a"}, "activePods has 'pod-1', which is no pod uid"),
+    ("status.activePods", {"pod-1": "node-a"}, "activePods has 'pod-1', which is not a pod uid"),
     ("status.activePods", {POD: None}, "is a NoneType, not a node's name"),
 ]
 

@@ -198,7 +198,7 @@ def _reasons_note(data: FrameData) -> str:
     if exits.trust in (CounterTrust.BLIND, CounterTrust.MISSING):
         return f"exit reasons unavailable: {exits.why}"
     lost = data.reasons_lost_total
-    dropped = f"; {lost} exits dropped for want of room" if lost else ""
+    dropped = f"; {lost} exits dropped because the table is full" if lost else ""
     return f"exit reasons: since first shown; {REASONS_COST}{dropped}"
 
 
@@ -227,7 +227,7 @@ def _reason_line(reason: ReasonRate, most: int, *, ascii_only: bool) -> Text:
 def _footer(view: ViewState, layout: Layout, *, shown: int, of: int) -> Text:
     words = visible(view.words, ascii_only=layout.ascii_only)
     if view.editing:
-        return Text(f"filter: {words}_   Enter keeps it, Esc clears it", "bold")
+        return Text(f"filter: {words}_   Enter applies, Esc clears", "bold")
     place = f"{view.top + 1}-{view.top + shown} of {of}" if shown else "0 of 0"
     line = Text(f"{place}  ", "dim")
     if view.words:

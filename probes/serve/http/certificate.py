@@ -44,7 +44,7 @@ def validity(pem: bytes) -> Validity:
     """
     found = _BLOCK.search(pem)
     if found is None:
-        raise ValueError("there is no certificate in it")
+        raise ValueError("it contains no certificate")
     try:
         certificate = base64.b64decode(found[1])
         (signed, *_) = _items(_only(certificate, _SEQUENCE))

@@ -236,15 +236,15 @@ class Connection:
 def _refusal(head: h11.Request) -> Response | None:
     """Return the refusal of an invalid request, which ends the connection; None: it is valid."""
     if head.http_version not in (b"1.0", b"1.1"):
-        return plain_text(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here")
+        return plain_text(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1")
     if head.method not in (b"GET", b"HEAD"):
         allow = ("Allow", "GET, HEAD")
         return plain_text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", allow)
     if _path(head.target) is None:
-        return plain_text(HTTPStatus.BAD_REQUEST, "the request target is no path and no URL")
+        return plain_text(HTTPStatus.BAD_REQUEST, "the request target is neither a path nor a URL")
     for name, value in head.headers:
         if name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0):
-            return plain_text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request may have no body")
+            return plain_text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "requests must not have a body")
     return None
 
 

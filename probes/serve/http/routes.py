@@ -138,7 +138,7 @@ class Routes:
         403: the client is not admitted; 404: there is no such route; 500, 503: the handler failed.
         """
         if not request.admitted and request.path not in self._open_to_all:
-            return message(plain_text(HTTPStatus.FORBIDDEN, "a client certificate is needed"))
+            return message(plain_text(HTTPStatus.FORBIDDEN, "a client certificate is required"))
         handler = self._handlers.get(request.path)
         if handler is None:
             return message(plain_text(HTTPStatus.NOT_FOUND, "not found"))
@@ -151,7 +151,7 @@ class Routes:
             task.cancel()
         if not task.done() or task.cancelled():
             late = f"no answer within {self._deadline_s:g} s"
-            line = late if not task.done() else "the answer was given up"
+            line = late if not task.done() else "the response was abandoned"
             self._note(request.path, line, None)
             return message(unavailable(line))
         failure = task.exception()

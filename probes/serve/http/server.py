@@ -162,7 +162,7 @@ class Server:
         full = len(self._served) >= self._limits.connections_max
         if full and not self._full:
             self._log.warning(
-                "%d connections: from now on the longest waiting one makes room for a new one",
+                "%d connections: from now on the longest idle one is closed for a new one",
                 len(self._served),
             )
         self._full = full

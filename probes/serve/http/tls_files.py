@@ -66,7 +66,7 @@ class Certificates:
         self._credentials = self._load()
         wrong = self._credentials.validity.wrong_at(unix_s())
         if wrong is not None:
-            log.warning("TLS certificate %s is %s; serving it all the same", files.cert, wrong)
+            log.warning("TLS certificate %s is %s; using it anyway", files.cert, wrong)
         self._failure: str | None = None
         self._tried_s = clock_s()
 
@@ -126,7 +126,7 @@ class Certificates:
         if self._read_marks() != before:
             raise TlsFilesError(
                 f"TLS file {self._files.cert} or one that belongs to it changed while it was read; "
-                "nothing to do if this passes"
+                "no action is needed if this does not repeat"
             )
         return new
 

@@ -79,7 +79,7 @@ class VmiCache:
         """
         try:
             if not isinstance(obj, Mapping):
-                raise MalformedVmi(f"VMI: a {type(obj).__name__} stands where an object should")
+                raise MalformedVmi(f"VMI: a {type(obj).__name__} is in place of an object")
             return parse_vmi(obj)
         except MalformedVmi as err:
             self._skip(str(err))

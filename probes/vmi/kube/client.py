@@ -133,8 +133,8 @@ class ApiReader:
             yield
         except ReadTimeoutError as err:
             raise ApiError(
-                f"API server {self.server} said nothing for {self._deadline_s:g} s "
-                f"while we {verb.value} {RESOURCE}: asking again",
+                f"API server {self.server} sent no data for {self._deadline_s:g} s "
+                f"while we {verb.value} {RESOURCE}: reconnecting",
                 Failure.BROKEN if self._answered else Failure.HUNG,
             ) from err
         except SSLError as err:
@@ -144,7 +144,7 @@ class ApiReader:
             ) from err
         except PayloadError as err:
             raise ApiError(
-                f"API server {self.server} sent nonsense: {err}", Failure.BROKEN
+                f"API server {self.server} sent an invalid response: {err}", Failure.BROKEN
             ) from err
         except (HTTPError, OSError) as err:
             raise ApiError(
@@ -163,7 +163,7 @@ class ApiReader:
             value = (setting["value"] or "").strip()
             if not (value.isascii() and value.isprintable()):
                 # http.client would refuse it, with the token in the message.
-                raise ApiError(f"cannot use {self._credentials}: no token stands there")
+                raise ApiError(f"cannot use {self._credentials}: it contains no token")
             if setting["in"] == "header" and value:
                 headers[setting["key"]] = value
         return headers

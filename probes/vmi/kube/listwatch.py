@@ -111,7 +111,7 @@ def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
     try:
         cursor = _Cursor(body.decode())
     except UnicodeDecodeError as err:
-        raise PayloadError(f"a list page is no UTF-8: {err}") from err
+        raise PayloadError(f"a list page is not UTF-8: {err}") from err
     for name in cursor.members("{", "}"):
         if name == "items" and cursor.sees("["):
             for _ in cursor.members("[", "]"):
@@ -145,7 +145,7 @@ class _Cursor:
         try:
             value, self._at = _DECODER.raw_decode(self._text, self._at)
         except (ValueError, RecursionError) as err:
-            raise PayloadError(f"a list page is no JSON: {err}") from err
+            raise PayloadError(f"a list page is not JSON: {err}") from err
         return value
 
     def members(self, opening: str, closing: str) -> Iterator[object]:
@@ -183,7 +183,7 @@ def decode_event(line: bytes) -> WatchEvent:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError) as err:
-        raise PayloadError(f"a watch event is no JSON: {err}") from err
+        raise PayloadError(f"a watch event is not JSON: {err}") from err
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
         raise PayloadError("a watch event has no object")
     try:

@@ -104,7 +104,9 @@ class VmiWatch:
         return self._cache.status()
 
     def _run(self) -> None:
-        why: str | None = "the watch ended by a defect of hvprobe: see the traceback in the log"
+        why: str | None = (
+            "the watch ended because of a defect in hvprobe; see the traceback in the log"
+        )
         try:
             self._follow()
             why = None
