@@ -21,7 +21,7 @@ from ebpf.hooks import (
     Hook,
     HookStatus,
 )
-from ebpf.ledger import LedgerEntry
+from ebpf.ledger import PLACES, LedgerEntry
 from ebpf.uapi import KVM_CREATE_VM, KVM_RUN, MSHV_RUN_VP
 
 
@@ -169,10 +169,15 @@ def entries_are_seen(hooks: Collection[HookStatus]) -> bool:
 
 
 def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
-    """Yield the hypervisors of which the ledger counted any use of a vCPU."""
+    """Yield the hypervisors of which any use of a vCPU was counted.
+
+    Every refresh calls this for each record, so it looks up no more than it has to.
+    """
     for hypervisor in HYPERVISORS:
-        if any(entry.count(counter) for counter in hypervisor.run_counters):
-            yield hypervisor.type
+        for counter in hypervisor.run_counters:
+            if entry.counts[PLACES[counter.name]]:
+                yield hypervisor.type
+                break
 
 
 def _is_watched(hypervisor: Hypervisor, hooks: Collection[HookStatus]) -> bool:
