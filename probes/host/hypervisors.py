@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the hypervisors in the kernel that QEMU can use. Pure data.
+"""Lists the hypervisors in the kernel that QEMU can use, and what hooks observe of each. Pure.
 
 A row names everything by which the use of a hypervisor is recognized (device, driver, descriptors,
 run call, thread names, counters) and the trial of its availability. Reading, evidence, verdict,

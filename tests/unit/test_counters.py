@@ -11,7 +11,6 @@ from ebpf import counters
 from ebpf.counters import COUNTERS, Counter, LiveColumn, Metric
 from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook, HookStatus
 from ebpf.ledger import PLACES
-from probes.host.node import KernelFeatures
 from probes.judge.tracked import Tracking
 from probes.render.doctor import checks
 from probes.render.exposition import Exposition, Format
@@ -23,7 +22,7 @@ from probes.report.builder import HookHistory, process_reports, vmi_reports
 from probes.report.json_schema import json_schema
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.attribution import Attribution, VmName
-from tests.support.facts import VMM, entry, hooks, kernel, tracked
+from tests.support.facts import CAPABLE, VMM, entry, hooks, kernel, tracked
 from tests.support.rich_report import rich_report
 
 DIRTIED = Counter(
@@ -138,16 +137,7 @@ def test_live() -> None:
 
 def test_doctor() -> None:
     """Doctor reports how far the added counter can be trusted."""
-    features = KernelFeatures(
-        kprobes=True,
-        btf=True,
-        tracefs=True,
-        kvm_device=True,
-        lockdown="none",
-        capabilities_missing=(),
-        initial_pid_namespace=True,
-    )
-    found = {check.label: check for check in checks(two_reports()[1], features)}["dirtied pages"]
+    found = {check.label: check for check in checks(two_reports()[1], CAPABLE)}["dirtied pages"]
     assert found.finding == "counted: kvm_dirty_ring_push has fired on this node"
 
 
