@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists the counters of a process, and where each one is shown. Pure data.
 
-A counter is a field of ``struct ledger_activity`` (ledger.h) to which a hook's program adds. The
-mirror of that record, reports, JSON and its schema, metrics, page, live view and doctor iterate
-over ``COUNTERS``. They read it at the time of use, as ``counters.COUNTERS``. Must not know what a
-counter proves: probes.judge owns that.
+A counter is a field of ``struct ledger_activity`` or ``struct ledger_cpu_activity`` (ledger.h) to
+which a hook's program adds. The mirrors of these records, reports, JSON and its schema, metrics,
+page, live view and doctor iterate over ``COUNTERS``. They read it at the time of use, as
+``counters.COUNTERS``. Must not know what a counter proves: probes.judge owns that.
 """
 
 from dataclasses import dataclass
@@ -44,11 +44,15 @@ class Counter:
     """One counter of a process."""
 
     name: str
-    """Field of ``struct ledger_activity``, and key of its total and trust in reports."""
+    """Field of its record in ledger.h, and key of its total and trust in reports."""
     hook: Hook
     """The hook whose program adds to the counter."""
     counts: str
     """The events that it counts, as a noun phrase."""
+    per_cpu: bool = False
+    """Whether each CPU counts for itself, in ``struct ledger_cpu_activity``, because the event is
+    so short that an atomic addition would show. False: all CPUs add to one field of ``struct
+    ledger_activity``, so reading it costs the same on any number of CPUs."""
     json: str | None = None
     """Key in the JSON of a process; None: only judgement uses the counter, and no report has it."""
     metric: Metric | None = None
@@ -106,6 +110,7 @@ EXITS = Counter(
     name="exits",
     hook=KVM_EXIT,
     counts="VM exits",
+    per_cpu=True,
     json="vcpu_exits_total",
     metric=Metric(
         name="kubevirt_vmi_vcpu_exits",
@@ -131,7 +136,7 @@ MSHV_RUNS = Counter(
 )
 
 COUNTERS: tuple[Counter, ...] = (RUNS, USERSPACE_EXITS, COMPLETED_RUNS, EXITS, MSHV_RUNS)
-"""All counters, in the order of the fields of ``struct ledger_activity``."""
+"""All counters, in the order of outputs. Those of one record have the order of its fields."""
 
 
 def ranked() -> tuple[Counter, ...]:

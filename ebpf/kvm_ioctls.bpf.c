@@ -46,6 +46,6 @@ int on_kvm_vcpu_ioctl(struct pt_regs *ctx)
 		return 0;
 	mine = activity_of(current_tgid());
 	if (mine)
-		mine->runs += 1;
+		__sync_fetch_and_add(&mine->runs, 1);
 	return 0;
 }

@@ -7,7 +7,7 @@
  *   LEDGER_COMMON    the number of slots, the lowest ones, that any process can
  *                    have; the others are reserved for processes that use a vCPU
  *   LEDGER_CPUS      one more than the greatest number of a CPU on this node
- *   RECENT_PLACES    processes whose slots are found without a lookup, see below
+ *   RECENT_PLACES    places on each CPU, a power of 2, see below
  *   LIFE_PAGES       times LEDGER_LIFE_BYTES: above the greatest process number
  */
 #include "ledger.h"
@@ -26,7 +26,8 @@
  * events.
  */
 BPF_F_TABLE("array", u32, struct ledger_process, records, LEDGER_CAPACITY, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct ledger_activity, activity, LEDGER_CAPACITY *LEDGER_CPUS,
+BPF_F_TABLE("array", u32, struct ledger_activity, activity, LEDGER_CAPACITY, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct ledger_cpu_activity, cpu_activity, LEDGER_CAPACITY *LEDGER_CPUS,
 	    BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, totals, LEDGER_TOTALS, BPF_F_MMAPABLE);
 
@@ -45,13 +46,18 @@ BPF_STACK(reserved_slots, u32, LEDGER_CAPACITY);
 BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
 
 /*
- * The slot of a process, for the programs that run at every exit, because this
- * is cheaper than a lookup in the hash. It is direct-mapped by tgid, with the
- * slot in the upper half and the tgid in the lower, read and written as one
- * word. Two processes that share a place evict each other, which costs a lookup
- * but no count: the counters stay where they are.
+ * Where a VM exit is counted, because one lookup in an array is cheaper than a
+ * lookup in the hash and another one at the slot. A CPU's places are
+ * direct-mapped by tgid. A place belongs to the first process that takes it
+ * until that process's record is removed. Other processes that share its number
+ * count at their slots. Counts never move.
+ *
+ * Only the place's own CPU writes its counters. Of `owner`, that CPU writes the
+ * change from free to owned and from released to free, and the removal of the
+ * owner's record the change from owned to released. So no write can undo
+ * another one, and none needs an atomic operation.
  */
-BPF_F_TABLE("array", u32, u64, recent, RECENT_PLACES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct ledger_place, places, RECENT_PLACES *LEDGER_CPUS, BPF_F_MMAPABLE);
 
 /*
  * Numbers at which a process or thread began its life or a process ended, and 1
@@ -151,55 +157,121 @@ static __always_inline struct ledger_process *process_of(u32 tgid, enum shows sh
 }
 
 /*
- * Returns this CPU's counters of a process that uses a vCPU. A process has
- * counters only with a record. Callers add without an atomic operation, because
- * they run with preemption disabled.
+ * Returns the counters that a process that uses a vCPU has on all CPUs together.
+ * A process has counters only with a record. Callers add atomically.
  */
 static __always_inline struct ledger_activity *activity_of(u32 tgid)
 {
-	u32 place = tgid % RECENT_PLACES;
-	u64 *recently = recent.lookup(&place);
-	u64 found;
-	u32 *slot, at;
+	u32 *slot = slot_of(tgid, SHOWS_VCPU);
 
-	if (!recently)
+	return slot ? activity.lookup(slot) : NULL;
+}
+
+static __always_inline void mark(u64 *where)
+{
+	/* A write at each event would take the record away from all other CPUs. */
+	if (!*(volatile u64 *)where)
+		*(volatile u64 *)where = 1;
+}
+
+/*
+ * Returns this CPU's counters of a process that does not own the place. A
+ * process takes a free place. It clears one that was released and counts at its
+ * slot this time: on a CPU that reorders writes, the reader might otherwise see
+ * the new owner before the cleared counters. A later event takes the place, and
+ * KVM orders memory before each guest entry (smp_store_mb() of vcpu->mode in
+ * kvm_arch_vcpu_ioctl_run(), arch/arm64/kvm/arm.c; x86 keeps writes in order).
+ */
+static __always_inline struct ledger_cpu_activity *
+activity_beside(u32 tgid, u32 cpu, struct ledger_place *place, u64 owner)
+{
+	u32 *known = slot_of(tgid, SHOWS_VCPU), slot, at;
+	struct ledger_process *record;
+
+	if (!known)
 		return NULL;
-	found = *(volatile u64 *)recently;
-	if ((u32)found != tgid) {
-		slot = slot_of(tgid, SHOWS_VCPU);
-		if (!slot)
-			return NULL;
-		found = (u64)*slot << 32 | tgid;
-		*(volatile u64 *)recently = found;
+	slot = *known;
+	record = records.lookup(&slot);
+	/* While the reader removes the record, its entry in the hash may become another's. */
+	if (!record || record->tgid != tgid)
+		return NULL;
+	if (!owner) {
+		mark(&record->in_places);
+		*(volatile u64 *)&place->owner = (u64)slot << 32 | tgid;
+		return &place->activity;
 	}
-	at = bpf_get_smp_processor_id() * LEDGER_CAPACITY + (found >> 32);
-	return activity.lookup(&at);
+	if (owner == LEDGER_RELEASED) {
+		place->activity = (struct ledger_cpu_activity){};
+		*(volatile u64 *)&place->owner = 0;
+	}
+	mark(&record->in_slot);
+	at = cpu * LEDGER_CAPACITY + slot;
+	return cpu_activity.lookup(&at);
+}
+
+/*
+ * Returns this CPU's counters of a process that uses a vCPU. Callers add without
+ * an atomic operation, because they run with preemption disabled and never
+ * inside each other.
+ */
+static __always_inline struct ledger_cpu_activity *cpu_activity_of(u32 tgid)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	u32 at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+	struct ledger_place *place = places.lookup(&at);
+	u64 owner;
+
+	if (!place)
+		return NULL;
+	owner = *(volatile u64 *)&place->owner;
+	if ((u32)owner == tgid)
+		return &place->activity;
+	return activity_beside(tgid, cpu, place, owner);
+}
+
+/*
+ * Releases the places of a process on all CPUs and clears the counters of its
+ * slot there. The complete owner is compared, because only the removal of this
+ * very record may release a place.
+ */
+static __always_inline void recycle_on_cpus(u32 tgid, u32 slot)
+{
+	struct ledger_cpu_activity *mine;
+	struct ledger_place *place;
+	u32 at;
+
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
+		at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+		place = places.lookup(&at);
+		if (place && *(volatile u64 *)&place->owner == ((u64)slot << 32 | tgid))
+			*(volatile u64 *)&place->owner = LEDGER_RELEASED;
+		at = cpu * LEDGER_CAPACITY + slot;
+		mine = cpu_activity.lookup(&at);
+		if (mine)
+			*mine = (struct ledger_cpu_activity){};
+	}
 }
 
 /*
  * The order matters. The record ends before its counters are cleared, so a
  * reader that still finds the record after it has read the counters has read
  * the record's own. Everything is cleared before another process can get the
- * slot.
+ * slot. By then the process has no thread in a guest.
  */
 static __always_inline void recycle(u32 tgid, u32 slot, struct ledger_process *record)
 {
-	u32 place = tgid % RECENT_PLACES, at;
-	u64 *recently = recent.lookup(&place);
-	struct ledger_activity *mine;
+	struct ledger_activity *mine = activity.lookup(&slot);
 
-	if (recently && (u32)*recently == tgid)
-		*(volatile u64 *)recently = 0;
 	*(volatile u64 *)&record->first_ns = 0;
 	record->leader_exit_ns = 0;
 	record->vms_created = 0;
 	record->vcpus_created = 0;
-	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
-		at = cpu * LEDGER_CAPACITY + slot;
-		mine = activity.lookup(&at);
-		if (mine)
-			*mine = (struct ledger_activity){};
-	}
+	if (mine)
+		*mine = (struct ledger_activity){};
+	if (record->in_places || record->in_slot)
+		recycle_on_cpus(tgid, slot);
+	record->in_places = 0;
+	record->in_slot = 0;
 	give_slot_back(slot);
 }
 

@@ -29,19 +29,42 @@ struct ledger_process {
 	__u64 leader_exit_ns; /* when its main thread ended */
 	__u64 vms_created;    /* KVM_CREATE_VM calls */
 	__u64 vcpus_created;  /* KVM_CREATE_VCPU calls */
+	__u64 in_places;      /* 1: some of its per-CPU counts are in places */
+	__u64 in_slot;	      /* 1: some of its per-CPU counts are at its slot */
 };
 
 /*
- * One per slot and CPU. Only that CPU writes it, at every event, and it is
- * cleared when the process's record ends. Ordered by CPU, then by slot.
+ * One per slot, for events that take microseconds. All CPUs add to it
+ * atomically. It is cleared when the process's record ends.
  */
 struct ledger_activity {
 	__u64 runs;	       /* KVM_RUN calls */
 	__u64 userspace_exits; /* KVM_RUN returned to the VMM (kvm_userspace_exit) */
 	__u64 completed_runs;  /* those returns that prove a run */
-	__u64 exits;	       /* the guest left the CPU (kvm_exit) */
 	__u64 mshv_runs;       /* MSHV_RUN_VP calls */
 };
+
+/*
+ * Counters of events so short that an atomic operation would show. Only one CPU
+ * writes each of them. A process's count is the sum over its places on all CPUs
+ * and over the counters at its slot, of which there is one set for each CPU,
+ * ordered by CPU, then by slot.
+ */
+struct ledger_cpu_activity {
+	__u64 exits; /* the guest left the CPU (kvm_exit) */
+};
+
+/*
+ * A place for the per-CPU counters of one process, found by its number alone.
+ * Ordered by CPU, then by place. See ledger.bpf.c.
+ */
+struct ledger_place {
+	__u64 owner; /* slot << 32 | tgid; 0: free; LEDGER_RELEASED: to be cleared */
+	struct ledger_cpu_activity activity;
+};
+
+/* The owner of a place whose owner's record has ended. No process has number 0. */
+#define LEDGER_RELEASED (1ULL << 63)
 
 /* One byte for each process and thread number; 1: a life began at this number. */
 #define LEDGER_LIFE_BYTES 4096

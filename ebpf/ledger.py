@@ -27,13 +27,27 @@ class ProcessRecord(ctypes.Structure):
         ("leader_exit_ns", ctypes.c_uint64),
         ("vms_created", ctypes.c_uint64),
         ("vcpus_created", ctypes.c_uint64),
+        ("in_places", ctypes.c_uint64),
+        ("in_slot", ctypes.c_uint64),
     )
 
 
 class ActivityRecord(ctypes.Structure):
-    """Mirrors ``struct ledger_activity``, which exists once per slot and CPU."""
+    """Mirrors ``struct ledger_activity``: the counters of a slot that all CPUs share."""
 
-    _fields_ = tuple((counter.name, ctypes.c_uint64) for counter in COUNTERS)
+    _fields_ = tuple((counter.name, ctypes.c_uint64) for counter in COUNTERS if not counter.per_cpu)
+
+
+class CpuActivityRecord(ctypes.Structure):
+    """Mirrors ``struct ledger_cpu_activity``: the counters that each CPU has for itself."""
+
+    _fields_ = tuple((counter.name, ctypes.c_uint64) for counter in COUNTERS if counter.per_cpu)
+
+
+class PlaceRecord(ctypes.Structure):
+    """Mirrors ``struct ledger_place``: per-CPU counters of one process, found by its number."""
+
+    _fields_ = (("owner", ctypes.c_uint64), ("activity", CpuActivityRecord))
 
 
 class LivesRecord(ctypes.Structure):
@@ -49,6 +63,8 @@ def word_of(record: type[ctypes.Structure], field: str) -> int:
 
 RECORD_WORDS = ctypes.sizeof(ProcessRecord) // WORD_BYTES
 ACTIVITY_WORDS = ctypes.sizeof(ActivityRecord) // WORD_BYTES
+CPU_ACTIVITY_WORDS = ctypes.sizeof(CpuActivityRecord) // WORD_BYTES
+PLACE_WORDS = ctypes.sizeof(PlaceRecord) // WORD_BYTES
 LIFE_BYTES = ctypes.sizeof(LivesRecord)
 
 _FIRST_NS = word_of(ProcessRecord, "first_ns")
@@ -56,11 +72,18 @@ _TGID = word_of(ProcessRecord, "tgid")
 _LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
 _VMS_CREATED = word_of(ProcessRecord, "vms_created")
 _VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
-PLACES: dict[str, int] = {counter.name: place for place, counter in enumerate(COUNTERS)}
-"""Index of each counter, by the counter's name.
-
-It holds for the words of a slot's counters and for ``LedgerEntry.counts``.
-"""
+_IN_PLACES = word_of(ProcessRecord, "in_places")
+_IN_SLOT = word_of(ProcessRecord, "in_slot")
+NOT_COUNTED = (0,) * CPU_ACTIVITY_WORDS
+"""Counters that each CPU has for itself, of a process for which none has counted."""
+RELEASED = 1 << 63
+"""Mirrors ``LEDGER_RELEASED``: the owner of a place that its CPU has yet to clear."""
+PLACES: dict[str, int] = {
+    field: place
+    for place, (field, *_) in enumerate((*ActivityRecord._fields_, *CpuActivityRecord._fields_))
+}
+"""Index of each counter in ``LedgerEntry.counts``, by the counter's name: those that all CPUs share
+come first."""
 
 
 class Total(IntEnum):
@@ -123,17 +146,54 @@ class KernelSnapshot:
     """Why there is no ledger, in one line; None: there is one."""
 
 
+def owner_of(tgid: int, slot: int) -> int:
+    """Return what a place of a process holds as its owner."""
+    return slot << 32 | tgid
+
+
+def tgid_of(owner: int) -> int:
+    """Return the process of a place by the place's owner."""
+    return owner & 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerCpuCounts:
+    """Which processes have counts that the reader has to collect from all CPUs."""
+
+    in_places: Mapping[int, int]
+    """Slots of those with counts in places, by their owner."""
+    in_slot: Sequence[int]
+    """Slots of those with counts at their slots."""
+
+
+def per_cpu_counts(records: Sequence[int]) -> PerCpuCounts:
+    """Return what the words of all records say of the counts that each CPU has for itself."""
+    return PerCpuCounts(
+        in_places={
+            owner_of(records[slot * RECORD_WORDS + _TGID], slot): slot
+            for slot, is_so in enumerate(records[_IN_PLACES::RECORD_WORDS])
+            if is_so
+        },
+        in_slot=[slot for slot, is_so in enumerate(records[_IN_SLOT::RECORD_WORDS]) if is_so],
+    )
+
+
 def entries_from(
-    before: Sequence[int], activity: Sequence[int], after: Sequence[int]
+    before: Sequence[int],
+    activity: Sequence[int],
+    cpu_activity: Mapping[int, tuple[int, ...]],
+    after: Sequence[int],
 ) -> tuple[dict[int, LedgerEntry], bool]:
     """Join records with the counters of their slots.
 
     Returns entries by tgid, and whether they are complete. before and after hold the words of all
     records, slot by slot in the order of ProcessRecord, as read before and after the counters.
-    activity holds the counters of the slots in before, slot by slot in the order of ActivityRecord,
-    summed over all CPUs. A record that does not belong to the same process in both may have been
-    joined with another process's counters, so it is left out. The same holds for a record in a slot
-    beyond the end of before, because it is new.
+    activity holds the shared counters of the slots in before, slot by slot in the order of
+    ActivityRecord. cpu_activity holds by slot the counters that each CPU has for itself, summed
+    over all CPUs, in the order of CpuActivityRecord; a slot without any may be absent. A record
+    that does not belong to the same process in both may have been joined with another process's
+    counters, so it is left out. The same holds for a record in a slot beyond the end of before,
+    because it is new.
     """
     entries: dict[int, LedgerEntry] = {}
     complete = True
@@ -152,6 +212,7 @@ def entries_from(
             after[at + _LEADER_EXIT_NS] or None,
             after[at + _VMS_CREATED],
             after[at + _VCPUS_CREATED],
-            tuple(activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS]),
+            tuple(activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS])
+            + cpu_activity.get(slot, NOT_COUNTED),
         )
     return entries, complete

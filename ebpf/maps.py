@@ -9,9 +9,11 @@ stack runs, the kernel runs no kprobe and no tracepoint program on that CPU (led
 import ctypes
 import mmap
 from collections.abc import Iterator
-from operator import add
 
 from ebpf.bpf_syscall import Command, Update, bpf, map_element
+
+_PIECE_RECORDS = 512
+"""Records that MappedArray.used() compares at a time."""
 
 
 class BatchAttributes(ctypes.Structure):
@@ -129,28 +131,38 @@ class MappedArray:
         return self._view[: self._block_words : self._words].tolist()
 
     def used(self) -> int:
-        """Count the records of the first block up to the last one whose first word is not 0."""
-        column = self._view[: self._block_words : self._words].tobytes().rstrip(b"\0")
-        return -(-len(column) // self._view.itemsize)
+        """Count the records of the first block up to the last one whose first word is not 0.
 
-    def sums(self, records: int) -> list[int]:
-        """Sum the first records of all blocks, counter by counter, into one flat list.
-
-        Each counter is read atomically, but counting continues during the call.
+        Most records of a large array are empty, and pieces of zeros are found much faster than
+        single words that are not 0.
         """
-        total: list[int] = [0] * (records * self._words)
-        for block in range(self._blocks):
-            start = block * self._block_words
-            total = list(map(add, total, self._view[start : start + len(total)].tolist()))
-        return total
+        record_bytes = self._words * self._view.itemsize
+        end = self._block_words // self._words
+        while end:
+            start = max(0, end - _PIECE_RECORDS)
+            piece = self._memory[start * record_bytes : end * record_bytes]
+            if piece != bytes(len(piece)):
+                column = memoryview(piece).cast("Q")[:: self._words].tobytes().rstrip(b"\0")
+                if column:
+                    return start - (-len(column) // self._view.itemsize)
+            end = start
+        return 0
+
+    def across(self, record: int, word: int) -> list[int]:
+        """Return one word of a record in each block.
+
+        Each is read atomically, but counting continues during the call.
+        """
+        start, end = record * self._words + word, self._blocks * self._block_words
+        return self._view[start : end : self._block_words].tolist()
 
     def word(self, record: int, word: int) -> int:
         """Return one word of a record of the first block."""
         return self._view[record * self._words + word]
 
-    def write(self, record: int, word: int, value: int) -> None:
-        """Set one word of a record, in the first block."""
-        self._view[record * self._words + word] = value
+    def write(self, record: int, word: int, value: int, *, block: int = 0) -> None:
+        """Set one word of a record of a block."""
+        self._view[block * self._block_words + record * self._words + word] = value
 
     def clear(self, record: int) -> None:
         """Set the counters of one record to 0 in all blocks."""

@@ -20,6 +20,6 @@ int on_mshv_vp_ioctl(struct pt_regs *ctx)
 		return 0;
 	mine = activity_of(current_tgid());
 	if (mine)
-		mine->mshv_runs += 1;
+		__sync_fetch_and_add(&mine->mshv_runs, 1);
 	return 0;
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: reads the ledger's tables from memory, and removes records on the reader's side.
+"""EDGE: makes the ledger's tables usable, and removes records on the reader's side.
 
-Owns the names and sizes of the tables, and the protocol that the reader shares with ledger.bpf.c.
-Must not know which hook writes them, nor when a record has to be removed.
+Owns the names and sizes of the tables, and the protocol of removal that the reader shares with
+ledger.bpf.c. Must not know which hook writes them, nor when a record has to be removed.
 """
 
 import os
@@ -12,32 +12,25 @@ from dataclasses import dataclass
 
 from ebpf.bpf_syscall import Update, wait_for_running_programs
 from ebpf.clock import monotonic_ns
-from ebpf.ledger import (
-    ACTIVITY_WORDS,
-    LIFE_BYTES,
-    RECORD_WORDS,
-    LedgerEntry,
-    ProcessRecord,
-    Total,
-    entries_from,
-    word_of,
-)
+from ebpf.ledger import CPU_ACTIVITY_WORDS, LIFE_BYTES, WORD_BYTES, LedgerEntry, Total
+from ebpf.ledger_arrays import ARRAYS, LedgerArrays
 from ebpf.maps import HashMap, MappedArray, MappedMarks, Stack
 
 TABLES = (
-    "records",
-    "activity",
+    *ARRAYS,
     "totals",
     "slots",
     "free_slots",
     "reserved_slots",
     "claims",
-    "recent",
     "lives",
     "life_pages",
 )
-RECENT_PLACES = 4096
-"""Processes whose counters are found without a lookup in a hash, see ledger.bpf.c."""
+RECENT_PLACES = 512
+"""Places on each CPU where exits are counted without a lookup in a hash, see ledger.bpf.c.
+
+A power of 2. All places of 512 CPUs take 4 MiB.
+"""
 PID_MAX_LIMIT = 4 * 1024 * 1024
 """The highest possible kernel.pid_max (include/linux/threads.h)."""
 
@@ -46,10 +39,9 @@ _MIN_CAPACITY, _MAX_CAPACITY = 4096, 65536
 _MAX_COUNTER_BYTES = 32 << 20
 
 MAX_READS = 3
-"""How often the records are read at most while processes start and end."""
+"""How often a total is read at most until it stands still."""
 CLAIM_NS = 10_000_000_000
 """Age at which a claim is stale. A removal takes microseconds, so an older one has failed."""
-_FIRST_NS = word_of(ProcessRecord, "first_ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +75,11 @@ class Sizes:
 def default_capacity(*, memory_bytes: int, cpus: int) -> int:
     """Return the default capacity of the ledger, far more processes than the machine can have VMs.
 
-    That is 64 for each GiB of memory, from 4096 to 65536. Each process costs 40 bytes for each CPU
-    that the machine can have, and about 130 bytes once. There are always 4096, and more only while
-    the counters stay within 32 MiB.
+    That is 64 for each GiB of memory, from 4096 to 65536. Each process costs 8 bytes for each CPU
+    that the machine can have, and about 180 bytes once. There are always 4096, and more only while
+    the counters of the CPUs stay within 32 MiB.
     """
-    affordable = _MAX_COUNTER_BYTES // (8 * ACTIVITY_WORDS * cpus)
+    affordable = _MAX_COUNTER_BYTES // (WORD_BYTES * CPU_ACTIVITY_WORDS * cpus)
     wanted = min(_SLOTS_A_GIB * memory_bytes >> 30, _MAX_CAPACITY, affordable)
     return max(wanted, _MIN_CAPACITY)
 
@@ -114,12 +106,10 @@ class Tables:
         room = sizes.capacity
         self._slots = HashMap(map_fd("slots"), key_bytes=4, value_bytes=4, capacity=room)
         self._claims = HashMap(map_fd("claims"), key_bytes=4, value_bytes=8, capacity=room)
-        self._records = _array(map_fd("records"), words=RECORD_WORDS, records=room)
-        self._activity = MappedArray(
-            map_fd("activity"), words=ACTIVITY_WORDS, block_records=room, blocks=sizes.cpus
+        self._arrays = LedgerArrays(
+            map_fd, capacity=room, cpus=sizes.cpus, places=sizes.recent_places
         )
-        self._totals = _array(map_fd("totals"), words=1, records=len(Total))
-        self._recent = _array(map_fd("recent"), words=1, records=sizes.recent_places)
+        self._totals = MappedArray(map_fd("totals"), words=1, block_records=len(Total), blocks=1)
         self.lives = MappedMarks(
             map_fd("lives"),
             map_fd("life_pages"),
@@ -145,21 +135,8 @@ class Tables:
         return self._totals.word(Total.FORKS, 0) - self._totals.word(Total.FORKS_MARKED, 0)
 
     def entries(self) -> dict[int, LedgerEntry]:
-        """Read all records with their counters from memory, which silences no hook.
-
-        A record that exists before and after its counters are read had its slot all the time. If
-        records appeared or disappeared during the read, everything is read again, up to MAX_READS
-        times. A record that is still incomplete then is left out.
-        """
-        entries: dict[int, LedgerEntry] = {}
-        for _ in range(MAX_READS):
-            before = self._records.words(self._records.used())
-            activity = self._activity.sums(len(before) // RECORD_WORDS)
-            after = self._records.words(self._records.used())
-            entries, complete = entries_from(before, activity, after)
-            if complete:
-                break
-        return entries
+        """Read all records with their counters from memory, which silences no hook."""
+        return self._arrays.entries()
 
     def forget(self, tgid: int, first_ns: int) -> None:
         """Remove the record of tgid that began at first_ns, if it still exists.
@@ -174,8 +151,7 @@ class Tables:
         try:
             slot = self._slot(key, first_ns)
             if slot is not None and self._slots.delete(key):
-                self._records.write(slot, _FIRST_NS, 0)
-                self._recent.write(self._place(tgid), 0, 0)
+                self._arrays.end(tgid, slot)
                 self._removed.append((tgid, slot))
         finally:
             self._claims.delete(key)
@@ -183,26 +159,23 @@ class Tables:
     def recycle(self) -> None:
         """Free the slots of removed records. Raises OSError when the kernel refuses.
 
-        A program that was running when a record was removed may still count in its slot, or write
-        the slot to ``recent``, where a later program finds it. So this waits for programs twice.
+        A program that was running when a record was removed may still count in its slot, or take a
+        place for it, where later programs of the process count. So this waits for programs, and
+        releases the places again. Then no program knows the slot.
         """
         if not self._removed:
             return
         wait_for_running_programs()
-        for tgid, slot in self._removed:
-            if self._recent.word(self._place(tgid), 0) == slot << 32 | tgid:
-                self._recent.write(self._place(tgid), 0, 0)
-        wait_for_running_programs()
         while self._removed:
-            _, slot = self._removed[-1]
-            self._records.clear(slot)
-            self._activity.clear(slot)
+            tgid, slot = self._removed[-1]
+            self._arrays.release(tgid, slot)
+            self._arrays.clear(slot)
             self._stack(slot).push(slot)
             self._removed.pop()
 
     def close(self) -> None:
         """Release the memory. May be called again."""
-        for table in (self._records, self._activity, self._totals, self._recent, self.lives):
+        for table in (self._arrays, self._totals, self.lives):
             table.close()
 
     def _slot(self, key: bytes, first_ns: int) -> int | None:
@@ -211,7 +184,7 @@ class Tables:
         if found is None:
             return None
         slot = int.from_bytes(found, sys.byteorder)
-        return slot if self._records.word(slot, _FIRST_NS) == first_ns else None
+        return slot if self._arrays.first_ns(slot) == first_ns else None
 
     def _claim(self, key: bytes) -> bool:
         """Claim the removal of a record. Returns False if another removal is in progress."""
@@ -225,13 +198,6 @@ class Tables:
 
     def _stack(self, slot: int) -> Stack:
         return self._common if slot < self._sizes.common else self._reserved
-
-    def _place(self, tgid: int) -> int:
-        return tgid % self._sizes.recent_places
-
-
-def _array(fd: int, *, words: int, records: int) -> MappedArray:
-    return MappedArray(fd, words=words, block_records=records, blocks=1)
 
 
 def _bytes(number: int, size: int) -> bytes:

@@ -21,7 +21,7 @@
 
 int on_kvm_exit(void *ctx)
 {
-	struct ledger_activity *mine = activity_of(current_tgid());
+	struct ledger_cpu_activity *mine = cpu_activity_of(current_tgid());
 
 	if (mine)
 		mine->exits += 1;
@@ -34,9 +34,9 @@ static __always_inline void count_return(u32 reason, int error)
 
 	if (!mine)
 		return;
-	mine->userspace_exits += 1;
+	__sync_fetch_and_add(&mine->userspace_exits, 1);
 	if (error >= 0 && reason != KVM_EXIT_FAIL_ENTRY && reason != KVM_EXIT_INTERNAL_ERROR)
-		mine->completed_runs += 1;
+		__sync_fetch_and_add(&mine->completed_runs, 1);
 }
 
 int on_kvm_userspace_exit_record(void *ctx)
@@ -57,6 +57,6 @@ int on_kvm_userspace_exit(void *ctx)
 	struct ledger_activity *mine = activity_of(current_tgid());
 
 	if (mine)
-		mine->userspace_exits += 1;
+		__sync_fetch_and_add(&mine->userspace_exits, 1);
 	return 0;
 }

@@ -107,7 +107,7 @@ class ReasonsSession:
     @property
     def lost_total(self) -> int:
         """Exits that were not counted because the table was full."""
-        return self._lost.sums(1)[0]
+        return self._lost.word(0, 0)
 
     def close(self) -> None:
         """Detach the program. May be called again."""

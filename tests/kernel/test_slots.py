@@ -90,10 +90,10 @@ def test_what_a_record_held_goes_with_it(kvmload: Path) -> None:
     ):
         wait_for(lambda: counted(session, load), "the exits are seen")
         slot = fill_with_rubbish(session, load.tgid)
-        assert rubbish_left(session, slot)
+        assert rubbish_left(session, load.tgid, slot)
         load.kill()
         wait_for_removal(session, load.tgid)
-        wait_for(lambda: rubbish_left(session, slot) == 0, "its slot is empty")
+        wait_for(lambda: rubbish_left(session, load.tgid, slot) == 0, "its slot is empty")
         bystander.step(1)
         entry = wait_for(lambda: counted(session, bystander), "the step is seen")
         assert entry.counters["userspace_exits"] == EXITS + 1 + bystander.totals["eintr"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ebpf.counters import COUNTERS, trusted
+from ebpf.counters import trusted
 from ebpf.hooks import HOOKS, KVM_USERSPACE_EXIT, Backend, Hook, HookStatus
-from ebpf.ledger import KernelSnapshot, LedgerEntry
+from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.host.process import (
@@ -49,7 +49,7 @@ def kvm_fds(
 KVM_FDS = kvm_fds(9)
 """Descriptors of a QEMU with one vCPU."""
 NO_FDS = AcceleratorFds(complete=True)
-COUNTER_NAMES = tuple(counter.name for counter in COUNTERS)
+COUNTER_NAMES = tuple(PLACES)
 ALL_HOOKS = frozenset(HOOKS)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ledger with little room, on a machine that may run other VMs: their slots are not counted on.
 
-Knows the insides of ebpf.tables. The room is made small by taking free slots away.
+Knows the insides of ebpf.tables and ebpf.ledger_arrays. The room is made small by taking free slots
+away.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from functools import partial
 
 from ebpf.bpf_syscall import map_element
 from ebpf.hooks import HOOKS, AttachPoint, Hook
-from ebpf.ledger import RECORD_WORDS, LedgerEntry
+from ebpf.ledger import ACTIVITY_WORDS, RECORD_WORDS, RELEASED, LedgerEntry, owner_of
 from ebpf.session import Session
 from ebpf.tables import Tables
 from tests.support.kernel_world import wait_for
@@ -69,23 +70,35 @@ def slot_of(session: Session, tgid: int) -> int:
 
 
 def fill_with_rubbish(session: Session, tgid: int) -> int:
-    """Every number of a process's record becomes one that is not 0; its slot."""
+    """Every number of a process's record becomes one that is not 0; its slot.
+
+    The marks are among them, and the process owns its place on each CPU where that is free.
+    """
     slot = slot_of(session, tgid)
+    arrays = tables(session)._arrays
     for word in range(2, RECORD_WORDS):
-        tables(session)._records.write(slot, word, 1)
-    activity = tables(session)._activity
-    for cpu in range(tables(session)._sizes.cpus):
-        start = cpu * activity._block_words + slot * activity._words
-        for word in range(start, start + activity._words):
-            activity._view[word] = 1
+        arrays._records.write(slot, word, 1)
+    for word in range(ACTIVITY_WORDS):
+        arrays._activity.write(slot, word, 1)
+    place = tgid % arrays._places_per_cpu
+    for cpu, owner in enumerate(arrays._places.across(place, 0)):
+        arrays._cpu_activity.write(slot, 0, 1, block=cpu)
+        if owner in {0, RELEASED}:
+            arrays._places.write(place, 1, 1, block=cpu)
+            arrays._places.write(place, 0, owner_of(tgid, slot), block=cpu)
     return slot
 
 
-def rubbish_left(session: Session, slot: int) -> int:
-    """The sum of all that a slot holds, without whose it was."""
-    records, activity = tables(session)._records, tables(session)._activity
-    block = activity.sums(slot + 1)[-activity._words :]
-    return sum(records.word(slot, word) for word in range(RECORD_WORDS) if word != 1) + sum(block)
+def rubbish_left(session: Session, tgid: int, slot: int) -> int:
+    """The sum of all that a slot and its places hold, without whose it was."""
+    arrays = tables(session)._arrays
+    owners = arrays._places.across(tgid % arrays._places_per_cpu, 0)
+    return (
+        sum(arrays._records.word(slot, word) for word in range(RECORD_WORDS) if word != 1)
+        + sum(arrays._activity.word(slot, word) for word in range(ACTIVITY_WORDS))
+        + sum(arrays._cpu_activity.across(slot, 0))
+        + owners.count(owner_of(tgid, slot))
+    )
 
 
 def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:

@@ -243,11 +243,60 @@ static struct ledger_process *record_of(u32 tgid)
 	return known_process(tgid);
 }
 
-static struct ledger_activity *counters(u32 slot, u32 cpu)
+static void exits_guest(u32 tgid, u32 cpu)
+{
+	be(tgid, tgid + 1);
+	cpu_number = cpu;
+	on_kvm_exit(NULL);
+	cpu_number = 0;
+}
+
+static u32 slot_number(u32 tgid)
+{
+	return *slots.lookup(&tgid);
+}
+
+static struct ledger_activity *counters(u32 slot)
+{
+	return activity.lookup(&slot);
+}
+
+/* The counters of a CPU at a slot. */
+static struct ledger_cpu_activity *beside(u32 slot, u32 cpu)
 {
 	u32 at = cpu * LEDGER_CAPACITY + slot;
 
-	return activity.lookup(&at);
+	return cpu_activity.lookup(&at);
+}
+
+static struct ledger_place *place_of(u32 tgid, u32 cpu)
+{
+	u32 at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+
+	return places.lookup(&at);
+}
+
+static u64 owner_in(u32 tgid, u32 slot)
+{
+	return (u64)slot << 32 | tgid;
+}
+
+/* All exits of a process, as the reader adds them up: ledger_arrays.py. */
+static u64 exits_of(u32 tgid)
+{
+	const struct ledger_process *record = record_of(tgid);
+	u32 slot = slot_number(tgid);
+	u64 sum = 0;
+
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
+		const struct ledger_place *place = place_of(tgid, cpu);
+
+		if (record->in_slot)
+			sum += beside(slot, cpu)->exits;
+		if (record->in_places && place->owner == owner_in(tgid, slot))
+			sum += place->activity.exits;
+	}
+	return sum;
 }
 
 static u64 total(u32 which)
@@ -258,13 +307,6 @@ static u64 total(u32 which)
 static u64 dropped(void)
 {
 	return total(LEDGER_DROPPED);
-}
-
-static u64 place_of(u32 tgid)
-{
-	u32 place = tgid % RECENT_PLACES;
-
-	return *recent.lookup(&place);
 }
 
 static u32 in_use(const struct table *table)
@@ -334,7 +376,7 @@ static void two_threads_race_for_a_record(void)
 	slots_table.before_insert = other_thread_makes_the_record;
 	runs(TGID);
 	CHECK(record_of(TGID)->first_ns == 5);
-	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	CHECK(counters(slot_number(TGID))->runs == 1);
 	CHECK(!dropped());
 }
 
@@ -353,39 +395,147 @@ static void a_removal_leaves_nothing(void)
 
 	creates_vm(BYSTANDER);
 	creates_vm(TGID);
-	slot = *slots.lookup(&(u32){TGID});
-	other = *slots.lookup(&(u32){BYSTANDER});
-	for (cpu_number = 0; cpu_number < LEDGER_CPUS; cpu_number++) {
-		memset(counters(slot, cpu_number), 1, sizeof(struct ledger_activity));
-		runs(BYSTANDER);
-		runs(TGID);
+	slot = slot_number(TGID);
+	other = slot_number(BYSTANDER);
+	runs(BYSTANDER);
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
+		exits_guest(TGID, cpu);
+		exits_guest(BYSTANDER, cpu);
+		*beside(slot, cpu) = (struct ledger_cpu_activity){1};
+		*beside(other, cpu) = (struct ledger_cpu_activity){1};
 	}
+	memset(counters(slot), 1, sizeof(struct ledger_activity));
 	record_of(TGID)->vcpus_created = 3;
+	record_of(TGID)->in_slot = record_of(BYSTANDER)->in_slot = 1;
 	ends(TGID, TGID);
 	is_freed(TGID);
-	CHECK(!record_of(TGID) && !place_of(TGID));
+	CHECK(!record_of(TGID));
 	records.lookup(&slot)->tgid = 0;
 	CHECK(!memcmp(records.lookup(&slot), &(struct ledger_process){},
 		      sizeof(struct ledger_process)));
+	CHECK(!memcmp(counters(slot), &(struct ledger_activity){}, sizeof(struct ledger_activity)));
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
-		CHECK(!memcmp(counters(slot, cpu), &(struct ledger_activity){},
-			      sizeof(struct ledger_activity)));
-		CHECK(counters(other, cpu)->runs == 1);
+		CHECK(!beside(slot, cpu)->exits);
+		CHECK(place_of(TGID, cpu)->owner == LEDGER_RELEASED);
 	}
-	CHECK((u32)place_of(BYSTANDER) == BYSTANDER);
+	CHECK(counters(other)->runs == 1 && exits_of(BYSTANDER) == 2 * LEDGER_CPUS);
 	CHECK(!dropped());
 }
 
-static void the_place_of_another_process_stays(void)
+/* A record without counts of single CPUs costs its removal no memory of theirs. */
+static void a_removal_without_exits_touches_no_cpu(void)
 {
+	u32 slot;
+
 	runs(TGID);
-	runs(MEETS);
-	CHECK((u32)place_of(TGID) == MEETS);
+	slot = slot_number(TGID);
+	CHECK(!record_of(TGID)->in_places && !record_of(TGID)->in_slot);
+	beside(slot, 1)->exits = 7;
 	executes(TGID);
-	CHECK((u32)place_of(TGID) == MEETS);
+	CHECK(beside(slot, 1)->exits == 7);
+	beside(slot, 1)->exits = 0;
+	exits_guest(TGID, 1);
+	CHECK(record_of(TGID)->in_places && !record_of(TGID)->in_slot);
+	executes(TGID);
+	CHECK(place_of(TGID, 1)->owner == LEDGER_RELEASED && !place_of(TGID, 0)->owner);
+	CHECK(!records.lookup(&slot)->in_places);
+}
+
+/* The other one counts at its slot, on that CPU, until the record ends. */
+static void a_place_belongs_to_the_first(void)
+{
+	exits_guest(TGID, 1);
+	exits_guest(MEETS, 1);
+	exits_guest(TGID, 1);
+	exits_guest(MEETS, 1);
+	exits_guest(MEETS, 1);
+	exits_guest(MEETS, 2);
+	CHECK(place_of(TGID, 1)->owner == owner_in(TGID, slot_number(TGID)));
+	CHECK(place_of(TGID, 1)->activity.exits == 2);
+	CHECK(beside(slot_number(MEETS), 1)->exits == 3);
+	CHECK(place_of(MEETS, 2)->activity.exits == 1);
+	CHECK(exits_of(TGID) == 2 && exits_of(MEETS) == 4);
+	CHECK(!record_of(TGID)->in_slot && record_of(MEETS)->in_slot);
+	executes(MEETS);
+	CHECK(exits_of(TGID) == 2);
+	CHECK(place_of(TGID, 1)->owner == owner_in(TGID, slot_number(TGID)));
+	CHECK(place_of(MEETS, 2)->owner == LEDGER_RELEASED);
+}
+
+/* Its counters are cleared at one exit and used from the next one on; none is lost. */
+static void a_released_place_is_cleared_before_it_is_taken(void)
+{
+	for (u32 i = 0; i < 5; i++)
+		exits_guest(TGID, 2);
+	executes(TGID);
+	CHECK(place_of(TGID, 2)->owner == LEDGER_RELEASED);
+	exits_guest(MEETS, 2);
+	CHECK(!place_of(MEETS, 2)->owner && !place_of(MEETS, 2)->activity.exits);
+	CHECK(exits_of(MEETS) == 1 && beside(slot_number(MEETS), 2)->exits == 1);
+	exits_guest(TGID, 2);
+	CHECK(place_of(TGID, 2)->owner == owner_in(TGID, slot_number(TGID)));
+	exits_guest(MEETS, 2);
+	exits_guest(TGID, 2);
+	CHECK(exits_of(MEETS) == 2 && exits_of(TGID) == 2);
+}
+
+/* The new life of a number begins at 0, also in the slot that it had before. */
+static void a_new_record_does_not_get_the_old_exits(void)
+{
+	u32 slot;
+
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++)
+		exits_guest(TGID, cpu);
+	slot = slot_number(TGID);
+	executes(TGID);
 	runs(TGID);
-	CHECK((u32)place_of(TGID) == TGID);
-	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	CHECK(slot_number(TGID) == slot && !exits_of(TGID));
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++)
+		exits_guest(TGID, cpu);
+	exits_guest(TGID, 0);
+	CHECK(exits_of(TGID) == LEDGER_CPUS + 1);
+}
+
+/*
+ * A removal by the reader left a place that names another slot. Its process counts there until the
+ * reader releases it; a removal of the process's new record does not touch it.
+ */
+static void only_its_own_removal_releases_a_place(void)
+{
+	u32 stale = LEDGER_CAPACITY - 1;
+
+	runs(TGID);
+	place_of(TGID, 0)->owner = owner_in(TGID, stale);
+	exits_guest(TGID, 0);
+	exits_guest(TGID, 1);
+	CHECK(place_of(TGID, 0)->activity.exits == 1 && exits_of(TGID) == 1);
+	executes(TGID);
+	CHECK(place_of(TGID, 0)->owner == owner_in(TGID, stale));
+	CHECK(place_of(TGID, 1)->owner == LEDGER_RELEASED);
+}
+
+/* The entry of a removed record in the hash becomes another process's while a program holds it. */
+static void a_slot_of_another_process_is_not_used(void)
+{
+	u32 slot;
+
+	runs(BYSTANDER);
+	runs(TGID);
+	slot = slot_number(TGID);
+	*slots.lookup(&(u32){TGID}) = slot_number(BYSTANDER);
+	exits_guest(TGID, 0);
+	CHECK(!place_of(TGID, 0)->owner && !exits_of(BYSTANDER));
+	place_of(TGID, 0)->owner = LEDGER_RELEASED;
+	exits_guest(TGID, 0);
+	CHECK(!exits_of(BYSTANDER));
+	*slots.lookup(&(u32){TGID}) = slot;
+}
+
+static void no_room_for_a_process_that_exits(void)
+{
+	slots_table.fail_insert = true;
+	exits_guest(TGID, 0);
+	CHECK(dropped() == 1 && !place_of(TGID, 0)->owner);
 }
 
 static void a_deletion_that_fails(void)
@@ -393,13 +543,14 @@ static void a_deletion_that_fails(void)
 	u64 first_ns;
 
 	runs(TGID);
+	exits_guest(TGID, 1);
 	first_ns = record_of(TGID)->first_ns;
 	slots_table.fail_delete = true;
 	executes(TGID);
 	slots_table.fail_delete = false;
 	CHECK(record_of(TGID)->first_ns == first_ns);
-	CHECK((u32)place_of(TGID) == TGID);
-	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	CHECK(exits_of(TGID) == 1);
+	CHECK(counters(slot_number(TGID))->runs == 1);
 	check_slots();
 	executes(TGID);
 	CHECK(!record_of(TGID));
@@ -414,7 +565,7 @@ static void a_freed_number_that_is_used_again(void)
 	CHECK(!record_of(TGID));
 	runs(TGID);
 	is_freed(TGID);
-	CHECK(counters(*slots.lookup(&(u32){TGID}), 0)->runs == 1);
+	CHECK(counters(slot_number(TGID))->runs == 1);
 	ends(TGID, TGID);
 	is_freed(TGID);
 	CHECK(!record_of(TGID));
@@ -540,7 +691,7 @@ static void returns_that_prove_a_run(void)
 	const struct ledger_activity *mine;
 
 	returns(TGID, 10, -EINTR);
-	mine = counters(*slots.lookup(&(u32){TGID}), 0);
+	mine = counters(slot_number(TGID));
 	returns(TGID, 2, -EINVAL);
 	returns(TGID, KVM_EXIT_FAIL_ENTRY, 0);
 	returns(TGID, KVM_EXIT_INTERNAL_ERROR, 0);
@@ -550,7 +701,7 @@ static void returns_that_prove_a_run(void)
 	be(TGID, TGID);
 	on_kvm_exit(NULL);
 	asks(TGID, on_mshv_vp_ioctl, MSHV_RUN_VP);
-	CHECK(mine->exits == 1 && mine->mshv_runs == 1 && !mine->runs);
+	CHECK(exits_of(TGID) == 1 && mine->mshv_runs == 1 && !mine->runs);
 }
 
 static const struct {
@@ -562,7 +713,13 @@ static const struct {
 	SCENARIO(two_threads_race_for_a_record),
 	SCENARIO(no_room_in_the_hash),
 	SCENARIO(a_removal_leaves_nothing),
-	SCENARIO(the_place_of_another_process_stays),
+	SCENARIO(a_removal_without_exits_touches_no_cpu),
+	SCENARIO(a_place_belongs_to_the_first),
+	SCENARIO(a_released_place_is_cleared_before_it_is_taken),
+	SCENARIO(a_new_record_does_not_get_the_old_exits),
+	SCENARIO(only_its_own_removal_releases_a_place),
+	SCENARIO(a_slot_of_another_process_is_not_used),
+	SCENARIO(no_room_for_a_process_that_exits),
 	SCENARIO(a_deletion_that_fails),
 	SCENARIO(a_freed_number_that_is_used_again),
 	SCENARIO(only_the_main_thread_ends_the_process),

@@ -13,12 +13,19 @@ import pytest
 from ebpf.counters import COUNTERS
 from ebpf.hooks import HOOKS
 from ebpf.ledger import (
+    PLACES,
+    RELEASED,
     ActivityRecord,
+    CpuActivityRecord,
     LedgerEntry,
     LivesRecord,
+    PlaceRecord,
     ProcessRecord,
     Total,
     entries_from,
+    owner_of,
+    per_cpu_counts,
+    tgid_of,
 )
 from probes.host.hypervisors import HypervisorType, recorded_types
 from tests.support.facts import entry, hooks, kernel
@@ -27,12 +34,14 @@ from tests.support.required import require
 RECORDS: dict[str, type[ctypes.Structure]] = {
     "ledger_process": ProcessRecord,
     "ledger_activity": ActivityRecord,
+    "ledger_cpu_activity": CpuActivityRecord,
+    "ledger_place": PlaceRecord,
     "ledger_lives": LivesRecord,
 }
 
 
 def _program() -> str:
-    """Return C that prints each record's size, each field's offset and size, and each total."""
+    """Return C that prints the size of each record, offset and size of its fields, and numbers."""
     lines = []
     for struct, mirror in RECORDS.items():
         lines.append(f'printf("{struct} size %zu\\n", sizeof(struct {struct}));')
@@ -44,6 +53,7 @@ def _program() -> str:
             )
     lines += [f'printf("LEDGER_{total.name} %d\\n", LEDGER_{total.name});' for total in Total]
     lines.append('printf("LEDGER_TOTALS %d\\n", LEDGER_TOTALS);')
+    lines.append('printf("LEDGER_RELEASED %llu\\n", LEDGER_RELEASED);')
     body = "\n\t".join(lines)
     return (
         '#include "ledger.h"\n#include <stddef.h>\n#include <stdio.h>\n\n'
@@ -59,6 +69,7 @@ def _mirrored() -> Iterator[str]:
             yield f"{struct} {field} {place.offset} {place.size}"
     yield from (f"LEDGER_{total.name} {total.value}" for total in Total)
     yield f"LEDGER_TOTALS {len(Total)}"
+    yield f"LEDGER_RELEASED {RELEASED}"
 
 
 @pytest.fixture
@@ -90,9 +101,9 @@ def test_every_field_of_the_header_is_mirrored() -> None:
     for struct, mirror in RECORDS.items():
         body = header.partition(f"struct {struct} {{")[2].partition("};")[0]
         members = [
-            line.strip().split()[1].removesuffix(";").partition("[")[0]
+            line.partition(";")[0].split()[-1].partition("[")[0]
             for line in body.splitlines()
-            if line.strip().startswith("__u")
+            if line.strip()
         ]
         assert members == [name for name, *_ in mirror._fields_]
 
@@ -108,8 +119,8 @@ def test_records_get_the_counters_of_their_slots() -> None:
         ProcessRecord(),
         ProcessRecord(first_ns=7, tgid=5, vms_created=1, vcpus_created=2),
     )
-    counters = [1, 2, 3, 4, 5, *[0] * 5, 3, 30, 29, 2**63 + 100, 0]
-    found, complete = entries_from(records, counters, records)
+    counters = [1, 2, 3, 5, *[0] * 4, 3, 30, 29, 0]
+    found, complete = entries_from(records, counters, {0: (4,), 2: (2**63 + 100,)}, records)
     assert complete
     assert found == {
         5: entry(
@@ -135,6 +146,39 @@ def test_records_get_the_counters_of_their_slots() -> None:
     }
 
 
+def test_a_slot_that_no_cpu_counted_in_has_zeros() -> None:
+    """A record without per-CPU counts has 0 of each, beside the counts that all CPUs share."""
+    records = _words(ProcessRecord(first_ns=7, tgid=5))
+    found, _ = entries_from(records, [1, 2, 3, 4], {}, records)
+    assert (
+        found[5].counters
+        == entry(runs=1, userspace_exits=2, completed_runs=3, mshv_runs=4).counters
+    )
+
+
+def test_a_counter_is_in_the_record_of_its_kind() -> None:
+    """A row of the table says which record has the counter; together they have all counters."""
+    for record, per_cpu in ((ActivityRecord, False), (CpuActivityRecord, True)):
+        fields = [name for name, *_ in record._fields_]
+        assert fields == [counter.name for counter in COUNTERS if counter.per_cpu == per_cpu]
+    assert set(PLACES) == {counter.name for counter in COUNTERS}
+    assert sorted(PLACES.values()) == list(range(len(COUNTERS)))
+
+
+def test_records_say_where_cpus_have_counted() -> None:
+    """Only marked records are collected from all CPUs: from places, from their slots, or both."""
+    records = _words(
+        ProcessRecord(first_ns=7, tgid=6, in_places=1),
+        ProcessRecord(first_ns=7, tgid=9),
+        ProcessRecord(first_ns=7, tgid=5, in_slot=1),
+        ProcessRecord(first_ns=7, tgid=2**32 - 1, in_places=1, in_slot=1),
+    )
+    found = per_cpu_counts(records)
+    assert found.in_places == {owner_of(6, 0): 0, owner_of(2**32 - 1, 3): 3}
+    assert found.in_slot == [2, 3]
+    assert [tgid_of(owner) for owner in found.in_places] == [6, 2**32 - 1]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -147,20 +191,20 @@ def test_a_slot_that_changed_hands_meanwhile_is_left_out(
     before: ProcessRecord, after: ProcessRecord
 ) -> None:
     """A slot whose owner changed during the read is absent, and the result is incomplete."""
-    assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, False)
+    assert entries_from(_words(before), [1, 2, 3, 4], {0: (5,)}, _words(after)) == ({}, False)
 
 
 def test_a_process_that_went_meanwhile_is_not_there() -> None:
     """A process that ended during the read is absent, and the result is complete."""
     before, after = ProcessRecord(first_ns=7, tgid=5), ProcessRecord(first_ns=0, tgid=5)
-    assert entries_from(_words(before), [1, 2, 3, 4, 5], _words(after)) == ({}, True)
+    assert entries_from(_words(before), [1, 2, 3, 4], {0: (5,)}, _words(after)) == ({}, True)
 
 
 def test_what_a_record_says_is_the_newer() -> None:
     """An end of the main thread during the read is in the result."""
     before = ProcessRecord(first_ns=7, tgid=5)
     after = ProcessRecord(first_ns=7, tgid=5, leader_exit_ns=9)
-    found, _ = entries_from(_words(before), [0] * 5, _words(after))
+    found, _ = entries_from(_words(before), [0] * 4, {}, _words(after))
     assert found[5].leader_exit_ns == 9
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mapped arrays, on ordinary memory files that the test writes in place of the kernel."""
 
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -157,18 +158,43 @@ def test_records_in_use_end_with_the_last_used_one(memory: Memory, array: Mapped
         assert array.used() == {0: 1, 2: 3, 1: 3}[record]
 
 
-def test_sums_are_over_all_blocks(memory: Memory, array: MappedArray) -> None:
-    """Each counter is the sum over all CPUs."""
+@pytest.mark.parametrize("piece", [1, 2, 3, 4])
+def test_records_in_use_are_found_in_any_piece(
+    memory: Memory, array: MappedArray, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """Other words of a record do not count, wherever the pieces end that are compared at once."""
+    monkeypatch.setattr("ebpf.maps._PIECE_RECORDS", piece)
+    words = memory.view.cast("Q")
+    for record in range(RECORDS):
+        words[record * WORDS + 1] = 1
+    assert array.used() == 0
+    for record in range(RECORDS):
+        words[record * WORDS] = 1 << 63
+        assert array.used() == record + 1
+
+
+def test_a_word_is_read_across_all_blocks(memory: Memory, array: MappedArray) -> None:
+    """A counter is read once for each CPU, and nothing behind the last block is read."""
     words = fill(memory)
+    memory.view.cast("Q")[WORDS * RECORDS * BLOCKS] = 1
     block = WORDS * RECORDS
-    for records in (0, 1, RECORDS):
-        assert array.sums(records) == [
-            sum(words[at + block * cpu] for cpu in range(BLOCKS)) for at in range(WORDS * records)
-        ]
+    for record, word in itertools.product(range(RECORDS), range(WORDS)):
+        at = record * WORDS + word
+        assert array.across(record, word) == [words[at + block * cpu] for cpu in range(BLOCKS)]
     assert array.column() == words[:block:WORDS]
     assert array.used() == RECORDS
     assert array.words(2) == words[: 2 * WORDS]
     assert array.word(2, 3) == words[2 * WORDS + 3]
+
+
+def test_a_word_is_written_in_one_block(memory: Memory, array: MappedArray) -> None:
+    """The write changes that word of that block; without a block it is the first one's."""
+    before = fill(memory)
+    array.write(2, 3, 11)
+    array.write(1, 4, 12, block=2)
+    after = memory.view.cast("Q").tolist()
+    changed = {2 * WORDS + 3: 11, 2 * WORDS * RECORDS + WORDS + 4: 12}
+    assert after == [changed.get(at, value) for at, value in enumerate(before)]
 
 
 def test_keys_of_a_hash_are_those_at_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,31 @@
 What ledger.bpf.c does with the same tables is tried in test_ledger_code.py.
 """
 
-import itertools
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from ebpf.bpf_syscall import Update
 from ebpf.clock import monotonic_ns
-from ebpf.ledger import ACTIVITY_WORDS, LIFE_BYTES, RECORD_WORDS
+from ebpf.ledger import (
+    ACTIVITY_WORDS,
+    CPU_ACTIVITY_WORDS,
+    LIFE_BYTES,
+    PLACE_WORDS,
+    RECORD_WORDS,
+    RELEASED,
+    ProcessRecord,
+    owner_of,
+    word_of,
+)
+from ebpf.ledger_arrays import MAX_READS
 from ebpf.maps import MappedArray
 from ebpf.tables import (
     CLAIM_NS,
-    MAX_READS,
     PID_MAX_LIMIT,
     TABLES,
     Sizes,
@@ -28,6 +37,7 @@ from ebpf.tables import (
     life_pages,
 )
 
+Change = Callable[[int], None]
 GIB = 1 << 30
 SIZES = Sizes(capacity=5, cpus=2, recent_places=4, life_pages=2)
 TGID, FIRST_NS = 42, 1007
@@ -80,15 +90,30 @@ class Kernel:
         """A process has a record in a slot, with nothing that is 0."""
         self.stack(slot).remove(slot)
         self.slots.held[key(tgid)] = key(slot)
-        for word, value in enumerate((first_ns, tgid, 3, 4, 5)):
+        for word, value in enumerate((first_ns, tgid, 3, 4, 5, 1, 1)):
             self.write("records", RECORD_WORDS * slot + word, value)
+        for word in range(ACTIVITY_WORDS):
+            self.write("activity", ACTIVITY_WORDS * slot + word, 7)
         for cpu in range(SIZES.cpus):
-            for word in range(ACTIVITY_WORDS):
-                self.write("activity", self.counter(slot, cpu) + word, 7)
-        self.write("recent", tgid % SIZES.recent_places, slot << 32 | tgid)
+            self.write("cpu_activity", self.exits_at_slot(slot, cpu), 7)
+            if self.owner(tgid, cpu) in {0, RELEASED}:
+                self.take_place(tgid, slot, cpu, exits=5)
 
-    def counter(self, slot: int, cpu: int) -> int:
-        return (SIZES.capacity * cpu + slot) * ACTIVITY_WORDS
+    def take_place(self, tgid: int, slot: int, cpu: int, *, exits: int) -> None:
+        self.write("places", self.place(tgid, cpu), owner_of(tgid, slot))
+        self.write("places", self.place(tgid, cpu) + 1, exits)
+
+    def place(self, tgid: int, cpu: int) -> int:
+        return (SIZES.recent_places * cpu + tgid % SIZES.recent_places) * PLACE_WORDS
+
+    def owner(self, tgid: int, cpu: int) -> int:
+        return self.word("places", self.place(tgid, cpu))
+
+    def exits_at_slot(self, slot: int, cpu: int) -> int:
+        return (SIZES.capacity * cpu + slot) * CPU_ACTIVITY_WORDS
+
+    def unmark(self, slot: int, field: str) -> None:
+        self.write("records", RECORD_WORDS * slot + word_of(ProcessRecord, field), 0)
 
     @property
     def slots(self) -> Hash:
@@ -111,7 +136,8 @@ class Kernel:
         return [*self.stack(0), *self.stack(SIZES.capacity - 1)]
 
     def _view(self, name: str) -> memoryview:
-        array = getattr(self.tables, f"_{name}")
+        owner = self.tables if name == "totals" else self.tables._arrays
+        array = getattr(owner, f"_{name}")
         assert isinstance(array, MappedArray)
         return array._view
 
@@ -157,42 +183,122 @@ def test_a_removed_record_leaves_nothing(kernel: Kernel, slot: int) -> None:
     kernel.tables.forget(TGID, FIRST_NS)
     assert kernel.tables.entries() == {}
     assert kernel.slots.held == kernel.claims.held == {}
-    assert kernel.word("recent", TGID % SIZES.recent_places) == 0
+    assert [kernel.owner(TGID, cpu) for cpu in range(SIZES.cpus)] == [RELEASED] * SIZES.cpus
     assert slot not in kernel.free()
     kernel.tables.recycle()
     assert kernel.stack(slot)[-1] == slot
     assert sorted(kernel.free()) == list(range(SIZES.capacity))
     for word in range(RECORD_WORDS):
         assert kernel.word("records", RECORD_WORDS * slot + word) == 0
-    for cpu, word in itertools.product(range(SIZES.cpus), range(ACTIVITY_WORDS)):
-        assert kernel.word("activity", kernel.counter(slot, cpu) + word) == 0
+    for word in range(ACTIVITY_WORDS):
+        assert kernel.word("activity", ACTIVITY_WORDS * slot + word) == 0
+    for cpu in range(SIZES.cpus):
+        assert kernel.word("cpu_activity", kernel.exits_at_slot(slot, cpu)) == 0
+        assert kernel.word("places", kernel.place(TGID, cpu) + 1) == 5, "only its CPU clears it"
 
 
-def test_a_slot_is_given_back_once_and_after_two_waits(kernel: Kernel) -> None:
-    """A program that found the slot before may still write to it, and to ``recent``."""
+def test_a_slot_is_given_back_once_and_after_a_wait(kernel: Kernel) -> None:
+    """A program that found the slot before may still write to it, and take a place for it."""
     kernel.begin(TGID, 1)
     kernel.tables.recycle()
     assert kernel.waits == []
     kernel.tables.forget(TGID, FIRST_NS)
-    kernel.write("recent", TGID % SIZES.recent_places, 1 << 32 | TGID)
-    kernel.write("activity", kernel.counter(1, 1), 8)
+    kernel.take_place(TGID, 1, 1, exits=6)
+    kernel.write("cpu_activity", kernel.exits_at_slot(1, 1), 8)
+    kernel.write("activity", ACTIVITY_WORDS, 8)
     kernel.tables.recycle()
-    assert kernel.waits == [SIZES.capacity - 1] * 2
-    assert kernel.word("recent", TGID % SIZES.recent_places) == 0
-    assert kernel.word("activity", kernel.counter(1, 1)) == 0
+    assert kernel.waits == [SIZES.capacity - 1]
+    assert kernel.owner(TGID, 1) == RELEASED
+    assert kernel.word("cpu_activity", kernel.exits_at_slot(1, 1)) == 0
+    assert kernel.word("activity", ACTIVITY_WORDS) == 0
     kernel.tables.recycle()
-    assert len(kernel.waits) == 2
+    assert len(kernel.waits) == 1
     assert sorted(kernel.free()) == list(range(SIZES.capacity))
 
 
-def test_a_place_that_has_another_slot_by_then_stays(kernel: Kernel) -> None:
-    """The process lives, and has a record again before the old one's slot is given back."""
+def test_a_place_of_the_next_record_stays(kernel: Kernel) -> None:
+    """The process lives, and has a record again before the old one's slot is given back.
+
+    A place that names the old slot is not counted as the new record's.
+    """
     kernel.begin(TGID, 1)
     kernel.tables.forget(TGID, FIRST_NS)
     kernel.begin(TGID, 0, FIRST_NS + 1)
+    kernel.take_place(TGID, 1, 1, exits=1000)
+    assert kernel.tables.entries()[TGID].counters["exits"] == 7 + 7 + 5
     kernel.tables.recycle()
-    assert kernel.word("recent", TGID % SIZES.recent_places) == TGID
+    assert [kernel.owner(TGID, cpu) for cpu in (0, 1)] == [owner_of(TGID, 0), RELEASED]
     assert kernel.tables.entries()[TGID].first_ns == FIRST_NS + 1
+
+
+def test_a_place_of_another_process_stays(kernel: Kernel) -> None:
+    """Its owner shares the number of the place with the process whose record is removed."""
+    kernel.begin(MEETS, 2)
+    kernel.begin(TGID, 1)
+    kernel.tables.forget(TGID, FIRST_NS)
+    kernel.tables.recycle()
+    assert kernel.owner(MEETS, 0) == kernel.owner(MEETS, 1) == owner_of(MEETS, 2)
+    assert kernel.tables.entries()[MEETS].counters["exits"] == 2 * (7 + 5)
+
+
+def test_exits_are_those_in_places_and_at_the_slot(kernel: Kernel) -> None:
+    """The sum over all CPUs, each count once; a place counts only for its owner."""
+    kernel.begin(TGID, 1)
+    kernel.take_place(TGID, 1, 0, exits=11)
+    kernel.take_place(MEETS, 2, 1, exits=100)
+    assert kernel.tables.entries()[TGID].counters["exits"] == 7 + 7 + 11
+    kernel.begin(MEETS, 2)
+    found = kernel.tables.entries()
+    assert (found[TGID].counters["exits"], found[MEETS].counters["exits"]) == (25, 7 + 7 + 100)
+    kernel.unmark(1, "in_slot")
+    kernel.unmark(2, "in_places")
+    found = kernel.tables.entries()
+    assert (found[TGID].counters["exits"], found[MEETS].counters["exits"]) == (11, 7 + 7)
+
+
+def test_a_place_that_changes_hands_during_a_reading(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of the new owner goes neither to the old one, whose record ends, nor twice."""
+    kernel.begin(TGID, 1)
+    kernel.begin(MEETS, 2)
+    across = MappedArray.across
+    changed: list[int] = []
+
+    def change_hands(array: MappedArray, record: int, word: int) -> list[int]:
+        if array is kernel.tables._arrays._places and word == 1 and not changed:
+            changed.append(word)
+            kernel.tables.forget(TGID, FIRST_NS)
+            for cpu in range(SIZES.cpus):
+                kernel.take_place(MEETS, 2, cpu, exits=1000)
+        return across(array, record, word)
+
+    monkeypatch.setattr(MappedArray, "across", change_hands)
+    found = kernel.tables.entries()
+    assert set(found) == {MEETS}
+    assert found[MEETS].counters["exits"] == 7 + 7
+    assert kernel.tables.entries()[MEETS].counters["exits"] == 7 + 7 + 2000
+
+
+def test_a_reading_without_exits_touches_no_memory_of_a_cpu(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no record is marked, the number of CPUs does not matter."""
+    kernel.begin(TGID, 1)
+    kernel.unmark(1, "in_places")
+    kernel.unmark(1, "in_slot")
+
+    def across(array: MappedArray, record: int, word: int) -> list[int]:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(MappedArray, "across", across)
+    assert kernel.tables.entries()[TGID].counters == {
+        "runs": 7,
+        "userspace_exits": 7,
+        "completed_runs": 7,
+        "mshv_runs": 7,
+        "exits": 0,
+    }
 
 
 @pytest.mark.parametrize("first_ns", [0, FIRST_NS - 1, FIRST_NS + 1])
@@ -203,7 +309,7 @@ def test_only_the_record_that_is_meant_is_removed(kernel: Kernel, first_ns: int)
     kernel.tables.forget(MEETS, FIRST_NS)
     kernel.tables.recycle()
     assert kernel.tables.entries()[TGID].first_ns == FIRST_NS
-    assert kernel.word("recent", TGID % SIZES.recent_places) == 1 << 32 | TGID
+    assert kernel.owner(TGID, 0) == owner_of(TGID, 1)
     assert kernel.slots.held == {key(TGID): key(1)}
     assert kernel.claims.held == {}
 
@@ -232,7 +338,8 @@ def test_a_deletion_that_fails_removes_nothing(kernel: Kernel) -> None:
     kernel.tables.forget(TGID, FIRST_NS)
     kernel.tables.recycle()
     assert kernel.word("records", RECORD_WORDS) == FIRST_NS
-    assert kernel.word("activity", kernel.counter(1, 0)) == 7
+    assert kernel.word("activity", ACTIVITY_WORDS) == 7
+    assert kernel.owner(TGID, 0) == owner_of(TGID, 1)
     assert 1 not in kernel.free()
 
 
@@ -248,17 +355,21 @@ def test_a_removal_at_work_is_left_alone(kernel: Kernel) -> None:
     assert kernel.claims.held == {}
 
 
-def changing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, first_ns: Iterator[int]) -> list[int]:
-    """Before each reading of counters the record of slot 0 is another's; the readings."""
-    sums = MappedArray.sums
+def before_counters(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, change: Change) -> list[int]:
+    """Call ``change`` with the number of each reading, before it reads the counters.
+
+    Returns how many records each reading has read.
+    """
+    words = MappedArray.words
     readings: list[int] = []
 
     def reading(array: MappedArray, records: int) -> list[int]:
-        readings.append(records)
-        kernel.write("records", 0, next(first_ns))
-        return sums(array, records)
+        if array is kernel.tables._arrays._activity:
+            readings.append(records)
+            change(len(readings))
+        return words(array, records)
 
-    monkeypatch.setattr(MappedArray, "sums", reading)
+    monkeypatch.setattr(MappedArray, "words", reading)
     return readings
 
 
@@ -268,10 +379,12 @@ def test_records_that_change_hands_are_read_again(
     """The first reading would give one process's counters to another; the second is complete."""
     kernel.begin(TGID, 0)
     kernel.begin(MEETS, 2)
-    readings = changing(kernel, monkeypatch, itertools.repeat(FIRST_NS + 1))
+    readings = before_counters(
+        monkeypatch, kernel, lambda _: kernel.write("records", 0, FIRST_NS + 1)
+    )
     entries = kernel.tables.entries()
     assert entries[TGID].first_ns == FIRST_NS + 1
-    assert entries[MEETS].counters["runs"] == 7 * SIZES.cpus
+    assert entries[MEETS].counters["runs"] == 7
     assert readings == [3, 3]
 
 
@@ -281,7 +394,9 @@ def test_reading_ends_while_records_change_hands(
     """One that never stands still is left out, the others are there."""
     kernel.begin(TGID, 0)
     kernel.begin(MEETS, 2)
-    readings = changing(kernel, monkeypatch, itertools.count(FIRST_NS + 1))
+    readings = before_counters(
+        monkeypatch, kernel, lambda reading: kernel.write("records", 0, FIRST_NS + reading)
+    )
     assert set(kernel.tables.entries()) == {MEETS}
     assert len(readings) == MAX_READS
 
@@ -291,16 +406,12 @@ def test_a_record_above_those_in_use_is_noticed(
 ) -> None:
     """A process whose record lands above all others during a reading is in the answer."""
     kernel.begin(TGID, 0)
-    sums = MappedArray.sums
-    readings: list[int] = []
 
-    def reading(array: MappedArray, records: int) -> list[int]:
-        if not readings:
+    def begin_once(reading: int) -> None:
+        if reading == 1:
             kernel.begin(MEETS, 4)
-        readings.append(records)
-        return sums(array, records)
 
-    monkeypatch.setattr(MappedArray, "sums", reading)
+    readings = before_counters(monkeypatch, kernel, begin_once)
     assert set(kernel.tables.entries()) == {TGID, MEETS}
     assert readings == [1, 5]
 
@@ -315,7 +426,7 @@ def test_events_without_room_and_forks_without_a_mark(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize(
     ("gib", "cpus", "capacity"),
-    [(1, 2, 4096), (64, 8, 4096), (256, 16, 16384), (1024, 12, 65536), (8192, 8, 65536)],
+    [(1, 2, 4096), (64, 8, 4096), (256, 16, 16384), (1024, 64, 65536), (8192, 8, 65536)],
 )
 def test_capacity_follows_the_memory(gib: int, cpus: int, capacity: int) -> None:
     """64 for each GiB, between two bounds."""
@@ -324,7 +435,7 @@ def test_capacity_follows_the_memory(gib: int, cpus: int, capacity: int) -> None
 
 def test_capacity_is_bounded_by_what_the_counters_cost() -> None:
     """A machine of very many CPUs has fewer slots, but never less than the least."""
-    assert default_capacity(memory_bytes=1024 * GIB, cpus=64) == 32 * 2**20 // (40 * 64)
+    assert default_capacity(memory_bytes=1024 * GIB, cpus=512) == 32 * 2**20 // (8 * 512)
     assert default_capacity(memory_bytes=1024 * GIB, cpus=4096) == 4096
 
 
