@@ -50,6 +50,8 @@ from bench.world import GuestThatExits
 ORDER = 10
 GOAL_NS = 12.0
 GOAL_PER_CENT = 3.0
+GOAL_TIMES = 1.0
+"""The hook's program is to cost no more than that of kvmexit-bpfcc."""
 HARDWARE_EXITS_NS = (1000, 2000)
 SETTLING = 500
 """Runs that precede the timed ones."""
@@ -69,7 +71,7 @@ PEER_TEXTS = {
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row for each of the three ways, and the hook's share of an exit on real hardware."""
+    """One row for each of the three ways, ratios to kvmexit, and shares of exits on hardware."""
     bench.release()
     plan = bench.plan
     with hook_programs() as hooks, GuestThatExits() as guest:
@@ -93,6 +95,12 @@ def measure(bench: Bench) -> Iterator[Row]:
     yield row
     warm_note = note.format(plan.hook_rounds, f"{WARM_RUNS} runs", median(warm_ns[EMPTY]))
     yield _row("warm", "one exit in the hook, run in a loop", warm_ns, EMPTY, warm_note)
+    for key, where, samples in (
+        ("real", "at a guest's real exits", real_ns),
+        ("warm", "run in a loop", warm_ns),
+    ):
+        if KVMEXIT in samples:
+            yield _over_kvmexit(key, where, samples)
     yield _row(
         "event",
         "one event with its hook, the tracepoint's own cost included",
@@ -166,6 +174,18 @@ def _row(key: str, what: str, samples: Samples, base: str, note: str) -> Row:
         goal=GOAL_NS if base == EMPTY else None,
         beside=tuple(beside),
         note=note,
+    )
+
+
+def _over_kvmexit(key: str, where: str, samples: Samples) -> Row:
+    ours, theirs = (median(over(samples, name, EMPTY)) for name in (OURS, KVMEXIT))
+    return Row(
+        key=f"hook.{key}_over_kvmexit",
+        what=f"one exit in the hook over one in that of kvmexit-bpfcc, {where}",
+        value=ours / theirs,
+        unit="times",
+        goal=GOAL_TIMES,
+        note=f"{ours:.1f} ns over {theirs:.1f} ns, each less an empty program, in the same rounds",
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 from ebpf.hooks import KVM_VCPU_IOCTL
 from ebpf.ledger import LedgerEntry
 from probes.report.model import CounterTrust
+from tests.support.kernel_ledger import kvm_exits
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import KvmLoad, wait_for
 
-DEBUGFS = Path("/sys/kernel/debug/kvm")
 CHURN = 11
 CHURN_EXITS = 7
 
@@ -26,15 +26,6 @@ def finished_entry(node: Node, load: KvmLoad) -> LedgerEntry:
         return entry if entry is not None and entry.counters["userspace_exits"] >= made else None
 
     return wait_for(last_is_in, f"{made} userspace exits of {load.tgid}")
-
-
-def kvm_exits(tgid: int) -> int | None:
-    """KVM's own count of a process's VM exits; None: this kernel does not let it be read."""
-    try:
-        found = [int((vm / "exits").read_text()) for vm in DEBUGFS.glob(f"{tgid}-*")]
-    except PermissionError:
-        return None  # lockdown
-    return sum(found) if found else None
 
 
 @pytest.mark.every_kernel

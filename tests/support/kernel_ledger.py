@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ebpf.bpf_syscall import map_element
 from ebpf.hooks import HOOKS, AttachPoint, Hook
@@ -18,6 +19,7 @@ from ebpf.session import Session
 from ebpf.tables import Tables
 from tests.support.kernel_world import wait_for
 
+DEBUGFS = Path("/sys/kernel/debug/kvm")
 OTHERS_S = 0.5
 """In this time other VMs of the machine that do anything at all get their records."""
 FREED_AFTER_S = 0.1
@@ -99,6 +101,15 @@ def rubbish_left(session: Session, tgid: int, slot: int) -> int:
         + sum(arrays._cpu_activity.across(slot, 0))
         + owners.count(owner_of(tgid, slot))
     )
+
+
+def kvm_exits(tgid: int) -> int | None:
+    """KVM's own count of a process's VM exits; None: this kernel does not let it be read."""
+    try:
+        found = [int((vm / "exits").read_text()) for vm in DEBUGFS.glob(f"{tgid}-*")]
+    except PermissionError:
+        return None  # lockdown
+    return sum(found) if found else None
 
 
 def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:
