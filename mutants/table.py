@@ -97,7 +97,7 @@ IN_THE_KERNEL = (
         file=_C,
         text="\tmark(&record->in_slot);\n",
         replacement="",
-        test=f"{_CODE}[a_place_belongs_to_the_first]",
+        test=f"{_CODE}[exits_on_all_cpus_are_exact]",
         breaks="exits of a process whose place is taken are not read",
     ),
     HandMade(

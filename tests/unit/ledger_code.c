@@ -4,9 +4,12 @@
  * this process that can fail, or be changed by another CPU, at a chosen moment.
  * So each run reproduces what a kernel does once in a million events.
  * test_ledger_code.py compiles and runs it. The first argument names a
- * scenario; without an argument the program prints all names.
+ * scenario; without an argument the program prints all names. One scenario has
+ * a thread for each CPU, all others run in one thread.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -33,12 +36,13 @@ struct pt_regs {
 	u64 second;
 };
 
-static u64 now, current;
-static u32 cpu_number;
+static u64 now;
+static _Thread_local u64 current;
+static _Thread_local u32 cpu_number;
 
 static u64 bpf_ktime_get_ns(void)
 {
-	return ++now;
+	return __atomic_add_fetch(&now, 1, __ATOMIC_RELAXED);
 }
 
 static u64 bpf_get_current_pid_tgid(void)
@@ -102,6 +106,17 @@ static int table_delete(struct table *table, u32 key)
 	return -ENOENT;
 }
 
+/* Calls on hashes and stacks exclude each other, as in the kernel; those on arrays do not. */
+static pthread_mutex_t locked = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+
+#define LOCKED(call)                                                                               \
+	({                                                                                         \
+		pthread_mutex_lock(&locked);                                                       \
+		__typeof__(call) result = call;                                                    \
+		pthread_mutex_unlock(&locked);                                                     \
+		result;                                                                            \
+	})
+
 struct stack {
 	u32 numbers[ROOM], depth;
 };
@@ -127,17 +142,19 @@ static int stack_pop(struct stack *stack, u32 *number)
 	static struct table name##_table = {.bytes = sizeof(value_type), .room = (size)};          \
 	static value_type *name##_lookup(key_type *key)                                            \
 	{                                                                                          \
+		if (!strcmp(kind, "array") && name##_table.values)                                 \
+			return table_lookup(&name##_table, *key);                                  \
 		name##_table.is_array = !strcmp(kind, "array");                                    \
-		return table_lookup(&name##_table, *key);                                          \
+		return LOCKED(table_lookup(&name##_table, *key));                                  \
 	}                                                                                          \
 	static int name##_insert(key_type *key, value_type *value)                                 \
 	{                                                                                          \
 		name##_lookup(key);                                                                \
-		return table_insert(&name##_table, *key, value);                                   \
+		return LOCKED(table_insert(&name##_table, *key, value));                           \
 	}                                                                                          \
 	static int name##_delete(key_type *key)                                                    \
 	{                                                                                          \
-		return table_delete(&name##_table, *key);                                          \
+		return LOCKED(table_delete(&name##_table, *key));                                  \
 	}                                                                                          \
 	static UNUSED struct {                                                                     \
 		value_type *(*lookup)(key_type *);                                                 \
@@ -149,11 +166,11 @@ static int stack_pop(struct stack *stack, u32 *number)
 	static struct stack name##_stack;                                                          \
 	static int name##_push(type *number, u64 flags)                                            \
 	{                                                                                          \
-		return flags ? -EINVAL : stack_push(&name##_stack, *number);                       \
+		return flags ? -EINVAL : LOCKED(stack_push(&name##_stack, *number));               \
 	}                                                                                          \
 	static int name##_pop(type *number)                                                        \
 	{                                                                                          \
-		return stack_pop(&name##_stack, number);                                           \
+		return LOCKED(stack_pop(&name##_stack, number));                                   \
 	}                                                                                          \
 	static struct {                                                                            \
 		int (*push)(type *, u64);                                                          \
@@ -281,22 +298,27 @@ static u64 owner_in(u32 tgid, u32 slot)
 	return (u64)slot << 32 | tgid;
 }
 
-/* All exits of a process, as the reader adds them up: ledger_arrays.py. */
-static u64 exits_of(u32 tgid)
+/* All exits that a process has at its slot, as the reader adds them up: ledger_arrays.py. */
+static u64 exits_at(u32 tgid, u32 slot)
 {
-	const struct ledger_process *record = record_of(tgid);
-	u32 slot = slot_number(tgid);
+	const volatile struct ledger_process *record = records.lookup(&slot);
+	bool in_places = record->in_places, in_slot = record->in_slot;
 	u64 sum = 0;
 
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
-		const struct ledger_place *place = place_of(tgid, cpu);
+		const volatile struct ledger_place *place = place_of(tgid, cpu);
 
-		if (record->in_slot)
-			sum += beside(slot, cpu)->exits;
-		if (record->in_places && place->owner == owner_in(tgid, slot))
+		if (in_slot)
+			sum += ((volatile struct ledger_cpu_activity *)beside(slot, cpu))->exits;
+		if (in_places && place->owner == owner_in(tgid, slot))
 			sum += place->activity.exits;
 	}
 	return sum;
+}
+
+static u64 exits_of(u32 tgid)
+{
+	return exits_at(tgid, slot_number(tgid));
 }
 
 static u64 total(u32 which)
@@ -704,6 +726,101 @@ static void returns_that_prove_a_run(void)
 	CHECK(exits_of(TGID) == 1 && mine->mshv_runs == 1 && !mine->runs);
 }
 
+#define GUESTS 5
+#define EVENTS 60000
+
+/* A process whose vCPU runs on one CPU at a time, and how many exits it has made in this life. */
+static struct guest {
+	pthread_mutex_t on_a_cpu;
+	u32 tgid;
+	u64 life;    /* odd while one ends and the next one begins */
+	u64 started; /* exits, counted before each */
+	u64 ended;   /* exits, counted after each */
+} guests[GUESTS];
+
+static u32 cpus_at_work;
+
+static u64 seen(const u64 *number)
+{
+	return __atomic_load_n(number, __ATOMIC_SEQ_CST);
+}
+
+static void becomes(u64 *number, u64 value)
+{
+	__atomic_store_n(number, value, __ATOMIC_SEQ_CST);
+}
+
+static void begins_a_new_life(struct guest *guest)
+{
+	becomes(&guest->life, guest->life + 1);
+	executes(guest->tgid);
+	becomes(&guest->started, 0);
+	becomes(&guest->ended, 0);
+	becomes(&guest->life, guest->life + 1);
+}
+
+static void *one_cpu(void *cpu)
+{
+	unsigned int seed = (uintptr_t)cpu;
+
+	for (u32 i = 0; i < EVENTS; i++) {
+		struct guest *guest = &guests[rand_r(&seed) % GUESTS];
+
+		if (pthread_mutex_trylock(&guest->on_a_cpu))
+			continue;
+		becomes(&guest->started, guest->started + 1);
+		exits_guest(guest->tgid, (uintptr_t)cpu);
+		becomes(&guest->ended, guest->ended + 1);
+		/* The first two live for ever, so that places are shared by old and new records. */
+		if (guest > &guests[1] && !(rand_r(&seed) % 32))
+			begins_a_new_life(guest);
+		pthread_mutex_unlock(&guest->on_a_cpu);
+	}
+	__atomic_sub_fetch(&cpus_at_work, 1, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+/* Reads one process in the order of the reader, and checks what it may believe. */
+static bool is_read_exactly(struct guest *guest)
+{
+	u64 life = seen(&guest->life), ended = seen(&guest->ended), first_ns, found = 0;
+	u32 *slot = slots.lookup(&guest->tgid), at = slot ? *slot : 0;
+	struct ledger_process *record = records.lookup(&at);
+
+	if (slot) {
+		first_ns = seen(&record->first_ns);
+		found = exits_at(guest->tgid, at);
+		if (!first_ns || seen(&record->first_ns) != first_ns || record->tgid != guest->tgid)
+			return false;
+	}
+	if (life % 2 || seen(&guest->life) != life)
+		return false;
+	CHECK(ended <= found && found <= seen(&guest->started));
+	return true;
+}
+
+static void exits_on_all_cpus_are_exact(void)
+{
+	pthread_t threads[LEDGER_CPUS];
+	u64 readings = 0;
+
+	for (u32 i = 0; i < GUESTS; i++) {
+		guests[i] = (struct guest){.tgid = TGID + i * RECENT_PLACES};
+		pthread_mutex_init(&guests[i].on_a_cpu, NULL);
+	}
+	cpus_at_work = LEDGER_CPUS;
+	for (uintptr_t cpu = 0; cpu < LEDGER_CPUS; cpu++)
+		CHECK(!pthread_create(&threads[cpu], NULL, one_cpu, (void *)cpu));
+	while (__atomic_load_n(&cpus_at_work, __ATOMIC_SEQ_CST))
+		for (u32 i = 0; i < GUESTS; i++)
+			readings += is_read_exactly(&guests[i]);
+	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++)
+		pthread_join(threads[cpu], NULL);
+	for (u32 i = 0; i < GUESTS; i++)
+		CHECK(is_read_exactly(&guests[i]));
+	CHECK(readings && !dropped());
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -728,6 +845,7 @@ static const struct {
 	SCENARIO(a_record_replaced_before_the_claim),
 	SCENARIO(half_is_kept_for_vcpus),
 	SCENARIO(returns_that_prove_a_run),
+	SCENARIO(exits_on_all_cpus_are_exact),
 };
 
 int main(int argc, char **argv)
@@ -736,6 +854,13 @@ int main(int argc, char **argv)
 
 	claims.lookup(&first);
 	slots.lookup(&first);
+	records.lookup(&first);
+	places.lookup(&first);
+	cpu_activity.lookup(&first);
+	activity.lookup(&first);
+	totals.lookup(&first);
+	lives.lookup(&first);
+	life_pages.lookup(&first);
 	for (u32 slot = LEDGER_CAPACITY; slot--;)
 		give_slot_back(slot);
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(*scenarios); i++) {

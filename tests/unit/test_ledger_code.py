@@ -31,7 +31,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header.touch()
     built = directory / "ledger_code"
     with resources.as_file(resources.files("ebpf")) as text:
-        options = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-sign-compare")
+        options = (
+            "-pthread",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unused-parameter",
+            "-Wno-sign-compare",
+        )
         where = ("-I", str(text), "-I", str(directory))
         subprocess.run([compiler, *options, *where, "-o", built, SOURCE], check=True)
     return built
