@@ -7,11 +7,12 @@ nor where.
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from ebpf.clock import monotonic_ns
 from ebpf.errors import AttachCause, AttachError
+from ebpf.hook_state import DriverState, Situation, Step, next_step
 from ebpf.hooks import (
     SCHED_PROCESS_EXEC,
     SCHED_PROCESS_EXIT,
@@ -22,6 +23,7 @@ from ebpf.hooks import (
     Hook,
     HookStatus,
     field_flag,
+    loadable,
     unattached,
 )
 from ebpf.programs import Programs
@@ -35,16 +37,6 @@ Where tracefs gives no description, a program's fields are assumed to follow the
 
 FieldPlaces = Mapping[AttachPoint, tuple[int, ...]]
 """Offsets in bytes of the fields that the programs of an attach point read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _DriverState:
-    """What sysfs says about a driver; two refreshes compare it."""
-
-    device: bool
-    """Whether the driver's device is registered. KVM's also needs its vendor module."""
-    module_inode: int | None
-    """Inode of the module's directory in sysfs, which a reload changes; None: it is not loaded."""
 
 
 def field_places(tracefs: Tracefs, hooks: Collection[Hook]) -> FieldPlaces:
@@ -78,7 +70,7 @@ class HookSet:
         places: FieldPlaces,
         sys_root: Path,
     ) -> None:
-        """Attach every hook that can be attached.
+        """Attach every hook that is always needed and can be attached.
 
         programs holds the programs of all these hooks and stays the caller's. places are the field
         offsets for which they were compiled. An optional hook is wanted if its driver's device
@@ -89,19 +81,14 @@ class HookSet:
         self._places = places
         self._tracefs = Tracefs(sys_root)
         wanted = [hook for hook in hooks if not hook.optional or self._state(hook.driver).device]
-        self._drivers = {hook.driver: self._state(hook.driver) for hook in wanted}
         self._statuses = {
             status.hook.name: status for status in unattached("not tried yet", wanted)
         }
+        self._needed: frozenset[str] = frozenset()
+        self._situations: dict[str, Situation] = {}
         self._points: dict[str, AttachPoint] = {}
-        self._beside: set[str] = set()
-        self.attached_ns = monotonic_ns()
-        """Host CLOCK_MONOTONIC (clock.py) since when every attached hook has been counting."""
-        for driver, state in self._drivers.items():
-            if driver is None or state.device:
-                self._attach_all(driver)
-            else:
-                self._mark_gone(driver)
+        self._beside: dict[str, AttachPoint] = {}
+        self._follow()
 
     @property
     def statuses(self) -> tuple[HookStatus, ...]:
@@ -128,37 +115,70 @@ class HookSet:
         statuses = [self._statuses.get(hook.name) for hook in lives]
         return all(status and status.backend is Backend.TRACEPOINT for status in statuses)
 
+    @property
+    def attached_ns(self) -> int | None:
+        """Host CLOCK_MONOTONIC (clock.py) since when every attached hook has been counting.
+
+        None: no hook is attached.
+        """
+        since = [status.attached_ns for status in self._statuses.values()]
+        return max((ns for ns in since if ns is not None), default=None)
+
+    def need(self, hooks: Collection[Hook]) -> None:
+        """Attach those of the on-demand hooks that are needed now, and detach all others.
+
+        A hook that is not on demand is always needed. While the driver of a needed hook is gone,
+        the hook stays inactive; follow_drivers() attaches it when the driver is back.
+        """
+        self._needed = frozenset(hook.name for hook in hooks)
+        self._follow()
+
     def follow_drivers(self) -> None:
         """Attach or detach the hooks of every driver whose state has changed since the last call.
 
         A tracepoint keeps its module loaded, while a kprobe goes dead without any error when its
         module is unloaded. Therefore, when the device disappears because the vendor module was
         removed, all hooks of the driver are detached, so that the administrator can unload the
-        other module as well. When the device returns, or the module has been reloaded, they are
-        attached again.
+        other module as well. When the device returns, or the module has been reloaded, those that
+        are needed are attached again.
         """
-        for driver, before in self._drivers.items():
-            now = self._state(driver)
-            if driver is None or now == before:
-                continue
-            self._drivers[driver] = now
-            self._detach_all(driver)
-            if now.device:
-                self._attach_all(driver)
-            else:
-                self._mark_gone(driver)
+        self._follow()
 
-    def _state(self, driver: Driver | None) -> _DriverState:
+    def count_missed(self) -> None:
+        """Read how many runs of each hook's programs the kernel has skipped."""
+        for name, status in self._statuses.items():
+            missed_total = self._programs.missed_total(loadable([status.hook]))
+            if missed_total != status.missed_total:
+                self._statuses[name] = replace(status, missed_total=missed_total)
+
+    def _follow(self) -> None:
+        """Do what the situation of each hook asks for. All detaching comes before any attaching."""
+        drivers = {status.hook.driver for status in self._statuses.values()}
+        states = {driver: self._state(driver) for driver in drivers}
+        steps: list[tuple[HookStatus, Step]] = []
+        for name, status in self._statuses.items():
+            hook = status.hook
+            needed = hook.on_demand is None or name in self._needed
+            now = Situation(driver=states[hook.driver], needed=needed)
+            steps.append((status, next_step(self._situations.get(name), now)))
+            self._situations[name] = now
+        for status, step in steps:
+            if step is not Step.KEEP:
+                self._detach(status.hook)
+        for status, step in steps:
+            self._statuses[status.hook.name] = self._after(step, status)
+
+    def _after(self, step: Step, status: HookStatus) -> HookStatus:
+        """Attach a detached hook if the step says so, and return its new status."""
+        driver = status.hook.driver
+        if step is Step.ATTACH:
+            return self._attached(status)
+        if step is Step.DRIVER_GONE and driver is not None:
+            return status.driver_gone(driver)
+        return status.not_needed() if step is Step.NOT_NEEDED else status
+
+    def _state(self, driver: Driver | None) -> DriverState:
         return _driver_state(self._sys_root, driver)
-
-    def _of(self, driver: Driver | None) -> list[HookStatus]:
-        return [status for status in self._statuses.values() if status.hook.driver == driver]
-
-    def _attach_all(self, driver: Driver | None) -> None:
-        """Attach each hook of a driver at the first of its attach points that works."""
-        for status in self._of(driver):
-            self._statuses[status.hook.name] = self._attached(status)
-        self.attached_ns = monotonic_ns()
 
     def _attached(self, status: HookStatus) -> HookStatus:
         """Attach one hook if possible and return its new status."""
@@ -197,25 +217,22 @@ class HookSet:
             return
         with contextlib.suppress(AttachError):
             self._attach(point, hook)
-            self._beside.add(hook.name)
+            self._beside[hook.name] = point
 
-    def _detach_all(self, driver: Driver) -> None:
-        for status in self._of(driver):
-            point = self._points.pop(status.hook.name, None)
+    def _detach(self, hook: Hook) -> None:
+        """Detach a hook from wherever it is attached, if it is."""
+        for points in (self._points, self._beside):
+            point = points.pop(hook.name, None)
             if point is not None:
                 self._programs.detach(point)
 
-    def _mark_gone(self, driver: Driver) -> None:
-        for status in self._of(driver):
-            self._statuses[status.hook.name] = status.driver_gone(driver)
 
-
-def _driver_state(sys_root: Path, driver: Driver | None) -> _DriverState:
+def _driver_state(sys_root: Path, driver: Driver | None) -> DriverState:
     """Return the state of a driver now. The kernel proper (None) is always present."""
     if driver is None:
-        return _DriverState(device=True, module_inode=None)
+        return DriverState(device=True, module_inode=None)
     inode = None
     with contextlib.suppress(OSError):
         inode = (sys_root / "module" / driver.module).stat().st_ino
     device = (sys_root / "class/misc" / driver.device).exists()
-    return _DriverState(device=device, module_inode=inode)
+    return DriverState(device=device, module_inode=inode)

@@ -68,6 +68,11 @@ class Hook:
     """The driver it belongs to; None: the kernel proper, which is always present."""
     optional: bool = False
     """Whether the hook is wanted only if its driver's device exists when hvprobe starts."""
+    on_demand: str | None = None
+    """Why nothing may need the hook, in one clause: it is attached only while it is needed.
+
+    None: the hook is always needed.
+    """
 
     @property
     def program(self) -> str:
@@ -84,21 +89,30 @@ class HookStatus:
     reason: str | None = None
     """Why it is not attached, in one line; None: it is attached."""
     attached_total: int = 0
-    """How often it was attached; more than 1 means that its driver was reloaded."""
+    """How often it was attached; more than 1 means that its driver was reloaded or that it was
+    needed again."""
     inactive: bool = False
-    """Whether it is detached because its driver is not loaded, so that there is nothing to
-    observe."""
+    """Whether it is detached on purpose: its driver is not loaded, or nothing needs it."""
+    unneeded: bool = False
+    """Whether it is detached only because nothing needs it. There may be events to observe."""
     attached_ns: int | None = None
     """Host CLOCK_MONOTONIC (clock.py) when it was last attached; None: it is not attached."""
     reads_result: bool = False
     """Whether the attach point in use can tell a successful KVM_RUN from a failed one."""
     refused: bool = False
     """Whether it is detached because the kernel denied a permission."""
+    missed_total: int | None = None
+    """Runs of its programs that the kernel skipped; None: this kernel does not count them."""
 
     @property
     def attached(self) -> bool:
         """Whether the hook is attached at any point."""
         return self.backend is not Backend.NONE
+
+    @property
+    def nothing_to_observe(self) -> bool:
+        """Whether its driver is not loaded, so that what it would observe cannot happen."""
+        return self.inactive and not self.unneeded
 
     def is_of(self, hook: Hook) -> bool:
         """Return whether this is the status of a hook.
@@ -115,6 +129,7 @@ class HookStatus:
             reason=None,
             attached_total=self.attached_total + 1,
             inactive=False,
+            unneeded=False,
             attached_ns=now_ns,
             reads_result=point.reads_result,
             refused=False,
@@ -129,12 +144,18 @@ class HookStatus:
         reason = f"/dev/{driver.device} is absent, so there is nothing to observe"
         return self._detached(reason, inactive=True)
 
+    def not_needed(self) -> "HookStatus":
+        """Return the status while nothing needs the hook."""
+        reason = f"not needed: {self.hook.on_demand}"
+        return replace(self._detached(reason, inactive=True), unneeded=True)
+
     def _detached(self, reason: str, *, inactive: bool) -> "HookStatus":
         return replace(
             self,
             backend=Backend.NONE,
             reason=reason,
             inactive=inactive,
+            unneeded=False,
             attached_ns=None,
             reads_result=False,
             refused=False,
@@ -221,6 +242,7 @@ KVM_EXIT = Hook(
     points=_tracepoint("kvm", "kvm_exit"),
     proves="a guest of the process ran on this CPU and left it",
     driver=KVM,
+    on_demand="KVM's own statistics count the exits of every VM",
 )
 SCHED_PROCESS_FORK = Hook(
     name="sched_process_fork",

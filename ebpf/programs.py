@@ -9,6 +9,7 @@ there are, nor what they are for.
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,9 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ebpf.bpf_syscall import open_kprobe, open_raw_tracepoint, open_tracepoint
+from ebpf.btf import counts_skipped_runs
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
-from ebpf.loader_protocol import Failure, Loaded, Request
+from ebpf.loader_protocol import Failure, Loadable, Loaded, Request
 from ebpf.privileges import Privileges
 from ebpf.tracefs import Tracefs
 
@@ -41,6 +43,11 @@ main(int(sys.argv[1]), int(sys.argv[2]))
 comes from the interpreter's installation and nothing from the environment, the working directory or
 sys.path."""
 _KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
+_MISSED = re.compile(r"^recursion_misses:\s*(\d+)$", re.MULTILINE)
+"""The line of a program's fdinfo that counts its skipped runs.
+
+Since Linux 9ed9e9ba2337 ("bpf: Count the number of times recursion was prevented") (v5.12).
+"""
 
 
 class Programs:
@@ -66,6 +73,7 @@ class Programs:
         self._privileges = Privileges(proc_root=proc_root, sys_root=sys_root)
         self._tracefs = Tracefs(sys_root)
         self._held: dict[AttachPoint, int] = {}
+        self._missed: dict[Loadable, int] = {}
         wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
         self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
         if self._loaded.error is not None:
@@ -74,6 +82,7 @@ class Programs:
             raise BpfUnavailableError(self._why_unavailable(failure), refused=refused)
         self.bcc_version = self._loaded.bcc_version
         """Version of the library that compiled."""
+        self._misses_counted = counts_skipped_runs(sys_root)
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map by its name in the text; it stays owned by this object."""
@@ -112,11 +121,36 @@ class Programs:
         if fd is not None:
             os.close(fd)
 
+    def missed_total(self, programs: Iterable[tuple[str, Backend]]) -> int | None:
+        """Return how many runs of these programs the kernel has skipped since they were loaded.
+
+        None: this kernel does not count them. A 0 is believed only if it does (see ``btf``); any
+        other number is always true. The total never falls, because programs stay loaded while they
+        are detached, and a program that cannot be read keeps its last number.
+        """
+        counted = [
+            missed
+            for name, backend in dict.fromkeys(programs)
+            if (missed := self._missed_by((name, backend.value))) is not None
+        ]
+        total = sum(counted)
+        return total if total or (counted and self._misses_counted) else None
+
     def close(self) -> None:
         """Detach and release everything. May be called again."""
         for point in [*self._held]:
             self.detach(point)
         self._loaded.close()
+
+    def _missed_by(self, program: Loadable) -> int | None:
+        """Return how many runs of a program were skipped, as last read; None: it is unknown."""
+        fd = self._loaded.programs.get(program)
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                found = _MISSED.search((self._proc_root / f"self/fdinfo/{fd}").read_text())
+                if found:
+                    self._missed[program] = int(found[1])
+        return self._missed.get(program)
 
     def _open(self, point: AttachPoint, program_fd: int) -> int:
         match point.backend:

@@ -7,7 +7,7 @@ pod or a VMI is: it returns the kernel's records and the state of each hook, not
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -42,7 +42,7 @@ class Session:
         proc_root: Path = Path("/proc"),
         hooks: Sequence[Hook] = HOOKS,
     ) -> None:
-        """Compile the programs and attach every hook that can be attached.
+        """Compile the programs and attach every hook that can be attached and is always needed.
 
         capacity: see default_capacity(). proc_root is a /proc whose ``self`` is this process.
         Raises BpfUnavailableError when there can be no ledger; nothing stays loaded then.
@@ -73,8 +73,9 @@ class Session:
             opened.callback(self._tables.close)
             self._hook_set = HookSet(hooks, self._programs, places=places, sys_root=sys_root)
             self._unmarked_forks = self._tables.unmarked_forks()
-            if not self._hook_set.any_attached:
-                last = self.hooks[-1]
+            failed = [status for status in self.hooks if not status.unneeded]
+            if failed and not self._hook_set.any_attached:
+                last = failed[-1]
                 raise BpfUnavailableError(
                     f"no hook can be attached: {last.reason}", refused=last.refused
                 )
@@ -96,12 +97,20 @@ class Session:
         """The version of the bcc library in use."""
         return self._programs.bcc_version
 
+    def need(self, hooks: Collection[Hook]) -> None:
+        """Attach the on-demand hooks among these at once, and detach the other on-demand hooks.
+
+        Nothing is compiled again. A hook that cannot be attached says so in its status.
+        """
+        self._hook_set.need(hooks)
+
     def read(self) -> KernelSnapshot:
         """Read the ledger now. Raises LedgerReadError when the kernel refuses.
 
         This also attaches or detaches hooks whose driver has been loaded or unloaded.
         """
         self._hook_set.follow_drivers()
+        self._hook_set.count_missed()
         try:
             self._tables.recycle()
             entries = self._tables.entries()

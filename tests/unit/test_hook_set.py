@@ -3,7 +3,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -36,6 +36,8 @@ class Recorder:
     refused: set[Backend] = field(default_factory=set)
     reachable: bool = True
     """Whether tracefs lists the tracepoints."""
+    missed: dict[str, int] = field(default_factory=dict)
+    """Skipped runs by program; a program that is absent is not counted."""
     held: set[AttachPoint] = field(default_factory=set)
     calls: list[tuple[str, str]] = field(default_factory=list)
 
@@ -50,6 +52,10 @@ class Recorder:
     def detach(self, point: AttachPoint) -> None:
         self.calls.append(("detach", point.target))
         self.held.remove(point)
+
+    def missed_total(self, programs: Sequence[tuple[str, Backend]]) -> int | None:
+        found = [self.missed[name] for name, _ in programs if name in self.missed]
+        return sum(found) if found else None
 
     def check_reachable(self, point: AttachPoint) -> None:
         if not self.reachable:
@@ -98,9 +104,17 @@ def sysfs(tmp_path: Path) -> Sysfs:
     return made
 
 
-def hook_set(sysfs: Sysfs, programs: Recorder, hooks: Sequence[Hook] = HOOKS) -> HookSet:
+def hook_set(
+    sysfs: Sysfs,
+    programs: Recorder,
+    hooks: Sequence[Hook] = HOOKS,
+    *,
+    needed: Sequence[Hook] = HOOKS,
+) -> HookSet:
     places = field_places(Tracefs(sysfs.root), HOOKS)
-    return HookSet(hooks, cast("Programs", programs), places=places, sys_root=sysfs.root)
+    given = HookSet(hooks, cast("Programs", programs), places=places, sys_root=sysfs.root)
+    given.need(needed)
+    return given
 
 
 def status(given: HookSet, hook: Hook) -> HookStatus:
@@ -169,6 +183,7 @@ def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
     programs = Recorder()
     given = hook_set(sysfs, programs)
     before_ns = given.attached_ns
+    assert before_ns is not None
     programs.calls.clear()
     given.follow_drivers()
     assert programs.calls == []
@@ -176,12 +191,13 @@ def test_hooks_follow_their_driver(sysfs: Sysfs) -> None:
     given.follow_drivers()
     assert all(status.inactive for status in of_kvm(given))
     assert [call for call, _ in programs.calls] == ["detach"] * len(of_kvm(given))
-    assert given.attached_ns == before_ns
+    since = [status.attached_ns or 0 for status in given.statuses if status.attached]
+    assert given.attached_ns == max(since) <= before_ns
     shutil.rmtree(sysfs.root / "module")
     sysfs.load(("kvm", "kvm"))
     given.follow_drivers()
     assert [status.attached_total for status in of_kvm(given)] == [2] * len(of_kvm(given))
-    assert given.attached_ns > before_ns
+    assert (given.attached_ns or 0) > before_ns
     assert status(given, SCHED_PROCESS_FORK).attached_total == 1
 
 
@@ -193,6 +209,123 @@ def test_a_reloaded_module_is_noticed(sysfs: Sysfs) -> None:
     sysfs.reload("kvm")
     given.follow_drivers()
     assert all(status.attached and status.attached_total == 2 for status in of_kvm(given))
+
+
+def test_a_hook_on_demand_is_attached_while_it_is_needed(sysfs: Sysfs) -> None:
+    """It starts detached. A need attaches it at once; without a need it is detached again."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder()
+    given = hook_set(sysfs, programs, needed=())
+    idle = status(given, KVM_EXIT)
+    assert (idle.attached, idle.inactive, idle.unneeded) == (False, True, True)
+    assert idle.reason == "not needed: KVM's own statistics count the exits of every VM"
+    assert not idle.nothing_to_observe
+    assert all(status.attached for status in of_kvm(given) if status.hook is not KVM_EXIT)
+    others_ns = given.attached_ns
+    programs.calls.clear()
+    given.need([KVM_EXIT])
+    given.need([KVM_EXIT])
+    needed = status(given, KVM_EXIT)
+    assert (needed.attached, needed.inactive, needed.unneeded) == (True, False, False)
+    assert (needed.reason, needed.attached_total) == (None, 1)
+    assert given.attached_ns == needed.attached_ns
+    given.need([])
+    assert status(given, KVM_EXIT) == replace(idle, attached_total=1)
+    assert given.attached_ns == others_ns
+    given.need([KVM_EXIT, KVM_VCPU_IOCTL])
+    assert status(given, KVM_EXIT).attached_total == 2
+    assert programs.calls == [
+        ("attach", "on_kvm_exit"),
+        ("detach", "kvm_exit"),
+        ("attach", "on_kvm_exit"),
+    ]
+
+
+def test_other_hooks_are_always_needed(sysfs: Sysfs) -> None:
+    """A need names hooks on demand only; no other hook is detached because it is not named."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder()
+    given = hook_set(sysfs, programs)
+    on_demand = {hook for hook in HOOKS if hook.on_demand}
+    assert on_demand == {KVM_EXIT}
+    given.need([])
+    assert {status.hook for status in given.statuses if not status.attached} == on_demand
+
+
+def test_a_need_outlasts_the_driver(sysfs: Sysfs) -> None:
+    """A hook that is needed while its driver is gone is attached when the driver is back.
+
+    While it is gone, the driver is the reason, whatever is needed.
+    """
+    programs = Recorder()
+    given = hook_set(sysfs, programs, needed=())
+    for needed in ([KVM_EXIT], [], [KVM_EXIT]):
+        given.need(needed)
+        found = status(given, KVM_EXIT)
+        assert (found.inactive, found.unneeded, found.nothing_to_observe) == (True, False, True)
+        assert "/dev/kvm" in (found.reason or "")
+    sysfs.load(("kvm", "kvm"))
+    given.follow_drivers()
+    assert status(given, KVM_EXIT).attached_total == 1
+    sysfs.remove_device("kvm")
+    given.follow_drivers()
+    given.need([])
+    (sysfs.root / "class/misc/kvm").mkdir()
+    given.follow_drivers()
+    idle = status(given, KVM_EXIT)
+    assert (idle.unneeded, idle.attached_total, idle.attached_ns) == (True, 1, None)
+    sysfs.reload("kvm")
+    given.follow_drivers()
+    assert status(given, KVM_EXIT) == idle
+    given.need([KVM_EXIT])
+    assert status(given, KVM_EXIT).attached_total == 2
+
+
+def test_a_failed_attachment_is_tried_again_with_the_next_need(sysfs: Sysfs) -> None:
+    """The failure and its reason stay while the hook is needed; then it is inactive, not broken."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder(refused={Backend.RAW_TRACEPOINT, Backend.TRACEPOINT})
+    given = hook_set(sysfs, programs)
+    programs.refused.clear()
+    given.need([KVM_EXIT])
+    failed = status(given, KVM_EXIT)
+    assert (failed.attached, failed.inactive, failed.unneeded) == (False, False, False)
+    assert "not permitted" in (failed.reason or "")
+    given.need([])
+    assert status(given, KVM_EXIT).unneeded
+    given.need([KVM_EXIT])
+    assert status(given, KVM_EXIT).attached
+
+
+def test_a_program_beside_is_detached_with_its_hook(sysfs: Sysfs) -> None:
+    """Nothing of a hook that nothing needs stays attached."""
+    hook = replace(SCHED_PROCESS_FORK, on_demand="nothing forks")
+    programs = Recorder()
+    given = hook_set(sysfs, programs, [hook], needed=[hook])
+    assert len(programs.held) == 2
+    assert given.forks_are_counted
+    given.need([])
+    assert programs.held == set()
+    assert not given.any_attached
+    assert not given.forks_are_counted
+
+
+def test_missed_runs_of_all_programs_of_a_hook_are_added_up(sysfs: Sysfs) -> None:
+    """The total of a hook spans its attach points and attachments; None: it is not counted."""
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder(missed={"on_sched_process_fork": 2, "on_sched_process_fork_seen": 3})
+    given = hook_set(sysfs, programs)
+    assert {status.missed_total for status in given.statuses} == {None}
+    given.count_missed()
+    assert status(given, SCHED_PROCESS_FORK).missed_total == 5
+    assert status(given, KVM_EXIT).missed_total is None
+    programs.missed["on_kvm_exit"] = 7
+    given.count_missed()
+    given.need([])
+    assert status(given, KVM_EXIT).missed_total == 14, "two forms of the hook's program are loaded"
+    sysfs.remove_device("kvm")
+    given.follow_drivers()
+    assert status(given, KVM_EXIT).missed_total == 14
 
 
 def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:

@@ -11,6 +11,7 @@ from ebpf import hooks
 from ebpf.hooks import (
     HOOKS,
     KVM,
+    KVM_EXIT,
     KVM_USERSPACE_EXIT,
     MSHV,
     PROGRAM_FILES,
@@ -123,6 +124,23 @@ def test_attachments_are_counted_and_an_unloaded_driver_is_no_failure() -> None:
     assert (again.attached, again.inactive, again.attached_total) == (True, False, 2)
     assert [status.attached_ns for status in (once, gone, again)] == [7, None, 9]
     assert not gone.failed("no such function").inactive
+
+
+def test_a_hook_that_nothing_needs_is_inactive_and_not_broken() -> None:
+    """Its driver is there, so unlike without a driver there may be events to observe."""
+    attached = HookStatus(hook=KVM_EXIT, backend=Backend.NONE, missed_total=3).attached_at(
+        KVM_EXIT.points[0], 7
+    )
+    idle = attached.not_needed()
+    assert (idle.attached, idle.inactive, idle.unneeded) == (False, True, True)
+    assert (idle.attached_ns, idle.attached_total, idle.missed_total) == (None, 1, 3)
+    assert not idle.nothing_to_observe
+    assert idle.reason == f"not needed: {KVM_EXIT.on_demand}"
+    gone = idle.driver_gone(KVM)
+    assert (gone.inactive, gone.unneeded, gone.nothing_to_observe) == (True, False, True)
+    assert not idle.failed("no").inactive
+    assert not idle.failed("no").unneeded
+    assert not idle.attached_at(KVM_EXIT.points[0], 8).unneeded
 
 
 def test_status_says_what_the_point_in_use_can_read() -> None:

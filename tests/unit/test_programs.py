@@ -120,6 +120,72 @@ def test_without_any_program_the_error_names_the_refusal(
         Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
 
 
+def counting(
+    node: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[tuple[str, str], int], *, btf: bool
+) -> Programs:
+    """Programs that are loaded as these descriptors, on a kernel that counts skipped runs or not.
+
+    Returns them with nothing that may be closed.
+    """
+    monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded(programs=loaded))
+    monkeypatch.setattr("ebpf.programs.counts_skipped_runs", lambda _: btf)
+    (node / "proc/self/fdinfo").mkdir()
+    return Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
+
+
+def fdinfo(node: Path, fd: int, missed: int | None) -> None:
+    """Write what the kernel says about a program; None: nothing about skipped runs."""
+    said = "pos:\t0\nprog_type:\t17\nrun_cnt:\t40\n"
+    line = "" if missed is None else f"recursion_misses:\t{missed}\n"
+    (node / f"proc/self/fdinfo/{fd}").write_text(f"{said}{line}verified_insns:\t9\n")
+
+
+EXIT_RAW, EXIT_CLASSIC = ("on_exit", Backend.RAW_TRACEPOINT), ("on_exit", Backend.TRACEPOINT)
+LOADED = {("on_exit", "raw_tracepoint"): 1001, ("on_exit", "tracepoint"): 1002}
+
+
+@pytest.mark.parametrize(
+    ("missed", "btf", "total"),
+    [
+        ((0, 0), True, 0),
+        ((2, 3), True, 5),
+        ((0, 0), False, None),
+        ((2, 0), False, 2),
+        ((0, None), True, 0),
+        ((None, None), True, None),
+        ((None, None), False, None),
+    ],
+)
+def test_a_zero_counts_only_where_the_kernel_counts(
+    node: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missed: tuple[int | None, int | None],
+    *,
+    btf: bool,
+    total: int | None,
+) -> None:
+    """Runs skipped in either form of a program are added up.
+
+    A 0 of a kernel that does not count them is unknown; more than 0 is always true.
+    """
+    programs = counting(node, monkeypatch, LOADED, btf=btf)
+    for fd, number in zip(LOADED.values(), missed, strict=True):
+        fdinfo(node, fd, number)
+    assert programs.missed_total([EXIT_RAW, EXIT_CLASSIC, EXIT_RAW]) == total
+
+
+def test_skipped_runs_never_become_fewer(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose fdinfo cannot be read keeps its number. One that is not loaded has none."""
+    programs = counting(node, monkeypatch, LOADED, btf=True)
+    fdinfo(node, 1001, 5)
+    fdinfo(node, 1002, 6)
+    assert programs.missed_total([EXIT_RAW, EXIT_CLASSIC]) == 11
+    (node / "proc/self/fdinfo/1001").unlink()
+    fdinfo(node, 1002, 7)
+    assert programs.missed_total([EXIT_RAW, EXIT_CLASSIC]) == 12
+    assert programs.missed_total([("on_other", Backend.KPROBE)]) is None
+
+
 def test_machines_are_those_with_known_registers() -> None:
     """The system call numbers and the header of kprobe programs cover the same machines."""
     header = resources.files("ebpf").joinpath("include/uapi/linux/ptrace.h").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
-from ebpf.hooks import AttachPoint, Backend
+from ebpf.hooks import KVM_EXIT, AttachPoint, Backend
 from ebpf.session import Session
 
 
@@ -20,6 +20,7 @@ class Opened:
     """The exception that attaching a program raises."""
     flags: Sequence[str] = ()
     closed: list[str] = field(default_factory=list)
+    detached: list[str] = field(default_factory=list)
 
     def map_fd(self, name: str) -> int:
         raise AssertionError(name)
@@ -30,6 +31,9 @@ class Opened:
 
     def check_reachable(self, point: AttachPoint) -> None:
         pass
+
+    def detach(self, point: AttachPoint) -> None:
+        self.detached.append(point.target)
 
     def close(self) -> None:
         self.closed.append("programs")
@@ -86,6 +90,27 @@ def test_without_any_hook_everything_is_released(opened: Opened, tmp_path: Path)
     with pytest.raises(BpfUnavailableError, match="no hook can be attached"):
         session(tmp_path)
     assert sorted(opened.closed) == ["programs", "tables"]
+
+
+def test_a_hook_that_nothing_needs_hides_no_failure(opened: Opened, tmp_path: Path) -> None:
+    """The session raises the reason of a hook that could not be attached, with KVM present too."""
+    (tmp_path / "sys/class/misc/kvm").mkdir(parents=True)
+    opened.fails = AttachError("raw_tracepoint x", AttachCause.NOT_PERMITTED, "not permitted")
+    with pytest.raises(BpfUnavailableError, match="no hook can be attached: tracepoint sched:"):
+        session(tmp_path)
+
+
+def test_a_session_attaches_what_is_needed(opened: Opened, tmp_path: Path) -> None:
+    """A hook on demand is attached and detached in a session without loading anything again."""
+    (tmp_path / "sys/class/misc/kvm").mkdir(parents=True)
+    with session(tmp_path) as made:
+        found = {status.hook: status for status in made.hooks}
+        assert found[KVM_EXIT].unneeded
+        made.need([KVM_EXIT])
+        assert {status.hook: status for status in made.hooks}[KVM_EXIT].attached
+        made.need(())
+        assert {status.hook: status for status in made.hooks}[KVM_EXIT].unneeded
+    assert opened.detached == ["kvm_exit"]
 
 
 def test_an_unexpected_error_releases_everything(opened: Opened, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDGE: reads from the kernel's description of its own types (BTF) what the kernel can do.
+
+Owns the layout of BTF, as far as hvprobe needs it (include/uapi/linux/btf.h). Must not know any
+program or hook.
+"""
+
+import re
+import struct
+from pathlib import Path
+
+_HEADER = struct.Struct("<HBBIIIII")
+"""``struct btf_header``: magic, version, flags, its size, then offset and size of types and of
+strings, counted from its end. Both machines that hvprobe knows are little-endian."""
+_MAGIC = 0xEB9F
+_MISSED = (b"addrs", b"count", b"flags", b"missed")
+"""The first members of ``kprobe_multi`` in ``struct bpf_link_info``, in order.
+
+The last one exists since Linux e2b2cd592adb ("bpf: Add missed value to kprobe_multi link info")
+(v6.7).
+"""
+
+
+def counts_skipped_runs(sys_root: Path) -> bool:
+    """Return whether the kernel counts every run of a program that it skips.
+
+    All kernels since v5.12 show such a count (recursion_misses), but for kprobes and classic
+    tracepoints it stays 0 before Linux dd8657894c11 ("bpf: Count missed stats in trace_call_bpf")
+    (v6.7). That commit leaves no trace in the kernel's types. Another commit of the same series
+    does, and this relies on a kernel having both or neither. False where there is no BTF: a 0 is
+    not believed there.
+    """
+    try:
+        return _has_consecutive_members((sys_root / "kernel/btf/vmlinux").read_bytes(), _MISSED)
+    except (OSError, struct.error):
+        return False
+
+
+def _has_consecutive_members(btf: bytes, names: tuple[bytes, ...]) -> bool:
+    """Return whether any type has members with these names, one directly after the other.
+
+    A member (``struct btf_member``) is the offset of its name among the strings, and 8 more bytes.
+    To search for them takes milliseconds; to visit all 120,000 types would take Python a tenth of a
+    second.
+    """
+    magic, _, _, header_bytes, types_at, types_bytes, strings_at, strings_bytes = (
+        _HEADER.unpack_from(btf)
+    )
+    if magic != _MAGIC:
+        return False
+    types, strings = header_bytes + types_at, header_bytes + strings_at
+    members = []
+    for name in names:
+        at = btf.find(b"\0" + name + b"\0", strings, strings + strings_bytes)
+        if at < 0:
+            return False
+        members.append(re.escape(struct.pack("<I", at + 1 - strings)))
+    found = re.compile(b".{8}".join(members), re.DOTALL).search(btf, types, types + types_bytes)
+    return found is not None
