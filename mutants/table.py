@@ -278,8 +278,8 @@ IN_THE_READER = (
 IN_THE_JUDGEMENT = (
     HandMade(
         file="probes/host/hypervisors.py",
-        text="and all(status.attached or status.inactive for status in forms)",
-        replacement="and any(status.attached or status.inactive for status in forms)",
+        text="and all(status.attached or status.nothing_to_observe for status in forms)",
+        replacement="and any(status.attached or status.nothing_to_observe for status in forms)",
         test="tests/unit/test_evidence.py::test_every_hook_of_every_accelerator_has_to_watch",
         breaks="mshv counts as watched by any instead of by all of its hooks",
     ),

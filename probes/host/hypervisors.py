@@ -158,10 +158,10 @@ def all_are_watched(hooks: Collection[HookStatus]) -> bool:
 
 
 def entries_are_seen(hooks: Collection[HookStatus]) -> bool:
-    """Return whether the hooks observe the beginning of every run, or are inactive."""
+    """Return whether the hooks observe the beginning of every run, or there is none to observe."""
     for hypervisor in HYPERVISORS:
         found = [status for status in hooks if status.is_of(hypervisor.entry_seen_by)]
-        if not all(status.attached or status.inactive for status in found):
+        if not all(status.attached or status.nothing_to_observe for status in found):
             return False
         if hypervisor.expected and not found:
             return False
@@ -181,14 +181,17 @@ def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
 
 
 def _is_watched(hypervisor: Hypervisor, hooks: Collection[HookStatus]) -> bool:
-    """Return whether the hooks observe every use of a hypervisor, or its driver is gone."""
+    """Return whether the hooks observe every use of a hypervisor, or its driver is gone.
+
+    A hook that is detached because nothing needs it observes nothing, so its silence means nothing.
+    """
     wanted = [[status for status in hooks if status.is_of(hook)] for hook in hypervisor.watched_by]
     if not any(wanted):
         return not hypervisor.expected
-    if all(status.inactive for forms in wanted for status in forms):
+    if all(status.nothing_to_observe for forms in wanted for status in forms):
         return True
     return any(
         any(status.attached for status in forms)
-        and all(status.attached or status.inactive for status in forms)
+        and all(status.attached or status.nothing_to_observe for status in forms)
         for forms in wanted
     )

@@ -215,12 +215,12 @@ def _use_of(hypervisor: Hypervisor, process: VmmProcess, threads: _Threads) -> H
 def _attached_before(start_monotonic_ns: int, hooks: Iterable[HookStatus]) -> list[HookStatus]:
     """Return the hooks as they were at a time, when those attached later were not attached yet.
 
-    An inactive hook counts: while its driver has no device, no process holds what the hook would
-    observe.
+    A hook without its driver counts: while the driver has no device, no process holds what the hook
+    would observe. A hook that is detached because nothing needs it does not count.
     """
     return [
         hook
-        if hook.inactive
+        if hook.nothing_to_observe
         or (hook.attached_ns is not None and hook.attached_ns <= start_monotonic_ns)
         else replace(hook, backend=Backend.NONE, attached_ns=None)
         for hook in hooks

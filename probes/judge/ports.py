@@ -7,12 +7,17 @@ The edges themselves are ebpf.session and probes.host.reader; tests use other im
 from collections.abc import Collection
 from typing import Protocol
 
+from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot
 from probes.host.process import Inspections, Scan, VmmId
 
 
 class Ledger(Protocol):
     """The kernel's ledger (ebpf.session.Session)."""
+
+    def need(self, hooks: Collection[Hook]) -> None:
+        """Attach the on-demand hooks among these at once, and detach the other on-demand hooks."""
+        ...
 
     def read(self) -> KernelSnapshot:
         """Read the ledger now. Raises LedgerReadError when the kernel refuses."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from ebpf.errors import LedgerReadError
+from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
@@ -46,7 +47,12 @@ class Books:
         self.lives: set[int] | None = set()
         """Numbers that new_lives() returns once; None: lives are not followed."""
         self.forgotten: list[tuple[int, int]] = []
+        self.needed: list[tuple[Hook, ...]] = []
+        """Hooks of each call of need()."""
         self.bcc_version = "0.26.0"
+
+    def need(self, hooks: Collection[Hook]) -> None:
+        self.needed.append(tuple(hooks))
 
     def read(self) -> KernelSnapshot:
         if isinstance(self.says, LedgerReadError):

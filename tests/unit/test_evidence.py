@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ebpf.hooks import KVM as KVM_DRIVER
 from ebpf.hooks import (
     KVM_EXIT,
     KVM_USERSPACE_EXIT,
@@ -293,6 +294,28 @@ def test_one_inactive_hook_does_not_excuse_the_other() -> None:
         replace(status, inactive=status.hook is KVM_VCPU_IOCTL) for status in hooks(frozenset())
     )
     assert not weigh(tcg_process(), kernel(hooks=statuses)).hooks_prove_running
+
+
+def test_a_hook_that_nothing_needs_does_not_watch() -> None:
+    """Unlike a hook without its driver it may have something to observe, now and before."""
+    for change, watched in (("driver_gone", True), ("not_needed", False)):
+        statuses = tuple(
+            (status.driver_gone(KVM_DRIVER) if change == "driver_gone" else status.not_needed())
+            if status.hook in {RUNS, RETURNS}
+            else status
+            for status in hooks()
+        )
+        found = weigh(tcg_process(), kernel(hooks=statuses))
+        assert found.hooks_prove_running is watched
+        assert found.hooks_since_start is watched
+        assert found.entries_since_start is watched
+
+
+def test_a_detached_hook_of_exits_changes_no_evidence() -> None:
+    """Verdicts do not depend on the hook that is attached only while it is needed."""
+    needed = weigh(tcg_process(), kernel(hooks=hooks()))
+    idle = tuple(status.not_needed() if status.is_of(KVM_EXIT) else status for status in hooks())
+    assert weigh(tcg_process(), kernel(hooks=idle)) == needed
 
 
 def test_no_hooks_vouch_for_nothing() -> None:

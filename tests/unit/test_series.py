@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
+from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot
 from probes.host.hypervisors import Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
@@ -51,6 +52,9 @@ class ChangingNode:
             if process.fds.any
         )
         return kernel(*entries)
+
+    def need(self, hooks: Collection[Hook]) -> None:
+        pass
 
     def new_lives(self) -> frozenset[int]:
         born, self.born = frozenset(self.born), set()
