@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a NodeReport from everything that one refresh of a node found out. Pure.
 
-Owns what a counter's silence means and what counts as a fallback. Must not read anything, and must
+Owns which counters a process has and what counts as a fallback. Must not read anything, and must
 not judge: verdicts arrive complete, each process with the record that is its own.
 """
 
@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ebpf import counters
-from ebpf.counters import Counter
-from ebpf.hooks import HookStatus
 from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
@@ -29,78 +27,6 @@ from probes.report.model import (
 )
 from probes.vmi.attribution import Attribution, Attributions, VmName
 from probes.vmi.model import WatchStatus
-
-BLIND_AFTER = 100
-"""Userspace exits without a VM exit after which the VM exit hook is considered blind.
-
-On real hardware a VM exit precedes every return to user space, except for a rare call that is
-interrupted before it enters the guest. A hundred in a row without one are no coincidence.
-"""
-
-
-FiredHook = tuple[str, int]
-"""Name of a counter that has counted, and how often its hook had been attached by then."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HookHistory:
-    """What the hooks have done so far, which alone decides how far counters are trusted."""
-
-    fired: frozenset[FiredHook] = frozenset()
-    """Counters that have counted an event."""
-    missed: frozenset[str] = frozenset()
-    """Names of counters that missed events which other counters imply (``Counter.implied_by``)."""
-
-    def after(self, kernel: KernelSnapshot) -> "HookHistory":
-        """Return the history after this reading of the ledger."""
-        return HookHistory(
-            fired=self.fired | _hooks_fired(kernel), missed=self.missed | _events_missed(kernel)
-        )
-
-    def trusts(self, kernel: KernelSnapshot) -> Mapping[str, CounterTrust]:
-        """Judge each counter by what its hook has done since it was last attached."""
-        return {counter.name: self._trust(kernel, counter) for counter in counters.trusted()}
-
-    def _trust(self, kernel: KernelSnapshot, counter: Counter) -> CounterTrust:
-        hooks = [hook for hook in _hooks_of(kernel, counter) if hook.attached]
-        if not hooks:
-            return CounterTrust.MISSING
-        if any((counter.name, hook.attached_total) in self.fired for hook in hooks):
-            return CounterTrust.PROVEN
-        return CounterTrust.BLIND if counter.name in self.missed else CounterTrust.UNTRIED
-
-
-def _hooks_of(kernel: KernelSnapshot, counter: Counter) -> list[HookStatus]:
-    """Return the status of the hook that feeds a counter; empty if that hook is not wanted."""
-    return [status for status in kernel.hooks if status.is_of(counter.hook)]
-
-
-def _events_missed(kernel: KernelSnapshot) -> frozenset[str]:
-    """Return the counters whose events must have occurred, given what other counters counted."""
-    entries = kernel.entries.values()
-    return frozenset(
-        counter.name
-        for counter in counters.trusted()
-        if (sign := counter.implied_by) is not None
-        and sum(entry.counts[PLACES[sign]] for entry in entries) >= BLIND_AFTER
-    )
-
-
-def _hooks_fired(kernel: KernelSnapshot) -> frozenset[FiredHook]:
-    """Return the counters that have counted a process since their hook was last attached.
-
-    A record that began earlier may have been counted by the same hook in another module.
-    """
-    seen: set[FiredHook] = set()
-    for counter in counters.trusted():
-        for hook in _hooks_of(kernel, counter):
-            since_ns = hook.attached_ns
-            if since_ns is None:
-                continue
-            young = (entry for entry in kernel.entries.values() if entry.first_ns >= since_ns)
-            if any(entry.count(counter) for entry in young):
-                seen.add((counter.name, hook.attached_total))
-    return frozenset(seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

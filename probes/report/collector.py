@@ -13,14 +13,15 @@ from typing import Protocol
 
 from ebpf import clock
 from ebpf.errors import LedgerReadError
-from ebpf.hooks import unattached
+from ebpf.hooks import KVM_EXIT, unattached
 from ebpf.ledger import KernelSnapshot
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
-from probes.report.builder import HookHistory, NodeRefresh, node_report
+from probes.report.builder import NodeRefresh, node_report
+from probes.report.hook_history import HookHistory
 from probes.report.model import NodeReport, Source
 from probes.vmi.attribution import Attributions, by_guest_name, by_pod
 from probes.vmi.model import Vmi, VmiIndex, WatchStatus
@@ -91,6 +92,8 @@ class NodeCollector:
         """Refreshes in which a source failed."""
         if vmis is not None:
             self._failed_refreshes[Source.KUBE] = 0
+        if ledger is not None:
+            ledger.need([KVM_EXIT])
 
     def refresh(self) -> NodeReport:
         """Read everything now and report it.

@@ -33,13 +33,15 @@ class CounterTrust(StrEnum):
     """Whether a counter's hook can be trusted, judged by observing it."""
 
     PROVEN = "proven"
-    """It has fired on this node, so that a 0 of one process is correct."""
+    """It has fired on this node since it was attached. It may still not fire for one process."""
     UNTRIED = "untried"
     """It has not fired yet, so that a 0 may be correct or mean that it never fires."""
     BLIND = "blind"
     """It never fires although other hooks observed guests running: this kernel does not fire it."""
     MISSING = "missing"
-    """It is not attached."""
+    """It could not be attached."""
+    INACTIVE = "inactive"
+    """It is detached on purpose: its driver is not loaded, or nothing needs it."""
 
 
 class Source(StrEnum):
@@ -163,6 +165,8 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
                 "backend": status.backend.value,
                 "reason": status.reason,
                 "attached_total": status.attached_total,
+                "inactive": status.inactive,
+                "missed_total": status.missed_total,
             }
             for status in health.hooks
         ],

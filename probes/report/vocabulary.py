@@ -148,7 +148,8 @@ class TrustWords:
     value: str
     """Whether the counter counts."""
     sentence: str
-    """The reason, with ``{hook}`` in place of the name of its hook."""
+    """The reason, with ``{hook}`` in place of the name of its hook, and ``{reason}`` in place of
+    why that is not attached."""
     outcome: Outcome
     remedy: str | None = None
 
@@ -173,6 +174,9 @@ TRUSTS: Mapping[CounterTrust, TrustWords] = {
         sentence="the hook {hook} is not attached",
         outcome=Outcome.DEGRADED,
     ),
+    CounterTrust.INACTIVE: TrustWords(
+        value="inactive", sentence="{hook} is detached ({reason})", outcome=Outcome.GOOD
+    ),
 }
 
 
@@ -183,6 +187,8 @@ class CounterState:
     label: str
     hook: str
     trust: CounterTrust
+    reason: str | None
+    """Why its hook is not attached; None: it is."""
 
     @property
     def words(self) -> TrustWords:
@@ -192,7 +198,7 @@ class CounterState:
     @property
     def why(self) -> str:
         """The sentence with the name of its hook."""
-        return self.words.sentence.format(hook=self.hook)
+        return self.words.sentence.format(hook=self.hook, reason=self.reason)
 
 
 def counter_state(health: ProbeHealth, counter: Counter) -> CounterState:
@@ -201,6 +207,7 @@ def counter_state(health: ProbeHealth, counter: Counter) -> CounterState:
         label=counter.label or counter.name,
         hook=counter.hook.name,
         trust=health.trusts[counter.name],
+        reason=next((status.reason for status in health.hooks if status.is_of(counter.hook)), None),
     )
 
 

@@ -125,6 +125,7 @@ def hooks(
             attached_ns=attached_ns,
             attached_total=1,
             reads_result=hook is KVM_USERSPACE_EXIT,
+            missed_total=0,
         )
         if hook in attached
         else HookStatus(hook=hook, backend=Backend.NONE, reason=f"{hook.name} is not here")

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The builder decides what a counter's silence means, and which VM is a fallback."""
+"""The builder decides which counters a process has, and which VM is a fallback."""
 
 from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import KVM_EXIT, KVM_USERSPACE_EXIT, Hook
 from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
@@ -13,25 +12,19 @@ from probes.host.process import VmmId
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
-from probes.report.builder import BLIND_AFTER, FiredHook, HookHistory, process_reports, vmi_reports
-from probes.report.model import CounterTrust, ProcessReport, ProcessState
+from probes.report.builder import process_reports, vmi_reports
+from probes.report.model import ProcessReport, ProcessState
 from probes.vmi.attribution import Attribution, VmName
 from tests.support.facts import (
-    ALL_HOOKS,
-    ATTACHED_NS,
     IS_A_PROBE,
     KVM_ABSENT,
     KVM_AVAILABLE,
     KVM_UNTRIED,
     VMM,
     entry,
-    hooks,
-    kernel,
     tracked,
 )
 
-PROVEN, UNTRIED = CounterTrust.PROVEN, CounterTrust.UNTRIED
-BLIND, MISSING = CounterTrust.BLIND, CounterTrust.MISSING
 ALPHA = VmName(namespace="default", name="alpha")
 KVM = Verdict(type=HypervisorType.KVM, verified=True, reasons=(Reason.USERSPACE_EXITS_RECORDED,))
 MSHV = Verdict(type=HypervisorType.MSHV, verified=True, reasons=(Reason.INSIDE_MSHV_RUN,))
@@ -39,103 +32,8 @@ TCG = Verdict(type=HypervisorType.TCG, verified=True, reasons=(Reason.TCG_COMPUT
 UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_VCPU_YET,))
 PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
 COUNTED = entry(runs=3, userspace_exits=2, exits=40)
-RETURNED, EXITED = ("userspace_exits", 1), ("exits", 1)
-"""Counters that have counted since their hooks were attached for the first time."""
 MSHV_AVAILABLE = Accelerator(type=HypervisorType.MSHV, available=True)
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
-
-
-# trust in counters
-
-
-@pytest.mark.parametrize(
-    ("attached", "fired", "returns", "expected"),
-    [
-        (ALL_HOOKS, frozenset(), 0, (UNTRIED, UNTRIED)),
-        (ALL_HOOKS, frozenset({RETURNED, EXITED}), 500, (PROVEN, PROVEN)),
-        (frozenset(), frozenset({RETURNED, EXITED}), 500, (MISSING, MISSING)),
-        # kvm_pvm: KVM_RUN returns by the hundred and the tracepoint kvm_exit never fires.
-        (
-            frozenset({KVM_USERSPACE_EXIT, KVM_EXIT}),
-            frozenset({RETURNED}),
-            BLIND_AFTER,
-            (PROVEN, BLIND),
-        ),
-        (
-            ALL_HOOKS,
-            frozenset({RETURNED}),
-            BLIND_AFTER - 1,
-            (PROVEN, UNTRIED),
-        ),
-        (
-            ALL_HOOKS,
-            frozenset({RETURNED, EXITED}),
-            BLIND_AFTER,
-            (PROVEN, PROVEN),
-        ),
-        (
-            frozenset({KVM_USERSPACE_EXIT}),
-            frozenset({RETURNED}),
-            BLIND_AFTER,
-            (PROVEN, MISSING),
-        ),
-    ],
-)
-def test_trust(
-    attached: frozenset[Hook],
-    fired: frozenset[FiredHook],
-    returns: int,
-    expected: tuple[CounterTrust, ...],
-) -> None:
-    """A counter is trusted once its hook has fired.
-
-    Without an attached hook it is missing. If its hook never fires while guests return to user
-    space, it is blind.
-    """
-    earlier = HookHistory(fired=fired)
-    unattached = kernel(entry(userspace_exits=returns), hooks=hooks(frozenset()))
-    found = earlier.after(unattached).trusts(kernel(hooks=hooks(attached)))
-    assert (found["userspace_exits"], found["exits"]) == expected
-
-
-def test_blindness_is_found_on_all_guests_together() -> None:
-    """Many guests with few returns each prove as much as one guest with many."""
-    entries = [entry(tgid, userspace_exits=1) for tgid in range(BLIND_AFTER)]
-    assert HookHistory().after(kernel(*entries)).missed
-    assert not HookHistory().after(kernel(*entries[1:])).missed
-    refused = [entry(tgid, userspace_exits=1, completed_runs=0) for tgid in range(BLIND_AFTER)]
-    assert not HookHistory().after(kernel(*refused)).missed
-
-
-def test_blindness_is_not_forgotten_with_its_guests() -> None:
-    """A blind hook stays blind after its guests have ended, until it fires."""
-    blind = HookHistory(fired=frozenset({RETURNED}), missed=frozenset({"exits"})).after(kernel())
-    assert blind.trusts(kernel())["exits"] is BLIND
-    assert blind.after(kernel(entry(exits=1))).trusts(kernel())["exits"] is PROVEN
-
-
-@pytest.mark.parametrize(
-    ("entries", "fired"),
-    [
-        ((), set()),
-        ((entry(vms_created=1, vcpus_created=1, runs=1),), set()),
-        ((entry(1, userspace_exits=1), entry(2, exits=1)), {RETURNED, EXITED}),
-        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS - 1),), set()),
-        ((entry(1, userspace_exits=1, first_ns=ATTACHED_NS),), {RETURNED}),
-    ],
-)
-def test_hooks_fired(entries: tuple[LedgerEntry, ...], fired: set[object]) -> None:
-    """A hook has fired if it counted for a process that began after the hook was attached."""
-    assert HookHistory().after(kernel(*entries)).fired == fired
-
-
-def test_a_hook_that_is_attached_again_has_to_fire_again() -> None:
-    """After a new attachment, another module may call the hook, or may never call it."""
-    again = tuple(replace(status, attached_total=2) for status in hooks())
-    snapshot = kernel(entry(exits=1), hooks=again)
-    before = HookHistory(fired=frozenset({EXITED}))
-    assert before.trusts(snapshot)["exits"] is UNTRIED
-    assert ("exits", 2) in before.after(snapshot).fired
 
 
 # processes

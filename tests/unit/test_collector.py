@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ebpf.errors import LedgerReadError
+from ebpf.hooks import KVM_EXIT
 from ebpf.uapi import KVM_RUN
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
@@ -285,6 +286,38 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
     assert not found.proc_readable
     assert found.health.errors_total[Source.PROC] == 1
     assert found.processes == ()
+
+
+# what is needed
+
+
+def test_the_hook_of_exits_is_needed_from_the_start() -> None:
+    """It is attached before the first refresh, so that no exit after the start is left out."""
+    world = World(processes=())
+    assert world.books.needed == [(KVM_EXIT,)]
+    world.refresh()
+    assert {*world.books.needed} == {(KVM_EXIT,)}
+
+
+def test_a_late_hook_makes_no_zero() -> None:
+    """A VM that is older than the hook has no count until the hook has counted it.
+
+    That the hook fires for another VM changes nothing about that.
+    """
+    late = tuple(
+        replace(status, attached_ns=BETA_NS - 1, attached_total=1)
+        if status.is_of(KVM_EXIT)
+        else status
+        for status in hooks()
+    )
+    young = entry(BETA.tgid, first_ns=BETA_NS, userspace_exits=3, exits=5)
+    old = entry(userspace_exits=3)
+    world = World(processes=(kvm_process(), kvm_process(BETA)))
+    world.books.says = kernel(old, young, hooks=late)
+    report = world.refresh()
+    assert report.health.trusts["exits"] is CounterTrust.PROVEN
+    exits = {process.vmm: process.counters.get("exits") for process in report.processes}
+    assert exits == {VMM: None, BETA: 5}
 
 
 # trust, once learned

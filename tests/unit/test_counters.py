@@ -18,7 +18,8 @@ from probes.render.live.frames import FrameData, frame_json, plain
 from probes.render.live.history import History
 from probes.render.metrics import families
 from probes.render.page import page
-from probes.report.builder import HookHistory, process_reports, vmi_reports
+from probes.report.builder import process_reports, vmi_reports
+from probes.report.hook_history import HookHistory
 from probes.report.json_schema import json_schema
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.attribution import Attribution, VmName

@@ -52,12 +52,16 @@ def test_health() -> None:
         "backend": "none",
         "reason": "kvm_vcpu_ioctl is not here",
         "attached_total": 0,
+        "inactive": False,
+        "missed_total": None,
     }
     assert hooks[3] == {
         "hook": "kvm_userspace_exit",
         "backend": "tracepoint",
         "reason": None,
         "attached_total": 1,
+        "inactive": False,
+        "missed_total": 4,
     }
     assert section("health", "counters") == {"exits": "blind", "userspace_exits": "proven"}
     assert section("health", "ledger") == {
@@ -175,5 +179,11 @@ def test_hostile_names_stay_in_their_string() -> None:
 def test_words_are_the_contract() -> None:
     """Values of labels and JSON, which users write into queries, are fixed."""
     assert [state.value for state in ProcessState] == ["attributed", "unattributed", "probe"]
-    assert [trust.value for trust in CounterTrust] == ["proven", "untried", "blind", "missing"]
+    assert [trust.value for trust in CounterTrust] == [
+        "proven",
+        "untried",
+        "blind",
+        "missing",
+        "inactive",
+    ]
     assert [source.value for source in Source] == ["ebpf", "proc", "kube"]
