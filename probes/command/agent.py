@@ -106,7 +106,7 @@ def _open_session(
         log.warning("no BPF, verdicts can only be inferred: %s", err)
         return None, err
     for status in session.hooks:
-        if not status.attached:
+        if not status.attached and not status.unneeded:
             log.info("hook %s is not attached: %s", status.hook.name, status.reason)
     return session, None
 

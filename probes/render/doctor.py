@@ -13,6 +13,7 @@ from ebpf.hooks import SCHED_PROCESS_EXEC, Hook, HookStatus
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
 from probes.judge.reasons import Outcome, Severity
+from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport
 from probes.report.vocabulary import (
     FALLBACK_REMEDY,
@@ -57,6 +58,7 @@ def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
         *_accelerator(report),
         *_activity(report, kernel),
         *_counters(report),
+        *_missed(report),
         _late(report, kernel),
         _processes(report),
         _names(report),
@@ -104,7 +106,7 @@ def _activity_seen(
 ) -> tuple[Outcome, str]:
     """Return whether hooks observe which process runs a vCPU, with a sentence that says how."""
     entered = _hooks(report, hypervisor.entry_seen_by)
-    if entered and all(status.inactive for status in entered):
+    if entered and all(status.nothing_to_observe for status in entered):
         absent = f"no {hypervisor.label} module is loaded"
         return Outcome.GOOD, f"not applicable: {absent}; hooks will be attached when one is"
     wanted = _hooks(report, *hypervisor.watched_by)
@@ -133,6 +135,18 @@ def _counters(report: NodeReport) -> Iterator[Check]:
             outcome=words.outcome,
             finding=f"{words.value}: {counter.why}",
             remedy=words.remedy,
+        )
+
+
+def _missed(report: NodeReport) -> Iterator[Check]:
+    """Check whether the kernel ran the hooks' programs at every event."""
+    missed = missed_runs(report.health)
+    if missed is not None:
+        yield Check(
+            label=MISSED_LABEL,
+            outcome=missed.outcome,
+            finding=f"{missed.value}: {missed.why}",
+            remedy=missed.remedy,
         )
 
 

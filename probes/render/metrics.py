@@ -146,11 +146,22 @@ def health_families(report: NodeReport) -> Iterator[Family]:
     )
     yield _gauge(
         "hvprobe_hook_attached",
-        "1: the kernel hook is attached with this backend. 0 with backend none: it is not "
-        "attached, and what it would prove is inferred or missing; run hvprobe doctor for the "
-        "reason.",
+        "1: the kernel hook is attached with this backend. 0 with backend none: it is not attached, and what "
+        "it would prove is inferred, missing, or not needed now (kvm_exit); run hvprobe doctor for "
+        "the reason.",
         [((status.hook.name, status.backend.value), status.attached) for status in health.hooks],
         labels=("hook", "backend"),
+    )
+    yield _counter(
+        "hvprobe_hook_missed",
+        "Runs of the hook's programs that the kernel skipped. While it rises, counts of this hook "
+        "are too low. Absent where this kernel does not count them; see hvprobe doctor.",
+        [
+            ((status.hook.name,), status.missed_total)
+            for status in health.hooks
+            if status.missed_total is not None
+        ],
+        labels=("hook",),
     )
     yield _gauge(
         "hvprobe_ledger_entries",

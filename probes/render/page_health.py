@@ -6,10 +6,12 @@ Owns what the section says; words and emphasis come from vocabulary.py. Must not
 
 from collections.abc import Iterator
 
+from ebpf.hooks import HookStatus
 from probes.host.hypervisors import HYPERVISORS
 from probes.judge.reasons import Outcome
 from probes.render.markup import Markup, element, line, plain, table, text
 from probes.render.page_style import CLASSES
+from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport, ProbeHealth
 from probes.report.vocabulary import WatchState, counter_states, say, watch_error, watch_state
 from probes.vmi.model import WatchStatus
@@ -20,6 +22,9 @@ def health_section(report: NodeReport) -> Iterator[Markup]:
     yield Markup("<section>\n<h2>Probe health</h2>\n<dl>\n")
     yield from _node_items(report)
     yield _ledger_item(report.health)
+    missed = missed_runs(report.health)
+    if missed is not None:
+        yield _item(MISSED_LABEL, missed.value, missed.why, missed.outcome)
     for counter in counter_states(report.health):
         words = counter.words
         yield _item(counter.label, words.value, counter.why, words.outcome)
@@ -34,11 +39,7 @@ def health_section(report: NodeReport) -> Iterator[Markup]:
     rows = [
         (
             text(status.hook.name),
-            element(
-                "b",
-                plain(status.backend.value),
-                class_=CLASSES[Outcome.GOOD if status.attached else Outcome.DEGRADED],
-            ),
+            _attached_by(status),
             text(status.hook.proves),
             text(status.reason or ""),
         )
@@ -61,6 +62,14 @@ def _node_items(report: NodeReport) -> Iterator[Markup]:
         module = report.virtualization.modules.get(hypervisor.type)
         if module is not None or hypervisor.expected:
             yield _item(f"{hypervisor.label} module", module or "none", nested)
+
+
+def _attached_by(status: HookStatus) -> Markup:
+    """Render how a hook is attached. An inactive one is not marked, because nothing is wrong."""
+    if status.inactive:
+        return plain("inactive")
+    outcome = Outcome.GOOD if status.attached else Outcome.DEGRADED
+    return element("b", plain(status.backend.value), class_=CLASSES[outcome])
 
 
 def _ledger_item(health: ProbeHealth) -> Markup:

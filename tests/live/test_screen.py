@@ -54,7 +54,7 @@ def test_guests_are_shown_with_their_types(tmp_path: Path, guests: KvmLoad) -> N
         assert paused is not None
         assert field(paused, 3) in ("kvm?", "kvm")
         assert "worker-1" in frame[0]
-        assert re.match(r"hooks \d+/\d+  ledger \d+/4096  VMIs kvm \d+", frame[1])
+        assert re.match(r"hooks \d+/\d+( missed \d+)?  ledger \d+/4096  VMIs kvm \d+", frame[1])
         assert names(frame).index("live/beta") < names(frame).index("live/alpha")
         other = terminal.row(f"{guests.tgid} kvmload")
         assert other is not None

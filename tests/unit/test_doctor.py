@@ -199,6 +199,56 @@ def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
     assert "no KVM module is loaded" in found.finding
 
 
+def test_a_hook_that_nothing_needs_is_no_failure() -> None:
+    """No line warns of it, and verdicts are verified as with it."""
+    idle = tuple(
+        status.not_needed() if status.is_of(KVM_EXIT) else status for status in hooks(ALL_HOOKS)
+    )
+    inactive = trusts(exits=CounterTrust.INACTIVE)
+    given = replace(report(), health=health(hooks=idle, trusts=inactive))
+    assert ability(given) is Ability.VERIFIED
+    found = check(given, "VM exits")
+    assert (found.outcome, found.remedy) == (Outcome.GOOD, None)
+    assert found.finding == (
+        "inactive: kvm_exit is detached (not needed: KVM's own statistics count the exits of every "
+        "VM)"
+    )
+    before = [result for result in checks(report(), CAPABLE) if result.outcome is not Outcome.GOOD]
+    after = [result for result in checks(given, CAPABLE) if result.outcome is not Outcome.GOOD]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("missed", "outcome", "finding"),
+    [
+        ({}, Outcome.GOOD, "unknown: this kernel does not count them"),
+        ({KVM_EXIT: 0}, Outcome.GOOD, "none: the kernel skipped no run of a hook's program"),
+        (
+            {KVM_EXIT: 2, SCHED_PROCESS_EXEC: 3, KVM_VCPU_IOCTL: 0},
+            Outcome.DEGRADED,
+            (
+                "5: the kernel skipped runs, so what these hooks count is too low: kvm_exit 2, "
+                "sched_process_exec 3"
+            ),
+        ),
+    ],
+)
+def test_missed_runs(missed: dict[Hook, int], outcome: Outcome, finding: str) -> None:
+    """Skipped runs are a warning that names their hooks. That none is counted is no fault."""
+    skipped = tuple(
+        replace(status, missed_total=missed.get(status.hook)) for status in hooks(ALL_HOOKS)
+    )
+    found = check(replace(report(), health=health(hooks=skipped)), "missed runs")
+    assert (found.outcome, found.finding) == (outcome, finding)
+    assert (found.remedy is not None) is (outcome is Outcome.DEGRADED)
+
+
+def test_without_programs_no_run_is_missed() -> None:
+    """Without a ledger the line is left out."""
+    given = replace(report(), health=NO_BPF)
+    assert "missed runs" not in {result.label for result in checks(given, CAPABLE)}
+
+
 def test_without_anything() -> None:
     """Without hooks and /proc the summary says that VMs cannot be judged."""
     given = replace(rich_report(), health=NO_BPF, proc_readable=False)
@@ -273,6 +323,7 @@ def test_no_exec_hook() -> None:
         (CounterTrust.UNTRIED, Outcome.GOOD, "no VM has triggered it yet"),
         (CounterTrust.BLIND, Outcome.DEGRADED, "this kernel never fires kvm_"),
         (CounterTrust.MISSING, Outcome.DEGRADED, "is not attached"),
+        (CounterTrust.INACTIVE, Outcome.GOOD, "is detached"),
     ],
 )
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ebpf.exit_reasons.reasons import Isa, ReasonCount
-from ebpf.hooks import unattached
+from ebpf.hooks import HOOKS, KVM_EXIT, KVM_VCPU_IOCTL, unattached
 from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason, Severity
 from probes.render.live.columns import age, bars, number
@@ -304,6 +304,33 @@ def test_no_bpf() -> None:
     found = shown(scene(replace(seen, health=lost)))
     assert "no BPF, types are only inferred: no bcc" in found
     assert "hooks 0/" in found
+
+
+def test_missed_runs_are_in_the_header() -> None:
+    """The header counts runs that the kernel skipped, once it has skipped any."""
+    seen = report(1, guest(1, KVM))
+    assert "missed" not in shown(scene(seen))
+    skipped = tuple(
+        replace(status, missed_total=3 if status.hook in (KVM_EXIT, KVM_VCPU_IOCTL) else 0)
+        for status in seen.health.hooks
+    )
+    found = shown(scene(replace(seen, health=replace(seen.health, hooks=skipped))))
+    assert f"hooks {len(HOOKS)}/{len(HOOKS)} missed 6  ledger" in found
+
+
+def test_an_inactive_hook_is_not_missing() -> None:
+    """The header counts only hooks that should be attached, and no note excuses a column."""
+    seen = report(1, guest(1, KVM, exits=7))
+    idle = tuple(
+        status.not_needed() if status.is_of(KVM_EXIT) else status for status in seen.health.hooks
+    )
+    inactive = trusts(exits=CounterTrust.INACTIVE)
+    given = replace(seen, health=replace(seen.health, hooks=idle, trusts=inactive))
+    found = shown(scene(given))
+    assert f"hooks {len(HOOKS) - 1}/{len(HOOKS) - 1}  ledger" in found
+    assert "unavailable" not in found
+    asked = text(plain(replace(scene(given), reasons={}), width=None, ascii_only=False))
+    assert "exit reasons unavailable" not in asked
 
 
 def test_names_that_are_not_current() -> None:

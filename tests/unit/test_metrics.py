@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 from prometheus_client.samples import Sample
 
+from ebpf.hooks import KVM_EXIT
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.render.exposition import Exposition, Format
@@ -124,6 +125,32 @@ def test_unknown_makes_no_sample() -> None:
     }
     assert ("epsilon",) not in values(report, "kubevirt_vmi_hypervisor_fallback", "name")
     assert values(report, "kubevirt_vmi_hypervisor_fallback", "name")["beta",] == 1
+
+
+def test_missed_runs_of_each_hook() -> None:
+    """A hook whose skipped runs the kernel does not count has no sample."""
+    found = values(rich_report(), "hvprobe_hook_missed_total", "hook")
+    counted = {
+        (status.hook.name,): status.missed_total
+        for status in rich_report().health.hooks
+        if status.missed_total is not None
+    }
+    assert found == counted
+    assert found["kvm_userspace_exit",] == 4
+    assert found["kvm_exit",] == 0
+    assert ("kvm_vcpu_ioctl",) not in found
+
+
+def test_an_inactive_hook_has_its_series() -> None:
+    """A hook that is detached on purpose is exported like any other that is not attached."""
+    plain = rich_report()
+    idle = tuple(
+        status.not_needed() if status.is_of(KVM_EXIT) else status for status in plain.health.hooks
+    )
+    given = replace(plain, health=replace(plain.health, hooks=idle))
+    found = values(given, "hvprobe_hook_attached", "hook", "backend")
+    assert found["kvm_exit", "none"] == 0
+    assert len(found) == len(idle)
 
 
 def test_no_vms_no_series() -> None:

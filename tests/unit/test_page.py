@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebpf.hooks import KVM_EXIT
 from probes.host.node import Cause, Problem
 from probes.host.process import VmmId
 from probes.judge.verdict import Verdict
 from probes.render.markup import MAX_TEXT_CHARS
 from probes.render.page import CONTENT_SECURITY_POLICY, page
 from probes.render.page_style import STYLE
-from probes.report.model import NodeReport
+from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.attribution import VmName
-from tests.support.facts import VMM, counted
+from tests.support.facts import VMM, counted, hooks, trusts
 from tests.support.live_reports import LIAR
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
@@ -150,10 +151,34 @@ def test_health_is_shown() -> None:
     for text in (
         "3 of 4096",
         "17 events dropped",
+        "what these hooks count is too low: kvm_userspace_exit 4",
         "/dev/mshv: not here",
         "this kernel never fires kvm_exit",
     ):
         assert text in read.text
+
+
+def test_an_inactive_hook_is_not_marked_as_broken() -> None:
+    """A hook that nothing needs is shown with its reason, and without the emphasis of a fault."""
+    plain = rich_report()
+    idle = tuple(
+        status.not_needed() if status.is_of(KVM_EXIT) else status for status in plain.health.hooks
+    )
+    trusted = trusts(exits=CounterTrust.INACTIVE)
+    text = drawn(replace(plain, health=replace(plain.health, hooks=idle, trusts=trusted)))
+    row = Read(text).row("kvm_exit")
+    assert (row[1], row[3]) == ("inactive", f"not needed: {KVM_EXIT.on_demand}")
+    assert ">inactive</td>" in text
+    assert "kvm_exit is detached (not needed: KVM's own statistics" in Read(text).text
+
+
+def test_missed_runs_are_shown() -> None:
+    """Without a loss the page says so. Without a ledger it says nothing about missed runs."""
+    plain = rich_report()
+    whole = replace(plain, health=replace(plain.health, hooks=hooks()))
+    assert "the kernel skipped no run" in Read(drawn(whole)).text
+    without = replace(plain, health=replace(plain.health, ledger_error="no bcc"))
+    assert "missed runs" not in Read(drawn(without)).text
 
 
 def test_processes_without_a_vm_are_shown() -> None:

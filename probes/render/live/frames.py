@@ -22,6 +22,7 @@ from probes.render.live.options import REASONS_COST
 from probes.render.live.rows import Row, ordered, rows_of
 from probes.render.live.view import ViewState, scrolled
 from probes.render.terminal_text import fit, visible
+from probes.report.missed_runs import missed_runs
 from probes.report.model import CounterTrust, NodeReport, to_json
 from probes.report.vocabulary import counter_state, live_counters, watch_error
 
@@ -135,8 +136,12 @@ def _header(data: FrameData, layout: Layout, status: str) -> list[Text]:
     right = f"  {taken}  {status}".rstrip()
     if layout.width is not None:
         left = fit(left, max(layout.width - len(right), 0), ascii_only=layout.ascii_only)
-    attached = sum(hook.attached for hook in health.hooks)
-    second = Text(f"hooks {attached}/{len(health.hooks)}", "" if attached else "bold red")
+    wanted = [hook for hook in health.hooks if not hook.inactive]
+    attached = sum(hook.attached for hook in wanted)
+    second = Text(f"hooks {attached}/{len(wanted)}", "" if attached else "bold red")
+    missed = missed_runs(health)
+    if missed is not None and missed.total:
+        second.append(f" missed {missed.total}", "bold red")
     second.append(f"  ledger {health.ledger_entries}/{health.ledger_capacity}")
     if health.ledger_dropped_total:
         second.append(f" dropped {health.ledger_dropped_total}", "bold red")
@@ -189,7 +194,7 @@ def _column_notes(data: FrameData, counter: Counter) -> Iterator[str]:
                 yield f"{column.heading} unavailable: {state.why}"
             case CounterTrust.MISSING:
                 yield f"{column.heading} unavailable: {state.why} (see hvprobe doctor)"
-            case CounterTrust.PROVEN:
+            case CounterTrust.PROVEN | CounterTrust.INACTIVE:
                 pass
 
 
