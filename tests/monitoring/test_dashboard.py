@@ -55,6 +55,7 @@ def test_every_metric_of_the_contract_is_shown() -> None:
         "kubevirt_node_hypervisor_info",
         "hvprobe_build_info",
         "hvprobe_hook_attached",
+        "hvprobe_hook_missed_total",
         "hvprobe_ledger_entries",
         "hvprobe_ledger_capacity",
         "hvprobe_ledger_dropped_total",

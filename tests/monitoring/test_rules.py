@@ -121,11 +121,17 @@ CUTS = [
     ("KubeVirtNodeHypervisorUnavailable", "max by (node)", "min by (node)"),
     ("KubeVirtNodeHypervisorUnavailable", "[15m]", "[1m]"),
     ("KubeVirtNodeHypervisorUnavailable", "unless on ()", "and on ()"),
+    ("HvprobeHookDetached", '{hook!="kvm_exit"}', ""),
     ("HvprobeHookDetached", "and on (node, hook)", "or on (node, hook)"),
     ("HvprobeHookDetached", "[24h:5m]", "[1h:5m]"),
     ("HvprobeHookDetached", "or on (node)", "and on (node)"),
     ("HvprobeHookDetached", '{hook!~"sched_.+|.+_(dev|vm|partition)_ioctl"}', ""),
     ("HvprobeHookDetached", "(kubevirt_node_hypervisor_available) == 0", "(vector(1)) == 0"),
+    ("HvprobeCountsIncomplete", "rate(hvprobe_ledger_dropped_total[10m])", "vector(0)"),
+    ("HvprobeCountsIncomplete", "rate(hvprobe_hook_missed_total[10m])", "vector(0)"),
+    ("HvprobeCountsIncomplete", "sum by (node) ", ""),
+    ("HvprobeCountsIncomplete", "[10m]", "[30m]"),
+    ("HvprobeCountsIncomplete", "rate(", "delta("),
     ("HvprobeDown", 'phase="running", node!=""', 'node!=""'),
     ("HvprobeDown", 'group by (node) (up{job="hvprobe"})\n', "vector(1) > 1\n"),
     ("HvprobeDown", 'and avg_over_time(up{job="hvprobe"}[5m]) >= 0.5', ""),
@@ -198,6 +204,7 @@ def test_the_alerts_and_records_are_those_of_the_contract() -> None:
         "KubeVirtVMIHypervisorUnknown",
         "KubeVirtNodeHypervisorUnavailable",
         "HvprobeHookDetached",
+        "HvprobeCountsIncomplete",
         "HvprobeDown",
     }
 
@@ -236,6 +243,13 @@ def test_the_proving_hooks_of_the_alert_are_those_of_the_agent() -> None:
             MSHV_VP_IOCTL,
         )
     }
+
+
+def test_a_hook_that_may_be_detached_is_never_called_lost() -> None:
+    """HvprobeHookDetached leaves out exactly the hooks that the agent attaches on demand."""
+    expr = next(alert["expr"] for alert in ALERTS if alert["alert"] == "HvprobeHookDetached")
+    left_out = re.findall(r'hook!="([^"]+)"', expr)
+    assert left_out == [hook.name for hook in HOOKS if hook.on_demand is not None]
 
 
 def test_podmonitor_gives_the_rules_what_they_lean_on() -> None:

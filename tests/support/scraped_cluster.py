@@ -125,6 +125,7 @@ class World:
             )
             labels = {"hook": hook, "backend": "none" if missing else backend}
             lines.append(_line("hvprobe_hook_attached", labels, not missing))
+            lines.append(_line("hvprobe_hook_missed_total", {"hook": hook}, 0))
         return lines
 
     def _self_metrics(self) -> list[str]:
