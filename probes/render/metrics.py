@@ -146,9 +146,9 @@ def health_families(report: NodeReport) -> Iterator[Family]:
     )
     yield _gauge(
         "hvprobe_hook_attached",
-        "1: the kernel hook is attached with this backend. 0 with backend none: it is not attached, and what "
-        "it would prove is inferred, missing, or not needed now (kvm_exit); run hvprobe doctor for "
-        "the reason.",
+        "1: the kernel hook is attached with this backend. 0 with backend none: it is not "
+        "attached, and what it would prove is inferred, missing, or not needed now (kvm_exit); run "
+        "hvprobe doctor for the reason.",
         [((status.hook.name, status.backend.value), status.attached) for status in health.hooks],
         labels=("hook", "backend"),
     )
