@@ -284,6 +284,28 @@ IN_THE_JUDGEMENT = (
         breaks="mshv counts as watched by any instead of by all of its hooks",
     ),
     HandMade(
+        file="probes/host/hypervisors.py",
+        text="    if all(status.nothing_to_observe for forms in wanted for status in forms):",
+        replacement="    if all(status.inactive for forms in wanted for status in forms):",
+        test="tests/unit/test_evidence.py::test_a_hook_that_nothing_needs_does_not_watch",
+        breaks="the silence of a hook that nothing needs proves that no guest ran",
+    ),
+    HandMade(
+        file="probes/report/hook_history.py",
+        text="yield entry.counts[place] - old.counts[place]",
+        replacement="yield entry.counts[place]",
+        test="tests/unit/test_hook_history.py::"
+        "test_an_old_record_proves_a_hook_only_by_what_it_adds",
+        breaks="what an earlier attachment counted proves that the present one fires",
+    ),
+    HandMade(
+        file="ebpf/programs.py",
+        text="return total if total or (counted and self._misses_counted) else None",
+        replacement="return total if counted else None",
+        test="tests/unit/test_programs.py::test_a_zero_counts_only_where_the_kernel_counts",
+        breaks="a kernel that does not count skipped runs is said to skip none",
+    ),
+    HandMade(
         file="probes/judge/verdict.py",
         text="if ledger and ledger.count(counter):",
         replacement="if ledger and (ledger.count(counter) or ledger.count(USERSPACE_EXITS)):",
