@@ -38,6 +38,9 @@ class Detaching:
     bcc_version = ""
     close = hang
 
+    def need(self, hooks):
+        pass
+
 class Server(agent.Server):
     async def start(self, *arguments, **named):
         await super().start(*arguments, **named)
