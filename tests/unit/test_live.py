@@ -307,7 +307,7 @@ def test_no_bpf() -> None:
 
 
 def test_missed_runs_are_in_the_header() -> None:
-    """The header counts runs that the kernel skipped, once it has skipped any."""
+    """The header counts runs that the kernel skipped, once it has skipped any, and says why."""
     seen = report(1, guest(1, KVM))
     assert "missed" not in shown(scene(seen))
     skipped = tuple(
@@ -316,6 +316,7 @@ def test_missed_runs_are_in_the_header() -> None:
     )
     found = shown(scene(replace(seen, health=replace(seen.health, hooks=skipped))))
     assert f"hooks {len(HOOKS)}/{len(HOOKS)} missed 6  ledger" in found
+    assert "missed runs: the kernel skipped runs, so what these hooks count is too low" in found
 
 
 def test_an_inactive_hook_is_not_missing() -> None:

@@ -22,7 +22,7 @@ from probes.render.live.options import REASONS_COST
 from probes.render.live.rows import Row, ordered, rows_of
 from probes.render.live.view import ViewState, scrolled
 from probes.render.terminal_text import fit, visible
-from probes.report.missed_runs import missed_runs
+from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import CounterTrust, NodeReport, to_json
 from probes.report.vocabulary import counter_state, live_counters, watch_error
 
@@ -174,6 +174,9 @@ def _notes_of(data: FrameData) -> Iterator[str]:
         yield f"VMI names are not up to date: {watch_error(watch)}"
     if data.reasons is not None:
         yield _reasons_note(data)
+    missed = missed_runs(health)
+    if missed is not None and missed.total:
+        yield f"{MISSED_LABEL}: {missed.why}"
     for counter in live_counters(data.report):
         yield from _column_notes(data, counter)
 
