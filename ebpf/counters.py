@@ -114,9 +114,10 @@ EXITS = Counter(
     json="vcpu_exits_total",
     metric=Metric(
         name="kubevirt_vmi_vcpu_exits",
-        help="VM exits that the kernel counted since the VM's process started, or since hvprobe "
-        "attached if that was later. Absent where this kernel cannot count them and for VMs that "
-        "are not accelerated.",
+        help="VM exits. From KVM's own statistics where QEMU (8.1 and later) holds them open: "
+        "since the VM started. Else from tracepoint kvm_exit: since the VM started or hvprobe "
+        "attached, whichever is later. Absent where neither can count this VM and for VMs not "
+        "accelerated; hvprobe live shows the source.",
     ),
     label="VM exits",
     page_heading="Exits/s",

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import json
 import logging
+import resource
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
     Probes that cannot be attached are left out. All are detached at the end.
     """
     session: Session | None = None
+    _raise_descriptor_limit()
     # This comes first, because the API server answers while the BPF programs are compiled.
     watch = _open_watch(settings)
     try:
@@ -68,6 +70,17 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             watch.stop()
         if session is not None:
             session.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open descriptors as this process may have.
+
+    Two are kept of each VM (probes.host.statistics_listing), and many systems permit only 1024
+    unless a process asks for more.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open_watch(settings: NodeSettings) -> "VmiWatch | None":

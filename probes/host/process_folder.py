@@ -69,6 +69,16 @@ class ProcessFolder:
         finally:
             os.close(fd)
 
+    def directory(self, name: str) -> int:
+        """Return a new descriptor of a subdirectory, which the caller closes.
+
+        It can be used to look at the subdirectory, but not to read it. Raises OSError when there is
+        no such subdirectory.
+        """
+        self.at(name)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self._folder(name))
+
     def target(self, name: str) -> str:
         """Return the target of a link. Raises OSError when it cannot be read."""
         self.at(name)

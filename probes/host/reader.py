@@ -10,15 +10,17 @@ that have too much to read.
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from ebpf.clock import offset_ns
+from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.process import Inspections, Scan, Unread, VmmId, VmmProcess
 from probes.host.process_folder import ProcessFolder
 from probes.host.process_reader import Machine, ProcessDraft
+from probes.host.statistics_reader import StatisticsReader
 from probes.host.thread_tables import TableComparer
 from probes.host.watched_reads import WatchedReads
 
@@ -45,6 +47,7 @@ class Host:
         self._own = _own_number(proc_root)
         self._tables = TableComparer(self.machine, numbers_are_ours=self._own == os.getpid())
         self._reads = WatchedReads(proc_root)
+        self._statistics = StatisticsReader(self._reads)
         self._scan_queue = _Queue()
         self._inspect_queue = _Queue()
         self._threads: dict[int, int] = {}
@@ -158,6 +161,14 @@ class Host:
         self._read_what_never_blocks(wanted, drafts, unread)
         return self._inspections(wanted, drafts, unread)
 
+    def read_statistics(
+        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, StatisticsReading]:
+        """Read KVM's statistics of these processes' vCPUs (StatisticsReader.read)."""
+        if self._own != os.getpid():
+            return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
+        return self._statistics.read(wanted, follow_threads=follow_threads)
+
     def _inspections(
         self,
         wanted: Mapping[int, VmmId],
@@ -243,10 +254,7 @@ class _Queue:
         self._batch = 0
 
     def since(self, tgid: int) -> int:
-        """Return a number that is lower the longer the process has waited.
-
-        A new process has the highest number.
-        """
+        """Return a number that is lower the longer it has waited, and highest for a new process."""
         return self._since.get(tgid, self._batch)
 
     def took(self, tgids: Collection[int], unread: Mapping[int, Unread]) -> None:

@@ -4,24 +4,62 @@
 Owns copying such a descriptor and reading it. Must not judge. pidfd_getfd(2) makes the copy
 (CAP_SYS_PTRACE). Reading the copy does not disturb the process, because statistics are read by
 position.
+
+A copy holds the VM (struct kvm) and, through it, the guest's memory and passed-through devices. So
+it is closed right after it is read, and is never kept until the next reading.
+
+A process may put any file at the number before the copy is made. Therefore only the link of the
+copy is examined before the copy is read: the kernel itself writes that link, while any other call
+may wait for the server of a FUSE file. pidfd_getfd and close may wait as well, for a process in
+execve(2) and for such a server, so callers must be ready to leave the reading thread behind.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Collection
 
 from probes.host.hypervisors import HypervisorType
-from probes.host.kvm_stats import MAX_BYTES, statistic
+from probes.host.kvm_stats import EXITS, MAX_BYTES, layout_of
 from probes.host.procfs import classify_fds
 
 MAX_VCPUS = 4096
 """The most descriptors that are copied of a process: more than a VM has vCPUs."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_SYSCALL = _LIBC.syscall
 _SYS_PIDFD_GETFD = 438
 """System call number of pidfd_getfd(2), the same on every architecture.
 
 Since Linux 8649c322f75c ("pid: Implement pidfd_getfd syscall") (v5.6).
 """
+
+
+class StatisticsFiles:
+    """Reads statistics files of other processes, each through a copy that is closed at once."""
+
+    def __init__(self) -> None:
+        self._own = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
+        """Return a part of a process's descriptor whose link has exactly this target.
+
+        Raises OSError when it cannot be copied or read, and with ESTALE when the number has another
+        file by now.
+        """
+        copy = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
+        if copy < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        try:
+            if os.readlink(str(copy), dir_fd=self._own) != target:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return os.pread(copy, size, offset)
+        finally:
+            os.close(copy)
+
+    def close(self) -> None:
+        """Close what is kept."""
+        os.close(self._own)
 
 
 def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> int | None:
@@ -39,7 +77,7 @@ def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> i
     try:
         for fd in fds:
             at("its vCPUs' statistics")
-            copy = _LIBC.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+            copy = _SYSCALL(_SYS_PIDFD_GETFD, process, fd, 0)
             if copy < 0:
                 continue
             try:
@@ -60,11 +98,18 @@ def _exits(fd: int) -> int | None:
     try:
         if not is_vcpu_statistics(os.readlink(f"/proc/self/fd/{fd}")):
             return None
-        return statistic(os.pread(fd, MAX_BYTES, 0), "exits")
+        raw = os.pread(fd, MAX_BYTES, 0)
     except OSError:
         return None
+    layout = layout_of(raw)
+    return None if layout is None else layout.value(raw, EXITS)
 
 
 def is_vcpu_statistics(target: str) -> bool:
     """Return whether a descriptor with this link holds KVM's statistics of a vCPU."""
     return bool(classify_fds([(0, target)], complete=True).of(HypervisorType.KVM).statistics)
+
+
+def is_vcpu(target: str) -> bool:
+    """Return whether a descriptor with this link is a vCPU of KVM."""
+    return bool(classify_fds([(0, target)], complete=True).of(HypervisorType.KVM).vcpus)

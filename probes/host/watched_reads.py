@@ -37,7 +37,7 @@ MAX_PROCESS_S = 1.0
 _HEAD_START_S = 0.06
 """How long one step may take before another reader continues with the other processes."""
 _POLL_S = 0.02
-_OVERTIME_S = 2.0
+OVERTIME_S = 2.0
 """How long to wait for a reader that lacks a processor after the batch's time is over."""
 _LOGGED = 1024
 """How many processes are remembered as logged."""
@@ -238,7 +238,7 @@ class _Batch:
         reader.measure_progress()
         if reader.quiet_s < PATIENCE_S or reader.ended:
             return False
-        return not reader.waits_for_processor() or time.monotonic() >= self.until + _OVERTIME_S
+        return not waits_for_processor(reader) or time.monotonic() >= self.until + OVERTIME_S
 
     def _leave_behind(self, reader: "_Reader") -> None:
         with self.lock:
@@ -308,10 +308,11 @@ class _Reader(threading.Thread):
         self.seen_since = since
         self._measured_s = now
 
-    def waits_for_processor(self) -> bool:
-        """Whether the thread could run if a processor were free."""
-        try:
-            stat = Path(f"/proc/self/task/{self.native_id}/stat").read_bytes()
-        except OSError:
-            return False
-        return stat.rpartition(b")")[2].split()[:1] == [b"R"]
+
+def waits_for_processor(thread: threading.Thread) -> bool:
+    """Return whether a thread could run if a processor were free."""
+    try:
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] == [b"R"]

@@ -60,6 +60,8 @@ class HypervisorEvidence:
     (v6.14). As a copy of the thread that made the call, it shows that call, with its descriptor,
     for the rest of its life.
     """
+    statistics: int = 0
+    """Number of descriptors of its vCPUs' statistics that the process holds."""
     stats_exits: int | None = None
     """VM exits in the hypervisor's statistics of the vCPUs; None: the process holds none open."""
 
@@ -208,6 +210,7 @@ def _use_of(hypervisor: Hypervisor, process: VmmProcess, threads: _Threads) -> H
         vcpus_in_run=len(in_run & fds.vcpus),
         runs_unheld=len(in_run - fds.vcpus),
         run_worker=bool(_fds_inside(workers, hypervisor.run_request) & fds.vcpus),
+        statistics=len(fds.statistics),
         stats_exits=process.stats_exits if has_statistics else None,
     )
 

@@ -4,11 +4,12 @@
 The edges themselves are ebpf.session and probes.host.reader; tests use other implementations.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot
+from probes.host.kvm_stats import StatisticsReading
 from probes.host.process import Inspections, Scan, VmmId
 
 
@@ -68,4 +69,14 @@ class Processes(Protocol):
 
     def inspect(self, vmms: Collection[VmmId]) -> Inspections:
         """Read everything that /proc says about these processes."""
+        ...
+
+    def read_statistics(
+        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, StatisticsReading]:
+        """Read KVM's statistics of these processes' vCPUs now; return readings by tgid.
+
+        wanted holds each process with the vCPUs that the ledger saw it create. follow_threads says
+        that the ledger does not see them. A process that has ended is left out.
+        """
         ...

@@ -120,6 +120,8 @@ class TrackedProcess:
     """Thread group id of its parent."""
     vcpus_created: int = 0
     """vCPUs created, according to its record."""
+    statistics: int = 0
+    """Number of descriptors of KVM's statistics of its vCPUs."""
 
     @property
     def capability_probe(self) -> bool:

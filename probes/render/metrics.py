@@ -184,8 +184,9 @@ def health_families(report: NodeReport) -> Iterator[Family]:
         yield from _vmi_watch(health.vmi_watch)
     yield _counter(
         "hvprobe_refresh_errors",
-        "Refreshes in which a source could not be read: ebpf (kernel table), proc, kube. Its data "
-        "is missing or last known; hvprobe doctor and the agent's log give the reason.",
+        "Refreshes in which a source could not be read: ebpf (kernel table), proc, "
+        "kvm_statistics (of a VM's vCPUs), kube. Its data is missing or last known; hvprobe "
+        "doctor and the agent's log give the reason.",
         [((source.value,), count) for source, count in health.errors_total.items()],
         labels=("source",),
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ebpf import counters
-from ebpf.counters import Counter
+from ebpf.counters import EXITS, Counter
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
@@ -22,6 +22,7 @@ from probes.render.markup import Markup, element, isolated, joined, line, plain,
 from probes.render.page_health import health_section
 from probes.render.page_style import CLASSES, STYLE
 from probes.render.rates import rates_of
+from probes.report.exit_sources import EXIT_SOURCES, exit_sources
 from probes.report.model import NodeReport, ProcessState, VmiReport
 from probes.report.vocabulary import (
     subject_of_process,
@@ -163,7 +164,10 @@ def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
         if window_s > 0
         else "Rates need two refreshes: reload the page. "
     )
-    yield line("p", plain(over), _UNKNOWN, Markup(": not counted here."), class_="dim")
+    sources = exit_sources(report)
+    counted = f" Exits are counted by {sources}." if sources is not None else ""
+    unknown = Markup(": not counted here.")
+    yield line("p", plain(over), _UNKNOWN, unknown, plain(counted), class_="dim")
     yield Markup("</section>\n")
 
 
@@ -173,9 +177,16 @@ def _vmi_row(vmi: VmiReport, rates: Rates, shown: Sequence[Counter]) -> tuple[Ma
         joined((namespace, isolated(vmi.vm.name))),
         _type(vmi.verdict, subject_of_vmi(vmi).severity),
         _proof(vmi.verdict),
-        *(_rate(rates.get(counter.name)) for counter in shown),
+        *(_counter_cell(vmi, counter, rates.get(counter.name)) for counter in shown),
         _reasons(vmi.verdict),
     )
+
+
+def _counter_cell(vmi: VmiReport, counter: Counter, rate: float | None) -> Markup:
+    """Render a rate; that of exits says in its title what counts them."""
+    if counter is not EXITS or vmi.exits_source is None:
+        return _rate(rate)
+    return element("span", _rate(rate), title=f"counted by {EXIT_SOURCES[vmi.exits_source]}")
 
 
 def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> dict[VmName, Rates]:

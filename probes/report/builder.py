@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ebpf import counters
+from ebpf.counters import EXITS
 from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
+from probes.judge.exit_counts import ExitAccount, ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
@@ -45,6 +47,8 @@ class NodeRefresh:
     bcc_version: str | None
     trusts: Mapping[str, CounterTrust]
     tracking: Tracking
+    accounts: Mapping[int, ExitAccount]
+    """Accounts of exits by tgid, of processes that are tracked."""
     attributions: Attributions
     accelerators: tuple[Accelerator, ...]
     virtualization: NodeVirtualization
@@ -57,7 +61,9 @@ class NodeRefresh:
 def node_report(refresh: NodeRefresh) -> NodeReport:
     """Make the report of a refresh."""
     ledger = refresh.ledger
-    processes = process_reports(refresh.tracking, names=refresh.attributions.names)
+    processes = process_reports(
+        refresh.tracking, refresh.accounts, names=refresh.attributions.names
+    )
     return NodeReport(
         version=refresh.version,
         node=refresh.node,
@@ -91,17 +97,19 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
 
 
 def process_reports(
-    tracking: Tracking, *, names: Mapping[VmmId, VmName]
+    tracking: Tracking, accounts: Mapping[int, ExitAccount], *, names: Mapping[VmmId, VmName]
 ) -> tuple[ProcessReport, ...]:
     """Return the report of each VMM process, in the given order.
 
-    names maps processes to the VMs that they are.
+    accounts holds the accounts of exits of these processes by tgid. names maps processes to the VMs
+    that they are.
     """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     return tuple(
         _process_report(
             process,
             counted=_counted(process, tracking.records.get(process.vmm.tgid), reported),
+            account=accounts.get(process.vmm.tgid),
             vm=names.get(process.vmm),
         )
         for process in tracking.processes
@@ -133,12 +141,20 @@ def vmi_reports(
 def _process_report(
     process: TrackedProcess,
     *,
-    counted: Mapping[str, int],
+    counted: dict[str, int],
+    account: ExitAccount | None,
     vm: VmName | None,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
+    source: ExitSource | None = None
+    if process.verdict.type is HypervisorType.KVM and account is not None:
+        source = account.source
+    if source is not ExitSource.TRACEPOINT:
+        counted.pop(EXITS.name, None)
+    if source is ExitSource.KVM_STATISTICS and account is not None and account.exits is not None:
+        counted[EXITS.name] = account.exits
     return ProcessReport(
         vmm=process.vmm,
         comm=process.comm,
@@ -149,6 +165,7 @@ def _process_report(
         vcpus=process.vcpus,
         started_unix_s=process.started_unix_s,
         counters=counted,
+        exits_source=source,
     )
 
 
@@ -156,11 +173,12 @@ def _counted(
     process: TrackedProcess,
     entry: LedgerEntry | None,
     reported: Mapping[HypervisorType, Sequence[tuple[str, int]]],
-) -> Mapping[str, int]:
-    """Return the counters of an accelerated process that have counted.
+) -> dict[str, int]:
+    """Return the hooks' counters of an accelerated process that have counted.
 
     reported holds, for each hypervisor, the names and indexes of the counters that reports show. A
-    count is a fact, but a 0 proves nothing, because the hook may never fire for this process.
+    count is a fact, but a 0 proves nothing, however often the hook has fired for other processes,
+    because it may never fire for this one: the exits of an Arm realm do not pass kvm_exit.
     """
     if entry is None:
         return {}
@@ -204,6 +222,7 @@ def _vmi_report(
         fallback=_fallback(process.verdict, accelerators, native=native),
         vmm=process.vmm,
         counters=process.counters,
+        exits_source=process.exits_source,
     )
 
 

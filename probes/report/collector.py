@@ -13,10 +13,21 @@ from typing import Protocol
 
 from ebpf import clock
 from ebpf.errors import LedgerReadError
-from ebpf.hooks import KVM_EXIT, unattached
+from ebpf.hooks import KVM_EXIT, KVM_VM_IOCTL, unattached
 from ebpf.ledger import KernelSnapshot
-from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
+from probes.host.hypervisors import (
+    HYPERVISORS,
+    Hypervisor,
+    HypervisorType,
+    entries_are_seen,
+)
 from probes.host.node import Accelerator, NodeVirtualization
+from probes.judge.exit_counts import (
+    ExitAccount,
+    accounts_after,
+    exit_hook_needed,
+    statistics_wanted,
+)
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
@@ -87,8 +98,10 @@ class NodeCollector:
         self._tracker = ProcessTracker(processes, ledger)
         self._names = _NameCache(node)
         self._hooks = HookHistory()
+        self._accounts: Mapping[int, ExitAccount] = {}
+        """Accounts of exits, by tgid."""
         self._trials = _AcceleratorTrials(virtualization)
-        self._failed_refreshes = dict.fromkeys((Source.EBPF, Source.PROC), 0)
+        self._failed_refreshes = dict.fromkeys((Source.EBPF, Source.PROC, Source.KVM_STATISTICS), 0)
         """Refreshes in which a source failed."""
         if vmis is not None:
             self._failed_refreshes[Source.KUBE] = 0
@@ -103,10 +116,28 @@ class NodeCollector:
         """
         index, watch = self._read_vmis()
         kernel, tracking = self._read_processes()
+        self._count_exits(kernel, tracking)
         attributions = self._names.of(tracking.processes, index)
         self._hooks = self._hooks.after(kernel)
         accelerators = self._trials.of(tracking.processes)
         return node_report(self._put_together(kernel, tracking, attributions, accelerators, watch))
+
+    def _count_exits(self, kernel: KernelSnapshot, tracking: Tracking) -> None:
+        """Read KVM's statistics of the processes that have them, and keep the accounts.
+
+        The hook at kvm_exit is attached while a process needs it, for which it counts from then on.
+        """
+        wanted = statistics_wanted(self._accounts, tracking)
+        sees_vcpus = any(hook.attached for hook in kernel.hooks if hook.is_of(KVM_VM_IOCTL))
+        readings = self._host.read_statistics(wanted, follow_threads=not sees_vcpus)
+        if any(reading.failed for reading in readings.values()):
+            self._failed_refreshes[Source.KVM_STATISTICS] += 1
+        self._accounts = accounts_after(self._accounts, tracking, readings)
+        if self._ledger is not None:
+            needed = exit_hook_needed(
+                self._accounts, tracking, entries_are_seen=entries_are_seen(kernel.hooks)
+            )
+            self._ledger.need([KVM_EXIT] if needed else [])
 
     def _read_vmis(self) -> tuple[VmiIndex | None, WatchStatus | None]:
         """Read the VMIs of a cluster's node; (None, None): standalone."""
@@ -175,6 +206,7 @@ class NodeCollector:
             bcc_version=self._ledger.bcc_version if self._ledger else None,
             trusts=self._hooks.trusts(kernel),
             tracking=tracking,
+            accounts=self._accounts,
             attributions=attributions,
             accelerators=accelerators,
             virtualization=self._virtualization.virtualization(),

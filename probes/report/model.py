@@ -14,6 +14,7 @@ from ebpf.hooks import HookStatus
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
+from probes.judge.exit_counts import ExitSource
 from probes.judge.verdict import Verdict
 from probes.vmi.attribution import VmName
 from probes.vmi.model import WatchStatus
@@ -33,9 +34,10 @@ class CounterTrust(StrEnum):
     """Whether a counter's hook can be trusted, judged by observing it."""
 
     PROVEN = "proven"
-    """It has fired on this node since it was attached. It may still not fire for one process."""
+    """It has fired on this node since it was attached, so that what it counts is shown. A 0 of one
+    process still proves nothing, because some guests never pass the hook."""
     UNTRIED = "untried"
-    """It has not fired yet, so that a 0 may be correct or mean that it never fires."""
+    """It has not fired yet, so that it may never fire here."""
     BLIND = "blind"
     """It never fires although other hooks observed guests running: this kernel does not fire it."""
     MISSING = "missing"
@@ -49,6 +51,7 @@ class Source(StrEnum):
 
     EBPF = "ebpf"
     PROC = "proc"
+    KVM_STATISTICS = "kvm_statistics"
     KUBE = "kube"
 
 
@@ -90,7 +93,10 @@ class ProcessReport:
     """Number of its vCPUs, by descriptors or TCG threads; None: unknown."""
     started_unix_s: float
     counters: Mapping[str, int]
-    """Totals by the counter's name; absent: not counted on this node, or not trusted."""
+    """Totals by the counter's name; absent: it has not counted this process, so that nothing is
+    known."""
+    exits_source: ExitSource | None = None
+    """What counts its VM exits; None: it does not run on KVM, or that is not decided yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +111,8 @@ class VmiReport:
     """The process that runs it; None: not found."""
     counters: Mapping[str, int]
     """Totals of its process, by the counter's name."""
+    exits_source: ExitSource | None = None
+    """What counts the VM exits of its process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +226,7 @@ def _vmi_json(vmi: VmiReport) -> dict[str, object]:
             for counter in counters.COUNTERS
             if counter.json is not None and counter.metric is not None
         },
+        "vcpu_exits_source": vmi.exits_source.value if vmi.exits_source else None,
     }
 
 
@@ -238,4 +247,5 @@ def _process_json(process: ProcessReport) -> dict[str, object]:
             for counter in counters.COUNTERS
             if counter.json is not None
         },
+        "vcpu_exits_source": process.exits_source.value if process.exits_source else None,
     }

@@ -3,12 +3,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import Hypervisor, HypervisorType
+from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import (
     Inspections,
@@ -91,6 +92,18 @@ class Node:
         self.order: list[int] = []
         """Tgids of the last scan, in the caller's order."""
         self.readable = True
+        self.statistics: dict[int, StatisticsReading] = {}
+        """Readings of statistics by tgid; other processes have no statistics."""
+        self.wanted: list[tuple[VmmId, int]] = []
+        """The processes whose statistics were wanted last."""
+        self.follows_threads = False
+
+    def read_statistics(
+        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, StatisticsReading]:
+        self.wanted, self.follows_threads = [*wanted], follow_threads
+        nothing = StatisticsReading(NO_STATISTICS, None)
+        return {vmm.tgid: self.statistics.get(vmm.tgid, nothing) for vmm, _ in wanted}
 
     def start_monotonic_ns(self, vmm: VmmId) -> int:
         return STARTED_NS if vmm.start_ticks == VMM.start_ticks else vmm.start_ticks * 10_000_000

@@ -32,9 +32,19 @@
  *   kernel_exits     exits that the guests made and KVM handled inside the kernel: K
  *   churn_children   children forked, ended and reaped; each had a VM and a vCPU of its own and
  *                    made exactly 7 KVM_RUN calls that were 7 userspace exits
+ *   exits            with --statistics, VM exits by KVM's own count, those of closed statistics
+ *                    and of ended VMs included
  *   state            hold, halt, spin, quit or leave-leader as given; paused (until the first
  *                    --step); vm-only
  * Should a counted part be impossible to do exactly, no line is printed: the program fails.
+ *
+ * With --statistics it holds the statistics of each vCPU open, as QEMU does. With --step, a line on
+ * stdin may then be one of these words, and the line of results is printed again:
+ *   close            close the statistics of the last vCPU, as QEMU does when a vCPU is unplugged
+ *   open             open them again, as QEMU does when it is plugged in again
+ *   plug             make one more vCPU of the last VM, with statistics, that never runs
+ *   reset            end all VMs and make them and their vCPUs again, as QEMU does to reset a
+ *                    confidential guest
  *
  * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then;
  * with --keep its descriptors stay open.
@@ -87,6 +97,7 @@
 #define STACK_BYTES 0x10000
 #define CHURN_EXITS 7
 #define TENANT_ID 65534
+#define MAX_PLUGGED 8
 #define KEPT 64 /* above the descriptors that --keep is for */
 
 enum program { USERSPACE_LOOP, KERNEL_LOOP, HALT, SPIN, IMPOSSIBLE, PROGRAMS };
@@ -111,7 +122,7 @@ struct load {
 	uint64_t processes; /* 0: this process does the work itself */
 	enum then then;
 	char **program; /* what to execute at the next line on stdin; NULL: nothing */
-	bool paused, create_vm_only, step;
+	bool paused, create_vm_only, step, statistics;
 	bool tenant, burn, keep;
 	enum hide hide;
 	enum refusal refused;
@@ -127,12 +138,16 @@ struct vcpu {
 	uint64_t userspace_exits; /* made */
 	uint64_t eintr;
 	uint64_t refused;
+	int statistics; /* descriptor; 0: none is open */
+	uint64_t seen_exits; /* by its statistics when they were closed */
 	volatile pid_t tid; /* once it is about to enter its last KVM_RUN */
 };
 
 static struct load load = {.vms = 1, .vcpus = 1};
 static struct vcpu *vcpus;
 static unsigned int vcpus_total;
+static int kvm_device, *vms;
+static uint64_t exits_of_ended_vms;
 static pthread_barrier_t phase;
 static sem_t step_wanted, step_made;
 static uint64_t step_exits;
@@ -365,6 +380,50 @@ static void create_vcpu(int kvm, int vm, unsigned long id, struct vcpu *vcpu)
 	prepare_vcpu(vm, vcpu->fd);
 }
 
+/* Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD */
+static uint64_t exits_in(int statistics)
+{
+	static char file[65536];
+	const struct kvm_stats_header *header = (const void *)file;
+	const struct kvm_stats_desc *found;
+	uint64_t exits;
+
+	if (pread(statistics, file, sizeof(file), 0) < (ssize_t)sizeof(*header))
+		die("pread", "statistics");
+	for (unsigned int i = 0; i < header->num_desc; i++) {
+		found = (const void *)(file + header->desc_offset +
+				       i * (sizeof(*found) + header->name_size));
+		if (!strcmp((const char *)(found + 1), "exits")) {
+			memcpy(&exits, file + header->data_offset + found->offset, sizeof(exits));
+			return exits;
+		}
+	}
+	errno = ENOENT;
+	die("statistic", "exits");
+}
+
+static void open_statistics(struct vcpu *vcpu)
+{
+	if (!vcpu->statistics)
+		vcpu->statistics = IOCTL(vcpu->fd, KVM_GET_STATS_FD, 0);
+}
+
+static void close_statistics(struct vcpu *vcpu)
+{
+	vcpu->seen_exits = exits_in(vcpu->statistics);
+	close(vcpu->statistics);
+	vcpu->statistics = 0;
+}
+
+static uint64_t all_exits(void)
+{
+	uint64_t exits = exits_of_ended_vms;
+
+	for (unsigned int i = 0; i < vcpus_total; i++)
+		exits += vcpus[i].statistics ? exits_in(vcpus[i].statistics) : vcpus[i].seen_exits;
+	return exits;
+}
+
 /* One KVM_RUN that returns with the exit which the guest is to make. */
 static void run_to_userspace_exit(struct vcpu *vcpu)
 {
@@ -499,9 +558,11 @@ static void create_vms(int kvm)
 	const void *memory = map_guest_memory();
 	unsigned int index = 0;
 
+	kvm_device = kvm;
 	vcpus_total = load.create_vm_only ? 0 : load.vms * load.vcpus;
-	vcpus = calloc(vcpus_total + 1, sizeof(*vcpus));
-	if (!vcpus)
+	vcpus = calloc(vcpus_total + MAX_PLUGGED + 1, sizeof(*vcpus));
+	vms = calloc(load.vms, sizeof(*vms));
+	if (!vcpus || !vms)
 		die("calloc", "%u vCPUs", vcpus_total);
 	for (uint64_t i = 0; i < load.vms; i++) {
 		int vm;
@@ -510,13 +571,55 @@ static void create_vms(int kvm)
 			IOCTL(kvm, KVM_CREATE_VM, 0);
 			continue;
 		}
-		vm = create_vm(kvm, memory);
+		vm = vms[i] = create_vm(kvm, memory);
 		for (uint64_t id = 0; id < load.vcpus; id++, index++) {
 			vcpus[index].index = index;
 			vcpus[index].userspace_share = share(load.userspace_exits, index);
 			vcpus[index].kernel_share = share(load.kernel_exits, index);
 			create_vcpu(kvm, vm, id, &vcpus[index]);
+			if (load.statistics)
+				open_statistics(&vcpus[index]);
 		}
+	}
+}
+
+static void plug(void)
+{
+	struct vcpu *vcpu = &vcpus[vcpus_total];
+
+	if (vcpus_total - load.vms * load.vcpus == MAX_PLUGGED)
+		die("plug", "%d vCPUs", MAX_PLUGGED);
+	vcpu->index = vcpus_total;
+	create_vcpu(kvm_device, vms[load.vms - 1], load.vcpus + vcpu->index, vcpu);
+	open_statistics(vcpu);
+	vcpus_total++;
+}
+
+/* No vCPU is in KVM_RUN now: all wait for a step. */
+static void reset(void)
+{
+	const void *memory = map_guest_memory();
+	int run_bytes = IOCTL(kvm_device, KVM_GET_VCPU_MMAP_SIZE, 0);
+
+	exits_of_ended_vms = all_exits();
+	for (unsigned int i = 0; i < vcpus_total; i++) {
+		munmap(vcpus[i].run, run_bytes);
+		if (vcpus[i].statistics)
+			close(vcpus[i].statistics);
+		close(vcpus[i].fd);
+		vcpus[i].statistics = 0;
+		vcpus[i].seen_exits = 0;
+	}
+	for (uint64_t i = 0; i < load.vms; i++) {
+		close(vms[i]);
+		vms[i] = create_vm(kvm_device, memory);
+	}
+	for (unsigned int i = 0; i < vcpus_total; i++) {
+		uint64_t vm = i / load.vcpus < load.vms ? i / load.vcpus : load.vms - 1;
+
+		create_vcpu(kvm_device, vms[vm], i - vm * load.vcpus, &vcpus[i]);
+		set_program(&vcpus[i], USERSPACE_LOOP, 0);
+		open_statistics(&vcpus[i]);
 	}
 }
 
@@ -690,11 +793,12 @@ static void print_line(void)
 		state = "vm-only";
 	printf("{\"tgid\": %d, \"vms\": %" PRIu64 ", \"vcpus\": %u, \"kvm_run\": %" PRIu64
 	       ", \"userspace_exits\": %" PRIu64 ", \"eintr\": %" PRIu64 ", \"refused\": %" PRIu64
-	       ", \"kernel_exits\": %" PRIu64 ", \"churn_children\": %" PRIu64
+	       ", \"kernel_exits\": %" PRIu64 ", \"exits\": %" PRIu64 ", \"churn_children\": %" PRIu64
 	       ", \"state\": \"%s\"}\n",
 	       getpid(), load.vms, vcpus_total,
 	       userspace_exits + eintr + refused + (last_run ? vcpus_total : 0), userspace_exits,
-	       eintr, refused, load.kernel_exits, load.churn, state);
+	       eintr, refused, load.kernel_exits, load.statistics ? all_exits() : 0, load.churn,
+	       state);
 	if (fflush(stdout))
 		die("write", "stdout");
 }
@@ -706,7 +810,7 @@ __attribute__((noreturn)) static void wrong_usage(const char *why)
 		"usage: kvmload [--vms M] [--vcpus V] [--userspace-exits N] [--kernel-exits K]\n"
 		"               [--then hold|halt|spin|quit|leave-leader] [--churn N] [--step]\n"
 		"               [--paused | --create-vm-only] [--processes P] [-name IGNORED]\n"
-		"               [--tenant] [--burn] [--hide closed|unshared|own-table] [--keep]\n"
+		"               [--statistics] [--tenant] [--burn] [--hide closed|unshared|own-table] [--keep]\n"
 		"               [--refused interrupted|registers|internal-error]\n"
 		"               [--child forked|runner] [-- PROGRAM ARGUMENT...]\n",
 		why);
@@ -726,6 +830,30 @@ static uint64_t number(const char *text, uint64_t least, uint64_t most)
 	return value;
 }
 
+/* Whether the line is one of the words that --statistics adds. */
+static bool change(const char *line)
+{
+	if (!strcmp(line, "close\n"))
+		close_statistics(&vcpus[vcpus_total - 1]);
+	else if (!strcmp(line, "open\n"))
+		open_statistics(&vcpus[vcpus_total - 1]);
+	else if (!strcmp(line, "plug\n"))
+		plug();
+	else if (!strcmp(line, "reset\n"))
+		reset();
+	else
+		return false;
+	return true;
+}
+
+static void step(uint64_t exits)
+{
+	step_exits = exits;
+	sem_post(&step_wanted);
+	while (sem_wait(&step_made))
+		;
+}
+
 /* Until stdin reaches EOF. With --step each line is a number of further userspace exits. */
 static void wait_for_eof(void)
 {
@@ -738,10 +866,8 @@ static void wait_for_eof(void)
 			die("exec", "%s", load.program[0]);
 		if (!load.step)
 			continue;
-		step_exits = number(line, 1, UINT32_MAX);
-		sem_post(&step_wanted);
-		while (sem_wait(&step_made))
-			;
+		if (!load.statistics || !change(line))
+			step(number(line, 1, UINT32_MAX));
 		print_line();
 	}
 }
@@ -898,6 +1024,9 @@ static void parse_option(int option)
 	case 's':
 		load.step = true;
 		break;
+	case 'S':
+		load.statistics = true;
+		break;
 	case 'T':
 		load.tenant = true;
 		break;
@@ -935,6 +1064,7 @@ static void parse_command_line(int argc, char **argv)
 						{"paused", no_argument, NULL, 'p'},
 						{"create-vm-only", no_argument, NULL, 'o'},
 						{"step", no_argument, NULL, 's'},
+						{"statistics", no_argument, NULL, 'S'},
 						{"tenant", no_argument, NULL, 'T'},
 						{"burn", no_argument, NULL, 'b'},
 						{"keep", no_argument, NULL, 'K'},

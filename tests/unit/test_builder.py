@@ -5,15 +5,19 @@ from dataclasses import replace
 
 import pytest
 
+from ebpf.counters import COUNTERS, Counter
+from ebpf.hooks import KVM as KVM_DRIVER
 from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
 from probes.host.process import VmmId
+from probes.judge.exit_counts import ExitAccount, ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
 from probes.report.builder import process_reports, vmi_reports
-from probes.report.model import ProcessReport, ProcessState
+from probes.report.hook_history import HookHistory
+from probes.report.model import CounterTrust, ProcessReport, ProcessState
 from probes.vmi.attribution import Attribution, VmName
 from tests.support.facts import (
     IS_A_PROBE,
@@ -22,6 +26,7 @@ from tests.support.facts import (
     KVM_UNTRIED,
     VMM,
     entry,
+    kernel,
     tracked,
 )
 
@@ -33,6 +38,8 @@ UNKNOWN = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.N
 PROCESS = tracked(vcpus=2, record_ns=entry().first_ns)
 COUNTED = entry(runs=3, userspace_exits=2, exits=40)
 MSHV_AVAILABLE = Accelerator(type=HypervisorType.MSHV, available=True)
+HOOKED = ExitAccount(VMM, ExitSource.TRACEPOINT)
+COUNTED_BY_KVM = HOOKED._replace(source=ExitSource.KVM_STATISTICS, totals=(7,))
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
 
@@ -40,15 +47,21 @@ NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
 
 
 def reports(
-    *processes: TrackedProcess, record: LedgerEntry | None = COUNTED
+    *processes: TrackedProcess,
+    record: LedgerEntry | None = COUNTED,
+    account: ExitAccount = HOOKED,
 ) -> tuple[ProcessReport, ...]:
     records = {VMM.tgid: record} if record else {}
     tracking = Tracking(processes=processes, records=records, pending=0)
-    return process_reports(tracking, names={VMM: ALPHA})
+    return process_reports(tracking, {VMM.tgid: account}, names={VMM: ALPHA})
 
 
-def one(process: TrackedProcess, record: LedgerEntry | None = COUNTED) -> ProcessReport:
-    (found,) = reports(process, record=record)
+def one(
+    process: TrackedProcess,
+    record: LedgerEntry | None = COUNTED,
+    account: ExitAccount = HOOKED,
+) -> ProcessReport:
+    (found,) = reports(process, record=record, account=account)
     return found
 
 
@@ -64,6 +77,7 @@ def test_process_is_passed_on() -> None:
         vcpus=2,
         started_unix_s=1.5,
         counters={"runs": 3, "userspace_exits": 2, "exits": 40},
+        exits_source=ExitSource.TRACEPOINT,
     )
 
 
@@ -71,6 +85,47 @@ def test_a_zero_is_never_shown() -> None:
     """A counter of 0 is absent, because its hook may never fire for this process."""
     found = one(PROCESS, entry(runs=7))
     assert found.counters == {"runs": 7}
+
+
+@pytest.mark.parametrize("counter", [one for one in COUNTERS if one.json is not None])
+def test_a_hook_that_fires_for_others_proves_no_zero(counter: Counter) -> None:
+    """Of every counter: where its hook counts one process, the 0 of another one stays absent."""
+    verdict = MSHV if counter.hook.driver is not KVM_DRIVER else KVM
+    beta = replace(PROCESS, vmm=VmmId(tgid=5000, start_ticks=1), verdict=verdict)
+    records = {VMM.tgid: entry(**{counter.name: 9}), 5000: entry(5000)}
+    tracking = Tracking(
+        processes=(replace(PROCESS, verdict=verdict), beta), records=records, pending=0
+    )
+    accounts = {VMM.tgid: HOOKED, 5000: HOOKED._replace(vmm=beta.vmm)}
+    trusted = HookHistory().after(kernel(*records.values())).trusts(kernel())
+    assert trusted.get(counter.name, CounterTrust.PROVEN) is CounterTrust.PROVEN
+    assert [found.counters for found in process_reports(tracking, accounts, names={})] == [
+        {counter.name: 9},
+        {},
+    ]
+
+
+def test_statistics_replace_the_hook() -> None:
+    """Exits from KVM's statistics are reported, be they 0, and never the hook's."""
+    found = one(PROCESS, account=COUNTED_BY_KVM)
+    assert found.counters == {"runs": 3, "userspace_exits": 2, "exits": 7}
+    assert found.exits_source is ExitSource.KVM_STATISTICS
+    none_yet = COUNTED_BY_KVM._replace(totals=(0,))
+    assert one(PROCESS, None, none_yet).counters == {"exits": 0}
+
+
+def test_exits_are_absent_until_their_source_is_chosen() -> None:
+    """Without an account the hook's exits are not shown, so that the source never changes."""
+    tracking = Tracking(processes=(PROCESS,), records={VMM.tgid: COUNTED}, pending=0)
+    (found,) = process_reports(tracking, {}, names={})
+    assert (found.counters, found.exits_source) == ({"runs": 3, "userspace_exits": 2}, None)
+
+
+@pytest.mark.parametrize("verdict", [TCG, UNKNOWN, MSHV])
+def test_only_kvm_has_a_source_of_exits(verdict: Verdict) -> None:
+    """A process that does not run on KVM shows neither exits nor a source, whatever its account."""
+    found = one(replace(PROCESS, verdict=verdict), None, COUNTED_BY_KVM)
+    assert (found.counters, found.exits_source) == ({}, None)
 
 
 def test_each_hypervisor_has_its_own_counters() -> None:

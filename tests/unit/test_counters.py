@@ -63,6 +63,7 @@ def node(total: int, *, seconds: float) -> NodeReport:
         Tracking(
             processes=(tracked(record_ns=record.first_ns),), records={VMM.tgid: record}, pending=0
         ),
+        {},
         names={VMM: ALPHA},
     )
     plain_report = rich_report()

@@ -3,13 +3,14 @@
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pytest
 
 from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot
 from probes.host.hypervisors import Hypervisor, HypervisorType
+from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import Inspections, Scan, VmmId, VmmProcess
 from probes.report.collector import NodeCollector
@@ -55,6 +56,11 @@ class ChangingNode:
 
     def need(self, hooks: Collection[Hook]) -> None:
         pass
+
+    def read_statistics(
+        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, StatisticsReading]:
+        return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
 
     def new_lives(self) -> frozenset[int]:
         born, self.born = frozenset(self.born), set()

@@ -22,6 +22,7 @@ from probes.render.live.options import REASONS_COST
 from probes.render.live.rows import Row, ordered, rows_of
 from probes.render.live.view import ViewState, scrolled
 from probes.render.terminal_text import fit, visible
+from probes.report.exit_sources import exit_sources, statistics_count_all
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import CounterTrust, NodeReport, to_json
 from probes.report.vocabulary import counter_state, live_counters, watch_error
@@ -179,6 +180,9 @@ def _notes_of(data: FrameData) -> Iterator[str]:
         yield f"{MISSED_LABEL}: {missed.why}"
     for counter in live_counters(data.report):
         yield from _column_notes(data, counter)
+    sources = exit_sources(data.report)
+    if sources is not None and EXITS.column is not None:
+        yield f"{EXITS.column.heading}: counted by {sources}"
 
 
 def _column_notes(data: FrameData, counter: Counter) -> Iterator[str]:
@@ -190,6 +194,8 @@ def _column_notes(data: FrameData, counter: Counter) -> Iterator[str]:
         yield f"{column.heading}: {column.note}"
     elif counter.label is not None:
         state = counter_state(data.report.health, counter)
+        if counter is EXITS and statistics_count_all(data.report):
+            return
         match state.trust:
             case CounterTrust.UNTRIED:
                 yield f"{column.heading}: {state.why}"

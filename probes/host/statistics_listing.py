@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDGE: lists the descriptors of a process that hold statistics of its vCPUs.
+
+Owns what is kept of a process between two readings, and how its descriptors are listed. Must not
+know when that is necessary, nor read the statistics.
+
+Of each process a pidfd is kept. It names the process for good, pins none of its memory, and answers
+ESRCH once the process has ended.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from probes.host.kvm_stats import NO_STATISTICS, Span, StatisticsListing
+from probes.host.process import VmmId
+from probes.host.process_folder import ProcessFolder
+from probes.host.process_reader import read_stat
+from probes.host.vcpu_statistics import MAX_VCPUS, is_vcpu, is_vcpu_statistics
+
+MAX_LINKS = 16_384
+"""The most links that are read to list the descriptors of a process."""
+
+
+@dataclass(slots=True, kw_only=True)
+class KeptProcess:
+    """What is kept of one process between two readings."""
+
+    vmm: VmmId
+    pidfd: int
+    task: int | None = None
+    """Descriptor of its ``task`` directory; None: it is not needed."""
+    links: int = 0
+    """Links of that directory before the descriptors were listed."""
+    vcpus_created: int = 0
+    listing: StatisticsListing | None = None
+    span: Span | None = None
+    """Where the wanted counts are; None: its statistics cannot be read."""
+
+    def threads_changed(self) -> bool:
+        """Return whether its number of threads has changed since the descriptors were listed.
+
+        The directory has two links of its own and one for each thread: proc_task_getattr
+        (fs/proc/base.c) adds get_nr_threads() to the two that proc_pident_instantiate sets.
+        """
+        return self.task is None or os.fstat(self.task).st_nlink != self.links
+
+    def close(self) -> None:
+        """Close what is kept."""
+        os.close(self.pidfd)
+        if self.task is not None:
+            os.close(self.task)
+
+    def list_descriptors(self, folder: ProcessFolder, *, follow_threads: bool) -> bool:
+        """List its descriptors; return whether they differ from those that were listed before.
+
+        follow_threads says that threads_changed() will be called.
+        """
+        with contextlib.suppress(OSError):
+            if follow_threads and self.task is None:
+                self.task = folder.directory("task")
+            if self.task is not None:  # before the descriptors, so that no later change is missed
+                self.links = os.fstat(self.task).st_nlink
+        before, self.listing = self.listing, listing_of(folder)
+        return self.listing != before
+
+
+def opened(vmm: VmmId, folder: ProcessFolder) -> KeptProcess | None:
+    """Open a pidfd of exactly this process; None: it has ended.
+
+    Raises OSError when no more descriptors can be opened.
+    """
+    if not _is(vmm, folder):
+        return None
+    folder.at("its pidfd")
+    try:
+        pidfd = os.pidfd_open(vmm.tgid)
+    except ProcessLookupError:
+        return None
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, pidfd)
+        if not _is(vmm, folder):
+            return None
+        undo.pop_all()
+    return KeptProcess(vmm=vmm, pidfd=pidfd)
+
+
+def _is(vmm: VmmId, folder: ProcessFolder) -> bool:
+    """Return whether a folder is that of this process, which is alive."""
+    stat = read_stat(folder, "stat")
+    return stat is not None and not stat.ended and stat.start_ticks == vmm.start_ticks
+
+
+def listing_of(folder: ProcessFolder) -> StatisticsListing:
+    """List the descriptors in the table of the main thread, which alone can be copied.
+
+    A process with more links or statistics than are read has no statistics here.
+    """
+    fds: list[tuple[int, str]] = []
+    vcpus = links = 0
+    try:
+        for name in folder.names("fd"):
+            links += 1
+            with contextlib.suppress(FileNotFoundError):  # it was closed during the listing
+                target = folder.target(f"fd/{name}")
+                if not target.startswith("anon_inode:"):
+                    continue
+                vcpus += is_vcpu(target)
+                if is_vcpu_statistics(target):
+                    fds.append((int(name), target))
+            if links > MAX_LINKS or len(fds) > MAX_VCPUS:
+                return NO_STATISTICS
+    except OSError:
+        return NO_STATISTICS
+    return StatisticsListing(tuple(sorted(fds)), vcpus)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDGE: reads KVM's statistics of the vCPUs of many processes, at each refresh.
+
+Owns when the descriptors of a process are listed again, and how long a reading may take. Must not
+judge: probes.judge.exit_counts makes totals of the readings.
+
+A reading is one pass over all processes by a thread that the
+caller watches, because a copy may wait for a process that wants it to (vcpu_statistics). A thread
+that makes no progress is left behind, another one continues with the next process, and the process
+is not read again until the thread has returned.
+
+The descriptors of a process are listed again when a read fails, when the ledger shows new vCPUs,
+and, where no hook sees them, when its number of threads has changed, because QEMU starts a thread
+for each vCPU. What is listed late is not lost: KVM counts a vCPU's exits from its first one.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from probes.host.kvm_stats import (
+    EXITS,
+    MAX_BYTES,
+    NO_STATISTICS,
+    Span,
+    StatisticsReading,
+    description_bytes,
+    layout_of,
+)
+from probes.host.process import Unread, VmmId
+from probes.host.process_folder import ProcessFolder
+from probes.host.statistics_listing import KeptProcess, opened
+from probes.host.vcpu_statistics import StatisticsFiles
+from probes.host.watched_reads import OVERTIME_S, WatchedReads, waits_for_processor
+
+MAX_LISTING_S = 0.4
+"""How long all listings of a reading may take."""
+MAX_PASS_S = 0.4
+"""How long all passes of a reading may take."""
+MAX_LISTED_FOR_THREADS = 16
+"""The most processes that one reading lists because their number of threads has changed.
+
+QEMU's worker threads come and go as well.
+"""
+MAX_STUCK = 64
+"""The most threads that are left behind at a time. With more, nothing is read."""
+MAX_KEPT = 65_536
+"""The most processes of which descriptors are kept."""
+PATIENCE_S = 0.3
+"""How long one process may hold up a pass."""
+_POLL_S = 0.02
+_LAYOUTS = 16
+"""The most layouts that are remembered; a kernel has one."""
+
+_Counts = tuple[tuple[int, ...], ...]
+
+
+class StatisticsReader:
+    """Reads the wanted counts of processes. Not for use by two threads at once."""
+
+    def __init__(self, reads: WatchedReads, *, names: tuple[str, ...] = (EXITS,)) -> None:
+        """Read the statistics of these names; reads lists the descriptors of processes."""
+        self._reads = reads
+        self._names = names
+        self._files = StatisticsFiles()
+        self._kept: dict[int, KeptProcess] = {}
+        self._spans: dict[bytes, Span | None] = {}
+        self._unread: frozenset[int] = frozenset()
+        """Tgids for which the last reading had no time. They come first in the next one."""
+        self._stuck: list[tuple[_Pass, int]] = []
+        """The passes that were left behind, each with the process that it is at."""
+
+    def read(
+        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, StatisticsReading]:
+        """Read processes now; return readings by tgid.
+
+        wanted holds each process with the vCPUs that the ledger saw it create. follow_threads says
+        that the ledger does not see them. A process that has ended is left out of the result.
+        """
+        self._forget_all_but({vmm.tgid for vmm, _ in wanted})
+        self._stuck = [(stuck, tgid) for stuck, tgid in self._stuck if stuck.is_alive()]
+        to_list = self._to_list(wanted, follow_threads=follow_threads)
+        unlisted = self._list(to_list, follow_threads=follow_threads)
+        todo = self._readable(self._kept.values())
+        if self._unread:
+            todo.sort(key=lambda kept: kept.vmm.tgid not in self._unread)
+        until = time.monotonic() + MAX_PASS_S
+        found = self._run(todo, until)
+        again = self._readable(kept for kept in todo if found.get(kept.vmm.tgid, ()) is None)
+        if again:
+            to_list = [(kept.vmm, kept.vcpus_created) for kept in again]
+            self._list(to_list, follow_threads=follow_threads)
+            found.update(self._run(self._readable(again), until))
+        self._unread = frozenset(kept.vmm.tgid for kept in todo) - found.keys()
+        return self._readings(wanted, found, unlisted)
+
+    def close(self) -> None:
+        """Close everything that is kept."""
+        self._forget_all_but(())
+        self._files.close()
+
+    def _readable(self, kept: Iterable[KeptProcess]) -> list[KeptProcess]:
+        """Return those whose statistics can be read, and that hold up no thread."""
+        held = {tgid for _, tgid in self._stuck}
+        return [each for each in kept if each.span is not None and each.vmm.tgid not in held]
+
+    def _readings(
+        self,
+        wanted: Iterable[tuple[VmmId, int]],
+        found: Mapping[int, _Counts | int | None],
+        unlisted: Mapping[int, Unread],
+    ) -> Mapping[int, StatisticsReading]:
+        readings: dict[int, StatisticsReading] = {}
+        for vmm, _ in wanted:
+            tgid = vmm.tgid
+            kept = self._kept.get(tgid)
+            counts = found.get(tgid)
+            if kept is None or kept.listing is None:
+                if tgid in unlisted:
+                    wait = unlisted[tgid] is Unread.NO_TIME
+                    readings[tgid] = StatisticsReading(None if wait else NO_STATISTICS, None)
+            elif counts is None or isinstance(counts, tuple):
+                cut = tgid in self._unread
+                readings[tgid] = StatisticsReading(None if cut else kept.listing, counts)
+        return readings
+
+    def _to_list(
+        self, wanted: Iterable[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> list[tuple[VmmId, int]]:
+        """Return the processes whose descriptors have to be listed now."""
+        changed: list[tuple[VmmId, int]] = []
+        new: list[tuple[VmmId, int]] = []
+        for each in wanted:
+            vmm, vcpus_created = each
+            kept = self._kept.get(vmm.tgid)
+            if kept is not None and kept.vmm is not vmm and kept.vmm != vmm:
+                self._kept.pop(vmm.tgid).close()
+                kept = None
+            if kept is None or kept.span is None or kept.vcpus_created != vcpus_created:
+                new.append(each)
+            elif follow_threads and kept.threads_changed():
+                changed.append(each)
+        return new + changed[:MAX_LISTED_FOR_THREADS]
+
+    # listing
+
+    def _list(
+        self, wanted: Collection[tuple[VmmId, int]], *, follow_threads: bool
+    ) -> Mapping[int, Unread]:
+        """List the descriptors of processes. Returns those that were not listed, and why."""
+        if not wanted:
+            return {}
+        by_tgid = {vmm.tgid: (vmm, created) for vmm, created in wanted}
+        unlisted: dict[int, Unread] = {}
+
+        def read(tgid: int, folder: ProcessFolder) -> None:
+            vmm, created = by_tgid[tgid]
+            kept = self._kept.get(tgid)
+            if kept is None and len(self._kept) >= MAX_KEPT:
+                unlisted[tgid] = Unread.TOO_MANY
+                return
+            try:
+                kept = kept or opened(vmm, folder)
+            except OSError:
+                unlisted[tgid] = Unread.TOO_MANY
+            if kept is not None:
+                self._kept[tgid] = kept
+                if kept.list_descriptors(folder, follow_threads=follow_threads):
+                    kept.span = self._span(kept, folder)
+                kept.vcpus_created = created
+
+        return unlisted | self._reads.run([*by_tgid], read, until=time.monotonic() + MAX_LISTING_S)
+
+    def _span(self, kept: KeptProcess, folder: ProcessFolder) -> Span | None:
+        """Return where the wanted counts are; None: the statistics cannot be read."""
+        listing = kept.listing
+        if listing is None or not listing.fds:
+            return None
+        folder.at("its vCPUs' statistics")
+        fd, target = listing.fds[0]
+        try:
+            raw = self._files.read(kept.pidfd, fd, target, MAX_BYTES, 0)
+        except OSError:
+            return kept.span
+        key = description_bytes(raw)
+        if key is None:
+            return None
+        if key not in self._spans and len(self._spans) < _LAYOUTS:
+            layout = layout_of(raw)
+            self._spans[key] = None if layout is None else layout.span(self._names)
+        return self._spans.get(key)
+
+    # reading
+
+    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, _Counts | int | None]:
+        """Read these processes, and leave behind a thread that makes no progress."""
+        found: dict[int, _Counts | int | None] = {}
+        while todo and len(self._stuck) < MAX_STUCK:
+            turn = _Pass(self._files, todo, until)
+            turn.start()
+            if turn.wait():
+                found.update(turn.found)
+                break
+            turn.given_up = True
+            at = turn.at
+            found.update(turn.found.copy())
+            found[todo[at].vmm.tgid] = None
+            self._stuck.append((turn, todo[at].vmm.tgid))
+            todo = todo[at + 1 :]
+        return found
+
+    def _forget_all_but(self, tgids: Collection[int]) -> None:
+        for tgid in self._kept.keys() - tgids:
+            self._kept.pop(tgid).close()
+
+
+class _Pass(threading.Thread):
+    """Reads one process after another, until there are none, time is over, or it is left behind."""
+
+    def __init__(self, files: StatisticsFiles, todo: Sequence[KeptProcess], until: float) -> None:
+        super().__init__(name="hvprobe-statistics", daemon=True)
+        self._files = files
+        self._todo = todo
+        self._until = until
+        self._ended = threading.Event()
+        self.at = 0
+        """Index of the process that is read now."""
+        self.given_up = False
+        self.found: dict[int, _Counts | int | None] = {}
+        """Counts by tgid; ESRCH: it has ended; None: they could not be read."""
+
+    def run(self) -> None:
+        """Read until the end."""
+        try:
+            for index, kept in enumerate(self._todo):
+                self.at = index
+                if self.given_up or time.monotonic() >= self._until:
+                    break
+                counts = self._counts(kept)
+                if not self.given_up:
+                    self.found[kept.vmm.tgid] = counts
+        finally:
+            self._ended.set()
+
+    def wait(self) -> bool:
+        """Wait for the end; return False as soon as one process has held it up too long.
+
+        Time is counted in polls of the waiting thread: if the entire machine pauses, no process is
+        to blame.
+        """
+        seen, polls = -1, 0
+        while not self._ended.wait(_POLL_S):
+            polls = polls + 1 if seen == self.at else 0
+            seen = self.at
+            if polls * _POLL_S >= PATIENCE_S and (
+                not waits_for_processor(self) or time.monotonic() >= self._until + OVERTIME_S
+            ):
+                return False
+        return True
+
+    def _counts(self, kept: KeptProcess) -> _Counts | int | None:
+        """Return the counts of each vCPU; ESRCH: the process has ended; None: a read failed."""
+        span, listing, pidfd = kept.span, kept.listing, kept.pidfd
+        if span is None or listing is None:
+            return None
+        size, offset, read = span.size, span.offset, self._files.read
+        found: list[tuple[int, ...]] = []
+        try:
+            for fd, target in listing.fds:
+                counts = span.counts(read(pidfd, fd, target, size, offset))
+                if counts is None or self.given_up:
+                    return None
+                found.append(counts)
+        except OSError as err:
+            return errno.ESRCH if err.errno == errno.ESRCH else None
+        return tuple(found)

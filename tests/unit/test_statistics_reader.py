@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readings of many processes' statistics: what is listed again, and what a bad process costs.
+
+The processes are real children without statistics; a tree of the test shows descriptors for them,
+and a double gives what these say.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from probes.host import statistics_reader
+from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
+from probes.host.process import VmmId
+from probes.host.process_folder import ProcessFolder
+from probes.host.statistics_reader import StatisticsReader
+from probes.host.vcpu_statistics import StatisticsFiles
+from probes.host.watched_reads import WatchedReads
+from tests.support.facts import captured
+from tests.support.kvm_statistics import statistics
+
+STATISTICS = "anon_inode:kvm-vcpu-stats:"
+DEADLINE_S = 20
+START_TICKS = 4242
+
+
+class Guest:
+    """A process, and what the test's /proc and its descriptors show of it."""
+
+    def __init__(self, proc: Path) -> None:
+        self.child = subprocess.Popen(["sleep", "600"])
+        self.vmm = VmmId(tgid=self.child.pid, start_ticks=START_TICKS)
+        self.root = proc / str(self.child.pid)
+        (self.root / "fd").mkdir(parents=True)
+        self.be(START_TICKS)
+        self.links: dict[int, str] = {}
+        self.exits: dict[int, int | OSError] = {}
+        self.threads = 0
+        self.start_thread()
+
+    def be(self, start_ticks: int) -> None:
+        """Give the process this start time."""
+        fields = captured("kvm_inside_run").stat.rpartition(")")[2].split()
+        fields[19] = str(start_ticks)
+        (self.root / "stat").write_text(f"{self.child.pid} (qemu) {' '.join(fields)}\n")
+
+    def start_thread(self) -> None:
+        """Show one more thread."""
+        self.threads += 1
+        (self.root / "task" / str(self.threads)).mkdir(parents=True)
+
+    def plug(self, fd: int, number: int, exits: int | OSError) -> None:
+        """Add a vCPU with statistics."""
+        self.open(100 + number, f"anon_inode:kvm-vcpu:{number}")
+        self.open(fd, f"{STATISTICS}{number}")
+        self.exits[fd] = exits
+
+    def open(self, fd: int, target: str) -> None:
+        self.links[fd] = target
+        (self.root / "fd" / str(fd)).symlink_to(target)
+
+    def close(self, fd: int) -> None:
+        del self.links[fd]
+        (self.root / "fd" / str(fd)).unlink()
+
+
+class Files(StatisticsFiles):
+    """Reads what the guests of the test say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guests: list[Guest] = []
+        self.blocks: dict[int, threading.Event] = {}
+        """Reads of these descriptors wait for the event."""
+        self.reads: Counter[int] = Counter()
+
+    def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
+        text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        found = re.search(r"^Pid:\s*(\d+)", text, re.MULTILINE)
+        assert found is not None
+        guest = next(guest for guest in self.guests if guest.vmm.tgid == int(found[1]))
+        self.reads[guest.vmm.tgid] += 1
+        if fd in self.blocks:
+            self.blocks[fd].wait(DEADLINE_S)
+        if fd not in guest.links:
+            raise OSError(errno.EBADF, "no such descriptor")
+        if guest.links[fd] != target:
+            raise OSError(errno.ESTALE, "another file")
+        exits = guest.exits[fd]
+        if isinstance(exits, OSError):
+            raise exits
+        return statistics({"halt_exits": 1, "exits": exits})[offset : offset + size]
+
+
+class World:
+    """A reader, its guests, and the number of listings."""
+
+    def __init__(self, proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.proc = proc
+        self.files = Files()
+        monkeypatch.setattr(statistics_reader, "StatisticsFiles", lambda: self.files)
+        self.reader = StatisticsReader(WatchedReads(proc))
+        self.listings = 0
+        names = ProcessFolder.names
+
+        def counting(folder: ProcessFolder, name: str) -> Iterator[str]:
+            self.listings += name == "fd"
+            return names(folder, name)
+
+        monkeypatch.setattr(ProcessFolder, "names", counting)
+
+    def guest(self, *exits: int | OSError) -> Guest:
+        guest = Guest(self.proc)
+        for number, each in enumerate(exits):
+            guest.plug(10 + number, number, each)
+        self.files.guests.append(guest)
+        return guest
+
+    def read(
+        self, *, created: int = 0, follow_threads: bool = False
+    ) -> dict[int, StatisticsReading]:
+        """Read all guests."""
+        wanted = [(guest.vmm, created) for guest in self.files.guests]
+        return dict(self.reader.read(wanted, follow_threads=follow_threads))
+
+    def exits(
+        self, guest: Guest, *, created: int = 0, follow_threads: bool = False
+    ) -> list[int] | None:
+        """Read all guests; return one's exits by vCPU, None: they were not read."""
+        reading = self.read(created=created, follow_threads=follow_threads)[guest.vmm.tgid]
+        return None if reading.counts is None else [exits for (exits,) in reading.counts]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A reader of guests that the test starts."""
+    made = World(tmp_path, monkeypatch)
+    yield made
+    for event in made.files.blocks.values():
+        event.set()
+    made.reader.close()
+    for guest in made.files.guests:
+        guest.child.kill()
+        guest.child.wait()
+
+
+def open_fds() -> set[str]:
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
+            found.add(f"{fd.name}: {fd.readlink()}")
+    return found
+
+
+def test_counts_of_every_vcpu(world: World) -> None:
+    """Each reading has the present exits of each vCPU, and only the first one lists descriptors."""
+    one, two = world.guest(5), world.guest(7, 9)
+    found = world.read()
+    assert found[one.vmm.tgid].counts == ((5,),)
+    assert found[two.vmm.tgid].counts == ((7,), (9,))
+    listing = found[two.vmm.tgid].listing
+    assert listing is not None
+    assert listing.fds == ((10, f"{STATISTICS}0"), (11, f"{STATISTICS}1"))
+    assert listing.covers_every_vcpu
+    two.exits[11] = 10
+    assert world.exits(two) == [7, 10]
+    assert world.listings == 2
+
+
+def test_a_process_without_statistics(world: World) -> None:
+    """A process that holds vCPUs and no statistics is reported so, without an error."""
+    guest = world.guest()
+    guest.open(9, "anon_inode:kvm-vcpu:0")
+    guest.open(8, f"/tmp/{STATISTICS}0")
+    reading = world.read()[guest.vmm.tgid]
+    assert not reading.failed
+    assert reading == (NO_STATISTICS._replace(vcpus=1), None)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EMFILE])
+def test_statistics_that_may_not_be_read(world: World, number: int) -> None:
+    """Statistics that cannot be copied are a failed reading, and cost no other process anything."""
+    guest, other = world.guest(OSError(number, "refused")), world.guest(3)
+    found = world.read()
+    assert found[guest.vmm.tgid].failed
+    assert found[other.vmm.tgid].counts == ((3,),)
+
+
+def test_a_vcpu_that_the_ledger_saw(world: World) -> None:
+    """A process that has created a vCPU is listed again at once."""
+    guest = world.guest(5)
+    assert world.exits(guest, created=1) == [5]
+    guest.plug(20, 1, 3)
+    assert world.exits(guest, created=1) == [5]
+    assert world.exits(guest, created=2) == [5, 3]
+    assert world.exits(guest, created=2) == [5, 3]
+    assert world.listings == 2
+
+
+def test_a_vcpu_that_only_its_thread_shows(world: World) -> None:
+    """Where the ledger does not see vCPUs, another number of threads causes a listing."""
+    guest = world.guest(5)
+    assert world.exits(guest, follow_threads=True) == [5]
+    guest.plug(20, 1, 3)
+    assert world.exits(guest, follow_threads=True) == [5]
+    guest.start_thread()
+    if (guest.root / "task").stat().st_nlink != 4:
+        pytest.skip("this file system does not count directories as /proc does")
+    assert world.exits(guest, follow_threads=True) == [5, 3]
+    assert world.listings == 2
+
+
+def test_real_threads_are_links() -> None:
+    """The task directory of a real process has two links and one for each thread."""
+    stop = threading.Event()
+    before = Path("/proc/self/task").stat().st_nlink
+    others = [threading.Thread(target=stop.wait) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        assert Path("/proc/self/task").stat().st_nlink == before + 3
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
+
+
+def test_threads_that_come_and_go_are_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many processes with another number of threads, each reading lists some."""
+    monkeypatch.setattr(statistics_reader, "MAX_LISTED_FOR_THREADS", 1)
+    guests = [world.guest(5), world.guest(6)]
+    world.read(follow_threads=True)
+    for guest in guests:
+        guest.start_thread()
+    if (guests[0].root / "task").stat().st_nlink != 4:
+        pytest.skip("this file system does not count directories as /proc does")
+    assert world.listings == 2
+    for listings in (3, 4, 4):
+        world.read(follow_threads=True)
+        assert world.listings == listings
+
+
+def test_a_closed_descriptor_is_noticed_at_once(world: World) -> None:
+    """The reading that finds a descriptor closed, or another file there, is complete anyway."""
+    guest = world.guest(5, 7)
+    assert world.exits(guest) == [5, 7]
+    guest.close(11)
+    assert world.exits(guest) == [5]
+    guest.plug(11, 4, 2)
+    assert world.exits(guest, created=1) == [5, 2]
+    guest.close(11)
+    guest.open(11, "anon_inode:[eventfd]")
+    assert world.exits(guest, created=1) == [5]
+
+
+def test_a_process_that_has_ended(world: World) -> None:
+    """A process that has ended is left out, before it was listed and afterwards."""
+    guest, other = world.guest(5), world.guest(6)
+    world.read()
+    guest.exits[10] = OSError(errno.ESRCH, "no such process")
+    assert world.read().keys() == {other.vmm.tgid}
+    other.be(START_TICKS + 1)
+    later = StatisticsReader(WatchedReads(world.proc))
+    assert later.read([(other.vmm, 0)], follow_threads=False) == {}
+    later._files = StatisticsFiles()  # the first reader closes the double
+    later.close()
+
+
+def test_descriptors_are_kept_for_tracked_processes_only(world: World) -> None:
+    """A pidfd is kept for each process that is wanted, and nothing of any other one."""
+    before = open_fds()
+    guests = [world.guest(5), world.guest(6)]
+    world.read(follow_threads=True)
+    assert sum("pidfd" in fd for fd in open_fds() - before) == 2
+    world.reader.read([(guests[0].vmm, 0)], follow_threads=True)
+    assert sum("pidfd" in fd for fd in open_fds() - before) == 1
+    world.reader.read([], follow_threads=True)
+    assert open_fds() == before
+
+
+def test_a_reused_number_is_another_process(world: World) -> None:
+    """What is kept of a process is not used for the next one that has its number."""
+    guest = world.guest(5)
+    world.read()
+    guest.vmm = VmmId(tgid=guest.vmm.tgid, start_ticks=START_TICKS + 1)
+    assert world.read() == {}
+    guest.be(START_TICKS + 1)
+    assert world.exits(guest) == [5]
+
+
+def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose read blocks costs a moment once, and the others nothing.
+
+    It is not read again until that read has returned.
+    """
+    monkeypatch.setattr(statistics_reader, "PATIENCE_S", 0.1)
+    guests = [world.guest(5), world.guest(6), world.guest(7)]
+    world.read()
+    bad = guests[1]
+    bad.plug(50, 1, 1)
+    world.read(created=1)
+    world.files.blocks[50] = threading.Event()
+    found = world.read(created=1)
+    assert [found[guest.vmm.tgid].counts for guest in guests] == [((5,),), None, ((7,),)]
+    assert found[bad.vmm.tgid].failed
+    reads = world.files.reads[bad.vmm.tgid]
+    assert world.read(created=1)[bad.vmm.tgid].failed
+    assert world.files.reads[bad.vmm.tgid] == reads
+    world.files.blocks.pop(50).set()
+    wait_for(lambda: world.exits(bad, created=1) == [6, 1])
+
+
+def test_too_many_reads_that_do_not_return(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too many threads left behind nothing is read, and all readings fail."""
+    monkeypatch.setattr(statistics_reader, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(statistics_reader, "MAX_STUCK", 1)
+    bad, other = world.guest(5), world.guest(6)
+    world.read()
+    world.files.blocks[10] = threading.Event()
+    found = world.read()
+    assert found[bad.vmm.tgid].failed
+    assert found[other.vmm.tgid] == (None, None)
+
+
+def test_the_time_of_a_reading_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there was no time for is reported as not read, and comes first in the next reading."""
+    one, two = world.guest(5), world.guest(6)
+    world.read()
+    with monkeypatch.context() as hurry:
+        hurry.setattr(statistics_reader, "MAX_PASS_S", 0)
+        assert world.read() == {guest.vmm.tgid: (None, None) for guest in (one, two)}
+    assert world.reader._unread == {one.vmm.tgid, two.vmm.tgid}
+    assert world.exits(two) == [6]
+
+
+def test_no_more_processes_are_kept_than_allowed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process beyond the bound is one without statistics."""
+    monkeypatch.setattr(statistics_reader, "MAX_KEPT", 1)
+    world.guest(5)
+    world.read()
+    beyond = world.guest(6)
+    assert world.read()[beyond.vmm.tgid] == (NO_STATISTICS, None)
+
+
+def test_malformed_statistics_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics that hvprobe does not understand are a failed reading."""
+    guest = world.guest(5)
+    monkeypatch.setattr(Files, "read", lambda *_: b"x" * 100)
+    assert world.read()[guest.vmm.tgid].failed
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    stop = threading.Event()
+    for _ in range(DEADLINE_S * 50):
+        if condition():
+            return
+        stop.wait(0.02)
+    pytest.fail("it does not become true")
+
+
+# real descriptors
+
+
+@pytest.fixture
+def files() -> Iterator[StatisticsFiles]:
+    opened = StatisticsFiles()
+    yield opened
+    opened.close()
+
+
+def test_another_file_is_never_read(
+    files: StatisticsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy is read only if the kernel calls it what was listed, and is closed in every case."""
+    (tmp_path / "file").write_bytes(statistics({"exits": 5}))
+    own = os.pidfd_open(os.getpid())
+    with (tmp_path / "file").open("rb") as file:
+        before = open_fds()
+        try:
+            whole = files.read(own, file.fileno(), str(tmp_path / "file"), 4096, 0)
+        except OSError:
+            pytest.skip("this needs pidfd_getfd(2)")
+        assert whole == statistics({"exits": 5})
+        monkeypatch.setattr(os, "pread", None)
+        monkeypatch.setattr(os, "fstat", None)
+        with pytest.raises(OSError, match="Stale"):
+            files.read(own, file.fileno(), f"{STATISTICS}0", 8, 0)
+        with pytest.raises(OSError, match="Bad file"):
+            files.read(own, 9999, f"{STATISTICS}0", 8, 0)
+        monkeypatch.undo()
+        assert open_fds() == before
+    os.close(own)
