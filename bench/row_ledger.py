@@ -26,7 +26,7 @@ from ebpf.ledger import (
 )
 from ebpf.ledger_arrays import LedgerArrays
 from ebpf.maps import MappedArray
-from ebpf.tables import RECENT_PLACES, default_capacity
+from ebpf.tables import EXIT_PLACES, default_capacity
 
 ORDER = 55
 GOAL_MS = 3.0
@@ -46,9 +46,9 @@ class Arrays:
         self._records = self._array("records", RECORD_WORDS, self._capacity, 1)
         self._activity = self._array("activity", ACTIVITY_WORDS, self._capacity, 1)
         self._at_slot = self._array("cpu_activity", CPU_ACTIVITY_WORDS, self._capacity, CPUS)
-        self._places = self._array("places", PLACE_WORDS, RECENT_PLACES, CPUS)
+        self._places = self._array("places", PLACE_WORDS, EXIT_PLACES, CPUS)
         self.reader = LedgerArrays(
-            self._fds.__getitem__, capacity=self._capacity, cpus=CPUS, places=RECENT_PLACES
+            self._fds.__getitem__, capacity=self._capacity, cpus=CPUS, places=EXIT_PLACES
         )
         self._stack.callback(self.reader.close)
 
@@ -62,7 +62,7 @@ class Arrays:
     def count_exits(self, slot: int) -> None:
         """Count exits of a VM on each CPU: in its place, or at its slot if that is taken."""
         for cpu in range(CPUS):
-            place = _tgid(slot) % RECENT_PLACES
+            place = _tgid(slot) % EXIT_PLACES
             if self._places.across(place, 0)[cpu]:
                 self._at_slot.write(slot, 0, 1 << 33, block=cpu)
                 self._records.write(slot, word_of(ProcessRecord, "in_slot"), 1)

@@ -7,7 +7,7 @@
  *   LEDGER_COMMON    the number of slots, the lowest ones, that any process can
  *                    have; the others are reserved for processes that use a vCPU
  *   LEDGER_CPUS      one more than the greatest number of a CPU on this node
- *   RECENT_PLACES    places on each CPU, a power of 2, see below
+ *   EXIT_PLACES    places on each CPU, a power of 2, see below
  *   LIFE_PAGES       times LEDGER_LIFE_BYTES: above the greatest process number
  */
 #include "ledger.h"
@@ -57,7 +57,7 @@ BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
  * owner's record the change from owned to released. So no write can undo
  * another one, and none needs an atomic operation.
  */
-BPF_F_TABLE("array", u32, struct ledger_place, places, RECENT_PLACES *LEDGER_CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct ledger_place, places, EXIT_PLACES *LEDGER_CPUS, BPF_F_MMAPABLE);
 
 /*
  * Numbers at which a process or thread began its life or a process ended, and 1
@@ -217,7 +217,7 @@ activity_beside(u32 tgid, u32 cpu, struct ledger_place *place, u64 owner)
 static __always_inline struct ledger_cpu_activity *cpu_activity_of(u32 tgid)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	u32 at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+	u32 at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
 	struct ledger_place *place = places.lookup(&at);
 	u64 owner;
 
@@ -241,7 +241,7 @@ static __always_inline void recycle_on_cpus(u32 tgid, u32 slot)
 	u32 at;
 
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
-		at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+		at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
 		place = places.lookup(&at);
 		if (place && *(volatile u64 *)&place->owner == ((u64)slot << 32 | tgid))
 			*(volatile u64 *)&place->owner = LEDGER_RELEASED;

@@ -18,8 +18,8 @@ from ebpf.hooks import HOOKS, PROGRAM_FILES, Hook, HookStatus, loadable
 from ebpf.ledger import KernelSnapshot
 from ebpf.programs import Programs, possible_cpus
 from ebpf.tables import (
+    EXIT_PLACES,
     MAX_READS,
-    RECENT_PLACES,
     TABLES,
     Sizes,
     Tables,
@@ -37,7 +37,7 @@ class Session:
         self,
         *,
         capacity: int | None = None,
-        recent_places: int = RECENT_PLACES,
+        exit_places: int = EXIT_PLACES,
         sys_root: Path = Path("/sys"),
         proc_root: Path = Path("/proc"),
         hooks: Sequence[Hook] = HOOKS,
@@ -49,7 +49,7 @@ class Session:
         """
         self._pid_max_file = proc_root / "sys/kernel/pid_max"
         self._sizes = _sizes_of_node(
-            capacity, recent_places, sys_root=sys_root, pid_max_file=self._pid_max_file
+            capacity, exit_places, sys_root=sys_root, pid_max_file=self._pid_max_file
         )
         # The text reads the fields of every hook, including hooks that the caller did not pass.
         places = field_places(Tracefs(sys_root), [*HOOKS, *hooks])
@@ -173,7 +173,7 @@ class Session:
 
 
 def _sizes_of_node(
-    capacity: int | None, recent_places: int, *, sys_root: Path, pid_max_file: Path
+    capacity: int | None, exit_places: int, *, sys_root: Path, pid_max_file: Path
 ) -> Sizes:
     try:
         cpus = 1 + possible_cpus(sys_root)[-1]
@@ -184,7 +184,7 @@ def _sizes_of_node(
         ) from err
     if capacity is None:
         capacity = default_capacity(memory_bytes=memory_bytes(), cpus=cpus)
-    return Sizes(capacity=capacity, cpus=cpus, recent_places=recent_places, life_pages=pages)
+    return Sizes(capacity=capacity, cpus=cpus, exit_places=exit_places, life_pages=pages)
 
 
 def _pid_max(file: Path) -> int:

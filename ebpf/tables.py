@@ -26,7 +26,7 @@ TABLES = (
     "lives",
     "life_pages",
 )
-RECENT_PLACES = 512
+EXIT_PLACES = 512
 """Places on each CPU where exits are counted without a lookup in a hash, see ledger.bpf.c.
 
 A power of 2. All places of 512 CPUs take 4 MiB.
@@ -52,7 +52,7 @@ class Sizes:
     """Number of processes that the ledger has room for."""
     cpus: int
     """One more than the greatest number that a CPU can have."""
-    recent_places: int
+    exit_places: int
     life_pages: int
 
     @property
@@ -67,7 +67,7 @@ class Sizes:
             f"-DLEDGER_CAPACITY={self.capacity}",
             f"-DLEDGER_COMMON={self.common}",
             f"-DLEDGER_CPUS={self.cpus}",
-            f"-DRECENT_PLACES={self.recent_places}",
+            f"-DEXIT_PLACES={self.exit_places}",
             f"-DLIFE_PAGES={self.life_pages}",
         ]
 
@@ -107,7 +107,7 @@ class Tables:
         self._slots = HashMap(map_fd("slots"), key_bytes=4, value_bytes=4, capacity=room)
         self._claims = HashMap(map_fd("claims"), key_bytes=4, value_bytes=8, capacity=room)
         self._arrays = LedgerArrays(
-            map_fd, capacity=room, cpus=sizes.cpus, places=sizes.recent_places
+            map_fd, capacity=room, cpus=sizes.cpus, places=sizes.exit_places
         )
         self._totals = MappedArray(map_fd("totals"), words=1, block_records=len(Total), blocks=1)
         self.lives = MappedMarks(

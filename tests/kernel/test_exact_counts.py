@@ -9,7 +9,7 @@ import pytest
 from ebpf.hooks import KVM_VCPU_IOCTL
 from ebpf.ledger import LedgerEntry
 from probes.report.model import CounterTrust
-from tests.support.kernel_ledger import kvm_exits
+from tests.support.debugfs import kvm_exits
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import KvmLoad, wait_for
 
@@ -43,6 +43,7 @@ def test_every_exit_is_counted(
     Userspace exits and KVM_RUN entries equal the workload; VM exits equal KVM's own counter, where
     the kernel has the hooks and lets the counter be read.
     """
+    node.count_exits()
     with KvmLoad(
         kvmload, "--vcpus", str(vcpus), "--userspace-exits", str(exits), "--churn", str(CHURN)
     ) as load:
@@ -69,6 +70,7 @@ def test_every_exit_is_counted(
 @pytest.mark.every_kernel
 def test_exits_handled_in_the_kernel_are_counted(node: Node, kvmload: Path) -> None:
     """A guest that hardly ever returns to user space still shows every VM exit."""
+    node.count_exits()
     kernel_exits = 1009
     with KvmLoad(kvmload, "--userspace-exits", "7", "--kernel-exits", str(kernel_exits)) as load:
         load.finish_counted_part()
@@ -87,6 +89,7 @@ def test_a_blind_hook_is_said_to_be_blind(node: Node, kvmload: Path) -> None:
 
     A blind hook's count is missing from the report, never 0.
     """
+    node.count_exits()
     with KvmLoad(kvmload, "--userspace-exits", "1009") as load:
         load.finish_counted_part()
         entry = finished_entry(node, load)

@@ -193,7 +193,7 @@ def test_programs_that_do_not_compile(nothing_left: None) -> None:
     ) as err:
         Programs(
             ("ledger.bpf.c",),
-            ["-DLEDGER_CAPACITY=nonsense", "-DLEDGER_CPUS=2", "-DRECENT_PLACES=2"],
+            ["-DLEDGER_CAPACITY=nonsense", "-DLEDGER_CPUS=2", "-DEXIT_PLACES=2"],
             maps=("processes",),
             loadable=(),
             sys_root=Path("/sys"),

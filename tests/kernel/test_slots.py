@@ -18,11 +18,12 @@ from ebpf.hooks import KVM_DEV_IOCTL
 from ebpf.ledger import LedgerEntry
 from ebpf.session import Session
 from ebpf.tables import default_capacity, memory_bytes
+from tests.support.debugfs import kvm_exits
 from tests.support.kernel_ledger import (
     entry_with,
+    exits_counted,
     fill_with_rubbish,
     free_slots,
-    kvm_exits,
     rubbish_left,
     tables,
     take_slots,
@@ -63,7 +64,7 @@ def check_exits(entries: Collection[LedgerEntry]) -> None:
 def test_processes_that_share_a_place(kvmload: Path) -> None:
     """With one place on each CPU, one process has it and the others do not: counts are exact."""
     with (
-        Session(recent_places=1) as session,
+        exits_counted(exit_places=1) as session,
         loads(kvmload, 5, "--vcpus", "2", "--userspace-exits", str(EXITS), "--step") as running,
     ):
         for load in running:
@@ -83,7 +84,7 @@ def test_a_slot_begins_at_zero(kvmload: Path) -> None:
     next process would begin with the last one's counts. The slot given back last is the next one's,
     and there is one place on each CPU.
     """
-    with Session(capacity=64, recent_places=1) as session:
+    with exits_counted(capacity=64, exit_places=1) as session:
         take_slots(session, common=4, reserved=4)
         for _ in range(24):
             with KvmLoad(kvmload, "--vcpus", "2", "--userspace-exits", str(EXITS)) as load:

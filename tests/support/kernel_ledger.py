@@ -5,21 +5,20 @@ Knows the insides of ebpf.tables and ebpf.ledger_arrays. The room is made small 
 away.
 """
 
+import contextlib
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ebpf.bpf_syscall import map_element
-from ebpf.hooks import HOOKS, AttachPoint, Hook
+from ebpf.hooks import HOOKS, KVM_EXIT, AttachPoint, Hook
 from ebpf.ledger import ACTIVITY_WORDS, RECORD_WORDS, RELEASED, LedgerEntry, owner_of
 from ebpf.session import Session
-from ebpf.tables import Tables
+from ebpf.tables import EXIT_PLACES, Tables
 from tests.support.kernel_world import wait_for
 
-DEBUGFS = Path("/sys/kernel/debug/kvm")
 OTHERS_S = 0.5
 """In this time other VMs of the machine that do anything at all get their records."""
 FREED_AFTER_S = 0.1
@@ -27,6 +26,16 @@ FREED_AFTER_S = 0.1
 MAP_LOOKUP_AND_DELETE_ELEM = 21
 """Command of bpf(2) that pops from a stack (``enum bpf_cmd``)."""
 COMMON, RESERVED = "free_slots", "reserved_slots"
+
+
+@contextlib.contextmanager
+def exits_counted(
+    *, capacity: int | None = None, exit_places: int = EXIT_PLACES
+) -> Iterator[Session]:
+    """A session whose hook at kvm_exit is attached, as it is while a process needs it."""
+    with Session(capacity=capacity, exit_places=exit_places) as session:
+        session.need([KVM_EXIT])
+        yield session
 
 
 def tables(session: Session) -> Tables:
@@ -101,15 +110,6 @@ def rubbish_left(session: Session, tgid: int, slot: int) -> int:
         + sum(arrays._cpu_activity.across(slot, 0))
         + owners.count(owner_of(tgid, slot))
     )
-
-
-def kvm_exits(tgid: int) -> int | None:
-    """KVM's own count of a process's VM exits; None: this kernel does not let it be read."""
-    try:
-        found = [int((vm / "exits").read_text()) for vm in DEBUGFS.glob(f"{tgid}-*")]
-    except PermissionError:
-        return None  # lockdown
-    return sum(found) if found else None
 
 
 def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:

@@ -3,7 +3,7 @@
 
 from typing import Self
 
-from ebpf.hooks import Hook
+from ebpf.hooks import KVM_EXIT, Hook
 from ebpf.session import Session
 from probes.host.accelerators import Accelerators
 from probes.host.hypervisors import HypervisorType
@@ -39,6 +39,10 @@ class Node:
     def has(self, hook: Hook) -> bool:
         """Return whether this kernel let the hook be attached."""
         return any(status.attached for status in self.session.hooks if status.is_of(hook))
+
+    def count_exits(self) -> None:
+        """Attach the hook at kvm_exit until a refresh finds that no process needs it."""
+        self.session.need([KVM_EXIT])
 
     def report(self) -> NodeReport:
         """Refresh and return the report."""

@@ -183,7 +183,11 @@ class KvmLoad(Started):
 
     def step(self, exits: int) -> None:
         """Make that many more userspace exits (needs --step)."""
-        self.say(f"{exits}\n")
+        self.order(str(exits))
+
+    def order(self, word: str) -> None:
+        """Make the process do what a line on its standard input says (needs --step)."""
+        self.say(f"{word}\n")
         self.totals = json.loads(self.line())
 
 

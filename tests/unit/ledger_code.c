@@ -23,7 +23,7 @@ typedef uint64_t u64;
 #define LEDGER_CAPACITY 7
 #define LEDGER_COMMON 4
 #define LEDGER_CPUS 3
-#define RECENT_PLACES 4
+#define EXIT_PLACES 4
 #define LIFE_PAGES 3
 #define SCHED_PROCESS_FORK_CHILD_PID 20
 #define SCHED_PROCESS_FREE_PID 12
@@ -186,7 +186,7 @@ static int stack_pop(struct stack *stack, u32 *number)
 #include "processes.bpf.c"
 
 #define TGID 42 /* the current process */
-#define MEETS (TGID + RECENT_PLACES)
+#define MEETS (TGID + EXIT_PLACES)
 #define BYSTANDER 77
 
 #define CHECK(condition)                                                                           \
@@ -288,7 +288,7 @@ static struct ledger_cpu_activity *beside(u32 slot, u32 cpu)
 
 static struct ledger_place *place_of(u32 tgid, u32 cpu)
 {
-	u32 at = cpu * RECENT_PLACES + tgid % RECENT_PLACES;
+	u32 at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
 
 	return places.lookup(&at);
 }
@@ -805,7 +805,7 @@ static void exits_on_all_cpus_are_exact(void)
 	u64 readings = 0;
 
 	for (u32 i = 0; i < GUESTS; i++) {
-		guests[i] = (struct guest){.tgid = TGID + i * RECENT_PLACES};
+		guests[i] = (struct guest){.tgid = TGID + i * EXIT_PLACES};
 		pthread_mutex_init(&guests[i].on_a_cpu, NULL);
 	}
 	cpus_at_work = LEDGER_CPUS;

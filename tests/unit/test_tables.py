@@ -39,9 +39,9 @@ from ebpf.tables import (
 
 Change = Callable[[int], None]
 GIB = 1 << 30
-SIZES = Sizes(capacity=5, cpus=2, recent_places=4, life_pages=2)
+SIZES = Sizes(capacity=5, cpus=2, exit_places=4, life_pages=2)
 TGID, FIRST_NS = 42, 1007
-MEETS = TGID + SIZES.recent_places
+MEETS = TGID + SIZES.exit_places
 
 
 class Hash:
@@ -104,7 +104,7 @@ class Kernel:
         self.write("places", self.place(tgid, cpu) + 1, exits)
 
     def place(self, tgid: int, cpu: int) -> int:
-        return (SIZES.recent_places * cpu + tgid % SIZES.recent_places) * PLACE_WORDS
+        return (SIZES.exit_places * cpu + tgid % SIZES.exit_places) * PLACE_WORDS
 
     def owner(self, tgid: int, cpu: int) -> int:
         return self.word("places", self.place(tgid, cpu))
@@ -442,7 +442,7 @@ def test_capacity_is_bounded_by_what_the_counters_cost() -> None:
 @pytest.mark.parametrize("capacity", [1, 2, 3, 4096])
 def test_half_of_the_slots_is_reserved(capacity: int) -> None:
     """Of an odd number the greater half is for all: a single slot is."""
-    sizes = Sizes(capacity=capacity, cpus=1, recent_places=1, life_pages=1)
+    sizes = Sizes(capacity=capacity, cpus=1, exit_places=1, life_pages=1)
     assert sizes.common == capacity - capacity // 2
     assert f"-DLEDGER_COMMON={sizes.common}" in sizes.flags
 
