@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node full of VMs: real KVM processes in pods' cgroups, their VMIs in an API server.
 
-Owns N processes of tests/support/kvmload.c and N Running VMIs. Each process has one VM with one
-vCPU and runs in the cgroup of its own virt-launcher pod, which its VMI names. Must not know the
+Owns N processes of tests/support/kvmload.c and N Running VMIs. Each process has one VM and
+runs in the cgroup of its own virt-launcher pod, which its VMI names. Must not know the
 agent.
 
 Everything ends with the process that made it, even if that process is killed: a VM ends when its
@@ -42,11 +42,24 @@ class State(Enum):
 class Fleet:
     """Running VMs; `grow` adds more. Use it as a context manager."""
 
-    def __init__(self, vms: int = 0, state: State = State.STEPPED, *, exits: int = 7) -> None:
-        """On entry, start ``vms`` VMs. Each makes ``exits`` exits to user space."""
+    def __init__(
+        self,
+        vms: int = 0,
+        state: State = State.STEPPED,
+        *,
+        exits: int = 7,
+        vcpus: int = 1,
+        statistics: bool = False,
+    ) -> None:
+        """On entry, start ``vms`` VMs. Each makes ``exits`` exits to user space.
+
+        vcpus is the number of vCPUs of each. With statistics it holds those of each vCPU open, as
+        QEMU does since 8.1.
+        """
         self._begin_with = vms
         self._state = state
-        self._exits = exits
+        self._always = ["--userspace-exits", str(exits), "--vcpus", str(vcpus)]
+        self._always += ["--statistics"] * statistics
         self._stack = ExitStack()
         self._stdins: list[int] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -124,7 +137,7 @@ class Fleet:
         try:
             self._processes.append(
                 subprocess.Popen(
-                    [self._kvmload, "--userspace-exits", str(self._exits), *arguments],
+                    [self._kvmload, *self._always, *arguments],
                     stdin=vm_stdin,
                     stdout=self._stdout,
                 )

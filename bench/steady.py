@@ -28,6 +28,9 @@ class Plan:
     vms: int = 1000
     fleets: tuple[int, ...] = (100, 300, 3000)
     """Further sizes whose CPU per scrape is measured."""
+    vcpus: int = 8
+    """Of each VM in the fleet of large VMs."""
+    large_vms: int = 250
     scrapes: int = 220
     """At `vms`, one scraper: a p99 wants 200."""
     scrapes_elsewhere: int = 20
@@ -45,6 +48,7 @@ class Plan:
 
 SHORT = Plan(
     vms=200,
+    large_vms=50,
     fleets=(20, 60, 600),
     scrapes=12,
     scrapes_elsewhere=6,
@@ -138,23 +142,28 @@ class Bench:
         self.plan = plan
         self._stack = ExitStack()
         self._steady: Steady | None = None
-        self._scraped: Scraped | None = None
+        self._is_of = (0, 0, False)
+        """Which fleet it has: VMs, vCPUs of each, and whether they hold statistics."""
+        self._scraped: dict[bool, Scraped] = {}
 
-    def steady(self, vms: int) -> Steady:
-        """An agent that knows a fleet of this size; the last one, if it is that."""
-        if self._steady is None or len(self._steady.fleet.tgids) != vms:
+    def steady(self, vms: int, *, vcpus: int = 1, statistics: bool = False) -> Steady:
+        """An agent that knows such a fleet; the last one, if it is that."""
+        wanted = (vms, vcpus, statistics)
+        if self._steady is None or self._is_of != wanted:
             self.release()
-            fleet = self._stack.enter_context(Fleet(vms))
+            fleet = Fleet(vms, vcpus=vcpus, statistics=statistics)
+            self._stack.enter_context(fleet)
             agent = self._stack.enter_context(BenchAgent(*fleet.agent_arguments))
-            self._steady = Steady(fleet, agent.wait_ready())
+            self._steady, self._is_of = Steady(fleet, agent.wait_ready()), wanted
             self._steady.settle()
         return self._steady
 
-    def scraped(self) -> Scraped:
+    def scraped(self, *, statistics: bool = False) -> Scraped:
         """One long series at plan.vms, which rows of CPU and of latency share."""
-        if self._scraped is None:
-            self._scraped = self.steady(self.plan.vms).scrapes(self.plan.scrapes)
-        return self._scraped
+        if statistics not in self._scraped:
+            steady = self.steady(self.plan.vms, statistics=statistics)
+            self._scraped[statistics] = steady.scrapes(self.plan.scrapes)
+        return self._scraped[statistics]
 
     def release(self) -> None:
         """End the fleet and the agent that are up, if any: a row wants the machine."""

@@ -19,13 +19,18 @@ class GuestThatExits:
     def __enter__(self) -> Self:
         directory = self._stack.enter_context(tempfile.TemporaryDirectory())
         program = build_kvmload(Path(directory))
-        load = KvmLoad(program, "--step", "--userspace-exits", "1000")
+        load = KvmLoad(program, "--step", "--statistics", "--userspace-exits", "1000")
         self._load = self._stack.enter_context(load)
         self._load.finish_counted_part()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def tgid(self) -> int:
+        """The process of the VM, which holds the statistics of its vCPU open."""
+        return self._load.tgid
 
     def make(self, exits: int) -> None:
         """Each returns to user space, and is one event of kvm_userspace_exit."""

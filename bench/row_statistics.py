@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent spends when KVM's own statistics count the exits of every VM.
+
+The rows of scrapes have the same goals as those whose exits the hook counts. The last row reads
+the statistics alone, because ten times as many VMs leave no room for a useful scrape here.
+"""
+
+import time
+from collections.abc import Iterator
+
+from bench.fleet import Fleet, State
+from bench.row_latency import GOAL_MS as LATENCY_MS
+from bench.row_scrape_cpu import GOAL_MS as CPU_MS
+from bench.rows import Row, percentile, spread
+from bench.steady import Bench, Scraped
+from probes.host.process import VmmId
+from probes.host.reader import Host
+
+ORDER = 47
+TIMES = 10
+GROWTH = 11.0
+"""The most that ten times the VMs may cost, in times."""
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Many small VMs, fewer large ones, then the growth."""
+    plan = bench.plan
+    small = bench.scraped(statistics=True)
+    yield _cpu(f"{plan.vms} VMs", "small", small)
+    yield Row(
+        key="statistics.p99",
+        what=f"/metrics p99 at {plan.vms} VMs that KVM's statistics count, one scraper",
+        value=percentile(small.seconds, 99) * 1000,
+        low=min(small.seconds) * 1000,
+        high=max(small.seconds) * 1000,
+        unit="ms",
+        goal=LATENCY_MS,
+        note=f"{len(small.seconds)} answers; spread: the fastest and the slowest",
+    )
+    large = bench.steady(plan.large_vms, vcpus=plan.vcpus, statistics=True)
+    what = f"{plan.large_vms} VMs of {plan.vcpus} vCPUs"
+    yield _cpu(what, "large", large.scrapes(plan.scrapes_elsewhere))
+    bench.release()
+    some_ms, all_ms = (_reading_ms(plan.vms * times, plan.rounds_of_ten) for times in (1, TIMES))
+    some, many = spread(some_ms), spread(all_ms)
+    yield Row(
+        key="statistics.reading",
+        what=f"reading the statistics of {plan.vms} VMs of one vCPU",
+        value=some.middle,
+        low=some.low,
+        high=some.high,
+        unit="ms",
+        note=f"CPU time of the reading process, {plan.rounds_of_ten} readings",
+    )
+    yield Row(
+        key="statistics.growth",
+        what=f"reading the statistics of {plan.vms * TIMES} VMs over those of {plan.vms}",
+        value=many.middle / some.middle,
+        low=many.low / some.middle,
+        high=many.high / some.middle,
+        unit="times",
+        goal=GROWTH,
+        note=f"{many.middle:.1f} ms over {some.middle:.1f} ms",
+    )
+
+
+def _cpu(what: str, key: str, series: Scraped) -> Row:
+    ms = [used_s * 1000 for used_s in series.cpu_s]
+    spread_ms = spread(ms)
+    return Row(
+        key=f"statistics.{key}",
+        what=f"CPU per scrape at {what} that KVM's statistics count",
+        value=sum(ms) / len(ms),
+        low=spread_ms.low,
+        high=spread_ms.high,
+        unit="ms",
+        goal=CPU_MS,
+        note=f"as the rows of CPU per scrape, {len(ms)} scrapes",
+    )
+
+
+def _reading_ms(vms: int, readings: int) -> list[float]:
+    """CPU time of each reading of so many VMs, once their descriptors are known."""
+    host = Host()
+    with Fleet(vms, State.HALTED, statistics=True) as fleet:
+        named = (host.identify(tgid) for tgid in fleet.tgids)
+        wanted: list[tuple[VmmId, int]] = [(vmm, 1) for vmm in named if vmm is not None]
+        assert len(wanted) == vms
+        while len(_counted(host, wanted)) < vms:  # listing has a time limit for each reading
+            pass
+        samples: list[float] = []
+        for _ in range(readings):
+            begun_s = time.process_time()
+            counted = _counted(host, wanted)
+            samples.append((time.process_time() - begun_s) * 1000)
+            assert len(counted) == vms
+    return samples
+
+
+def _counted(host: Host, wanted: list[tuple[VmmId, int]]) -> list[int]:
+    """Read the statistics; the exits of each VM that could be read."""
+    readings = host.read_statistics(wanted, follow_threads=False)
+    return [reading.counts[0][0] for reading in readings.values() if reading.counts]
