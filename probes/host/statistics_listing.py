@@ -34,6 +34,11 @@ class KeptProcess:
     """Links of that directory before the descriptors were listed."""
     vcpus_created: int = 0
     listing: StatisticsListing | None = None
+    unsettled: bool = False
+    """Whether the last listing was news and has a vCPU without statistics.
+
+    QEMU opens the statistics of a new vCPU a moment after the vCPU itself.
+    """
     span: Span | None = None
     """Where the wanted counts are; None: its statistics cannot be read."""
 
@@ -59,10 +64,16 @@ class KeptProcess:
         with contextlib.suppress(OSError):
             if follow_threads and self.task is None:
                 self.task = folder.directory("task")
-            if self.task is not None:  # before the descriptors, so that no later change is missed
-                self.links = os.fstat(self.task).st_nlink
-        before, self.listing = self.listing, listing_of(folder)
-        return self.listing != before
+        # The links come before the descriptors, so that no later change is missed, and are kept
+        # only after them, because there may be no time for the listing.
+        links = None if self.task is None else os.fstat(self.task).st_nlink
+        listing = listing_of(folder)
+        changed = listing != self.listing
+        self.listing = listing
+        self.unsettled = changed and listing.vcpus > len(listing.fds)
+        if links is not None:
+            self.links = links
+        return changed
 
 
 def opened(vmm: VmmId, folder: ProcessFolder) -> KeptProcess | None:

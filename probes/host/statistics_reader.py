@@ -10,8 +10,9 @@ that makes no progress is left behind, another one continues with the next proce
 is not read again until the thread has returned.
 
 The descriptors of a process are listed again when a read fails, when the ledger shows new vCPUs,
-and, where no hook sees them, when its number of threads has changed, because QEMU starts a thread
-for each vCPU. What is listed late is not lost: KVM counts a vCPU's exits from its first one.
+once more when a listing shows a new vCPU without statistics, and, where no hook sees vCPUs, when
+its number of threads has changed, because QEMU starts a thread for each vCPU. What is listed late
+is not lost: KVM counts a vCPU's exits from its first one.
 """
 
 import errno
@@ -138,7 +139,12 @@ class StatisticsReader:
             if kept is not None and kept.vmm is not vmm and kept.vmm != vmm:
                 self._kept.pop(vmm.tgid).close()
                 kept = None
-            if kept is None or kept.span is None or kept.vcpus_created != vcpus_created:
+            if (
+                kept is None
+                or kept.span is None
+                or kept.unsettled
+                or kept.vcpus_created != vcpus_created
+            ):
                 new.append(each)
             elif follow_threads and kept.threads_changed():
                 changed.append(each)

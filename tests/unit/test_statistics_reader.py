@@ -23,7 +23,7 @@ from probes.host.process import VmmId
 from probes.host.process_folder import ProcessFolder
 from probes.host.statistics_reader import StatisticsReader
 from probes.host.vcpu_statistics import StatisticsFiles
-from probes.host.watched_reads import WatchedReads
+from probes.host.watched_reads import OutOfTimeError, WatchedReads
 from tests.support.facts import captured
 from tests.support.kvm_statistics import statistics
 
@@ -216,6 +216,48 @@ def test_a_vcpu_that_only_its_thread_shows(world: World) -> None:
         pytest.skip("this file system does not count directories as /proc does")
     assert world.exits(guest, follow_threads=True) == [5, 3]
     assert world.listings == 2
+
+
+def test_a_vcpu_whose_statistics_open_a_moment_later(world: World) -> None:
+    """A new vCPU without statistics causes one more listing, because QEMU opens them after it."""
+    guest = world.guest(5)
+    assert world.exits(guest, created=1) == [5]
+    guest.open(101, "anon_inode:kvm-vcpu:1")
+    assert world.exits(guest, created=2) == [5]
+    guest.open(20, f"{STATISTICS}1")
+    guest.exits[20] = 3
+    assert world.exits(guest, created=2) == [5, 3]
+    assert world.exits(guest, created=2) == [5, 3]
+    assert world.listings == 3
+
+
+def test_a_vcpu_that_never_has_statistics(world: World) -> None:
+    """A vCPU that has none at the next reading either causes no further listing."""
+    guest = world.guest(5)
+    guest.open(101, "anon_inode:kvm-vcpu:1")
+    for _ in range(4):
+        assert world.exits(guest, created=2) == [5]
+    assert world.listings == 2
+
+
+def test_a_listing_without_time_is_made_up_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that was noticed without time for a listing causes one in the next reading."""
+    guest = world.guest(5)
+    world.read(follow_threads=True)
+    guest.plug(20, 1, 3)
+    guest.start_thread()
+    if (guest.root / "task").stat().st_nlink != 4:
+        pytest.skip("this file system does not count directories as /proc does")
+
+    def no_time(*_: object) -> str:
+        raise OutOfTimeError
+
+    with monkeypatch.context() as hurry:
+        hurry.setattr(ProcessFolder, "target", no_time)
+        assert world.exits(guest, follow_threads=True) == [5]
+    assert world.exits(guest, follow_threads=True) == [5, 3]
 
 
 def test_real_threads_are_links() -> None:
