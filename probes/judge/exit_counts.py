@@ -11,7 +11,9 @@ reading succeeds, except for what no reading can know:
 
 - the exits that a vCPU makes between its last reading and its end are lost;
 - a vCPU that was made again between two readings is taken for the old one if it has made more exits
-  than that one and no hook saw a new VM. The old one's exits are lost.
+  than it and no hook saw a new VM. The old one's exits are lost;
+- the exits of a vCPU that has no statistics although the other ones have are not counted
+  (``uncounted_vcpus``).
 
 QEMU keeps an unplugged vCPU, closes its statistics, and opens them again when the vCPU is plugged
 in. KVM has gone on counting from where it was. So the last value of a vCPU that is gone is taken
@@ -25,7 +27,6 @@ from typing import NamedTuple
 from probes.host.hypervisors import HypervisorType
 from probes.host.kvm_stats import StatisticsListing, StatisticsReading
 from probes.host.process import VmmId
-from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 
 
@@ -52,9 +53,6 @@ class Created(NamedTuple):
     vcpus: int = 0
 
 
-_NOTHING = Created()
-
-
 class ExitAccount(NamedTuple):
     """The account of one process.
 
@@ -74,23 +72,39 @@ class ExitAccount(NamedTuple):
     gone: tuple[tuple[str, Counts], ...] = ()
     """The vCPUs that are gone and may come back, by the target of their descriptor's link, each
     with the counts that ``base`` has of it."""
-    created: Created = _NOTHING
+    created: Created | None = None
+    """What the ledger had seen it create by the last successful reading; None: unknown."""
 
     @property
     def exits(self) -> int | None:
         """Total of VM exits; None: the hook counts them."""
         return self.totals[0] if self.totals else None
 
-    def after(self, reading: StatisticsReading | None, created: Created) -> "ExitAccount":
+    @property
+    def uncounted_vcpus(self) -> int:
+        """Number of vCPUs whose exits are not in the totals.
+
+        A vCPU without statistics is one of them, unless it had some and is only unplugged.
+        """
+        without = self.listing.vcpus - len(self.listing.fds)
+        if without <= 0:
+            return 0
+        unplugged = {target for target, _ in self.gone} - {fd[1] for fd in self.listing.fds}
+        return max(without - len(unplugged), 0)
+
+    def after(self, reading: StatisticsReading | None, created: Created | None) -> "ExitAccount":
         """Return the account after a reading. A reading that failed changes nothing.
 
-        created is what the ledger saw the process create by the time of the reading.
+        created is what the ledger had seen the process create before the reading; None: it has no
+        record now.
         """
         if reading is None or self.source is not ExitSource.KVM_STATISTICS:
             return self
         listing, counts = reading
         if listing is None or counts is None:
             return self
+        if created is None:
+            created = self.created
         if listing == self.listing and created == self.created:
             if counts == self.last:
                 return self
@@ -110,15 +124,19 @@ class ExitAccount(NamedTuple):
         return _settled(self, listing, counts, created)
 
 
-def opened(vmm: VmmId, reading: StatisticsReading | None, created: Created) -> ExitAccount | None:
+def opened(
+    vmm: VmmId, reading: StatisticsReading | None, created: Created | None, *, vcpus: int = 0
+) -> ExitAccount | None:
     """Choose the source of a process's exits; None: there was no time to find out.
 
     KVM's statistics are the source if every vCPU has one and all can be read. Otherwise some exits
-    would not be counted.
+    would not be counted. vcpus is how many vCPUs the process was last seen to hold in the tables of
+    all its threads, while a reading lists only the table of the main thread.
     """
     if reading is None or reading.listing is None:
         return None
-    if reading.counts is None or not reading.listing.covers_every_vcpu:
+    listing = reading.listing
+    if reading.counts is None or not listing.covers_every_vcpu or vcpus > listing.vcpus:
         return ExitAccount(vmm, ExitSource.TRACEPOINT)
     nothing = (0,) * len(reading.counts[0])
     begun = ExitAccount(vmm, ExitSource.KVM_STATISTICS, totals=nothing, base=nothing)
@@ -126,9 +144,13 @@ def opened(vmm: VmmId, reading: StatisticsReading | None, created: Created) -> E
 
 
 def _settled(
-    account: ExitAccount, listing: StatisticsListing, counts: tuple[Counts, ...], created: Created
+    account: ExitAccount,
+    listing: StatisticsListing,
+    counts: tuple[Counts, ...],
+    created: Created | None,
 ) -> ExitAccount:
     """Return the account after a reading in which vCPUs may have come, gone or begun again."""
+    fell = False
     base, gone = account.base, list(account.gone)
     old = dict(zip(account.listing.fds, account.last, strict=True))
     new = dict(zip(listing.fds, counts, strict=True))
@@ -140,9 +162,14 @@ def _settled(
             gone.append((descriptor[1], count))
         elif not _grew(count, new[descriptor]):
             base = _sum(base, count)
+            fell = True
     for descriptor, count in new.items():
         if descriptor not in old:
             base = _minus(base, _taken_back(gone, descriptor[1], count))
+    if fell and created is not None:
+        # The ledger was read before the statistics, so it may not show the new VM until the next
+        # refresh, which must not take these vCPUs for the old ones.
+        created = Created(created.vms + 1, created.vcpus + len(new))
     return account._replace(
         totals=_sum(base, *counts),
         listing=listing,
@@ -153,11 +180,13 @@ def _settled(
     )
 
 
-def _made_again(before: Created, now: Created, *, vcpus: int) -> bool:
+def _made_again(before: Created | None, now: Created | None, *, vcpus: int) -> bool:
     """Return whether the process has made its VM and all its vCPUs again.
 
     QEMU does so to reset a confidential guest. A new vCPU alone is none of another VM.
     """
+    if before is None or now is None:
+        return False
     return now.vms > before.vms and now.vcpus - before.vcpus >= vcpus
 
 
@@ -194,8 +223,7 @@ def accounts_after(
 ) -> dict[int, ExitAccount]:
     """Return the accounts by tgid after a refresh. A process that has ended has none.
 
-    A process gets its account once its verdict proves that it runs on KVM, and keeps it while it
-    lives, also if its verdict is in doubt later.
+    A process gets one once its verdict proves that it runs on KVM, and keeps it while it lives.
     """
     after: dict[int, ExitAccount] = {}
     for process in tracking.processes:
@@ -204,7 +232,8 @@ def accounts_after(
         if account is None:
             if not runs_on_kvm(process):
                 continue
-            account = opened(vmm, readings.get(tgid), _created(process, tracking))
+            created = _created(process, tracking)
+            account = opened(vmm, readings.get(tgid), created, vcpus=process.vcpus or 0)
         elif account.source is ExitSource.KVM_STATISTICS:
             account = account.after(readings.get(tgid), _created(process, tracking))
         if account is not None:
@@ -232,20 +261,22 @@ def statistics_wanted(
     return wanted
 
 
-def exit_hook_needed(
-    accounts: Mapping[int, ExitAccount], tracking: Tracking, *, entries_are_seen: bool
+def statistics_failed(
+    accounts: Mapping[int, ExitAccount], readings: Mapping[int, StatisticsReading]
 ) -> bool:
-    """Return whether the hook at tracepoint kvm_exit is needed.
+    """Return whether exits are missing from an account after these readings.
 
-    It counts the exits of processes that have no statistics. It may also be the only proof that a
-    process runs a guest: one whose vCPUs have no statistics or cannot be seen, or one that hides
-    its vCPUs and pretends to emulate, where no hook sees every entry of KVM_RUN.
+    They are if the statistics of a process could not be read, if a process whose exits they count
+    shows none any longer, or if one of its vCPUs has none.
     """
     return any(
-        account.source is ExitSource.TRACEPOINT
-        if (account := accounts.get(process.vmm.tgid)) is not None
-        else _may_run_uncounted(process, entries_are_seen=entries_are_seen)
-        for process in tracking.processes
+        reading.failed
+        or (
+            (account := accounts.get(tgid)) is not None
+            and account.source is ExitSource.KVM_STATISTICS
+            and (reading.counts is None or account.uncounted_vcpus > 0)
+        )
+        for tgid, reading in readings.items()
     )
 
 
@@ -262,33 +293,7 @@ def _account_of(process: TrackedProcess, accounts: Mapping[int, ExitAccount]) ->
     return account
 
 
-def _created(process: TrackedProcess, tracking: Tracking) -> Created:
+def _created(process: TrackedProcess, tracking: Tracking) -> Created | None:
     """Return what the ledger saw a process create."""
     record = tracking.records.get(process.vmm.tgid)
-    return _NOTHING if record is None else Created(record.vms_created, record.vcpus_created)
-
-
-_UNSEEN = frozenset(
-    {
-        Reason.KVM_RUN_REFUSED,
-        Reason.KVM_RUN_RESULT_UNREAD,
-        Reason.KVM_RUN_UNHELD,
-        Reason.READ_BLOCKED,
-        Reason.TOO_MUCH_TO_READ,
-        Reason.FDS_UNREADABLE,
-        Reason.GUEST_TIME_WITHOUT_FDS,
-        Reason.CLAIMS_WITHOUT_FDS,
-    }
-)
-"""Reasons of a process that may run vCPUs which hvprobe cannot see."""
-
-
-def _may_run_uncounted(process: TrackedProcess, *, entries_are_seen: bool) -> bool:
-    """Return whether a process without an account may run a guest that only the hook shows."""
-    match process.verdict.type:
-        case HypervisorType.KVM:
-            return process.statistics < (process.vcpus or 0)
-        case HypervisorType.TCG:
-            return not entries_are_seen
-        case _:
-            return not _UNSEEN.isdisjoint(process.verdict.reasons)
+    return None if record is None else Created(record.vms_created, record.vcpus_created)

@@ -25,9 +25,10 @@ from probes.host.node import Accelerator, NodeVirtualization
 from probes.judge.exit_counts import (
     ExitAccount,
     accounts_after,
-    exit_hook_needed,
+    statistics_failed,
     statistics_wanted,
 )
+from probes.judge.exit_hook import exit_hook_needed
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
@@ -130,9 +131,9 @@ class NodeCollector:
         wanted = statistics_wanted(self._accounts, tracking)
         sees_vcpus = any(hook.attached for hook in kernel.hooks if hook.is_of(KVM_VM_IOCTL))
         readings = self._host.read_statistics(wanted, follow_threads=not sees_vcpus)
-        if any(reading.failed for reading in readings.values()):
-            self._failed_refreshes[Source.KVM_STATISTICS] += 1
         self._accounts = accounts_after(self._accounts, tracking, readings)
+        if statistics_failed(self._accounts, readings):
+            self._failed_refreshes[Source.KVM_STATISTICS] += 1
         if self._ledger is not None:
             needed = exit_hook_needed(
                 self._accounts, tracking, entries_are_seen=entries_are_seen(kernel.hooks)

@@ -16,10 +16,11 @@ from probes.judge.exit_counts import (
     ExitAccount,
     ExitSource,
     accounts_after,
-    exit_hook_needed,
     opened,
+    statistics_failed,
     statistics_wanted,
 )
+from probes.judge.exit_hook import exit_hook_needed
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
@@ -43,7 +44,7 @@ def reading(*vcpus: tuple[int, int, int], held: int | None = None) -> Statistics
 UNSEEN = Created()
 
 
-def account(first: StatisticsReading, created: Created = UNSEEN) -> ExitAccount:
+def account(first: StatisticsReading, created: Created | None = UNSEEN) -> ExitAccount:
     found = opened(VMM, first, created)
     assert found is not None
     return found
@@ -143,6 +144,31 @@ def test_a_new_vcpu_is_no_new_vm() -> None:
     assert before.after(reading((10, 0, 5), (12, 1, 4)), Created(1, 2)).exits == 9
     assert before.after(reading((10, 0, 6)), Created(1, 2)).exits == 6
     assert before.after(reading((10, 0, 6), (12, 1, 4)), Created(2, 2)).exits == 10
+
+
+def test_a_vm_that_is_made_again_between_ledger_and_statistics() -> None:
+    """A new VM that the statistics show before the ledger does is counted once.
+
+    A refresh reads the ledger first, so only the next one knows of the new VM.
+    """
+    before = account(reading((10, 0, 5), (12, 1, 7)), Created(1, 2))
+    made = before.after(reading((10, 0, 2), (12, 1, 0)), Created(1, 2))
+    assert made.exits == 14
+    known = made.after(reading((10, 0, 3), (12, 1, 4)), Created(2, 4))
+    assert known.exits == 12 + 7
+    assert known.after(reading((10, 0, 1), (12, 1, 0)), Created(3, 6)).exits == 19 + 1
+
+
+def test_a_process_without_a_record_for_a_while() -> None:
+    """A ledger that could not be read, or had no record, is no news of a VM."""
+    counted = account(reading((10, 0, 5)), Created(1, 1))
+    unread = counted.after(reading((10, 0, 6)), None)
+    assert unread.exits == 6
+    assert unread.after(reading((10, 0, 7)), Created(1, 1)).exits == 7
+    assert unread.after(reading((10, 0, 7)), Created(2, 2)).exits == 6 + 7
+    late = account(reading((10, 0, 5)), None).after(reading((10, 0, 6)), Created(1, 1))
+    assert late.exits == 6
+    assert late.after(reading((10, 0, 7)), Created(2, 2)).exits == 6 + 7
 
 
 def test_what_is_gone_is_bounded() -> None:
@@ -336,6 +362,30 @@ def test_an_account_is_not_carried_to_another_process() -> None:
     assert accounts_after(accounts, tracking(other), {}) == {}
 
 
+def test_a_record_that_is_missing_once_counts_nothing_twice() -> None:
+    """The total of a process whose record was unreadable in one refresh goes on from there."""
+    found: dict[int, ExitAccount] = {}
+    exits = []
+    for created, now in ((Created(1, 1), 5), (None, 6), (Created(1, 1), 7)):
+        seen = tracking(tracked(), created=created)
+        found = accounts_after(found, seen, {VMM.tgid: reading((10, 0, now))})
+        exits.append(found[VMM.tgid].exits)
+    assert exits == [5, 6, 7]
+
+
+def test_vcpus_in_the_table_of_another_thread() -> None:
+    """Statistics are no source of a process that holds vCPUs where they cannot be copied from.
+
+    Only descriptors in the table of the main thread can be copied.
+    """
+    readings = {VMM.tgid: reading((10, 0, 5))}
+    hidden = accounts_after({}, tracking(tracked(vcpus=2)), readings)
+    assert hidden[VMM.tgid].source is TRACEPOINT
+    # One that was plugged after the process was read is in the listing alone.
+    plugged = {VMM.tgid: reading((10, 0, 5), (12, 1, 3))}
+    assert accounts_after({}, tracking(tracked(vcpus=1)), plugged)[VMM.tgid].exits == 8
+
+
 def test_an_equal_identity_is_the_same_process() -> None:
     """The identity decides, not the object that holds it."""
     accounts = accounts_after({}, tracking(tracked()), {VMM.tgid: reading((10, 0, 5))})
@@ -398,3 +448,52 @@ def test_who_needs_the_hook(
 def test_without_processes_nothing_needs_the_hook() -> None:
     """On a node without VMs the hook is not needed."""
     assert not exit_hook_needed({}, tracking(), entries_are_seen=False)
+
+
+# what is missing
+
+
+def test_vcpus_that_are_not_counted() -> None:
+    """A vCPU that never had statistics is not counted, while an unplugged one is in the total."""
+    counted = account(reading((10, 0, 5), (12, 1, 7)))
+    assert counted.uncounted_vcpus == 0
+    unplugged = counted.after(reading((10, 0, 5), held=2), UNSEEN)
+    assert unplugged.uncounted_vcpus == 0
+    plugged = unplugged.after(reading((10, 0, 5), held=3), UNSEEN)
+    assert (plugged.uncounted_vcpus, plugged.exits) == (1, 12)
+    found = plugged.after(reading((10, 0, 5), (14, 2, 4), held=3), UNSEEN)
+    assert (found.uncounted_vcpus, found.exits) == (0, 16)
+    assert account(NONE).uncounted_vcpus == 0
+
+
+@pytest.mark.parametrize(
+    ("later", "failed"),
+    [
+        (reading((10, 0, 6)), False),
+        (reading((10, 0, 6), held=2), True),
+        (UNREAD, True),
+        (StatisticsReading(reading((10, 0, 5)).listing, None), True),
+        # All its statistics are gone, or no longer read.
+        (NONE, True),
+        # It has ended.
+        (None, False),
+    ],
+)
+def test_failed_readings(later: StatisticsReading | None, *, failed: bool) -> None:
+    """A reading after which exits are missing from an account has failed."""
+    readings = {} if later is None else {VMM.tgid: later}
+    first = {VMM.tgid: account(reading((10, 0, 5)))}
+    accounts = accounts_after(first, tracking(tracked()), readings)
+    assert statistics_failed(accounts, readings) is failed
+
+
+@pytest.mark.parametrize(
+    ("first", "failed"),
+    [(NONE, False), (StatisticsReading(reading((9, 0, 1)).listing, None), True)],
+)
+def test_no_statistics_are_no_failure(first: StatisticsReading, *, failed: bool) -> None:
+    """The hook counts a process without readable statistics, which is a failure if it has some."""
+    readings = {VMM.tgid: first}
+    accounts = accounts_after({}, tracking(tracked()), readings)
+    assert accounts[VMM.tgid].source is TRACEPOINT
+    assert statistics_failed(accounts, readings) is failed
