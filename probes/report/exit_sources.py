@@ -23,10 +23,13 @@ def exit_sources(report: NodeReport) -> str | None:
     found = collections.Counter(
         process.exits_source for process in report.processes if process.exits_source is not None
     )
+    words = dict(EXIT_SOURCES)
+    if not any(hook.attached for hook in report.health.hooks if hook.is_of(KVM_EXIT)):
+        words[ExitSource.TRACEPOINT] += ", which is not attached"
     if len(found) < 2:
-        return next((EXIT_SOURCES[source] for source in found), None)
+        return next((words[source] for source in found), None)
     return ", ".join(
-        f"{words} ({found[source]} of {found.total()})" for source, words in EXIT_SOURCES.items()
+        f"{said} ({found[source]} of {found.total()})" for source, said in words.items()
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ebpf.hooks import KVM_DEV_IOCTL
 from probes.host.hypervisors import HypervisorType
+from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.render.live.frames import FrameData
@@ -63,10 +64,26 @@ def _busy(second: int) -> NodeReport:
     exits = 1000 * second + 40 * second**2
     processes = (
         guest(812, PROBE, state=ProcessState.PROBE, comm="qemu-kvm", vcpus=None),
-        guest(4711, RUNNING, "alpha", runs=200 * second, userspace_exits=190 * second, exits=exits),
+        guest(
+            4711,
+            RUNNING,
+            "alpha",
+            runs=200 * second,
+            userspace_exits=190 * second,
+            exits=exits,
+            exits_source=ExitSource.KVM_STATISTICS,
+        ),
         guest(4800, TCG, "beta", vcpus=4),
         guest(4900, PAUSED, guest_name="lab paused", state=ProcessState.UNATTRIBUTED, runs=0),
-        guest(5000, LIAR, "liar", runs=7, userspace_exits=7, exits=9),
+        guest(
+            5000,
+            LIAR,
+            "liar",
+            runs=7,
+            userspace_exits=7,
+            exits=9,
+            exits_source=ExitSource.TRACEPOINT,
+        ),
         guest(
             4194301,
             RUNNING,
@@ -75,6 +92,7 @@ def _busy(second: int) -> NodeReport:
             runs=31 * second,
             userspace_exits=0,
             exits=123456 * second,
+            exits_source=ExitSource.TRACEPOINT,
             started_unix_s=BEGAN_UNIX_S - 90000,
         ),
     )

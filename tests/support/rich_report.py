@@ -7,6 +7,7 @@ from ebpf.hooks import KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, SCHED_PROCESS_FREE
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, Problem
 from probes.host.process import VmmId
+from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 from probes.report.model import (
@@ -39,14 +40,16 @@ def vmi(
     vmm: VmmId | None = VMM,
     fallback: bool | None = False,
     exits: tuple[int | None, int | None] = (None, None),
+    source: ExitSource | None = None,
 ) -> VmiReport:
-    """A VM in namespace default; exits: to user space, all."""
+    """A VM in namespace default; exits: to user space, all; source: what counts them."""
     return VmiReport(
         vm=VmName(namespace="default", name=name),
         verdict=verdict,
         fallback=fallback,
         vmm=vmm,
         counters=counted(userspace_exits=exits[0], exits=exits[1]),
+        exits_source=source,
     )
 
 
@@ -56,8 +59,9 @@ def process(
     *,
     state: ProcessState = ProcessState.ATTRIBUTED,
     name: str | None = None,
+    source: ExitSource | None = None,
 ) -> ProcessReport:
-    """A QEMU; one with a name is that VM of namespace default."""
+    """A QEMU; one with a name is that VM of namespace default. source: what counts its exits."""
     return ProcessReport(
         vmm=VmmId(tgid=tgid, start_ticks=6000),
         comm="qemu-system-x86",
@@ -68,6 +72,7 @@ def process(
         vcpus=2 if name else None,
         started_unix_s=1700000000.25,
         counters=counted(runs=3, userspace_exits=2, exits=41) if verdict is KVM else {},
+        exits_source=source,
     )
 
 
@@ -96,21 +101,21 @@ def rich_report() -> NodeReport:
             trusts=trusts(exits=CounterTrust.BLIND),
             ledger_entries=3,
             ledger_dropped_total=17,
-            errors_total={Source.EBPF: 1, Source.PROC: 0},
+            errors_total={Source.EBPF: 1, Source.PROC: 0, Source.KVM_STATISTICS: 2},
         ),
         proc_readable=True,
         processes=(
             process(90, PROBE, state=ProcessState.PROBE),
-            process(VMM.tgid, KVM, name="alpha"),
+            process(VMM.tgid, KVM, name="alpha", source=ExitSource.KVM_STATISTICS),
             process(4800, TCG, name="beta"),
-            process(4900, PAUSED, state=ProcessState.UNATTRIBUTED),
+            process(4900, PAUSED, state=ProcessState.UNATTRIBUTED, source=ExitSource.TRACEPOINT),
         ),
         vmis=(
-            vmi("alpha", KVM, exits=(2, 41)),
+            vmi("alpha", KVM, exits=(2, 41), source=ExitSource.KVM_STATISTICS),
             vmi("beta", TCG, fallback=True),
             vmi("delta", MSHV, exits=(0, None)),
             vmi("epsilon", TCG, fallback=None),
-            vmi("gamma", PAUSED, exits=(0, 0)),
+            vmi("gamma", PAUSED, exits=(0, 0), source=ExitSource.TRACEPOINT),
             vmi("zeta", NONE, vmm=None),
         ),
     )

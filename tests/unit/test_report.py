@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 from ebpf.hooks import HOOKS
+from probes.judge.exit_counts import ExitSource
 from probes.report.model import SCHEMA, CounterTrust, ProcessState, Source, to_json
 from probes.vmi.model import WatchStatus
 from tests.support.facts import health
@@ -72,7 +73,11 @@ def test_health() -> None:
     }
     assert section("health", "bcc_version") == "0.26.0"
     assert section("health", "processes_pending") == 0
-    assert section("health", "errors_total") == {"ebpf": 1, "proc": 0}
+    assert section("health", "errors_total") == {
+        "ebpf": 1,
+        "proc": 0,
+        "kvm_statistics": 2,
+    }
     assert section("health", "vmi_watch") is None
 
 
@@ -114,6 +119,7 @@ def test_vmis() -> None:
         "tgid": 4711,
         "vcpu_userspace_exits_total": 2,
         "vcpu_exits_total": 41,
+        "vcpu_exits_source": "kvm_statistics",
     }
     assert vmis[5] == {
         "namespace": "default",
@@ -126,8 +132,10 @@ def test_vmis() -> None:
         "tgid": None,
         "vcpu_userspace_exits_total": None,
         "vcpu_exits_total": None,
+        "vcpu_exits_source": None,
     }
     assert vmis[3]["fallback"] is None
+    assert vmis[4]["vcpu_exits_source"] == "tracepoint"
 
 
 def test_processes() -> None:
@@ -151,6 +159,7 @@ def test_processes() -> None:
         "kvm_runs_total": 3,
         "vcpu_userspace_exits_total": 2,
         "vcpu_exits_total": 41,
+        "vcpu_exits_source": "kvm_statistics",
         "mshv_runs_total": None,
     }
     assert [process["state"] for process in processes] == [
@@ -158,6 +167,12 @@ def test_processes() -> None:
         "attributed",
         "attributed",
         "unattributed",
+    ]
+    assert [process["vcpu_exits_source"] for process in processes] == [
+        None,
+        "kvm_statistics",
+        None,
+        "tracepoint",
     ]
     probe = processes[0]
     assert (probe["namespace"], probe["name"], probe["guest_name"]) == (None, None, None)
@@ -186,4 +201,5 @@ def test_words_are_the_contract() -> None:
         "missing",
         "inactive",
     ]
-    assert [source.value for source in Source] == ["ebpf", "proc", "kube"]
+    assert [source.value for source in Source] == ["ebpf", "proc", "kvm_statistics", "kube"]
+    assert [source.value for source in ExitSource] == ["kvm_statistics", "tracepoint"]
