@@ -24,6 +24,7 @@ ROOMS: Mapping[str, Room] = {
     "changes": _room("probes/judge/changes.py", "changes", "tracker"),
     "builder": _room("probes/report/builder.py", "builder", "collector", "tracker"),
     "hook_history": _room("probes/report/hook_history.py", "hook_history", "collector"),
+    "exit_counts": _room("probes/judge/exit_counts.py", "exit_counts", "exit_collector"),
     "tracker": _room("probes/judge/tracker.py", "tracker", "collector"),
     "cgroup": _room("probes/host/cgroup.py", "cgroup"),
     "vmi": _room("probes/vmi/model.py", "vmi"),

@@ -349,6 +349,112 @@ IN_THE_JUDGEMENT = (
     ),
 )
 
+_COUNTS = "probes/judge/exit_counts.py"
+_ACCOUNT = "tests/unit/test_exit_counts.py::test_"
+_REFRESH = "tests/unit/test_exit_collector.py::test_"
+
+IN_THE_ACCOUNTS = (
+    HandMade(
+        file=_COUNTS,
+        text="            base = _sum(base, count)\n            gone.append",
+        replacement="            gone.append",
+        test=f"{_ACCOUNT}a_vcpu_that_is_plugged",
+        breaks="the exits of a vCPU that is gone leave the total",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="            base = _sum(base, count)\n            fell = True",
+        replacement="            fell = True",
+        test=f"{_ACCOUNT}a_vm_that_is_made_again_unseen",
+        breaks="the exits of a vCPU that begins again leave the total",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="base = _minus(base, _taken_back(gone, descriptor[1], count))",
+        replacement="base = _minus(base, ())",
+        test=f"{_ACCOUNT}a_vcpu_that_is_unplugged_and_plugged_again",
+        breaks="a vCPU that is plugged again counts twice",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="not listing.covers_every_vcpu or ",
+        replacement="",
+        test=f"{_ACCOUNT}source",
+        breaks="statistics are the source although a vCPU has none",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text=" or vcpus > listing.vcpus:",
+        replacement=":",
+        test=f"{_ACCOUNT}vcpus_in_the_table_of_another_thread",
+        breaks="vCPUs in the tables of other threads do not matter for the source",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="all(later >= earlier for earlier",
+        replacement="any(True for earlier",
+        test=f"{_ACCOUNT}any_readings_never_fall",
+        breaks="a count that has fallen is taken for the same vCPU's",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="if created is None:\n            created = self.created",
+        replacement="if created is None:\n            created = Created()",
+        test=f"{_REFRESH}an_unreadable_ledger_counts_nothing_twice",
+        breaks="all exits count twice after a ledger that could not be read",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="        created = Created(created.vms + 1, created.vcpus + len(new))",
+        replacement="        pass",
+        test=f"{_ACCOUNT}a_vm_that_is_made_again_between_ledger_and_statistics",
+        breaks="a VM that is reset during a refresh counts twice",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text=" or (account.vmm is not process.vmm and account.vmm != process.vmm):",
+        replacement=":",
+        test=f"{_REFRESH}a_reused_number_begins_another_account",
+        breaks="a process takes over the account of the former owner of its number",
+    ),
+    HandMade(
+        file=_COUNTS,
+        text="            and (reading.counts is None or account.uncounted_vcpus > 0)",
+        replacement="            and account.uncounted_vcpus > 0",
+        test=f"{_REFRESH}a_failed_reading_keeps_total_and_source",
+        breaks="statistics that have disappeared are no failure",
+    ),
+    HandMade(
+        file="probes/judge/exit_hook.py",
+        text="account.source is ExitSource.TRACEPOINT\n        if",
+        replacement="False\n        if",
+        test=f"{_REFRESH}one_vm_without_statistics_needs_the_hook",
+        breaks="the hook is detached although it counts a VM",
+    ),
+    HandMade(
+        file="probes/judge/exit_hook.py",
+        text="return process.statistics < (process.vcpus or 0)",
+        replacement="return False",
+        test=f"{_ACCOUNT}who_needs_the_hook",
+        breaks="the hook is detached although only it can prove that a VM runs",
+    ),
+    HandMade(
+        file="probes/host/statistics_listing.py",
+        text="self.unsettled = changed and listing.vcpus > len(listing.fds)",
+        replacement="self.unsettled = False",
+        test="tests/unit/test_statistics_reader.py"
+        "::test_a_vcpu_whose_statistics_open_a_moment_later",
+        breaks="a vCPU whose statistics open after the listing is never counted",
+    ),
+    HandMade(
+        file="probes/report/collector.py",
+        text="self._ledger.need([KVM_EXIT] if needed else [])",
+        replacement="self._ledger.need([KVM_EXIT])",
+        test=f"{_REFRESH}statistics_of_all_vms_release_the_hook",
+        breaks="the hook stays attached although nothing needs it",
+    ),
+)
+
 IN_THE_WATCH = (
     HandMade(
         file="probes/vmi/kube/timing.py",
@@ -375,7 +481,13 @@ IN_THE_WATCH = (
     ),
 )
 
-TABLE = (*IN_THE_KERNEL, *IN_THE_READER, *IN_THE_JUDGEMENT, *IN_THE_WATCH)
+TABLE = (
+    *IN_THE_KERNEL,
+    *IN_THE_READER,
+    *IN_THE_JUDGEMENT,
+    *IN_THE_ACCOUNTS,
+    *IN_THE_WATCH,
+)
 
 NOT_THERE = (
     "what `departed` counts",

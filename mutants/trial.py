@@ -110,6 +110,8 @@ class Copy:
             os.dup2(log, 1)
             os.dup2(log, 2)
             options = "-x -q -p no:cacheprovider --tb=short --hypothesis-seed=0".split()
+            # Hypothesis is loaded before pytest can rewrite its assertions, which is intended here.
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
             watcher = _Watcher()
             code = pytest.main([f"--rootdir={self.root}", *options, *tests], plugins=[watcher])
             if code == pytest.ExitCode.TESTS_FAILED and not watcher.failed:
