@@ -87,8 +87,9 @@ USERSPACE_EXITS = Counter(
     json="vcpu_userspace_exits_total",
     metric=Metric(
         name="kubevirt_vmi_vcpu_userspace_exits",
-        help="Returns of KVM_RUN to QEMU, the expensive kind of exit; same rules as "
-        "kubevirt_vmi_vcpu_exits_total.",
+        help="Returns of KVM_RUN to QEMU, the expensive kind of exit, counted by a hook since the "
+        "VM started or hvprobe attached, whichever is later. Absent where the hook has not counted "
+        "this VM; hvprobe doctor shows whether it is attached.",
     ),
     label="userspace exits",
     page_heading="To QEMU/s",
