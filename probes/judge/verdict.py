@@ -139,9 +139,14 @@ def _vcpus_prove(seen: HypervisorEvidence, evidence: Evidence) -> bool:
 
     They may belong to the past: a process that executes another program keeps its guest time and
     may keep the descriptors, and a forked child inherits the descriptors. The kernel lets neither
-    process run these vCPUs. So they prove nothing if other threads emulate.
+    process run these vCPUs. So they prove nothing if other threads emulate, nor if hooks that
+    observe every use of a vCPU since before the process started have recorded none. A process that
+    executes another program loses its record.
     """
-    return seen.vcpus > 0 and not evidence.tcg_threads
+    unused = (
+        evidence.hooks_since_start and evidence.ledger is None and not evidence.ledger_lost_events
+    )
+    return seen.vcpus > 0 and not evidence.tcg_threads and not unused
 
 
 def _without_accelerator(evidence: Evidence) -> Verdict:

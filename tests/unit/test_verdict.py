@@ -46,6 +46,14 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         {**RUNNING, **REFUSED},
         KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
     ),
+    "1: guest time and exits of the program before, as the hooks recorded nothing since": (
+        {**RUNNING, "guest_ticks": 5, "kvm_stats_exits": 12},
+        KVM, False, (R.HOLDS_VCPUS,),
+    ),
+    "1: guest time and exits that the full ledger may have missed": (
+        {**RUNNING, "guest_ticks": 5, "kvm_stats_exits": 12, "ledger_lost_events": True},
+        KVM, True, (R.VCPU_STATISTICS, R.GUEST_TIME),
+    ),
     "1: KVM_RUN entered and not yet back": (
         {**RUNNING, "ledger": entry(runs=1)},
         KVM, False, (R.HOLDS_VCPUS, R.KVM_RUN_REFUSED),
@@ -249,11 +257,11 @@ RULES: dict[str, tuple[dict[str, object], HypervisorType, bool, tuple[Reason, ..
         MSHV, True, (R.INSIDE_MSHV_RUN,),
     ),
     "4: guest time accounted to a holder of vCPUs": (
-        {"mshv_held": True, "mshv_vcpus": 2, "guest_ticks": 1},
+        {**LATE, "mshv_held": True, "mshv_vcpus": 2, "guest_ticks": 1},
         MSHV, True, (R.GUEST_TIME,),
     ),
     "4: both": (
-        {"mshv_held": True, "mshv_vcpus": 2, "mshv_vcpus_in_run": 2, "guest_ticks": 1},
+        {**LATE, "mshv_held": True, "mshv_vcpus": 2, "mshv_vcpus_in_run": 2, "guest_ticks": 1},
         MSHV, True, (R.INSIDE_MSHV_RUN, R.GUEST_TIME),
     ),
     "4: vCPUs held, not seen to run": (
@@ -468,10 +476,13 @@ def test_verified_kvm_has_the_kernels_proof(any_evidence: Evidence) -> None:
         any_evidence.hooks_since_start or ledger.counters["userspace_exits"] > 0
     )
     worker_proves = not (refused and any_evidence.hooks_read_results)
+    unused = (
+        ledger is None and any_evidence.hooks_since_start and not any_evidence.ledger_lost_events
+    )
     seen = any_evidence.of(KVM)
     left_behind = seen.vcpus > 0 and (
-        bool(seen.stats_exits)
-        or any_evidence.guest_ticks > 0
+        (bool(seen.stats_exits) and not unused)
+        or (any_evidence.guest_ticks > 0 and not unused)
         or (seen.run_worker and worker_proves)
     )
     proven = (
