@@ -91,23 +91,47 @@ class Layout:
             return None
         return int(struct.unpack_from("=Q", raw, found.offset)[0])
 
-    def span(self, names: tuple[str, ...]) -> "Span | None":
-        """Return the part of a file that holds these counts; None: one is missing or no count."""
-        found = [self.statistics.get(name) for name in names]
-        counts = [statistic for statistic in found if statistic is not None and statistic.counts]
-        if not counts or len(counts) < len(found):
+    def span(self, required: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> "Span | None":
+        """Return the part of a file that holds these counts; None: a required one is missing.
+
+        A statistic that is no count is missing. An optional count that is missing is left out.
+        """
+        counts = {
+            name: found
+            for name in (*required, *optional)
+            if (found := self.statistics.get(name)) is not None and found.counts
+        }
+        if not required or not counts.keys() >= {*required}:
             return None
-        begin = min(count.offset for count in counts)
-        end = max(count.offset for count in counts) + _VALUE_BYTES
-        if (end - begin) % _VALUE_BYTES or any(
-            (count.offset - begin) % _VALUE_BYTES for count in counts
-        ):
+        first = counts[required[0]].offset
+        counts = {
+            name: count
+            for name, count in counts.items()
+            if (count.offset - first) % _VALUE_BYTES == 0
+        }
+        if not counts.keys() >= {*required}:
             return None
+        begin = min(count.offset for count in counts.values())
+        end = max(count.offset for count in counts.values()) + _VALUE_BYTES
         return Span(
             offset=begin,
             size=end - begin,
-            places=tuple((count.offset - begin) // _VALUE_BYTES for count in counts),
+            places=tuple((count.offset - begin) // _VALUE_BYTES for count in counts.values()),
+            measures=tuple(
+                Measure(name, count.unit, count.exponent, count.binary)
+                for name, count in counts.items()
+            ),
         )
+
+
+class Measure(NamedTuple):
+    """What a count counts, as the kernel describes it."""
+
+    name: str
+    unit: Unit | None = Unit.NONE
+    """None: a unit that hvprobe does not know."""
+    exponent: int = 0
+    binary: bool = False
 
 
 class Span(NamedTuple):
@@ -117,6 +141,8 @@ class Span(NamedTuple):
     size: int
     places: tuple[int, ...]
     """Index of each wanted value among the numbers of the span."""
+    measures: tuple[Measure, ...]
+    """The wanted values that this kernel has, the required ones first."""
 
     def counts(self, raw: bytes) -> tuple[int, ...] | None:
         """Return the wanted values; None: the span was not read to its end."""
@@ -157,6 +183,8 @@ class StatisticsReading(NamedTuple):
     counts: tuple[tuple[int, ...], ...] | None
     """The wanted counts of each vCPU, in the order of ``listing.fds``; None: one could not be
     read."""
+    measures: tuple[Measure, ...] = (Measure(EXITS),)
+    """What the counts of a vCPU are, in order."""
 
     @property
     def failed(self) -> bool:

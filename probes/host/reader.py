@@ -16,12 +16,15 @@ from pathlib import Path
 import psutil
 
 from ebpf.clock import offset_ns
+from probes.host.guest_times import read_guest_times
 from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.process import Inspections, Scan, Unread, VmmId, VmmProcess
 from probes.host.process_folder import ProcessFolder
 from probes.host.process_reader import Machine, ProcessDraft
+from probes.host.read_queue import ReadQueue
 from probes.host.statistics_reader import StatisticsReader
 from probes.host.thread_tables import TableComparer
+from probes.host.vcpu_counts import STATISTICS
 from probes.host.watched_reads import WatchedReads
 
 MAX_SCAN_S = 1.0
@@ -37,8 +40,14 @@ MANY_THREADS = 256
 class Host:
     """The processes of this node, read from a given /proc."""
 
-    def __init__(self, *, proc_root: Path = Path("/proc")) -> None:
+    def __init__(self, *, proc_root: Path = Path("/proc"), vcpu_statistics: bool = False) -> None:
+        """Read the processes of proc_root.
+
+        vcpu_statistics says whether more than the exits is wanted of KVM's statistics, and the CPU
+        time in guest code.
+        """
         self._proc = proc_root
+        self._guest_times_wanted = vcpu_statistics
         self.machine = os.uname().machine
         """Architecture of the node, in ``uname -m`` words."""
         self.kernel = os.uname().release
@@ -47,9 +56,10 @@ class Host:
         self._own = _own_number(proc_root)
         self._tables = TableComparer(self.machine, numbers_are_ours=self._own == os.getpid())
         self._reads = WatchedReads(proc_root)
-        self._statistics = StatisticsReader(self._reads)
-        self._scan_queue = _Queue()
-        self._inspect_queue = _Queue()
+        optional = STATISTICS if vcpu_statistics else ()
+        self._statistics = StatisticsReader(self._reads, optional=optional)
+        self._scan_queue = ReadQueue()
+        self._inspect_queue = ReadQueue()
         self._threads: dict[int, int] = {}
         """How many threads each process had when it was last read."""
         self._blocked: dict[VmmId, VmmProcess] = {}
@@ -169,6 +179,12 @@ class Host:
             return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
         return self._statistics.read(wanted, follow_threads=follow_threads)
 
+    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+        """Return the CPU time of these processes in guest code (guest_times.read_guest_times)."""
+        if not self._guest_times_wanted:
+            return {}
+        return read_guest_times(self._reads, vmms, ticks_per_s=self._ticks_per_s)
+
     def _inspections(
         self,
         wanted: Mapping[int, VmmId],
@@ -240,31 +256,6 @@ class Host:
             numbers_are_ours=self._own == os.getpid(),
         )
         return ProcessDraft(machine=machine, tgid=tgid)
-
-
-class _Queue:
-    """Remembers since which batch each process has been waiting to be read.
-
-    New processes come after all that were waiting, so that a stream of new processes does not delay
-    the others for long.
-    """
-
-    def __init__(self) -> None:
-        self._since: dict[int, int] = {}
-        self._batch = 0
-
-    def since(self, tgid: int) -> int:
-        """Return a number that is lower the longer it has waited, and highest for a new process."""
-        return self._since.get(tgid, self._batch)
-
-    def took(self, tgids: Collection[int], unread: Mapping[int, Unread]) -> None:
-        """Note that these processes were read, except those for which there was no time."""
-        # Between new processes that were not read and those of the next batch.
-        now = self._batch + 1
-        self._since = {
-            tgid: self.since(tgid) if unread.get(tgid) is Unread.NO_TIME else now for tgid in tgids
-        }
-        self._batch += 2
 
 
 def _own_number(proc: Path) -> int | None:

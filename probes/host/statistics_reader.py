@@ -60,10 +60,13 @@ _Counts = tuple[tuple[int, ...], ...]
 class StatisticsReader:
     """Reads the wanted counts of processes. Not for use by two threads at once."""
 
-    def __init__(self, reads: WatchedReads, *, names: tuple[str, ...] = (EXITS,)) -> None:
-        """Read the statistics of these names; reads lists the descriptors of processes."""
+    def __init__(self, reads: WatchedReads, *, optional: tuple[str, ...] = ()) -> None:
+        """Read the exits, and of the optional statistics those that this kernel has.
+
+        reads lists the descriptors of processes.
+        """
         self._reads = reads
-        self._names = names
+        self._optional = optional
         self._files = StatisticsFiles()
         self._kept: dict[int, KeptProcess] = {}
         self._spans: dict[bytes, Span | None] = {}
@@ -123,8 +126,11 @@ class StatisticsReader:
                     wait = unlisted[tgid] is Unread.NO_TIME
                     readings[tgid] = StatisticsReading(None if wait else NO_STATISTICS, None)
             elif counts is None or isinstance(counts, tuple):
-                cut = tgid in self._unread
-                readings[tgid] = StatisticsReading(None if cut else kept.listing, counts)
+                listing = None if tgid in self._unread else kept.listing
+                if kept.span is None:
+                    readings[tgid] = StatisticsReading(listing, counts)
+                else:
+                    readings[tgid] = StatisticsReading(listing, counts, kept.span.measures)
         return readings
 
     def _to_list(
@@ -195,7 +201,9 @@ class StatisticsReader:
             return None
         if key not in self._spans and len(self._spans) < _LAYOUTS:
             layout = layout_of(raw)
-            self._spans[key] = None if layout is None else layout.span(self._names)
+            self._spans[key] = (
+                None if layout is None else layout.span((EXITS,), optional=self._optional)
+            )
         return self._spans.get(key)
 
     # reading

@@ -25,8 +25,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from probes.host.hypervisors import HypervisorType
-from probes.host.kvm_stats import StatisticsListing, StatisticsReading
+from probes.host.kvm_stats import Measure, StatisticsListing, StatisticsReading
 from probes.host.process import VmmId
+from probes.judge.count_sums import Counts, added, begun_again, grew, subtracted
 from probes.judge.tracked import TrackedProcess, Tracking
 
 
@@ -41,9 +42,6 @@ class ExitSource(StrEnum):
 
 MAX_GONE = 4096
 """The most vCPUs of a process that are remembered as gone: more than a VM has."""
-
-Counts = tuple[int, ...]
-"""The counts of one vCPU, or totals of a process, in the order in which they are wanted."""
 
 
 class Created(NamedTuple):
@@ -62,7 +60,7 @@ class ExitAccount(NamedTuple):
     vmm: VmmId
     source: ExitSource
     totals: Counts = ()
-    """Totals of the wanted counts; the exits come first. Empty if the hook counts them."""
+    """Totals of the wanted counts. Empty if the hook counts the exits."""
     listing: StatisticsListing = StatisticsListing()
     """The descriptors of the last successful reading."""
     last: tuple[Counts, ...] = ()
@@ -74,6 +72,8 @@ class ExitAccount(NamedTuple):
     with the counts that ``base`` has of it."""
     created: Created | None = None
     """What the ledger had seen it create by the last successful reading; None: unknown."""
+    measures: tuple[Measure, ...] = ()
+    """What the totals are, in order."""
 
     @property
     def exits(self) -> int | None:
@@ -100,16 +100,16 @@ class ExitAccount(NamedTuple):
         """
         if reading is None or self.source is not ExitSource.KVM_STATISTICS:
             return self
-        listing, counts = reading
-        if listing is None or counts is None:
+        listing, counts, measures = reading
+        if listing is None or counts is None or measures != self.measures:
             return self
         if created is None:
             created = self.created
         if listing == self.listing and created == self.created:
             if counts == self.last:
                 return self
-            if all(map(_grew, self.last, counts)):
-                totals = _sum(self.base, *counts)
+            if all(map(grew, self.last, counts)):
+                totals = added(self.base, *counts)
                 # Arguments are positional because _replace() would take twice as long.
                 return ExitAccount(
                     self.vmm,
@@ -120,6 +120,7 @@ class ExitAccount(NamedTuple):
                     self.base,
                     self.gone,
                     created,
+                    measures,
                 )
         return _settled(self, listing, counts, created)
 
@@ -138,8 +139,14 @@ def opened(
     listing = reading.listing
     if reading.counts is None or not listing.covers_every_vcpu or vcpus > listing.vcpus:
         return ExitAccount(vmm, ExitSource.TRACEPOINT)
-    nothing = (0,) * len(reading.counts[0])
-    begun = ExitAccount(vmm, ExitSource.KVM_STATISTICS, totals=nothing, base=nothing)
+    nothing = (0,) * len(reading.measures)
+    begun = ExitAccount(
+        vmm,
+        ExitSource.KVM_STATISTICS,
+        totals=nothing,
+        base=nothing,
+        measures=reading.measures,
+    )
     return begun.after(reading, created)
 
 
@@ -155,23 +162,23 @@ def _settled(
     old = dict(zip(account.listing.fds, account.last, strict=True))
     new = dict(zip(listing.fds, counts, strict=True))
     if _made_again(account.created, created, vcpus=len(new)):
-        base, old, gone = _sum(base, *old.values()), {}, []
+        base, old, gone = added(base, *old.values()), {}, []
     for descriptor, count in old.items():
         if descriptor not in new:
-            base = _sum(base, count)
+            base = added(base, count)
             gone.append((descriptor[1], count))
-        elif not _grew(count, new[descriptor]):
-            base = _sum(base, count)
-            fell = True
+        else:
+            base = added(base, begun_again(count, new[descriptor]))
+            fell = fell or new[descriptor][0] < count[0]
     for descriptor, count in new.items():
-        if descriptor not in old:
-            base = _minus(base, _taken_back(gone, descriptor[1], count))
+        if descriptor not in old and (back := _taken_back(gone, descriptor[1], count)):
+            base = added(subtracted(base, back), begun_again(back, count))
     if fell and created is not None:
         # The ledger was read before the statistics, so it may not show the new VM until the next
         # refresh, which must not take these vCPUs for the old ones.
         created = Created(created.vms + 1, created.vcpus + len(new))
     return account._replace(
-        totals=_sum(base, *counts),
+        totals=added(base, *counts),
         listing=listing,
         last=counts,
         base=base,
@@ -195,25 +202,12 @@ def _taken_back(gone: list[tuple[str, Counts]], target: str, count: Counts) -> C
 
     Of several, it is the one that had counted most. Empty: it is a new vCPU.
     """
-    same = [each for each in gone if each[0] == target and _grew(each[1], count)]
+    same = [each for each in gone if each[0] == target and each[1][0] <= count[0]]
     if not same:
         return ()
     back = max(same, key=lambda each: each[1])
     gone.remove(back)
     return back[1]
-
-
-def _grew(before: Counts, now: Counts) -> bool:
-    """Return whether these can be the same vCPU's counts, none of which ever falls."""
-    return all(later >= earlier for earlier, later in zip(before, now, strict=True))
-
-
-def _sum(*counts: Counts) -> Counts:
-    return tuple(map(sum, zip(*counts, strict=True)))
-
-
-def _minus(one: Counts, other: Counts) -> Counts:
-    return tuple(a - b for a, b in zip(one, other, strict=True)) if other else one
 
 
 def accounts_after(

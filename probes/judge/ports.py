@@ -80,3 +80,10 @@ class Processes(Protocol):
         that the ledger does not see them. A process that has ended is left out.
         """
         ...
+
+    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+        """Return the CPU time that these processes spent in guest code, in seconds by tgid.
+
+        A process that cannot be read now is left out. Empty if nothing needs the times.
+        """
+        ...

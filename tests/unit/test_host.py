@@ -31,6 +31,7 @@ from probes.host.process import (
 )
 from probes.host.process_folder import ProcessFolder
 from probes.host.process_reader import ProcessDraft
+from probes.host.read_queue import ReadQueue
 from probes.host.reader import Host
 from probes.host.thread_tables import TableComparer
 from probes.host.vcpu_statistics import is_vcpu_statistics
@@ -779,7 +780,7 @@ def test_everyone_s_turn_comes() -> None:
 
     New processes, however many there are, come after those that waited.
     """
-    queue = reader_module._Queue()
+    queue = ReadQueue()
     asked = range(6)
     rounds: list[set[int]] = []
     for number in range(9):

@@ -2,6 +2,7 @@
 """KVM's binary statistics, in the layout of include/uapi/linux/kvm.h or malformed."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +12,7 @@ from probes.host.kvm_stats import (
     MAX_BYTES,
     Kind,
     Layout,
+    Measure,
     StatisticsListing,
     StatisticsReading,
     Unit,
@@ -121,6 +123,36 @@ def test_a_span_is_all_that_has_to_be_read(names: tuple[str, ...]) -> None:
 def test_only_counts_have_a_span(names: tuple[str, ...]) -> None:
     """What is missing, an instant value and a histogram cannot be read as a count."""
     assert parsed(captured_statistics("x86_64").file).span(names) is None
+
+
+def test_a_span_leaves_out_what_the_kernel_lacks() -> None:
+    """A required count is always read, and of the optional ones those that are counts here.
+
+    What each one measures is what its descriptor says.
+    """
+    capture = captured_statistics("x86_64")
+    layout = parsed(capture.file)
+    optional = ("absent", "blocking", "halt_wait_hist", "halt_poll_fail_ns", "io_exits")
+    span = layout.span(("exits",), optional=optional)
+    assert span is not None
+    assert span.measures == (
+        Measure("exits"),
+        Measure("halt_poll_fail_ns", Unit.SECONDS, -9),
+        Measure("io_exits"),
+    )
+    part = capture.file[span.offset : span.offset + span.size]
+    assert span.counts(part) == (capture.exits, 0, 0)
+    assert layout.span(("absent",), optional=("exits",)) is None
+    assert layout.span(("exits",), optional=("absent",)) == layout.span(("exits",))
+
+
+def test_a_span_has_no_value_between_two_others() -> None:
+    """An optional count that is not aligned with the required one is left out."""
+    layout = parsed(statistics({"exits": 5, "io_exits": 3}))
+    moved = replace(layout.statistics["io_exits"], offset=layout.statistics["exits"].offset + 4)
+    crooked = Layout(statistics={**layout.statistics, "io_exits": moved})
+    assert crooked.span(("exits",), optional=("io_exits",)) == layout.span(("exits",))
+    assert crooked.span(("exits", "io_exits")) is None
 
 
 def test_a_layout_is_recognized_by_its_description() -> None:

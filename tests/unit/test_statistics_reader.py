@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from probes.host import statistics_reader
-from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
+from probes.host.kvm_stats import EXITS, NO_STATISTICS, Measure, StatisticsReading
 from probes.host.process import VmmId
 from probes.host.process_folder import ProcessFolder
 from probes.host.statistics_reader import StatisticsReader
@@ -43,6 +43,8 @@ class Guest:
         self.be(START_TICKS)
         self.links: dict[int, str] = {}
         self.exits: dict[int, int | OSError] = {}
+        self.others: dict[str, int] = {"halt_exits": 1}
+        """The statistics of each vCPU beside its exits."""
         self.threads = 0
         self.start_thread()
 
@@ -81,6 +83,7 @@ class Files(StatisticsFiles):
         self.blocks: dict[int, threading.Event] = {}
         """Reads of these descriptors wait for the event."""
         self.reads: Counter[int] = Counter()
+        self.sizes: set[int] = set()
 
     def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
         text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
@@ -97,7 +100,8 @@ class Files(StatisticsFiles):
         exits = guest.exits[fd]
         if isinstance(exits, OSError):
             raise exits
-        return statistics({"halt_exits": 1, "exits": exits})[offset : offset + size]
+        self.sizes.add(size)
+        return statistics({**guest.others, "exits": exits})[offset : offset + size]
 
 
 class World:
@@ -175,6 +179,30 @@ def test_counts_of_every_vcpu(world: World) -> None:
     assert world.listings == 2
 
 
+def test_only_the_exits_are_read(world: World) -> None:
+    """Unless more is wanted, a reading after the first one takes eight bytes of each vCPU."""
+    guest = world.guest(5)
+    world.read()
+    world.files.sizes.clear()
+    assert world.read()[guest.vmm.tgid].measures == (Measure(EXITS),)
+    assert world.files.sizes == {8}
+
+
+def test_optional_statistics(world: World) -> None:
+    """Of the optional statistics those that this kernel has are read, with the exits.
+
+    Readings of processes with statistics of another kind say so.
+    """
+    guest, other = world.guest(5, 6), world.guest(7)
+    other.others = {"io_exits": 4, "mmio_exits": 3}
+    world.reader._optional = ("io_exits", "halt_exits", "absent")
+    found = world.read()
+    assert found[guest.vmm.tgid].measures == (Measure(EXITS), Measure("halt_exits"))
+    assert found[guest.vmm.tgid].counts == ((5, 1), (6, 1))
+    assert found[other.vmm.tgid].measures == (Measure(EXITS), Measure("io_exits"))
+    assert found[other.vmm.tgid].counts == ((7, 4),)
+
+
 def test_a_process_without_statistics(world: World) -> None:
     """A process that holds vCPUs and no statistics is reported so, without an error."""
     guest = world.guest()
@@ -182,7 +210,7 @@ def test_a_process_without_statistics(world: World) -> None:
     guest.open(8, f"/tmp/{STATISTICS}0")
     reading = world.read()[guest.vmm.tgid]
     assert not reading.failed
-    assert reading == (NO_STATISTICS._replace(vcpus=1), None)
+    assert reading == StatisticsReading(NO_STATISTICS._replace(vcpus=1), None)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMFILE])
@@ -371,7 +399,7 @@ def test_too_many_reads_that_do_not_return(world: World, monkeypatch: pytest.Mon
     world.files.blocks[10] = threading.Event()
     found = world.read()
     assert found[bad.vmm.tgid].failed
-    assert found[other.vmm.tgid] == (None, None)
+    assert found[other.vmm.tgid] == StatisticsReading(None, None)
 
 
 def test_the_time_of_a_reading_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +408,9 @@ def test_the_time_of_a_reading_is_bounded(world: World, monkeypatch: pytest.Monk
     world.read()
     with monkeypatch.context() as hurry:
         hurry.setattr(statistics_reader, "MAX_PASS_S", 0)
-        assert world.read() == {guest.vmm.tgid: (None, None) for guest in (one, two)}
+        assert {
+            tgid: (reading.listing, reading.counts) for tgid, reading in world.read().items()
+        } == {guest.vmm.tgid: (None, None) for guest in (one, two)}
     assert world.reader._unread == {one.vmm.tgid, two.vmm.tgid}
     assert world.exits(two) == [6]
 
@@ -393,7 +423,7 @@ def test_no_more_processes_are_kept_than_allowed(
     world.guest(5)
     world.read()
     beyond = world.guest(6)
-    assert world.read()[beyond.vmm.tgid] == (NO_STATISTICS, None)
+    assert world.read()[beyond.vmm.tgid] == StatisticsReading(NO_STATISTICS, None)
 
 
 def test_malformed_statistics_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

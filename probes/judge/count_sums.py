@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calculates with the counts of vCPUs. Pure.
+
+Owns what it means that a count has grown, or has begun again. Must not know which vCPUs there are:
+exit_counts.py does.
+"""
+
+Counts = tuple[int, ...]
+"""The counts of one vCPU, or totals of a process, in the order in which they are wanted: the exits
+come first."""
+
+
+def grew(before: Counts, now: Counts) -> bool:
+    """Return whether no count is lower than before."""
+    return all(later >= earlier for earlier, later in zip(before, now, strict=True))
+
+
+def begun_again(before: Counts, now: Counts) -> Counts:
+    """Return what the counts that have begun again were before, and 0 for the others.
+
+    If the exits of a vCPU have begun again, it is a new vCPU, and so have all its counts. Any other
+    count can begin again alone: root may clear one statistic through debugfs (virt/kvm/kvm_main.c,
+    kvm_stat_data_clear and vcpu_stat_clear).
+    """
+    if now[0] < before[0]:
+        return before
+    return tuple(
+        earlier if later < earlier else 0 for earlier, later in zip(before, now, strict=True)
+    )
+
+
+def added(*counts: Counts) -> Counts:
+    """Return the sum of each count."""
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+def subtracted(one: Counts, other: Counts) -> Counts:
+    """Return each count of one less that of the other."""
+    return tuple(a - b for a, b in zip(one, other, strict=True))
