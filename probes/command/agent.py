@@ -61,7 +61,9 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             ledger=session,
             ledger_error=str(error) if error else None,
             ledger_refused=error is not None and error.refused,
-            processes=Host(proc_root=settings.proc_root),
+            processes=Host(
+                proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics
+            ),
             virtualization=Accelerators(sys_root=settings.sys_root, proc_root=settings.proc_root),
             vmis=watch,
         )

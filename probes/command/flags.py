@@ -218,6 +218,10 @@ def _agent_flags(flags: _Flags) -> None:
         default=None,
         text="require client certificates issued by these CAs, except for /healthz and /readyz",
     )
+    flags.add_switch(
+        "--vcpu-stats",
+        text="export exits by class, halt polling, nested guest runs and guest CPU time of VMs",
+    )
 
 
 def _live_flags(flags: _Flags) -> None:

@@ -60,6 +60,11 @@ class NodeSettings:
         """Whether the command refreshes only once, so that VM names that arrive later are lost."""
         return True
 
+    @property
+    def reads_vcpu_statistics(self) -> bool:
+        """Whether it reads more of KVM's statistics than exits, and the CPU time in guest code."""
+        return False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings(NodeSettings):
@@ -67,6 +72,12 @@ class AgentSettings(NodeSettings):
 
     listen: Listen
     tls: TlsFiles | None
+    vcpu_stats: bool = False
+
+    @property
+    def reads_vcpu_statistics(self) -> bool:
+        """Whether it reads them: with ``--vcpu-stats``, because each makes series."""
+        return self.vcpu_stats
 
     @property
     def refreshes_once(self) -> bool:
@@ -85,10 +96,20 @@ class LiveSettings(NodeSettings):
         """Whether the command refreshes only once: with ``--once``."""
         return self.live.once
 
+    @property
+    def reads_vcpu_statistics(self) -> bool:
+        """Whether it reads them: always, because it shows them."""
+        return True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotSettings(NodeSettings):
     """Settings of ``hvprobe snapshot``."""
+
+    @property
+    def reads_vcpu_statistics(self) -> bool:
+        """Whether it reads them: always, because it prints everything that is known."""
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +154,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             return CompletionSettings(shell=Shell(found.shell))
         case Command.AGENT:
             common = _common(found, environment, version)
-            return AgentSettings(**common, listen=_listen(found.listen), tls=_tls(found))
+            return AgentSettings(
+                **common,
+                listen=_listen(found.listen),
+                tls=_tls(found),
+                vcpu_stats=found.vcpu_stats,
+            )
         case Command.LIVE:
             return LiveSettings(**_common(found, environment, version), live=_live(found))
         case Command.SNAPSHOT:

@@ -13,18 +13,14 @@ from typing import Protocol
 from ebpf import counters
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.render.exposition import Family, Histogram, Kind, Sample
-from probes.report.model import NodeReport, ProcessState, VmiReport
+from probes.render.vcpu_metrics import VM_LABELS, Vms, statistics_families
+from probes.report.model import NodeReport, ProcessState
 from probes.report.vocabulary import FALLBACK_REMEDY, say
 from probes.vmi.model import WatchStatus
-
-_VM = ("node", "namespace", "name")
 
 _RARE = ", ".join(
     hypervisor.type.value for hypervisor in HYPERVISORS if hypervisor.type is not HypervisorType.KVM
 )
-
-_Vms = Sequence[tuple[tuple[str, str, str], VmiReport]]
-"""The VMs, each with the values of the labels in _VM."""
 
 
 def families(report: NodeReport) -> Iterator[Family]:
@@ -32,6 +28,7 @@ def families(report: NodeReport) -> Iterator[Family]:
     vms = [((report.node, vmi.vm.namespace, vmi.vm.name), vmi) for vmi in report.vmis]
     yield from _vmi_gauges(vms)
     yield from _vmi_counters(vms)
+    yield from statistics_families(vms)
     yield from _node(report)
     yield _processes(report)
     yield from health_families(report)
@@ -54,32 +51,32 @@ def _single(value: float) -> Sequence[Sample]:
     return [((), value)]
 
 
-def _vmi_gauges(vms: _Vms) -> Iterator[Family]:
+def _vmi_gauges(vms: Vms) -> Iterator[Family]:
     yield _gauge(
         "kubevirt_vmi_hypervisor_info",
         "Always 1. hypervisor_type is what actually executes the VM's instructions: kvm "
         "(hardware), "
         f"tcg (software emulation, about ten times slower), {_RARE}, or unknown.",
         [((*labels, vmi.verdict.type.value), 1) for labels, vmi in vms],
-        labels=(*_VM, "hypervisor_type"),
+        labels=(*VM_LABELS, "hypervisor_type"),
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_verified",
         "1: the kernel was observed running this VM on this hypervisor, or provably not "
         "accelerating it while it used CPU. 0: inferred; run hvprobe live on the node to see why.",
         [(labels, vmi.verdict.verified) for labels, vmi in vms],
-        labels=_VM,
+        labels=VM_LABELS,
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_fallback",
         "1: software emulation although this node has a usable accelerator for this guest: "
         f"{FALLBACK_REMEDY}.",
         [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
-        labels=_VM,
+        labels=VM_LABELS,
     )
 
 
-def _vmi_counters(vms: _Vms) -> Iterator[Family]:
+def _vmi_counters(vms: Vms) -> Iterator[Family]:
     for counter in counters.ranked():
         if counter.metric is not None:
             name = counter.name
@@ -91,7 +88,7 @@ def _vmi_counters(vms: _Vms) -> Iterator[Family]:
                     for labels, vmi in vms
                     if (count := vmi.counters.get(name)) is not None
                 ],
-                labels=_VM,
+                labels=VM_LABELS,
             )
 
 

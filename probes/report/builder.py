@@ -14,7 +14,9 @@ from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
+from probes.host.vcpu_counts import counts_of
 from probes.judge.exit_counts import ExitAccount, ExitSource
+from probes.judge.guest_time import GuestTime
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
@@ -25,6 +27,7 @@ from probes.report.model import (
     ProcessReport,
     ProcessState,
     Source,
+    VcpuStatistics,
     VmiReport,
 )
 from probes.vmi.attribution import Attribution, Attributions, VmName
@@ -49,6 +52,8 @@ class NodeRefresh:
     tracking: Tracking
     accounts: Mapping[int, ExitAccount]
     """Accounts of exits by tgid, of processes that are tracked."""
+    guest_times: Mapping[int, GuestTime]
+    """CPU time in guest code by tgid, of processes that are tracked; empty: it was not wanted."""
     attributions: Attributions
     accelerators: tuple[Accelerator, ...]
     virtualization: NodeVirtualization
@@ -62,7 +67,10 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
     """Make the report of a refresh."""
     ledger = refresh.ledger
     processes = process_reports(
-        refresh.tracking, refresh.accounts, names=refresh.attributions.names
+        refresh.tracking,
+        refresh.accounts,
+        names=refresh.attributions.names,
+        guest_times=refresh.guest_times,
     )
     return NodeReport(
         version=refresh.version,
@@ -97,12 +105,16 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
 
 
 def process_reports(
-    tracking: Tracking, accounts: Mapping[int, ExitAccount], *, names: Mapping[VmmId, VmName]
+    tracking: Tracking,
+    accounts: Mapping[int, ExitAccount],
+    *,
+    names: Mapping[VmmId, VmName],
+    guest_times: Mapping[int, GuestTime] = {},
 ) -> tuple[ProcessReport, ...]:
     """Return the report of each VMM process, in the given order.
 
-    accounts holds the accounts of exits of these processes by tgid. names maps processes to the VMs
-    that they are.
+    accounts holds the accounts of exits of these processes by tgid, and guest_times their CPU time
+    in guest code. names maps processes to the VMs that they are.
     """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     return tuple(
@@ -110,6 +122,7 @@ def process_reports(
             process,
             counted=_counted(process, tracking.records.get(process.vmm.tgid), reported),
             account=accounts.get(process.vmm.tgid),
+            guest_time=guest_times.get(process.vmm.tgid),
             vm=names.get(process.vmm),
         )
         for process in tracking.processes
@@ -143,6 +156,7 @@ def _process_report(
     *,
     counted: dict[str, int],
     account: ExitAccount | None,
+    guest_time: GuestTime | None,
     vm: VmName | None,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
@@ -166,7 +180,23 @@ def _process_report(
         started_unix_s=process.started_unix_s,
         counters=counted,
         exits_source=source,
+        vcpu_statistics=_statistics(process, account, guest_time),
     )
+
+
+def _statistics(
+    process: TrackedProcess, account: ExitAccount | None, guest_time: GuestTime | None
+) -> VcpuStatistics | None:
+    """Return what was read of a process on KVM on request; None: nothing."""
+    if process.verdict.type is not HypervisorType.KVM:
+        return None
+    counts: Mapping[str, float] = {}
+    if account is not None and len(account.measures) > 1:
+        counts = counts_of(account.measures, account.totals)
+    guest_cpu_s = guest_time.now_s if guest_time is not None else None
+    if not counts and guest_cpu_s is None:
+        return None
+    return VcpuStatistics(counts=counts, guest_cpu_s=guest_cpu_s)
 
 
 def _counted(
@@ -223,6 +253,7 @@ def _vmi_report(
         vmm=process.vmm,
         counters=process.counters,
         exits_source=process.exits_source,
+        vcpu_statistics=process.vcpu_statistics,
     )
 
 

@@ -29,6 +29,7 @@ from probes.judge.exit_counts import (
     statistics_wanted,
 )
 from probes.judge.exit_hook import exit_hook_needed
+from probes.judge.guest_time import GuestTime, guest_times_after
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
@@ -101,6 +102,8 @@ class NodeCollector:
         self._hooks = HookHistory()
         self._accounts: Mapping[int, ExitAccount] = {}
         """Accounts of exits, by tgid."""
+        self._guest_times: Mapping[int, GuestTime] = {}
+        """CPU time in guest code, by tgid; empty if it is not wanted."""
         self._trials = _AcceleratorTrials(virtualization)
         self._failed_refreshes = dict.fromkeys((Source.EBPF, Source.PROC, Source.KVM_STATISTICS), 0)
         """Refreshes in which a source failed."""
@@ -118,6 +121,7 @@ class NodeCollector:
         index, watch = self._read_vmis()
         kernel, tracking = self._read_processes()
         self._count_exits(kernel, tracking)
+        self._follow_guest_times(tracking)
         attributions = self._names.of(tracking.processes, index)
         self._hooks = self._hooks.after(kernel)
         accelerators = self._trials.of(tracking.processes)
@@ -139,6 +143,18 @@ class NodeCollector:
                 self._accounts, tracking, entries_are_seen=entries_are_seen(kernel.hooks)
             )
             self._ledger.need([KVM_EXIT] if needed else [])
+
+    def _follow_guest_times(self, tracking: Tracking) -> None:
+        """Read the CPU time that the processes on KVM spent in guest code, if it is wanted."""
+        on_kvm = [
+            process.vmm
+            for process in tracking.processes
+            if process.verdict.type is HypervisorType.KVM
+        ]
+        readings = self._host.read_guest_times(on_kvm)
+        if readings or self._guest_times:
+            everyone = (process.vmm for process in tracking.processes)
+            self._guest_times = guest_times_after(self._guest_times, everyone, readings)
 
     def _read_vmis(self) -> tuple[VmiIndex | None, WatchStatus | None]:
         """Read the VMIs of a cluster's node; (None, None): standalone."""
@@ -208,6 +224,7 @@ class NodeCollector:
             trusts=self._hooks.trusts(kernel),
             tracking=tracking,
             accounts=self._accounts,
+            guest_times=self._guest_times,
             attributions=attributions,
             accelerators=accelerators,
             virtualization=self._virtualization.virtualization(),

@@ -14,6 +14,7 @@ from ebpf.hooks import HookStatus
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
+from probes.host.vcpu_counts import GROUPS, VCPU_COUNTS
 from probes.judge.exit_counts import ExitSource
 from probes.judge.verdict import Verdict
 from probes.vmi.attribution import VmName
@@ -78,6 +79,17 @@ class ProbeHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuStatistics:
+    """What is read of a process on KVM only on request (``--vcpu-stats``)."""
+
+    counts: Mapping[str, float]
+    """Counts by name (vcpu_counts.VCPU_COUNTS); absent: this kernel lacks the statistic, or the
+    hook counts the exits."""
+    guest_cpu_s: float | None
+    """CPU time in guest code; None: unreadable, or the kernel does not account it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessReport:
     """One VMM process."""
 
@@ -97,6 +109,8 @@ class ProcessReport:
     known."""
     exits_source: ExitSource | None = None
     """What counts its VM exits; None: it does not run on KVM, or that is not decided yet."""
+    vcpu_statistics: VcpuStatistics | None = None
+    """None: it was not read, or nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +127,8 @@ class VmiReport:
     """Totals of its process, by the counter's name."""
     exits_source: ExitSource | None = None
     """What counts the VM exits of its process."""
+    vcpu_statistics: VcpuStatistics | None = None
+    """What was read of its process on request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +243,7 @@ def _vmi_json(vmi: VmiReport) -> dict[str, object]:
             if counter.json is not None and counter.metric is not None
         },
         "vcpu_exits_source": vmi.exits_source.value if vmi.exits_source else None,
+        "vcpu_statistics": _statistics_json(vmi.vcpu_statistics),
     }
 
 
@@ -248,4 +265,19 @@ def _process_json(process: ProcessReport) -> dict[str, object]:
             if counter.json is not None
         },
         "vcpu_exits_source": process.exits_source.value if process.exits_source else None,
+        "vcpu_statistics": _statistics_json(process.vcpu_statistics),
     }
+
+
+def _statistics_json(statistics: VcpuStatistics | None) -> dict[str, object] | None:
+    if statistics is None:
+        return None
+    found: dict[str, object] = {}
+    for group in GROUPS:
+        counts = {
+            count.name: statistics.counts[count.name]
+            for count in VCPU_COUNTS
+            if count.group is group and count.name in statistics.counts
+        }
+        found[group.json] = counts if group.label else next(iter(counts.values()), None)
+    return found | {"guest_cpu_seconds_total": statistics.guest_cpu_s}

@@ -97,6 +97,15 @@ class Node:
         self.wanted: list[tuple[VmmId, int]] = []
         """The processes whose statistics were wanted last."""
         self.follows_threads = False
+        self.guest_times: dict[int, float] = {}
+        """CPU time in guest code by tgid; other processes cannot be read."""
+        self.timed: list[VmmId] = []
+        """The processes whose guest times were wanted last."""
+
+    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+        self.timed = [*vmms]
+        tgids = {vmm.tgid for vmm in vmms}
+        return {tgid: time_s for tgid, time_s in self.guest_times.items() if tgid in tgids}
 
     def read_statistics(
         self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool

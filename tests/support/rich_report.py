@@ -16,6 +16,7 @@ from probes.report.model import (
     ProcessReport,
     ProcessState,
     Source,
+    VcpuStatistics,
     VmiReport,
 )
 from probes.vmi.attribution import VmName
@@ -118,4 +119,42 @@ def rich_report() -> NodeReport:
             vmi("gamma", PAUSED, exits=(0, 0), source=ExitSource.TRACEPOINT),
             vmi("zeta", NONE, vmm=None),
         ),
+    )
+
+
+MEASURED = VcpuStatistics(
+    counts={
+        "halt": 900,
+        "io": 340,
+        "mmio": 5,
+        "irq": 20,
+        "hypercall": 0,
+        "success": 1.5,
+        "fail": 0.25,
+        "nested": 12,
+    },
+    guest_cpu_s=86.5,
+)
+"""Statistics with a case of every count."""
+MEASURED_ARM64 = VcpuStatistics(
+    counts={"halt": 12, "mmio": 24, "hypercall": 3, "success": 1.5, "fail": 0.25}, guest_cpu_s=None
+)
+"""Statistics of a kernel that lacks some counts, and does not account guest time."""
+UNCOUNTED = VcpuStatistics(counts={}, guest_cpu_s=3.5)
+"""What is known of a VM whose exits the hook counts."""
+
+
+def measured_report() -> NodeReport:
+    """The rich report with all that is read on request, of VMs on KVM."""
+    plain = rich_report()
+    found = {"alpha": MEASURED, "gamma": MEASURED_ARM64}
+    return replace(
+        plain,
+        processes=tuple(
+            replace(each, vcpu_statistics=MEASURED if each.verdict is KVM else UNCOUNTED)
+            if each.verdict.type is HypervisorType.KVM
+            else each
+            for each in plain.processes
+        ),
+        vmis=tuple(replace(each, vcpu_statistics=found.get(each.vm.name)) for each in plain.vmis),
     )

@@ -19,7 +19,7 @@ from probes.report.json_schema import json_schema
 from probes.report.model import SCHEMA, NodeReport, to_json
 from probes.vmi.model import WatchStatus
 from tests.support.live_reports import busy_node
-from tests.support.rich_report import rich_report
+from tests.support.rich_report import measured_report, rich_report
 
 PUBLISHED = json_schema()
 FOR_PEOPLE = Path(__file__).resolve().parents[2] / "docs/snapshot.schema.json"
@@ -34,6 +34,7 @@ def reports() -> Iterator[NodeReport]:
     yield busy_node()[-1]
     yield replace(rich_report(), health=replace(rich_report().health, vmi_watch=WATCH))
     yield replace(rich_report(), processes=(), vmis=(), accelerators=())
+    yield measured_report()
 
 
 def test_it_is_a_schema() -> None:
@@ -69,6 +70,8 @@ def test_every_key_is_described() -> None:
 
 def undescribed(value: object, schema: dict[str, Any], path: str = "") -> Iterator[str]:
     """Paths of keys that the schema does not name."""
+    if "$ref" in schema:
+        schema = PUBLISHED["$defs"][schema["$ref"].rpartition("/")[2]]
     for branch in schema.get("oneOf", ()):
         if branch.get("type") == "object":
             schema = branch
@@ -96,11 +99,12 @@ def undescribed(value: object, schema: dict[str, Any], path: str = "") -> Iterat
         (("processes", 0, "state"), "gone"),
         (("health", "hooks", 0, "backend"), "fentry"),
         (("health", "counters", "exits"), "maybe"),
+        (("vmis", 0, "vcpu_statistics", "guest_cpu_seconds_total"), -0.5),
     ],
 )
 def test_it_refuses_what_is_wrong(path: tuple[str | int, ...], value: object) -> None:
     """A wrong type, word or number does not pass, and a missing key does not either."""
-    wrong: Any = copy.deepcopy(to_json(rich_report()))
+    wrong: Any = copy.deepcopy(to_json(measured_report()))
     inner = wrong
     for step in path[:-1]:
         inner = inner[step]

@@ -62,6 +62,9 @@ class ChangingNode:
     ) -> Mapping[int, StatisticsReading]:
         return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
 
+    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+        return {}
+
     def new_lives(self) -> frozenset[int]:
         born, self.born = frozenset(self.born), set()
         return born

@@ -127,6 +127,27 @@ def test_standalone(
     assert settings("agent", *arguments, **environment).standalone is standalone
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "read"),
+    [
+        (("agent",), {}, False),
+        (("agent", "--vcpu-stats"), {}, True),
+        (("agent",), {"HVPROBE_VCPU_STATS": "1"}, True),
+        (("agent",), {"HVPROBE_VCPU_STATS": "off"}, False),
+        (("live",), {}, True),
+        (("snapshot",), {}, True),
+        (("doctor",), {"HVPROBE_VCPU_STATS": "1"}, False),
+    ],
+)
+def test_vcpu_statistics(
+    arguments: Sequence[str], environment: Mapping[str, str], *, read: bool
+) -> None:
+    """The agent reads them on request, and commands that show them always do."""
+    found = parse(arguments, environment, version="1.2.3")
+    assert isinstance(found, NodeSettings)
+    assert found.reads_vcpu_statistics is read
+
+
 def test_tls() -> None:
     """TLS has a certificate, a key and, if clients need a certificate, their CA."""
     found = settings("agent", "--tls-cert", "c", "--tls-key", "k").tls
