@@ -7,7 +7,9 @@ Owns when there is a rate at all. Must not know what is counted.
 from collections.abc import Mapping
 
 
-def rates_of(before: Mapping[str, int], now: Mapping[str, int], seconds: float) -> dict[str, float]:
+def rates_of(
+    before: Mapping[str, float], now: Mapping[str, float], seconds: float
+) -> dict[str, float]:
     """Return events per second by the counter's name, without counters that have no rate."""
     rates: dict[str, float] = {}
     for name, total in now.items():
@@ -17,7 +19,7 @@ def rates_of(before: Mapping[str, int], now: Mapping[str, int], seconds: float) 
     return rates
 
 
-def per_second(before: int | None, now: int | None, seconds: float) -> float | None:
+def per_second(before: float | None, now: float | None, seconds: float) -> float | None:
     """Return events per second between two readings; None: there is no rate.
 
     There is none if a total is missing, if no time has passed (the clock was set), or if the total

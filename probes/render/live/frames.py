@@ -20,6 +20,7 @@ from probes.render.live.columns import Layout, number, table
 from probes.render.live.history import History, ReasonRate, Reasons
 from probes.render.live.options import REASONS_COST
 from probes.render.live.rows import Row, ordered, rows_of
+from probes.render.live.vcpu_line import vcpu_line
 from probes.render.live.view import ViewState, scrolled
 from probes.render.terminal_text import fit, visible
 from probes.report.exit_sources import exit_sources, statistics_count_all
@@ -31,6 +32,8 @@ _NOTES_SHOWN = 2
 _SMALL_HEIGHT = 10
 """Terminal height below which header and notes are left out for the table."""
 _REASON_BAR_CELLS = 20
+_CLASSES_HINT_FROM = 100
+"""Terminal width from which the footer names the key for exit classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def frame(
     rows = _chosen(data, view)
     layout = _layout(data, width=size.width, ascii_only=size.ascii_only, minute=True)
     heading, *lines = table(rows, data.history, layout)
-    lines = list(_with_reasons(rows, lines, data, layout))
+    lines = list(_with_details(rows, lines, data, layout, statistics=view.statistics))
     status = "paused" if view.paused else f"every {interval_s:g} s"
     top = [*_header(data, layout, status), *_notes(data, layout)[:_NOTES_SHOWN]]
     if size.height < _SMALL_HEIGHT:
@@ -72,7 +75,13 @@ def frame(
     shown = lines[view.top : view.top + page]
     shown += [Text("nothing to show", "dim")] if not lines else []
     blank = [Text()] * (page - len(shown))
-    below = _footer(view, layout, shown=len(shown) if lines else 0, of=len(lines))
+    below = _footer(
+        view,
+        layout,
+        shown=len(shown) if lines else 0,
+        of=len(lines),
+        statistics=any(row.statistics is not None for row in rows),
+    )
     filled = [*top, heading, *shown, *blank, below]
     return [_fitted(line, size.width) for line in filled][: size.height], view
 
@@ -87,7 +96,7 @@ def plain(data: FrameData, *, width: int | None, ascii_only: bool) -> list[Text]
     rows = _chosen(data, ViewState())
     layout = _layout(data, width=width, ascii_only=ascii_only, minute=False)
     heading, *lines = table(rows, data.history, layout)
-    lines = list(_with_reasons(rows, lines, data, layout))
+    lines = list(_with_details(rows, lines, data, layout, statistics=True))
     top = [*_header(data, layout, ""), *_notes(data, layout)]
     return [_fitted(line, width) for line in (*top, heading, *lines)]
 
@@ -216,11 +225,20 @@ def _reasons_note(data: FrameData) -> str:
     return f"exit reasons: since first shown; {REASONS_COST}{dropped}"
 
 
-def _with_reasons(
-    rows: Sequence[Row], lines: Sequence[Text], data: FrameData, layout: Layout
+def _with_details(
+    rows: Sequence[Row],
+    lines: Sequence[Text],
+    data: FrameData,
+    layout: Layout,
+    *,
+    statistics: bool,
 ) -> Iterator[Text]:
+    """Yield the line of each row, followed by its statistics and its exit reasons."""
     for row, line in zip(rows, lines, strict=True):
         yield line
+        details = vcpu_line(row, width=layout.width) if statistics else None
+        if details is not None:
+            yield details
         if data.reasons is not None:
             most = max((reason.count.total for reason in row.reasons), default=0)
             for reason in row.reasons:
@@ -238,7 +256,8 @@ def _reason_line(reason: ReasonRate, most: int, *, ascii_only: bool) -> Text:
     return line
 
 
-def _footer(view: ViewState, layout: Layout, *, shown: int, of: int) -> Text:
+def _footer(view: ViewState, layout: Layout, *, shown: int, of: int, statistics: bool) -> Text:
+    """Return the last line; statistics says whether there are any that can be hidden."""
     words = visible(view.words, ascii_only=layout.ascii_only)
     if view.editing:
         return Text(f"filter: {words}_   Enter applies, Esc clears", "bold")
@@ -247,10 +266,13 @@ def _footer(view: ViewState, layout: Layout, *, shown: int, of: int) -> Text:
     if view.words:
         line.append(f"filter: {words}  ", "bold")
     line.append(f"by {view.order.value}  ", "dim")
+    wide = layout.width is None or layout.width >= _CLASSES_HINT_FROM
+    hint = [("c", "classes")] if statistics and wide else []
     for key, meaning in (
         ("r", "exits"),
         ("t", "type"),
         ("n", "name"),
+        *hint,
         ("/", "filter"),
         ("p", "resume" if view.paused else "pause"),
         ("q", "quit"),

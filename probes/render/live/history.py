@@ -12,11 +12,14 @@ from ebpf import counters
 from ebpf.exit_reasons.reasons import ReasonCount
 from probes.host.process import VmmId
 from probes.render.rates import per_second, rates_of
-from probes.report.model import NodeReport, ProcessReport
+from probes.report.model import NodeReport, ProcessReport, VcpuStatistics
 
 MINUTE_S = 60.0
 STEP_S = 1.0
 """Length of the steps in which rates of the last minute are kept, however often reports arrive."""
+
+GUEST_CPU = "guest CPU"
+"""Name of the rate of CPU time in guest code, in seconds per second."""
 
 Reasons = Mapping[int, tuple[ReasonCount, ...]]
 """Exit reasons by tgid; a process that was not requested is absent."""
@@ -43,6 +46,16 @@ class _Sample:
 
     at_s: float
     counters: Mapping[str, int]
+    statistics: VcpuStatistics | None
+
+    @property
+    def requested(self) -> Mapping[str, float]:
+        """What was read on request, by its name."""
+        if self.statistics is None:
+            return {}
+        guest_cpu_s = self.statistics.guest_cpu_s
+        more = {} if guest_cpu_s is None else {GUEST_CPU: guest_cpu_s}
+        return {**self.statistics.counts, **more}
 
     @property
     def activity(self) -> str | None:
@@ -103,6 +116,14 @@ class History:
         now, before = past.now, past.before
         return rates_of(before.counters, now.counters, now.at_s - before.at_s)
 
+    def statistics_rates(self, vmm: VmmId) -> Rates:
+        """Return the rates of what was read on request, by its name, also of GUEST_CPU."""
+        past = self._processes.get(vmm)
+        if past is None or past.before is None:
+            return {}
+        now, before = past.now, past.before
+        return rates_of(before.requested, now.requested, now.at_s - before.at_s)
+
     def minute(self, vmm: VmmId, parts: int) -> tuple[float | None, ...]:
         """Return the mean activity in each part of the last minute, the oldest part first.
 
@@ -132,7 +153,9 @@ class History:
         return max(count.total - before, 0) / self._reasons_elapsed_s
 
     def _past(self, process: ProcessReport) -> _Past:
-        sample = _Sample(at_s=self._at_s, counters=process.counters)
+        sample = _Sample(
+            at_s=self._at_s, counters=process.counters, statistics=process.vcpu_statistics
+        )
         past = self._processes.get(process.vmm)
         if past is None:
             return _Past(now=sample, step_began=sample)

@@ -6,14 +6,14 @@ widths or keys. The text of a row is still foreign text: the module that shows i
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from probes.host.process import VmmId
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.render.live.history import History, Rates, ReasonRate, most_telling
-from probes.report.model import NodeReport, ProcessReport, VmiReport
+from probes.report.model import NodeReport, ProcessReport, VcpuStatistics, VmiReport
 from probes.report.vocabulary import subject_of_process, subject_of_vmi
 
 
@@ -41,6 +41,10 @@ class Row:
     age_s: float | None
     rates: Rates
     reasons: tuple[ReasonRate, ...]
+    statistics: VcpuStatistics | None = None
+    """What was read of the process on request; None: nothing."""
+    statistics_rates: Rates = field(default_factory=dict)
+    """Its rates, also of GUEST_CPU."""
 
     @property
     def tgid(self) -> int | None:
@@ -91,6 +95,8 @@ def _row(
         age_s=max(report.taken_unix_s - process.started_unix_s, 0.0),
         rates=history.rates(process.vmm),
         reasons=history.reasons(process.vmm.tgid),
+        statistics=process.vcpu_statistics,
+        statistics_rates=history.statistics_rates(process.vmm),
     )
 
 

@@ -41,6 +41,8 @@ class ViewState:
     editing: bool = False
     """Whether keys are typed into the filter now."""
     paused: bool = False
+    statistics: bool = True
+    """Whether rows are followed by what KVM's statistics say of them."""
     top: int = 0
     """The first line of the table that is shown."""
     over: bool = False
@@ -74,6 +76,8 @@ def pressed(view: ViewState, key: Key | str, *, page: int) -> ViewState:
     match key:
         case "/":
             return replace(view, editing=True, words="", top=0)
+        case "c":
+            return replace(view, statistics=not view.statistics, top=0)
         case "p":
             return replace(view, paused=not view.paused)
         case "q":
