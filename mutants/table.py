@@ -362,6 +362,13 @@ IN_THE_JUDGEMENT = (
         breaks="a statistic that root clears makes its counter fall",
     ),
     HandMade(
+        file="probes/judge/count_sums.py",
+        text="all(later >= earlier for earlier",
+        replacement="any(True for earlier",
+        test="tests/unit/test_exit_counts.py::test_a_vm_that_is_made_again_unseen",
+        breaks="a count that has fallen is taken for the same vCPU's",
+    ),
+    HandMade(
         file="probes/judge/exit_counts.py",
         text=" or measures != self.measures:",
         replacement=":",
@@ -405,22 +412,22 @@ _REFRESH = "tests/unit/test_exit_collector.py::test_"
 IN_THE_ACCOUNTS = (
     HandMade(
         file=_COUNTS,
-        text="            base = _sum(base, count)\n            gone.append",
+        text="            base = added(base, count)\n            gone.append",
         replacement="            gone.append",
         test=f"{_ACCOUNT}a_vcpu_that_is_plugged",
         breaks="the exits of a vCPU that is gone leave the total",
     ),
     HandMade(
         file=_COUNTS,
-        text="            base = _sum(base, count)\n            fell = True",
-        replacement="            fell = True",
+        text="            base = added(base, begun_again(count, new[descriptor]))\n",
+        replacement="",
         test=f"{_ACCOUNT}a_vm_that_is_made_again_unseen",
         breaks="the exits of a vCPU that begins again leave the total",
     ),
     HandMade(
         file=_COUNTS,
-        text="base = _minus(base, _taken_back(gone, descriptor[1], count))",
-        replacement="base = _minus(base, ())",
+        text="base = added(subtracted(base, back), begun_again(back, count))",
+        replacement="pass",
         test=f"{_ACCOUNT}a_vcpu_that_is_unplugged_and_plugged_again",
         breaks="a vCPU that is plugged again counts twice",
     ),
@@ -437,13 +444,6 @@ IN_THE_ACCOUNTS = (
         replacement=":",
         test=f"{_ACCOUNT}vcpus_in_the_table_of_another_thread",
         breaks="vCPUs in the tables of other threads do not matter for the source",
-    ),
-    HandMade(
-        file=_COUNTS,
-        text="all(later >= earlier for earlier",
-        replacement="any(True for earlier",
-        test=f"{_ACCOUNT}any_readings_never_fall",
-        breaks="a count that has fallen is taken for the same vCPU's",
     ),
     HandMade(
         file=_COUNTS,
