@@ -13,6 +13,7 @@ from pathlib import Path
 from ebpf.clock import monotonic_ns
 from ebpf.errors import AttachCause, AttachError
 from ebpf.hook_state import DriverState, Situation, Step, next_step
+from ebpf.hook_status import HookStatus, unattached
 from ebpf.hooks import (
     SCHED_PROCESS_EXEC,
     SCHED_PROCESS_EXIT,
@@ -21,10 +22,8 @@ from ebpf.hooks import (
     Backend,
     Driver,
     Hook,
-    HookStatus,
     field_flag,
     loadable,
-    unattached,
 )
 from ebpf.programs import Programs
 from ebpf.tracefs import FIELD_BYTES, Tracefs

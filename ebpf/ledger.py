@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from ebpf.counters import COUNTERS, Counter
-from ebpf.hooks import HookStatus
+from ebpf.hook_status import HookStatus
 
 WORD_BYTES = 8
 """Size of each field of a process's record and of each of its counters."""

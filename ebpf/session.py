@@ -14,7 +14,8 @@ from typing import Self
 from ebpf.clock import monotonic_ns
 from ebpf.errors import BpfUnavailableError, LedgerReadError
 from ebpf.hook_set import HookSet, field_flags, field_places
-from ebpf.hooks import HOOKS, PROGRAM_FILES, Hook, HookStatus, loadable
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import HOOKS, PROGRAM_FILES, Hook, loadable
 from ebpf.ledger import KernelSnapshot
 from ebpf.programs import Programs, possible_cpus
 from ebpf.tables import (

@@ -30,6 +30,7 @@ ROOMS: Mapping[str, Room] = {
     "vmi": _room("probes/vmi/model.py", "vmi"),
     "procfs": _room("probes/host/procfs.py", "procfs"),
     "hooks": _room("ebpf/hooks.py", "hooks"),
+    "hook_status": _room("ebpf/hook_status.py", "hooks"),
     "ledger": _room("ebpf/ledger.py", "ledger", "tables"),
     "timing": _room("probes/vmi/kube/timing.py", "kube_timing"),
 }

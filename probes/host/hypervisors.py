@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS, RUNS, USERSPACE_EXITS, Counter
-from ebpf.hooks import (
-    KVM,
-    KVM_USERSPACE_EXIT,
-    KVM_VCPU_IOCTL,
-    MSHV,
-    MSHV_VP_IOCTL,
-    Driver,
-    Hook,
-    HookStatus,
-)
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import KVM, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV, MSHV_VP_IOCTL, Driver, Hook
 from ebpf.ledger import PLACES, LedgerEntry
 from ebpf.uapi import KVM_CREATE_VM, KVM_RUN, MSHV_RUN_VP
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ebpf.hooks import KVM_USERSPACE_EXIT, Backend, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import KVM_USERSPACE_EXIT, Backend
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import (
     HYPERVISORS,

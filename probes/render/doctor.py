@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ebpf.hooks import SCHED_PROCESS_EXEC, Hook, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import SCHED_PROCESS_EXEC, Hook
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
 from probes.judge.reasons import Outcome, Severity

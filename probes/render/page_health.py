@@ -6,7 +6,7 @@ Owns what the section says; words and emphasis come from vocabulary.py. Must not
 
 from collections.abc import Iterator
 
-from ebpf.hooks import HookStatus
+from ebpf.hook_status import HookStatus
 from probes.host.hypervisors import HYPERVISORS
 from probes.judge.reasons import Outcome
 from probes.render.markup import Markup, element, line, plain, table, text

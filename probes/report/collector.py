@@ -13,7 +13,8 @@ from typing import Protocol
 
 from ebpf import clock
 from ebpf.errors import LedgerReadError
-from ebpf.hooks import KVM_EXIT, KVM_VM_IOCTL, unattached
+from ebpf.hook_status import unattached
+from ebpf.hooks import KVM_EXIT, KVM_VM_IOCTL
 from ebpf.ledger import KernelSnapshot
 from probes.host.hypervisors import (
     HYPERVISORS,

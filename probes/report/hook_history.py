@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ebpf import counters
 from ebpf.counters import Counter
-from ebpf.hooks import HookStatus
+from ebpf.hook_status import HookStatus
 from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.report.model import CounterTrust
 

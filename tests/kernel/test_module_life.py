@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend
 from ebpf.session import Session
 from probes.host.hypervisors import HypervisorType
 from tests.support.kernel_node import Node

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import KVM_EXIT, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import KVM_EXIT
 from ebpf.ledger import LedgerEntry
 from ebpf.session import Session
 from tests.support.kernel_ledger import entry_with

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ebpf.counters import trusted
-from ebpf.hooks import HOOKS, KVM_USERSPACE_EXIT, Backend, Hook, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import HOOKS, KVM_USERSPACE_EXIT, Backend, Hook
 from ebpf.ledger import PLACES, KernelSnapshot, LedgerEntry
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem

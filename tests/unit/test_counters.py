@@ -9,7 +9,8 @@ from jsonschema import Draft202012Validator
 
 from ebpf import counters
 from ebpf.counters import COUNTERS, Counter, LiveColumn, Metric
-from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import HOOKS, KVM, AttachPoint, Backend, Hook
 from ebpf.ledger import PLACES
 from probes.judge.tracked import Tracking
 from probes.render.doctor import checks

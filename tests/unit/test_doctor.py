@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ebpf.hook_status import unattached
 from ebpf.hooks import (
     KVM_DEV_IOCTL,
     KVM_EXIT,
@@ -13,7 +14,6 @@ from ebpf.hooks import (
     MSHV_VP_IOCTL,
     SCHED_PROCESS_EXEC,
     Hook,
-    unattached,
 )
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ebpf.hook_status import HookStatus
 from ebpf.hooks import KVM as KVM_DRIVER
-from ebpf.hooks import (
-    KVM_EXIT,
-    KVM_USERSPACE_EXIT,
-    KVM_VCPU_IOCTL,
-    MSHV_VP_IOCTL,
-    Backend,
-    Hook,
-    HookStatus,
-)
+from ebpf.hooks import KVM_EXIT, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV_VP_IOCTL, Backend, Hook
 from ebpf.ledger import KernelSnapshot
 from ebpf.uapi import KVM_RUN, MSHV_RUN_VP
 from probes.host.hypervisors import HypervisorType

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from ebpf.hooks import KVM, KVM_EXIT, KVM_USERSPACE_EXIT, Hook, HookStatus
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import KVM, KVM_EXIT, KVM_USERSPACE_EXIT, Hook
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.report.hook_history import BLIND_AFTER, Attachment, HookHistory
 from probes.report.model import CounterTrust

@@ -11,6 +11,7 @@ import pytest
 
 from ebpf.errors import AttachCause, AttachError
 from ebpf.hook_set import HookSet, field_flags, field_places
+from ebpf.hook_status import HookStatus
 from ebpf.hooks import (
     HOOKS,
     KVM,
@@ -23,7 +24,6 @@ from ebpf.hooks import (
     AttachPoint,
     Backend,
     Hook,
-    HookStatus,
 )
 from ebpf.programs import Programs
 from ebpf.tracefs import Tracefs

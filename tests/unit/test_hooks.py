@@ -8,6 +8,7 @@ from importlib import resources
 import pytest
 
 from ebpf import hooks
+from ebpf.hook_status import HookStatus, unattached
 from ebpf.hooks import (
     HOOKS,
     KVM,
@@ -21,10 +22,8 @@ from ebpf.hooks import (
     AttachPoint,
     Backend,
     Hook,
-    HookStatus,
     field_flag,
     loadable,
-    unattached,
 )
 
 

@@ -14,7 +14,8 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ebpf.exit_reasons.reasons import Isa, ReasonCount
-from ebpf.hooks import HOOKS, KVM_EXIT, KVM_VCPU_IOCTL, unattached
+from ebpf.hook_status import unattached
+from ebpf.hooks import HOOKS, KVM_EXIT, KVM_VCPU_IOCTL
 from probes.host.hypervisors import HypervisorType
 from probes.judge.reasons import Reason, Severity
 from probes.render.live.columns import age, bars, number
