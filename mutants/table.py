@@ -363,8 +363,8 @@ IN_THE_JUDGEMENT = (
     ),
     HandMade(
         file="probes/judge/count_sums.py",
-        text="all(later >= earlier for earlier",
-        replacement="any(True for earlier",
+        text="all(map(operator.ge, now, before))",
+        replacement="True or all(now)",
         test="tests/unit/test_exit_counts.py::test_a_vm_that_is_made_again_unseen",
         breaks="a count that has fallen is taken for the same vCPU's",
     ),
@@ -468,7 +468,7 @@ IN_THE_ACCOUNTS = (
     ),
     HandMade(
         file=_COUNTS,
-        text="            and (reading.counts is None or account.uncounted_vcpus > 0)",
+        text="            and (readings[tgid].counts is None or account.uncounted_vcpus > 0)",
         replacement="            and account.uncounted_vcpus > 0",
         test=f"{_REFRESH}a_failed_reading_keeps_total_and_source",
         breaks="statistics that have disappeared are no failure",

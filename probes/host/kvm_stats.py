@@ -12,7 +12,6 @@ and afterwards a reading takes only the values at their offsets.
 """
 
 import struct
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,7 +26,8 @@ _HEADER = struct.Struct("=6I")
 """flags, name_size, num_desc, id_offset, desc_offset, data_offset (offsets in the file)."""
 _DESCRIPTOR = struct.Struct("=IhHII")
 """flags, exponent, size, offset from data_offset, bucket_size; then the name."""
-_VALUE_BYTES = 8
+_VALUE = struct.Struct("=Q")
+_VALUE_BYTES = _VALUE.size
 _MAX_STATISTICS = 1024
 """More than any kernel has of a vCPU."""
 _TYPE_MASK, _UNIT_SHIFT, _UNIT_MASK, _BASE_MASK = 0xF, 4, 0xF, 0xF00
@@ -148,8 +148,8 @@ class Span(NamedTuple):
         """Return the wanted values; None: the span was not read to its end."""
         if len(raw) != self.size:
             return None
-        if self.size == _VALUE_BYTES:
-            return (int.from_bytes(raw, sys.byteorder),) * len(self.places)
+        if self.size == _VALUE_BYTES and len(self.places) == 1:
+            return _VALUE.unpack(raw)
         numbers = struct.unpack(f"={self.size // _VALUE_BYTES}Q", raw)
         return tuple(numbers[place] for place in self.places)
 
@@ -185,6 +185,12 @@ class StatisticsReading(NamedTuple):
     read."""
     measures: tuple[Measure, ...] = (Measure(EXITS),)
     """What the counts of a vCPU are, in order."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are counts, and statistics of every vCPU that was listed."""
+        counts, listing = self.counts, self.listing
+        return counts is not None and listing is not None and len(listing.fds) >= listing.vcpus
 
     @property
     def failed(self) -> bool:

@@ -54,7 +54,8 @@ _POLL_S = 0.02
 _LAYOUTS = 16
 """The most layouts that are remembered; a kernel has one."""
 
-_Counts = tuple[tuple[int, ...], ...]
+_Found = StatisticsReading | int | None
+"""A reading; ESRCH: the process has ended; None: its statistics could not be read."""
 
 
 class StatisticsReader:
@@ -113,24 +114,29 @@ class StatisticsReader:
     def _readings(
         self,
         wanted: Iterable[tuple[VmmId, int]],
-        found: Mapping[int, _Counts | int | None],
+        found: Mapping[int, _Found],
         unlisted: Mapping[int, Unread],
     ) -> Mapping[int, StatisticsReading]:
-        readings: dict[int, StatisticsReading] = {}
+        readings = {
+            tgid: reading
+            for tgid, reading in found.items()
+            if isinstance(reading, StatisticsReading)
+        }
         for vmm, _ in wanted:
             tgid = vmm.tgid
+            if tgid in readings or found.get(tgid) == errno.ESRCH:
+                continue
             kept = self._kept.get(tgid)
-            counts = found.get(tgid)
             if kept is None or kept.listing is None:
                 if tgid in unlisted:
                     wait = unlisted[tgid] is Unread.NO_TIME
                     readings[tgid] = StatisticsReading(None if wait else NO_STATISTICS, None)
-            elif counts is None or isinstance(counts, tuple):
+            else:
                 listing = None if tgid in self._unread else kept.listing
-                if kept.span is None:
-                    readings[tgid] = StatisticsReading(listing, counts)
-                else:
-                    readings[tgid] = StatisticsReading(listing, counts, kept.span.measures)
+                reading = StatisticsReading(listing, None)
+                if kept.span is not None:
+                    reading = reading._replace(measures=kept.span.measures)
+                readings[tgid] = reading
         return readings
 
     def _to_list(
@@ -208,9 +214,9 @@ class StatisticsReader:
 
     # reading
 
-    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, _Counts | int | None]:
+    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, _Found]:
         """Read these processes, and leave behind a thread that makes no progress."""
-        found: dict[int, _Counts | int | None] = {}
+        found: dict[int, _Found] = {}
         while todo and len(self._stuck) < MAX_STUCK:
             turn = _Pass(self._files, todo, until)
             turn.start()
@@ -242,19 +248,20 @@ class _Pass(threading.Thread):
         self.at = 0
         """Index of the process that is read now."""
         self.given_up = False
-        self.found: dict[int, _Counts | int | None] = {}
-        """Counts by tgid; ESRCH: it has ended; None: they could not be read."""
+        self.found: dict[int, _Found] = {}
+        """What was found, by tgid."""
 
     def run(self) -> None:
         """Read until the end."""
         try:
+            monotonic, found, until = time.monotonic, self.found, self._until
             for index, kept in enumerate(self._todo):
                 self.at = index
-                if self.given_up or time.monotonic() >= self._until:
+                if self.given_up or monotonic() >= until:
                     break
-                counts = self._counts(kept)
+                reading = self._reading(kept)
                 if not self.given_up:
-                    self.found[kept.vmm.tgid] = counts
+                    found[kept.vmm.tgid] = reading
         finally:
             self._ended.set()
 
@@ -274,19 +281,20 @@ class _Pass(threading.Thread):
                 return False
         return True
 
-    def _counts(self, kept: KeptProcess) -> _Counts | int | None:
-        """Return the counts of each vCPU; ESRCH: the process has ended; None: a read failed."""
+    def _reading(self, kept: KeptProcess) -> _Found:
+        """Read the counts of each vCPU of a process."""
         span, listing, pidfd = kept.span, kept.listing, kept.pidfd
         if span is None or listing is None:
             return None
-        size, offset, read = span.size, span.offset, self._files.read
+        offset, size, _, measures = span
+        read, counts_in = self._files.read, span.counts
         found: list[tuple[int, ...]] = []
         try:
             for fd, target in listing.fds:
-                counts = span.counts(read(pidfd, fd, target, size, offset))
+                counts = counts_in(read(pidfd, fd, target, size, offset))
                 if counts is None or self.given_up:
                     return None
                 found.append(counts)
         except OSError as err:
             return errno.ESRCH if err.errno == errno.ESRCH else None
-        return tuple(found)
+        return StatisticsReading(listing, tuple(found), measures)

@@ -43,7 +43,7 @@ def next_step(
     """
     match event:
         case Event.LISTED | Event.DUE | Event.UNFOLLOWED | Event.MARKED:
-            has_news = ledger_read and tracked is not None and _record_has_news(tracked, entry)
+            has_news = ledger_read and tracked is not None and record_has_news(tracked, entry)
             return _step_when_listed(tracked, event, has_news=has_news)
         case Event.FOUND | Event.PLAIN:
             return _step_when_seen(tracked, event, entry)
@@ -94,7 +94,7 @@ def _step_when_seen(
     return _LEAVE
 
 
-def _record_has_news(tracked: TrackedProcess, entry: LedgerEntry | None) -> bool:
+def record_has_news(tracked: TrackedProcess, entry: LedgerEntry | None) -> bool:
     """Whether the record of its number differs from what its verdict was based on."""
     if entry is None:
         return tracked.record_ns is not None

@@ -2,8 +2,10 @@
 """Calculates with the counts of vCPUs. Pure.
 
 Owns what it means that a count has grown, or has begun again. Must not know which vCPUs there are:
-exit_counts.py does.
+exit_counts.py does. All counts of a process have the same length.
 """
+
+import operator
 
 Counts = tuple[int, ...]
 """The counts of one vCPU, or totals of a process, in the order in which they are wanted: the exits
@@ -12,7 +14,7 @@ come first."""
 
 def grew(before: Counts, now: Counts) -> bool:
     """Return whether no count is lower than before."""
-    return all(later >= earlier for earlier, later in zip(before, now, strict=True))
+    return all(map(operator.ge, now, before))
 
 
 def begun_again(before: Counts, now: Counts) -> Counts:
@@ -29,11 +31,13 @@ def begun_again(before: Counts, now: Counts) -> Counts:
     )
 
 
-def added(*counts: Counts) -> Counts:
+def added(total: Counts, *more: Counts) -> Counts:
     """Return the sum of each count."""
-    return tuple(map(sum, zip(*counts, strict=True)))
+    for counts in more:
+        total = tuple(map(operator.add, total, counts))
+    return total
 
 
 def subtracted(one: Counts, other: Counts) -> Counts:
     """Return each count of one less that of the other."""
-    return tuple(a - b for a, b in zip(one, other, strict=True))
+    return tuple(map(operator.sub, one, other))

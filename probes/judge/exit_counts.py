@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from ebpf.ledger import LedgerEntry
 from probes.host.hypervisors import HypervisorType
 from probes.host.kvm_stats import Measure, StatisticsListing, StatisticsReading
 from probes.host.process import VmmId
@@ -105,7 +106,8 @@ class ExitAccount(NamedTuple):
             return self
         if created is None:
             created = self.created
-        if listing == self.listing and created == self.created:
+        same = created is self.created or created == self.created
+        if same and (listing is self.listing or listing == self.listing):
             if counts == self.last:
                 return self
             if all(map(grew, self.last, counts)):
@@ -226,10 +228,11 @@ def accounts_after(
         if account is None:
             if not runs_on_kvm(process):
                 continue
-            created = _created(process, tracking)
+            created = _created(tracking.records.get(tgid), None)
             account = opened(vmm, readings.get(tgid), created, vcpus=process.vcpus or 0)
         elif account.source is ExitSource.KVM_STATISTICS:
-            account = account.after(readings.get(tgid), _created(process, tracking))
+            created = _created(tracking.records.get(tgid), account.created)
+            account = account.after(readings.get(tgid), created)
         if account is not None:
             after[tgid] = account
     return after
@@ -263,14 +266,15 @@ def statistics_failed(
     They are if the statistics of a process could not be read, if a process whose exits they count
     shows none any longer, or if one of its vCPUs has none.
     """
+    incomplete = (tgid for tgid, reading in readings.items() if not reading.complete)
     return any(
-        reading.failed
+        readings[tgid].failed
         or (
             (account := accounts.get(tgid)) is not None
             and account.source is ExitSource.KVM_STATISTICS
-            and (reading.counts is None or account.uncounted_vcpus > 0)
+            and (readings[tgid].counts is None or account.uncounted_vcpus > 0)
         )
-        for tgid, reading in readings.items()
+        for tgid in incomplete
     )
 
 
@@ -287,7 +291,10 @@ def _account_of(process: TrackedProcess, accounts: Mapping[int, ExitAccount]) ->
     return account
 
 
-def _created(process: TrackedProcess, tracking: Tracking) -> Created | None:
-    """Return what the ledger saw a process create."""
-    record = tracking.records.get(process.vmm.tgid)
-    return None if record is None else Created(record.vms_created, record.vcpus_created)
+def _created(record: LedgerEntry | None, before: Created | None) -> Created | None:
+    """Return what the ledger saw a process create, as the same object if that is nothing new."""
+    if record is None:
+        return None
+    if before is not None and (record.vms_created, record.vcpus_created) == before:
+        return before
+    return Created(record.vms_created, record.vcpus_created)

@@ -25,7 +25,13 @@ from ebpf import clock
 from ebpf.errors import LedgerReadError
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.process import Unread, VmmId, VmmProcess
-from probes.judge.changes import event_of_reading, next_step, record_is_stale, tracked_process
+from probes.judge.changes import (
+    event_of_reading,
+    next_step,
+    record_has_news,
+    record_is_stale,
+    tracked_process,
+)
 from probes.judge.evidence import gather
 from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import Action, Event, State, TrackedProcess, Tracking
@@ -121,12 +127,19 @@ class ProcessTracker:
             rechecked = {tgid for tgid in others if tgid % RECHECK_EVERY == recheck_slot}
             concerned -= others.keys() - lives - kernel.entries.keys() - rechecked
         for tgid in concerned:
+            tracked = known.get(tgid)
             if lives is None:
                 event = Event.UNFOLLOWED
             elif tgid in lives:
                 event = Event.MARKED
             elif lost_events or tgid % RECHECK_EVERY == recheck_slot:
                 event = Event.DUE
+            elif (
+                tracked is not None
+                and tracked.state is State.FOLLOWED
+                and not record_has_news(tracked, kernel.entries.get(tgid))
+            ):
+                continue  # next_step() says the same of almost every process, in more time
             else:
                 event = Event.LISTED
             self._take_step(work, tgid, event)

@@ -32,7 +32,7 @@ atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 sys.exit(cli.main(sys.argv[1:]))
 """
 COSTLY = {"asyncio", "ssl", "h11", "psutil", "prometheus_client", "rich", "urllib3", "yaml"}
-TABLES = {"ebpf.counters", "ebpf.hooks", "ebpf.ledger", "ebpf.uapi"}
+TABLES = {"ebpf.counters", "ebpf.hook_status", "ebpf.hooks", "ebpf.ledger", "ebpf.uapi"}
 """Pure data behind the table of hypervisors, from which ``--type`` takes its choices."""
 UNNECESSARY = {
     "bcc": "its compiler ends with the process that loads the programs",
