@@ -783,7 +783,7 @@ static void *one_cpu(void *cpu)
 /* Reads one process in the order of the reader, and checks what it may believe. */
 static bool is_read_exactly(struct guest *guest)
 {
-	u64 life = seen(&guest->life), ended = seen(&guest->ended), first_ns, found = 0;
+	u64 life = seen(&guest->life), ended = seen(&guest->ended), first_ns, found = 0, started;
 	u32 *slot = slots.lookup(&guest->tgid), at = slot ? *slot : 0;
 	struct ledger_process *record = records.lookup(&at);
 
@@ -793,9 +793,10 @@ static bool is_read_exactly(struct guest *guest)
 		if (!first_ns || seen(&record->first_ns) != first_ns || record->tgid != guest->tgid)
 			return false;
 	}
+	started = seen(&guest->started);
 	if (life % 2 || seen(&guest->life) != life)
 		return false;
-	CHECK(ended <= found && found <= seen(&guest->started));
+	CHECK(ended <= found && found <= started);
 	return true;
 }
 
