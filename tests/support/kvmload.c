@@ -138,9 +138,9 @@ struct vcpu {
 	uint64_t userspace_exits; /* made */
 	uint64_t eintr;
 	uint64_t refused;
-	int statistics; /* descriptor; 0: none is open */
+	int statistics;	     /* descriptor; 0: none is open */
 	uint64_t seen_exits; /* by its statistics when they were closed */
-	volatile pid_t tid; /* once it is about to enter its last KVM_RUN */
+	volatile pid_t tid;  /* once it is about to enter its last KVM_RUN */
 };
 
 static struct load load = {.vms = 1, .vcpus = 1};
@@ -793,8 +793,8 @@ static void print_line(void)
 		state = "vm-only";
 	printf("{\"tgid\": %d, \"vms\": %" PRIu64 ", \"vcpus\": %u, \"kvm_run\": %" PRIu64
 	       ", \"userspace_exits\": %" PRIu64 ", \"eintr\": %" PRIu64 ", \"refused\": %" PRIu64
-	       ", \"kernel_exits\": %" PRIu64 ", \"exits\": %" PRIu64 ", \"churn_children\": %" PRIu64
-	       ", \"state\": \"%s\"}\n",
+	       ", \"kernel_exits\": %" PRIu64 ", \"exits\": %" PRIu64
+	       ", \"churn_children\": %" PRIu64 ", \"state\": \"%s\"}\n",
 	       getpid(), load.vms, vcpus_total,
 	       userspace_exits + eintr + refused + (last_run ? vcpus_total : 0), userspace_exits,
 	       eintr, refused, load.kernel_exits, load.statistics ? all_exits() : 0, load.churn,
@@ -810,7 +810,8 @@ __attribute__((noreturn)) static void wrong_usage(const char *why)
 		"usage: kvmload [--vms M] [--vcpus V] [--userspace-exits N] [--kernel-exits K]\n"
 		"               [--then hold|halt|spin|quit|leave-leader] [--churn N] [--step]\n"
 		"               [--paused | --create-vm-only] [--processes P] [-name IGNORED]\n"
-		"               [--statistics] [--tenant] [--burn] [--hide closed|unshared|own-table] [--keep]\n"
+		"               [--statistics] [--tenant] [--burn] [--hide "
+		"closed|unshared|own-table] [--keep]\n"
 		"               [--refused interrupted|registers|internal-error]\n"
 		"               [--child forked|runner] [-- PROGRAM ARGUMENT...]\n",
 		why);
