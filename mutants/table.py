@@ -461,8 +461,8 @@ IN_THE_ACCOUNTS = (
     ),
     HandMade(
         file=_COUNTS,
-        text=" or (account.vmm is not process.vmm and account.vmm != process.vmm):",
-        replacement=":",
+        text="account._replace(vmm=vmm) if account.vmm == vmm else None",
+        replacement="account",
         test=f"{_REFRESH}a_reused_number_begins_another_account",
         breaks="a process takes over the account of the former owner of its number",
     ),

@@ -148,9 +148,12 @@ class StatisticsReader:
         for each in wanted:
             vmm, vcpus_created = each
             kept = self._kept.get(vmm.tgid)
-            if kept is not None and kept.vmm is not vmm and kept.vmm != vmm:
-                self._kept.pop(vmm.tgid).close()
-                kept = None
+            if kept is not None and kept.vmm is not vmm:
+                if kept.vmm == vmm:
+                    kept.vmm = vmm  # the next comparison is with the object itself
+                else:
+                    self._kept.pop(vmm.tgid).close()
+                    kept = None
             if (
                 kept is None
                 or kept.span is None

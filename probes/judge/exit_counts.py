@@ -224,7 +224,7 @@ def accounts_after(
     after: dict[int, ExitAccount] = {}
     for process in tracking.processes:
         vmm, tgid = process.vmm, process.vmm.tgid
-        account = _account_of(process, accounts)
+        account = _account_of(vmm, accounts)
         if account is None:
             if not runs_on_kvm(process):
                 continue
@@ -247,14 +247,15 @@ def statistics_wanted(
     """
     wanted: list[tuple[VmmId, int]] = []
     for process in tracking.processes:
-        account = _account_of(process, accounts)
+        vmm = process.vmm
+        account = _account_of(vmm, accounts)
         if account is None:
             if not runs_on_kvm(process):
                 continue
         elif account.source is not ExitSource.KVM_STATISTICS:
             continue
-        record = tracking.records.get(process.vmm.tgid)
-        wanted.append((process.vmm, 0 if record is None else record.vcpus_created))
+        record = tracking.records.get(vmm.tgid)
+        wanted.append((vmm, 0 if record is None else record.vcpus_created))
     return wanted
 
 
@@ -283,12 +284,14 @@ def runs_on_kvm(process: TrackedProcess) -> bool:
     return process.verdict.type is HypervisorType.KVM and process.verdict.verified
 
 
-def _account_of(process: TrackedProcess, accounts: Mapping[int, ExitAccount]) -> ExitAccount | None:
+def _account_of(vmm: VmmId, accounts: Mapping[int, ExitAccount]) -> ExitAccount | None:
     """Return the account of exactly this process, not of a previous owner of its number."""
-    account = accounts.get(process.vmm.tgid)
-    if account is None or (account.vmm is not process.vmm and account.vmm != process.vmm):
-        return None
-    return account
+    account = accounts.get(vmm.tgid)
+    if account is None or account.vmm is vmm:
+        return account
+    # Each reading of a process names it by a new object. The account takes that one over, because
+    # two objects take much longer to compare than one with itself.
+    return account._replace(vmm=vmm) if account.vmm == vmm else None
 
 
 def _created(record: LedgerEntry | None, before: Created | None) -> Created | None:

@@ -37,7 +37,7 @@ from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import Action, Event, State, TrackedProcess, Tracking
 from probes.judge.verdict import judge
 
-RECHECK_EVERY = 16
+RECHECK_EVERY = 32
 """Each refresh scans one in this many processes, whether they are marked or not."""
 
 
