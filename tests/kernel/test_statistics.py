@@ -16,10 +16,11 @@ import pytest
 
 from ebpf.hooks import KVM_EXIT
 from probes.host.hypervisors import HypervisorType
+from probes.host.vcpu_counts import HALT_POLLING, VCPU_COUNTS
 from probes.judge.exit_counts import ExitSource
 from probes.report.model import CounterTrust, ProcessReport
 from tests.support.bpf_links import raw_tracepoint_links
-from tests.support.debugfs import kvm_exits, kvm_vms
+from tests.support.debugfs import kvm_exits, kvm_statistic, kvm_vms
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import QEMU, KvmLoad, Qemu, wait_for
 
@@ -71,6 +72,12 @@ def exits(node: Node, load: KvmLoad) -> int | None:
     process = wait_for(lambda: counted(node, load.tgid), "the source of its exits is known")
     assert process.exits_source is ExitSource.KVM_STATISTICS
     return process.counters.get("exits")
+
+
+def in_debugfs(tgid: int, names: tuple[str, ...]) -> float | None:
+    """The sum of these statistics of a VM; None: this kernel lacks one."""
+    known = [total for name in names if (total := kvm_statistic(tgid, name)) is not None]
+    return sum(known) if len(known) == len(names) else None
 
 
 def links_of(node: Node, others: set[int]) -> set[int]:
@@ -141,6 +148,33 @@ def test_the_hook_is_attached_for_a_vm_without_statistics(
             assert (hooked.counters.get("exits", 0) >= EXITS) == fires
         wait_for(lambda: not links_of(fresh, others), "the hook is detached")
         assert exits(fresh, load) == load.totals["exits"]
+
+
+def test_what_is_counted_beside_exits(kvmload: Path) -> None:
+    """With --vcpu-stats each count is KVM's own, and a statistic that this kernel lacks is absent.
+
+    The guest has exited for reasons that KVM handles itself as well, and is outside KVM_RUN now, so
+    that the counts stand still.
+    """
+    with (
+        Node(vcpu_statistics=True) as node,
+        KvmLoad(kvmload, *STATISTICS, "--kernel-exits", "307", "--vcpus", "2") as load,
+    ):
+        load.finish_counted_part()
+        assert exits(node, load) == load.totals["exits"]
+        process = node.process(load.tgid)
+        assert process is not None
+        assert process.vcpu_statistics is not None
+        counts = process.vcpu_statistics.counts
+        if kvm_exits(load.tgid) is None:
+            pytest.skip("this kernel's debugfs cannot be read")
+        for row in VCPU_COUNTS:
+            choices = (in_debugfs(load.tgid, names) for names in row.choices)
+            expected = next((total for total in choices if total is not None), None)
+            if expected is not None and row.group is HALT_POLLING:
+                expected *= 1e-9
+            assert counts.get(row.name) == pytest.approx(expected), row.name
+        assert counts
 
 
 def test_a_vm_is_released_when_its_process_ends(fresh: Node, kvmload: Path) -> None:

@@ -44,11 +44,19 @@ def _call(number: int, *arguments: int | bytes | None) -> int:
 
 def kvm_exits(tgid: int) -> int | None:
     """Return KVM's own count of the VM exits of a process; None: it cannot be read here."""
+    return kvm_statistic(tgid, "exits")
+
+
+def kvm_statistic(tgid: int, name: str) -> int | None:
+    """Return a statistic, added up over all vCPUs of a process.
+
+    None: it cannot be read here, or this kernel has no such statistic.
+    """
     root = _root()
     try:
-        found = [int((vm / "exits").read_text()) for vm in root.glob(f"{tgid}-*")] if root else []
-    except PermissionError:
-        return None  # lockdown
+        found = [int((vm / name).read_text()) for vm in root.glob(f"{tgid}-*")] if root else []
+    except (FileNotFoundError, PermissionError):  # the latter: lockdown
+        return None
     return sum(found) if found else None
 
 

@@ -16,14 +16,14 @@ from tests.support.kernel_world import wait_for
 class Node:
     """A session and a collector, and the questions that tests ask about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vcpu_statistics: bool = False) -> None:
         self.session = Session()
         self.collector = NodeCollector(
             node="test",
             version="test",
             ledger=self.session,
             ledger_error=None,
-            processes=Host(),
+            processes=Host(vcpu_statistics=vcpu_statistics),
             virtualization=Accelerators(),
         )
 
