@@ -19,7 +19,12 @@ def measure(bench: Bench) -> Iterator[Row]:
     for vms in (*plan.fleets, plan.vms):
         steady = bench.steady(vms)
         series = bench.scraped() if vms == plan.vms else steady.scrapes(plan.scrapes_elsewhere)
-        row = _row(vms, series, GOAL_MS if vms == plan.vms else None)
+        row = cpu_row(
+            key=f"scrape_cpu.{vms}",
+            what=f"{vms} VMs",
+            series=series,
+            goal=GOAL_MS if vms == plan.vms else None,
+        )
         cost_ms[vms] = row.value
         yield row
     for vms, ms in sorted(cost_ms.items()):
@@ -33,12 +38,13 @@ def measure(bench: Bench) -> Iterator[Row]:
             )
 
 
-def _row(vms: int, series: Scraped, goal: float | None) -> Row:
+def cpu_row(*, key: str, what: str, series: Scraped, goal: float | None) -> Row:
+    """Return the row of what a series of scrapes cost the agent."""
     ms = [used_s * 1000 for used_s in series.cpu_s]
     spread_ms = spread(ms)
     return Row(
-        key=f"scrape_cpu.{vms}",
-        what=f"CPU per scrape at {vms} VMs",
+        key=key,
+        what=f"CPU per scrape at {what}",
         value=sum(ms) / len(ms),
         low=spread_ms.low,
         high=spread_ms.high,

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from bench.fleet import Fleet, State
 from bench.row_latency import GOAL_MS as LATENCY_MS
 from bench.row_scrape_cpu import GOAL_MS as CPU_MS
+from bench.row_scrape_cpu import cpu_row
 from bench.rows import Row, percentile, spread
-from bench.steady import Bench, Scraped
+from bench.steady import Bench
 from probes.host.process import VmmId
 from probes.host.reader import Host
 
@@ -28,7 +29,12 @@ def measure(bench: Bench) -> Iterator[Row]:
     """Many small VMs, fewer large ones, then the growth."""
     plan = bench.plan
     small = bench.scraped(statistics=True)
-    yield _cpu(f"{plan.vms} VMs", "small", small)
+    yield cpu_row(
+        key="statistics.small",
+        what=f"{plan.vms} VMs that KVM's statistics count",
+        series=small,
+        goal=CPU_MS,
+    )
     yield Row(
         key="statistics.p99",
         what=f"/metrics p99 at {plan.vms} VMs that KVM's statistics count, one scraper",
@@ -40,8 +46,12 @@ def measure(bench: Bench) -> Iterator[Row]:
         note=f"{len(small.seconds)} answers; spread: the fastest and the slowest",
     )
     large = bench.steady(plan.large_vms, vcpus=plan.vcpus, statistics=True)
-    what = f"{plan.large_vms} VMs of {plan.vcpus} vCPUs"
-    yield _cpu(what, "large", large.scrapes(plan.scrapes_elsewhere))
+    yield cpu_row(
+        key="statistics.large",
+        what=f"{plan.large_vms} VMs of {plan.vcpus} vCPUs that KVM's statistics count",
+        series=large.scrapes(plan.scrapes_elsewhere),
+        goal=CPU_MS,
+    )
     bench.release()
     some_ms, all_ms = (_reading_ms(plan.vms * times, plan.rounds_of_ten) for times in (1, TIMES))
     some, many = spread(some_ms), spread(all_ms)
@@ -63,21 +73,6 @@ def measure(bench: Bench) -> Iterator[Row]:
         unit="times",
         goal=GROWTH,
         note=f"{many.middle:.1f} ms over {some.middle:.1f} ms",
-    )
-
-
-def _cpu(what: str, key: str, series: Scraped) -> Row:
-    ms = [used_s * 1000 for used_s in series.cpu_s]
-    spread_ms = spread(ms)
-    return Row(
-        key=f"statistics.{key}",
-        what=f"CPU per scrape at {what} that KVM's statistics count",
-        value=sum(ms) / len(ms),
-        low=spread_ms.low,
-        high=spread_ms.high,
-        unit="ms",
-        goal=CPU_MS,
-        note=f"as the rows of CPU per scrape, {len(ms)} scrapes",
     )
 
 
