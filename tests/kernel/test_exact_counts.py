@@ -6,15 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.hooks import KVM_VCPU_IOCTL
+from ebpf.hook_status import HookStatus
+from ebpf.hooks import KVM_EXIT, KVM_VCPU_IOCTL
 from ebpf.ledger import LedgerEntry
+from ebpf.session import Session
 from probes.report.model import CounterTrust
 from tests.support.debugfs import kvm_exits
+from tests.support.kernel_ledger import entry_with
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import KvmLoad, wait_for
 
 CHURN = 11
 CHURN_EXITS = 7
+FIRST, SECOND, THIRD, FOURTH = 101, 103, 107, 109
+"""Returns to user space while the hook is not needed, needed, not needed, and needed again."""
+
+
+def status(session: Session) -> HookStatus:
+    (found,) = [status for status in session.hooks if status.is_of(KVM_EXIT)]
+    return found
 
 
 def finished_entry(node: Node, load: KvmLoad) -> LedgerEntry:
@@ -154,3 +164,40 @@ def test_two_sets_of_hooks_do_not_disturb_each_other(node: Node, kvmload: Path) 
             == second_entry.counters["userspace_exits"]
             == 2003
         )
+
+
+@pytest.mark.every_kernel
+def test_exits_are_counted_while_the_hook_is_needed(node: Node, kvmload: Path) -> None:
+    """The hook is attached and detached at once, and what it has counted stays in the record."""
+
+    def exits(returns: int) -> int:
+        entry: LedgerEntry = wait_for(
+            lambda: entry_with(session, load.tgid, returns), "all returns are counted"
+        )
+        return entry.counters["exits"]
+
+    session = node.session
+    session.need(())
+    with KvmLoad(kvmload, "--paused", "--step") as load:
+        load.finish_counted_part()
+        assert (status(session).attached, status(session).unneeded) == (False, True)
+        load.step(FIRST)
+        assert exits(FIRST) == 0
+        session.need([KVM_EXIT])
+        if not status(session).attached:
+            pytest.skip(f"kvm_exit is not attached: {status(session).reason}")
+        attached_total = status(session).attached_total
+        load.step(SECOND)
+        counted = exits(FIRST + SECOND)
+        session.need(())
+        assert (status(session).attached, status(session).unneeded) == (False, True)
+        load.step(THIRD)
+        assert exits(FIRST + SECOND + THIRD) == counted
+        session.need([KVM_EXIT])
+        assert status(session).attached_total == attached_total + 1
+        load.step(FOURTH)
+        again = exits(FIRST + SECOND + THIRD + FOURTH)
+        if not again:
+            pytest.skip("kvm_exit does not fire on this kernel")
+        assert counted >= SECOND
+        assert again - counted >= FOURTH

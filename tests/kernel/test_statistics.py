@@ -19,7 +19,7 @@ from probes.host.hypervisors import HypervisorType
 from probes.host.vcpu_counts import HALT_POLLING, VCPU_COUNTS
 from probes.judge.exit_counts import ExitSource
 from probes.report.model import CounterTrust, ProcessReport
-from tests.support.bpf_links import raw_tracepoint_links
+from tests.support.bpf_links import own_links, raw_tracepoint_links
 from tests.support.debugfs import kvm_exits, kvm_statistic, kvm_vms
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import QEMU, KvmLoad, Qemu, wait_for
@@ -47,28 +47,14 @@ def statistics_exist(kvmload: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.fixture
-def others() -> set[int]:
-    """Links at kvm_exit that exist before the test: other programs of this machine have them."""
-    return raw_tracepoint_links(KVM_EXIT.name)
-
-
-@pytest.fixture
-def fresh(others: set[int], new_node: Callable[[], Node]) -> Node:
-    """A set of hooks for this test alone, attached before it starts any VM."""
-    node = new_node()
-    node.report()
-    return node
-
-
 def counted(node: Node, tgid: int) -> ProcessReport | None:
-    """Refresh; the process once the source of its exits is known."""
+    """Renode; the process once the source of its exits is known."""
     process = node.process(tgid)
     return process if process is not None and process.exits_source is not None else None
 
 
 def exits(node: Node, load: KvmLoad) -> int | None:
-    """Refresh; the exits of a VM that has statistics."""
+    """Renode; the exits of a VM that has statistics."""
     process = wait_for(lambda: counted(node, load.tgid), "the source of its exits is known")
     assert process.exits_source is ExitSource.KVM_STATISTICS
     return process.counters.get("exits")
@@ -80,36 +66,37 @@ def in_debugfs(tgid: int, names: tuple[str, ...]) -> float | None:
     return sum(known) if len(known) == len(names) else None
 
 
-def links_of(node: Node, others: set[int]) -> set[int]:
-    """Refresh; the links at kvm_exit that have come since the beginning of the test."""
+def links_of(node: Node) -> set[int]:
+    """Renode; the links at kvm_exit that the kernel lists and that are of this process."""
     node.report()
-    return raw_tracepoint_links(KVM_EXIT.name) - others
+    return raw_tracepoint_links(KVM_EXIT.name) & own_links()
 
 
 @pytest.mark.parametrize("vcpus", [1, 8])
-def test_the_count_is_kvms_own(fresh: Node, others: set[int], kvmload: Path, vcpus: int) -> None:
+def test_the_count_is_kvms_own(node: Node, kvmload: Path, vcpus: int) -> None:
     """No exit is missing or doubled, and nothing is attached to kvm_exit."""
+    others = links_of(node)
     with KvmLoad(kvmload, *STATISTICS, "--vcpus", str(vcpus)) as load:
         load.finish_counted_part()
-        assert exits(fresh, load) == load.totals["exits"] >= EXITS
+        assert exits(node, load) == load.totals["exits"] >= EXITS
         assert kvm_exits(load.tgid) in (None, load.totals["exits"])
         for steps in (1, 2, 101):
             load.step(steps)
-            assert exits(fresh, load) == load.totals["exits"]
-        assert not links_of(fresh, others)
-        report = fresh.report()
-        assert report.health.trusts["exits"] is CounterTrust.INACTIVE
-        assert not fresh.has(KVM_EXIT)
+            assert exits(node, load) == load.totals["exits"]
+        assert links_of(node) <= others
+        if not others:
+            assert node.report().health.trusts["exits"] is CounterTrust.INACTIVE
+            assert not node.has(KVM_EXIT)
 
 
-def test_vcpus_and_vms_come_and_go(fresh: Node, kvmload: Path) -> None:
+def test_vcpus_and_vms_come_and_go(node: Node, kvmload: Path) -> None:
     """Unplugging, plugging in and a reset of a confidential guest lose no exit."""
     with KvmLoad(kvmload, *STATISTICS, "--vcpus", "4") as load:
         load.finish_counted_part()
-        assert exits(fresh, load) == load.totals["exits"]
+        assert exits(node, load) == load.totals["exits"]
         for word in ("close", "9", "open", "10", "plug", "11", "reset", "12", "reset", "13"):
             load.order(word)
-            assert exits(fresh, load) == load.totals["exits"], word
+            assert exits(node, load) == load.totals["exits"], word
 
 
 def test_an_agent_that_starts_later_counts_everything(
@@ -125,29 +112,28 @@ def test_an_agent_that_starts_later_counts_everything(
             assert exits(node, load) == load.totals["exits"]
 
 
-def test_the_hook_is_attached_for_a_vm_without_statistics(
-    fresh: Node, others: set[int], kvmload: Path
-) -> None:
+def test_the_hook_is_attached_for_a_vm_without_statistics(node: Node, kvmload: Path) -> None:
     """It counts that VM while it lives; the other one keeps its source and its count."""
+    others = links_of(node)
     with KvmLoad(kvmload, *STATISTICS) as load:
         load.finish_counted_part()
-        assert exits(fresh, load) == load.totals["exits"]
-        assert not links_of(fresh, others)
+        assert exits(node, load) == load.totals["exits"]
+        assert links_of(node) <= others
         with KvmLoad(kvmload, "--userspace-exits", "7", "--step") as old:
             old.finish_counted_part()
-            process = wait_for(lambda: counted(fresh, old.tgid), "its source is known")
+            process = wait_for(lambda: counted(node, old.tgid), "its source is known")
             assert process.exits_source is ExitSource.TRACEPOINT
-            wait_for(lambda: links_of(fresh, others), "the hook is attached")
+            wait_for(lambda: links_of(node), "the hook is attached")
             old.step(EXITS)
             load.step(5)
-            assert exits(fresh, load) == load.totals["exits"]
-            assert fresh.has(KVM_EXIT)
-            hooked = fresh.process(old.tgid)
+            assert exits(node, load) == load.totals["exits"]
+            assert node.has(KVM_EXIT)
+            hooked = node.process(old.tgid)
             assert hooked is not None
-            fires = fresh.report().health.trusts["exits"] is CounterTrust.PROVEN
+            fires = node.report().health.trusts["exits"] is CounterTrust.PROVEN
             assert (hooked.counters.get("exits", 0) >= EXITS) == fires
-        wait_for(lambda: not links_of(fresh, others), "the hook is detached")
-        assert exits(fresh, load) == load.totals["exits"]
+        wait_for(lambda: links_of(node) <= others, "the hook is as it was before")
+        assert exits(node, load) == load.totals["exits"]
 
 
 def test_what_is_counted_beside_exits(kvmload: Path) -> None:
@@ -177,19 +163,19 @@ def test_what_is_counted_beside_exits(kvmload: Path) -> None:
         assert counts
 
 
-def test_a_vm_is_released_when_its_process_ends(fresh: Node, kvmload: Path) -> None:
+def test_a_vm_is_released_when_its_process_ends(node: Node, kvmload: Path) -> None:
     """The agent keeps no copy of a descriptor, which would hold the VM and all that it holds."""
     if kvm_vms(1) is None:
         pytest.skip("this kernel's debugfs cannot be read")
     for _ in range(10):
         with KvmLoad(kvmload, *STATISTICS) as load:
             load.finish_counted_part()
-            assert exits(fresh, load) == load.totals["exits"]
+            assert exits(node, load) == load.totals["exits"]
             assert kvm_vms(load.tgid) == 1
         assert kvm_vms(load.tgid) == 0
 
 
-def test_qemu(fresh: Node, others: set[int]) -> None:
+def test_qemu(node: Node) -> None:
     """A real QEMU's exits equal KVM's counters to the last one while the guest is stopped.
 
     QEMU holds statistics since 8.1. An older one is counted by the hook.
@@ -199,18 +185,19 @@ def test_qemu(fresh: Node, others: set[int]) -> None:
     )
     assert version is not None
     has_statistics = (int(version[1]), int(version[2])) >= FIRST_WITH_STATISTICS
+    others = links_of(node)
     with Qemu("test_alpha", "-smp", "2") as qemu:
-        fresh.wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
-        process = wait_for(lambda: counted(fresh, qemu.tgid), "its source is known")
+        node.wait_for_verdict(qemu.tgid, HypervisorType.KVM, verified=True)
+        process = wait_for(lambda: counted(node, qemu.tgid), "its source is known")
         if not has_statistics:
             assert process.exits_source is ExitSource.TRACEPOINT
-            assert links_of(fresh, others)
+            assert links_of(node)
             return
         assert process.exits_source is ExitSource.KVM_STATISTICS
-        assert not links_of(fresh, others)
+        assert links_of(node) <= others
         os.kill(qemu.tgid, signal.SIGSTOP)
         wait_for(lambda: _is_stopped(qemu.tgid), "all of its threads have stopped")
-        stopped = fresh.process(qemu.tgid)
+        stopped = node.process(qemu.tgid)
         assert stopped is not None
         total = stopped.counters["exits"]
         assert total > 0

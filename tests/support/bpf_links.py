@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's list of BPF links: which programs are attached to a raw tracepoint."""
 
+import contextlib
 import ctypes
 import errno
 import os
+import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from ebpf.bpf_syscall import bpf
 
@@ -19,6 +22,17 @@ _INFO_BYTES, _NAME_BYTES = 128, 64
 def raw_tracepoint_links(name: str) -> set[int]:
     """Return the ids of all links of this machine at a raw tracepoint."""
     return {link for link in _links() if _raw_tracepoint(link) == name}
+
+
+def own_links() -> set[int]:
+    """Return the ids of the links that this process holds."""
+    found: set[int] = set()
+    for fd in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+            text = fd.read_text()
+            if match := re.search(r"^link_id:\s*(\d+)", text, re.MULTILINE):
+                found.add(int(match[1]))
+    return found
 
 
 def _links() -> Iterator[int]:
