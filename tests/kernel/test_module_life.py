@@ -68,6 +68,7 @@ def test_kvm_loaded_after_the_agent(
     assert modprobe(module) == 0
     wait_for(Path("/dev/kvm").exists, "/dev/kvm is there")
     node.report()
+    node.count_exits()
     assert attached(node.session) == {status.hook.name for status in of_kvm(node.session)}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
@@ -92,6 +93,7 @@ def test_vendor_module_reloaded_under_the_agent(
     assert modprobe(module) == 0
     wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
     node.report()
+    node.count_exits()
     assert attached(node.session) == before
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
         wait_for(
@@ -121,6 +123,7 @@ def test_kvm_itself_reloaded_under_the_agent(
     assert modprobe(module) == 0
     wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
     node.report()
+    node.count_exits()
     assert attached(node.session) == wanted
     assert {status.attached_total for status in of_kvm(node.session)} == {2}
     with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
