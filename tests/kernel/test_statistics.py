@@ -24,7 +24,6 @@ from tests.support.debugfs import kvm_exits, kvm_statistic, kvm_vms
 from tests.support.kernel_node import Node
 from tests.support.kernel_world import QEMU, KvmLoad, Qemu, wait_for
 
-pytestmark = pytest.mark.every_kernel
 EXITS = 2003
 STATISTICS = ("--statistics", "--step", "--userspace-exits", str(EXITS))
 FIRST_WITH_STATISTICS = (8, 1)
@@ -72,7 +71,10 @@ def links_of(node: Node) -> set[int]:
     return raw_tracepoint_links(KVM_EXIT.name) & own_links()
 
 
-@pytest.mark.parametrize("vcpus", [1, 8])
+@pytest.mark.parametrize(
+    "vcpus",
+    [pytest.param(1, marks=pytest.mark.host_only), pytest.param(8, marks=pytest.mark.every_kernel)],
+)
 def test_the_count_is_kvms_own(node: Node, kvmload: Path, vcpus: int) -> None:
     """No exit is missing or doubled, and nothing is attached to kvm_exit."""
     others = links_of(node)
@@ -89,6 +91,7 @@ def test_the_count_is_kvms_own(node: Node, kvmload: Path, vcpus: int) -> None:
             assert not node.has(KVM_EXIT)
 
 
+@pytest.mark.every_kernel
 def test_vcpus_and_vms_come_and_go(node: Node, kvmload: Path) -> None:
     """Unplugging, plugging in and a reset of a confidential guest lose no exit."""
     with KvmLoad(kvmload, *STATISTICS, "--vcpus", "4") as load:
@@ -99,6 +102,7 @@ def test_vcpus_and_vms_come_and_go(node: Node, kvmload: Path) -> None:
             assert exits(node, load) == load.totals["exits"], word
 
 
+@pytest.mark.host_only
 def test_an_agent_that_starts_later_counts_everything(
     kvmload: Path, new_node: Callable[[], Node]
 ) -> None:
@@ -112,6 +116,7 @@ def test_an_agent_that_starts_later_counts_everything(
             assert exits(node, load) == load.totals["exits"]
 
 
+@pytest.mark.every_kernel
 def test_the_hook_is_attached_for_a_vm_without_statistics(node: Node, kvmload: Path) -> None:
     """It counts that VM while it lives; the other one keeps its source and its count."""
     others = links_of(node)
@@ -136,6 +141,7 @@ def test_the_hook_is_attached_for_a_vm_without_statistics(node: Node, kvmload: P
         assert exits(node, load) == load.totals["exits"]
 
 
+@pytest.mark.every_kernel
 def test_what_is_counted_beside_exits(kvmload: Path) -> None:
     """With --vcpu-stats each count is KVM's own, and a statistic that this kernel lacks is absent.
 
@@ -163,6 +169,7 @@ def test_what_is_counted_beside_exits(kvmload: Path) -> None:
         assert counts
 
 
+@pytest.mark.host_only
 def test_a_vm_is_released_when_its_process_ends(node: Node, kvmload: Path) -> None:
     """The agent keeps no copy of a descriptor, which would hold the VM and all that it holds."""
     if kvm_vms(1) is None:
@@ -175,6 +182,7 @@ def test_a_vm_is_released_when_its_process_ends(node: Node, kvmload: Path) -> No
         assert kvm_vms(load.tgid) == 0
 
 
+@pytest.mark.every_kernel
 def test_qemu(node: Node) -> None:
     """A real QEMU's exits equal KVM's counters to the last one while the guest is stopped.
 
