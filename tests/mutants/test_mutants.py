@@ -11,8 +11,9 @@ import pytest
 
 from mutants.document import DOCUMENT, RESULTS, document
 from mutants.generator import mutants
+from mutants.hand_made import HandMade
 from mutants.rooms import ROOMS
-from mutants.table import TABLE, HandMade
+from mutants.table import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 
