@@ -76,8 +76,10 @@ Read = Callable[[int, ProcessFolder], None]
 class WatchedReads:
     """Reads processes from a /proc, one batch at a time, and remembers which ones are stuck."""
 
-    def __init__(self, proc: Path) -> None:
+    def __init__(self, proc: Path, *, effect: str = "It is reported as unknown") -> None:
+        """Make the readers. effect says in the log what a process that blocks them loses."""
         self._proc = proc
+        self._effect = effect
         self._lock = threading.Lock()
         self._stuck: list[_Stuck] = []
         self._logged: dict[int, None] = {}
@@ -125,11 +127,12 @@ class WatchedReads:
         if len(self._logged) > _LOGGED:
             self._logged.pop(next(iter(self._logged)))
         log.warning(
-            "process %d (%r) blocks its readers: reading %s of it does not return. It is reported "
-            "as unknown until it does; other processes are not affected",
+            "process %d (%r) blocks its readers: reading %s of it does not return. %s until it "
+            "does; other processes are not affected",
             turn.tgid,
             stuck.comm,
             turn.step,
+            self._effect,
         )
 
     def _still_stuck(self) -> "list[_Stuck]":
