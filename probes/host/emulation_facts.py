@@ -36,8 +36,8 @@ from probes.host.process_reader import read_stat
 from probes.host.procfs import is_qemu_name, qemu_architecture, split_arguments
 from probes.host.watched_reads import WatchedReads
 
-MAX_READ_S = 0.5
-"""How long all processes of one call may take together."""
+MAX_READ_S = 1.0
+"""How long all processes of one call may take together. The caller asks again for the others."""
 MAX_ANCESTORS = 16
 """The most ancestors among which virt-launcher is searched."""
 _KVM_NUMBER = os.makedev(10, 232)
