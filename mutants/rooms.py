@@ -20,6 +20,7 @@ def _room(module: str, *tests: str) -> Room:
 ROOMS: Mapping[str, Room] = {
     "evidence": _room("probes/judge/evidence.py", "evidence", "verdict"),
     "verdict": _room("probes/judge/verdict.py", "verdict"),
+    "cause": _room("probes/judge/cause.py", "cause"),
     "attribution": _room("probes/vmi/attribution.py", "attribution", "attribution_pods"),
     "changes": _room("probes/judge/changes.py", "changes", "tracker"),
     "builder": _room("probes/report/builder.py", "builder", "collector", "tracker"),
@@ -28,6 +29,7 @@ ROOMS: Mapping[str, Room] = {
     "tracker": _room("probes/judge/tracker.py", "tracker", "collector"),
     "cgroup": _room("probes/host/cgroup.py", "cgroup"),
     "vmi": _room("probes/vmi/model.py", "vmi"),
+    "emulation": _room("probes/host/emulation.py", "emulation", "emulation_facts"),
     "procfs": _room("probes/host/procfs.py", "procfs"),
     "hooks": _room("ebpf/hooks.py", "hooks"),
     "hook_status": _room("ebpf/hook_status.py", "hooks"),

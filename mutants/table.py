@@ -2,6 +2,7 @@
 """Mutants made by hand: defects that no test noticed once, and where each has to be noticed now."""
 
 from mutants.hand_made import HandMade
+from mutants.in_the_cause import IN_THE_CAUSE
 from mutants.in_the_judgement import IN_THE_ACCOUNTS, IN_THE_JUDGEMENT
 from mutants.in_the_ledger import IN_THE_KERNEL, IN_THE_READER
 
@@ -36,6 +37,7 @@ TABLE = (
     *IN_THE_READER,
     *IN_THE_JUDGEMENT,
     *IN_THE_ACCOUNTS,
+    *IN_THE_CAUSE,
     *IN_THE_WATCH,
 )
 

@@ -231,14 +231,10 @@ _RULES: tuple[tuple[Cause, Callable[[CauseFacts], Finding[bool]]], ...] = (
         Cause.EMULATION_ALLOWED,
         lambda facts: _both(facts.emulation_allowed, _not(facts.device_in_pod)),
     ),
-    (
-        Cause.DEVICE_MISSING_IN_POD,
-        lambda facts: _both(_not(facts.device_in_pod), _not(facts.emulation_allowed)),
-    ),
-    (
-        Cause.DEVICE_INACCESSIBLE,
-        lambda facts: _both(_not(facts.device_accessible), facts.device_in_pod),
-    ),
+    # What an earlier rule has decided is not asked again: here emulation is not allowed, and after
+    # this rule the pod has the device.
+    (Cause.DEVICE_MISSING_IN_POD, lambda facts: _not(facts.device_in_pod)),
+    (Cause.DEVICE_INACCESSIBLE, lambda facts: _not(facts.device_accessible)),
     (Cause.ACCELERATOR_ADDED_LATER, lambda facts: facts.accelerator_is_younger),
     (Cause.ACCELERATOR_REFUSED, lambda facts: _first_choice(facts.asked_for, is_tcg=False)),
     (Cause.REQUESTED_BY_DOMAIN, lambda facts: _first_choice(facts.asked_for, is_tcg=True)),

@@ -246,7 +246,7 @@ def silent(tmp_path: Path) -> Iterator[Pod]:
 
 
 def test_pod_that_blocks_its_readers(silent: Pod, tmp_path: Path) -> None:
-    """Its cause is unknown; its verdict, and the causes of other pods, are read as ever."""
+    """Its cause is unknown; its verdict, and the causes of other pods, are read as usual."""
     reader = EmulationReader()
     with Pod(World(dev=NO_DEVICE), tmp_path) as other:
         for _ in range(2):

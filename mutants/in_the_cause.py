@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants made by hand in why a VM is emulated: the causes and the facts they rest on."""
+
+from mutants.hand_made import HandMade
+
+_CAUSE = "tests/unit/test_cause.py::test_"
+
+IN_THE_CAUSE = (
+    HandMade(
+        file="probes/judge/cause.py",
+        text="        if holds.value is None:\n            return CauseFound(",
+        replacement="        if holds.value is Ellipsis:\n            return CauseFound(",
+        test=f"{_CAUSE}every_combination",
+        breaks="a fact that is unknown is taken for one that does not hold",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="lambda facts: _both(facts.emulation_allowed, _not(facts.device_in_pod)),",
+        replacement="lambda facts: facts.emulation_allowed,",
+        test=f"{_CAUSE}cause",
+        breaks="useEmulation is blamed although the pod has the device",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="return second if second.value is None else first",
+        replacement="return first",
+        test=f"{_CAUSE}every_combination",
+        breaks="an unknown fact is taken for one that holds",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="        if finding.value is False:\n            return finding\n",
+        replacement="        if not finding.value:\n            return finding\n",
+        test=f"{_CAUSE}every_combination",
+        breaks="an unknown fact matters although the cause does not hold without it",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="before = names[: names.index(_TCG)] if _TCG in names else ()",
+        replacement="before = names",
+        test=f"{_CAUSE}cause",
+        breaks="an accelerator after tcg in the list, which QEMU never tried, is said to refuse",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="after_s >= start_s + START_ROUNDING_S",
+        replacement="after_s >= start_s",
+        test=f"{_CAUSE}younger",
+        breaks="an accelerator registered in the tick of the start is called younger",
+    ),
+    HandMade(
+        file="probes/judge/cause.py",
+        text="if not architecture and vmi_architecture is not None:",
+        replacement="if vmi_architecture is not None:",
+        test=f"{_CAUSE}foreign_guests",
+        breaks="the VMI overrules QEMU's program",
+    ),
+    HandMade(
+        file="probes/host/emulation.py",
+        text="return mapped and bool(self.capabilities & enough)",
+        replacement="return bool(self.capabilities & enough)",
+        test="tests/unit/test_emulation.py::test_capability_in_a_user_namespace",
+        breaks="root of a user namespace may open files of the node's root",
+    ),
+    HandMade(
+        file="probes/host/pod_device.py",
+        text="_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC",
+        replacement="_LOOK = os.O_PATH | os.O_CLOEXEC",
+        test="tests/unit/test_emulation_facts.py::test_links_are_not_followed",
+        breaks="a link in the pod leads the reader to a file of the node",
+    ),
+    HandMade(
+        file="probes/host/device_age.py",
+        text="made_unix_s is None or abs(made_unix_s - booted_unix_s) > CLOCK_TOLERANCE_S",
+        replacement="made_unix_s is None",
+        test="tests/unit/test_device_age.py::test_file_times_that_are_not_trusted",
+        breaks="file times count although the clock was set since",
+    ),
+)
