@@ -189,7 +189,7 @@ def _younger(registered: RegisteredBetween | None, start_s: float) -> Finding[bo
         after_s, by_s = registered.after_s, registered.by_s
         if after_s is not None and after_s >= start_s + START_ROUNDING_S:
             seconds = after_s - start_s
-            return Finding(value=True, text=f"it was registered {seconds:.0f} s or more later")
+            return Finding(value=True, text=f"it was registered at least {seconds:.1f} s later")
         if by_s is not None and by_s <= start_s:
             return Finding(value=False, text="it was registered before the process started")
     return unknown("it cannot be read whether the accelerator was there when the process started")

@@ -11,11 +11,11 @@ import pytest
 
 from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
-from probes.host.emulation import EmulationFacts, RegisteredBetween
+from probes.host.emulation import EmulationFacts
 from probes.host.emulation_facts import EmulationReader
 from probes.host.hypervisors import BY_TYPE, HypervisorType
 from probes.host.reader import Host
-from probes.judge.cause import Cause, CauseFound, cause_facts, cause_of
+from probes.judge.cause import Cause
 from tests.support.kernel_pods import (
     ANOTHER_DEVICE,
     FOREIGN_QEMU,
@@ -28,13 +28,14 @@ from tests.support.kernel_pods import (
     Pod,
     World,
     device,
+    start_s,
+    why,
 )
 from tests.support.kernel_world import wait_for
 
 pytestmark = pytest.mark.host_only
 
 KVM = BY_TYPE[HypervisorType.KVM]
-TICKS_PER_S = 100
 ALLOWED = ("--name", "vm", "--allow-emulation")
 KVM_THEN_TCG = ("-accel", "kvm", "-accel", "tcg")
 OPEN_TO_ALL = device("666")
@@ -163,27 +164,6 @@ def read(pod: Pod) -> EmulationFacts:
     return wait_for(in_time, "there is time to read the guest")
 
 
-def why(
-    pod: Pod,
-    facts: EmulationFacts,
-    registered: RegisteredBetween | None,
-    *,
-    accelerators: Accelerators | None = None,
-) -> CauseFound:
-    """The cause, with the availability that a trial of this node shows."""
-    tried = (accelerators or Accelerators()).try_hypervisor(KVM)
-    return cause_of(
-        cause_facts(
-            facts,
-            machine=platform.machine(),
-            vmi_architecture=None,
-            accelerator_available=tried.available if tried else None,
-            registered=registered,
-            start_s=pod.vmm.start_ticks / TICKS_PER_S,
-        )
-    )
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_cause(name: str, age: DeviceAge, tmp_path: Path) -> None:
     """The cause is the one that was made, and access is what a program with QEMU's rights has."""
@@ -192,7 +172,7 @@ def test_cause(name: str, age: DeviceAge, tmp_path: Path) -> None:
         pytest.skip(f"this needs {case.world.qemu}")
     with Pod(case.world, tmp_path) as pod:
         facts = read(pod)
-        found = why(pod, facts, age.observe())
+        found = why(pod.vmm, facts, age.observe())
     assert found.cause is case.cause, found
     assert case.detail in found.detail
     if facts.device_in_pod.value:
@@ -208,7 +188,7 @@ def test_node_without_accelerator(tmp_path: Path) -> None:
     )
     registered = DeviceAge(KVM, sys_root=tmp_path / "sys").observe()
     with Pod(World(dev=NO_DEVICE, options=ALLOWED), tmp_path) as pod:
-        found = why(pod, read(pod), registered, accelerators=bare)
+        found = why(pod.vmm, read(pod), registered, accelerators=bare)
     assert found.cause is Cause.NODE_WITHOUT_ACCELERATOR
 
 
@@ -219,23 +199,23 @@ def test_accelerator_added_later(tmp_path: Path) -> None:
     with Pod(World(dev=OPEN_TO_ALL), tmp_path) as pod:
         assert age.observe() is None
         registration.mkdir(parents=True)
-        found = why(pod, read(pod), age.observe())
+        found = why(pod.vmm, read(pod), age.observe())
         assert found.cause is Cause.ACCELERATOR_ADDED_LATER
     with Pod(World(dev=OPEN_TO_ALL), tmp_path) as pod:
-        assert why(pod, read(pod), age.observe()).cause is Cause.REQUESTED_BY_DOMAIN
+        assert why(pod.vmm, read(pod), age.observe()).cause is Cause.REQUESTED_BY_DOMAIN
 
 
 def test_agent_that_starts_later(tmp_path: Path) -> None:
     """An agent younger than the guest names a cause only if it knows how old the device is."""
     with Pod(World(dev=OPEN_TO_ALL), tmp_path) as pod:
         registered = DeviceAge(KVM).observe()
-        found = why(pod, read(pod), registered)
-        start_s = pod.vmm.start_ticks / TICKS_PER_S
+        found = why(pod.vmm, read(pod), registered)
+        started_s = start_s(pod.vmm)
     assert registered is not None
     assert registered.by_s is not None
-    known = registered.by_s <= start_s
+    known = registered.by_s <= started_s
     assert found.cause is (Cause.REQUESTED_BY_DOMAIN if known else Cause.UNKNOWN)
-    assert registered.after_s is None or registered.after_s < start_s
+    assert registered.after_s is None or registered.after_s < started_s
 
 
 @pytest.fixture

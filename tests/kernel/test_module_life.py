@@ -6,6 +6,7 @@ The tests run only where KVM is a module and no other process needs it.
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,13 @@ import pytest
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend
 from ebpf.session import Session
-from probes.host.hypervisors import HypervisorType
+from probes.host.device_age import DeviceAge
+from probes.host.emulation_facts import EmulationReader
+from probes.host.hypervisors import BY_TYPE, HypervisorType
+from probes.host.reader import Host
+from probes.judge.cause import Cause
 from tests.support.kernel_node import Node
+from tests.support.kernel_pods import why
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
 VENDORS = ("kvm_amd", "kvm_intel")
@@ -171,3 +177,24 @@ def test_hooks_of_the_kernel_proper_stay(module: str, new_node: Callable[[], Nod
     node.report()
     assert node.has(SCHED_PROCESS_EXEC)
     assert node.has(SCHED_PROCESS_EXIT)
+
+
+@pytest.mark.every_kernel
+def test_module_loaded_after_a_guest_started(module: str) -> None:
+    """The cause of the guest's emulation is that its node's accelerator is younger."""
+    age = DeviceAge(BY_TYPE[HypervisorType.KVM])
+    assert modprobe("-r", module) == 0
+    with Qemu("lab_early", accel=("tcg",)) as guest:
+        vmm = wait_for(lambda: Host().identify(guest.tgid), "the guest is there")
+        time.sleep(0.02)  # more than a clock tick, to which its start time is rounded
+        assert age.observe() is None
+        assert modprobe(module) == 0
+        wait_for(Path("/dev/kvm").exists, "/dev/kvm is there")
+        registered = age.observe()
+        reader = EmulationReader()
+        wait_for(
+            lambda: (
+                why(vmm, reader.read([vmm])[vmm], registered).cause is Cause.ACCELERATOR_ADDED_LATER
+            ),
+            "the cause is known, as soon as there is time to read the guest",
+        )

@@ -7,6 +7,7 @@ with the test (PR_SET_PDEATHSIG), so a killed run leaves nothing behind.
 """
 
 import contextlib
+import os
 import platform
 import shutil
 import sys
@@ -16,8 +17,12 @@ from typing import Self
 
 import psutil
 
+from probes.host.accelerators import Accelerators
+from probes.host.emulation import EmulationFacts, RegisteredBetween
+from probes.host.hypervisors import BY_TYPE, HypervisorType
 from probes.host.process import VmmId
 from probes.host.procfs import parse_stat
+from probes.judge.cause import CauseFound, cause_facts, cause_of
 from tests.support.kernel_world import QEMU, Started, machine_arguments, wait_for
 
 QEMU_USER = ("setpriv", "--reuid=107", "--regid=107", "--clear-groups")
@@ -134,6 +139,32 @@ class Pod(Started):
                     stat = parse_stat((folder / "stat").read_text())
                     return VmmId(tgid=child.pid, start_ticks=stat.start_ticks)
         return None
+
+
+def start_s(vmm: VmmId) -> float:
+    """When a process started, on CLOCK_BOOTTIME, rounded down to clock ticks."""
+    return vmm.start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def why(
+    vmm: VmmId,
+    facts: EmulationFacts,
+    registered: RegisteredBetween | None,
+    *,
+    accelerators: Accelerators | None = None,
+) -> CauseFound:
+    """Why a process emulates, with the availability that a trial of this node shows."""
+    tried = (accelerators or Accelerators()).try_hypervisor(BY_TYPE[HypervisorType.KVM])
+    return cause_of(
+        cause_facts(
+            facts,
+            machine=platform.machine(),
+            vmi_architecture=None,
+            accelerator_available=tried.available if tried else None,
+            registered=registered,
+            start_s=start_s(vmm),
+        )
+    )
 
 
 def _arguments(qemu: str) -> list[str]:

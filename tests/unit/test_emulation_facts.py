@@ -269,6 +269,9 @@ def test_links_are_not_followed(tree: Tree, tmp_path: Path) -> None:
 
 def test_device(tree: Tree) -> None:
     """A device of the accelerator's number is there, and its mode lets everybody open it."""
+    zero = Path("/dev/zero").stat()
+    if (zero.st_uid, zero.st_gid, zero.st_mode & 0o777) != (0, 0, 0o666):
+        pytest.skip("a user namespace hides the owner of /dev/zero")
     vmm = tree.process()
     tree.shares_root()
     found = tree.read(vmm, with_device=True)
