@@ -4,6 +4,7 @@
 from mutants.hand_made import HandMade
 
 _CAUSE = "tests/unit/test_cause.py::test_"
+_EMULATION = "tests/unit/test_emulation_tracker.py::test_"
 
 IN_THE_CAUSE = (
     HandMade(
@@ -75,5 +76,33 @@ IN_THE_CAUSE = (
         replacement="made_unix_s is None",
         test="tests/unit/test_device_age.py::test_file_times_that_are_not_trusted",
         breaks="file times count although the clock was set since",
+    ),
+    HandMade(
+        file="probes/judge/emulation_tracker.py",
+        text=" or _is_incomplete(before[vmm])]",
+        replacement="]",
+        test=f"{_EMULATION}an_unknown_fact_is_asked_for_again",
+        breaks="what could not be read at first stays unknown",
+    ),
+    HandMade(
+        file="probes/judge/emulation_tracker.py",
+        text=" or facts.device_in_pod.value is not False",
+        replacement=" or True",
+        test=f"{_EMULATION}known_facts_are_read_once",
+        breaks="every pod without the device is read at each refresh",
+    ),
+    HandMade(
+        file="probes/judge/emulation_tracker.py",
+        text="for name, found in known.items() if found.value is not None",
+        replacement="for name, found in known.items() if found.value is Ellipsis",
+        test=f"{_EMULATION}what_is_known_stays",
+        breaks="a device that appears in the pod later hides why the VM was emulated",
+    ),
+    HandMade(
+        file="probes/report/builder.py",
+        text="process.cause.cause is Cause.CROSS_ARCHITECTURE",
+        replacement="process.cause.cause is Cause.UNKNOWN",
+        test="tests/unit/test_builder.py::test_cause_and_fallback_agree",
+        breaks="a guest of another architecture is called a fallback",
     ),
 )

@@ -20,6 +20,7 @@ def _room(module: str, *tests: str) -> Room:
 ROOMS: Mapping[str, Room] = {
     "evidence": _room("probes/judge/evidence.py", "evidence", "verdict"),
     "verdict": _room("probes/judge/verdict.py", "verdict"),
+    "emulation_tracker": _room("probes/judge/emulation_tracker.py", "emulation_tracker"),
     "cause": _room("probes/judge/cause.py", "cause"),
     "attribution": _room("probes/vmi/attribution.py", "attribution", "attribution_pods"),
     "changes": _room("probes/judge/changes.py", "changes", "tracker"),

@@ -20,11 +20,15 @@ from ebpf.session import Session
 from probes.command.deadline import REFRESH_DEADLINE_S, STOP_DEADLINE_S, end_after, within
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
+from probes.host.device_age import DeviceAge
+from probes.host.emulation_facts import EmulationReader
 from probes.host.features import find_features
+from probes.host.hypervisors import BY_TYPE, HypervisorType
 from probes.host.node import KernelFeatures
 from probes.host.reader import Host
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, to_json
+from probes.report.ports import HostEdges
 from probes.report.vocabulary import watch_error
 from probes.serve.endpoints import OPEN_TO_ALL, Endpoints
 from probes.serve.http.connection import Limits
@@ -61,10 +65,20 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             ledger=session,
             ledger_error=str(error) if error else None,
             ledger_refused=error is not None and error.refused,
-            processes=Host(
-                proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics
+            host=HostEdges(
+                processes=Host(
+                    proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics
+                ),
+                virtualization=Accelerators(
+                    sys_root=settings.sys_root, proc_root=settings.proc_root
+                ),
+                emulation=EmulationReader(proc_root=settings.proc_root, sys_root=settings.sys_root),
+                device=DeviceAge(
+                    BY_TYPE[HypervisorType.KVM],
+                    proc_root=settings.proc_root,
+                    sys_root=settings.sys_root,
+                ),
             ),
-            virtualization=Accelerators(sys_root=settings.sys_root, proc_root=settings.proc_root),
             vmis=watch,
         )
     finally:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declares the edges that judging needs, as protocols. Pure types.
 
-The edges themselves are ebpf.session and probes.host.reader; tests use other implementations.
+The edges themselves are ebpf.session, probes.host.reader, emulation_facts.py and device_age.py;
+tests use other implementations.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot
+from probes.host.emulation import EmulationFacts, RegisteredBetween
 from probes.host.kvm_stats import StatisticsReading
 from probes.host.process import Inspections, Scan, VmmId
 
@@ -86,4 +88,20 @@ class Processes(Protocol):
 
         A process that cannot be read now is left out. Empty if nothing needs the times.
         """
+        ...
+
+
+class Emulation(Protocol):
+    """Why processes emulate (probes.host.emulation_facts.EmulationReader)."""
+
+    def read(self, vmms: Collection[VmmId]) -> Mapping[VmmId, EmulationFacts]:
+        """Read these processes. What could not be read says why; one that has ended is left out."""
+        ...
+
+
+class Device(Protocol):
+    """The device of the node's accelerator (probes.host.device_age.DeviceAge)."""
+
+    def observe(self) -> RegisteredBetween | None:
+        """Look at the device. Returns when it was registered; None: it is not registered."""
         ...

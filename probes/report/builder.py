@@ -15,11 +15,14 @@ from probes.host.hypervisors import HYPERVISORS, Hypervisor, HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
 from probes.host.vcpu_counts import counts_of
+from probes.judge.cause import Cause, CauseFound
+from probes.judge.emulation_tracker import KnownEmulation
 from probes.judge.exit_counts import ExitAccount, ExitSource
 from probes.judge.guest_time import GuestTime
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
+from probes.report.causes import causes_of, is_any_available
 from probes.report.model import (
     CounterTrust,
     NodeReport,
@@ -54,6 +57,7 @@ class NodeRefresh:
     """Accounts of exits by tgid, of processes that are tracked."""
     guest_times: Mapping[int, GuestTime]
     """CPU time in guest code by tgid, of processes that are tracked; empty: it was not wanted."""
+    emulation: KnownEmulation
     attributions: Attributions
     accelerators: tuple[Accelerator, ...]
     virtualization: NodeVirtualization
@@ -71,6 +75,13 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
         refresh.accounts,
         names=refresh.attributions.names,
         guest_times=refresh.guest_times,
+        causes=causes_of(
+            refresh.tracking.processes,
+            refresh.emulation,
+            refresh.attributions.vms,
+            accelerators=refresh.accelerators,
+            machine=refresh.machine,
+        ),
     )
     return NodeReport(
         version=refresh.version,
@@ -98,7 +109,6 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
             refresh.attributions.vms,
             processes,
             accelerators=refresh.accelerators,
-            machine=refresh.machine,
             pending=refresh.tracking.pending,
         ),
     )
@@ -110,11 +120,13 @@ def process_reports(
     *,
     names: Mapping[VmmId, VmName],
     guest_times: Mapping[int, GuestTime] = {},
+    causes: Mapping[VmmId, CauseFound] = {},
 ) -> tuple[ProcessReport, ...]:
     """Return the report of each VMM process, in the given order.
 
     accounts holds the accounts of exits of these processes by tgid, and guest_times their CPU time
-    in guest code. names maps processes to the VMs that they are.
+    in guest code. names maps processes to the VMs that they are, and causes holds why those of them
+    that emulate do.
     """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     return tuple(
@@ -124,6 +136,7 @@ def process_reports(
             account=accounts.get(process.vmm.tgid),
             guest_time=guest_times.get(process.vmm.tgid),
             vm=names.get(process.vmm),
+            cause=causes.get(process.vmm),
         )
         for process in tracking.processes
     )
@@ -134,19 +147,16 @@ def vmi_reports(
     processes: Iterable[ProcessReport],
     *,
     accelerators: tuple[Accelerator, ...],
-    machine: str,
     pending: int,
 ) -> tuple[VmiReport, ...]:
     """Report every VM that has a name on this node, in the given order.
 
-    machine is the node's architecture in ``uname -m`` words. pending is the number of processes
-    that are not read yet, one of which may be the process of a VM without one.
+    pending is the number of processes that are not read yet, one of which may be the process of a
+    VM without one.
     """
     by_vmm: dict[VmmId | None, ProcessReport] = {process.vmm: process for process in processes}
     return tuple(
-        _vmi_report(
-            vm, by_vmm.get(vm.vmm), accelerators=accelerators, machine=machine, pending=pending
-        )
+        _vmi_report(vm, by_vmm.get(vm.vmm), accelerators=accelerators, pending=pending)
         for vm in vms
     )
 
@@ -158,6 +168,7 @@ def _process_report(
     account: ExitAccount | None,
     guest_time: GuestTime | None,
     vm: VmName | None,
+    cause: CauseFound | None,
 ) -> ProcessReport:
     state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
     if process.capability_probe:
@@ -181,6 +192,7 @@ def _process_report(
         counters=counted,
         exits_source=source,
         vcpu_statistics=_statistics(process, account, guest_time),
+        cause=cause,
     )
 
 
@@ -230,7 +242,6 @@ def _vmi_report(
     process: ProcessReport | None,
     *,
     accelerators: tuple[Accelerator, ...],
-    machine: str,
     pending: int,
 ) -> VmiReport:
     if process is None:
@@ -245,26 +256,26 @@ def _vmi_report(
             vmm=None,
             counters={},
         )
-    native = attribution.architecture in (None, machine)
     return VmiReport(
         vm=attribution.vm,
         verdict=process.verdict,
-        fallback=_fallback(process.verdict, accelerators, native=native),
+        fallback=_fallback(process, accelerators),
         vmm=process.vmm,
         counters=process.counters,
         exits_source=process.exits_source,
         vcpu_statistics=process.vcpu_statistics,
+        cause=process.cause,
     )
 
 
-def _fallback(
-    verdict: Verdict, accelerators: tuple[Accelerator, ...], *, native: bool
-) -> bool | None:
+def _fallback(process: ProcessReport, accelerators: tuple[Accelerator, ...]) -> bool | None:
     """Whether the guest is emulated although the node could accelerate it.
 
-    None: it is emulated, and it is unknown whether the node could do better.
+    None: it is emulated, and it is unknown whether the node could do better. A guest of another
+    architecture is no fallback, and its cause is decided before all others.
     """
-    if verdict.type is not HypervisorType.TCG or not native:
+    if process.verdict.type is not HypervisorType.TCG:
         return False
-    known = [tried.available for tried in accelerators if tried.available is not None]
-    return any(known) if known else None
+    if process.cause is not None and process.cause.cause is Cause.CROSS_ARCHITECTURE:
+        return False
+    return is_any_available(accelerators)

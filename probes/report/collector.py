@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from ebpf import clock
 from ebpf.errors import LedgerReadError
@@ -22,7 +21,8 @@ from probes.host.hypervisors import (
     HypervisorType,
     entries_are_seen,
 )
-from probes.host.node import Accelerator, NodeVirtualization
+from probes.host.node import Accelerator
+from probes.judge.emulation_tracker import EmulationTracker
 from probes.judge.exit_counts import (
     ExitAccount,
     accounts_after,
@@ -31,41 +31,18 @@ from probes.judge.exit_counts import (
 )
 from probes.judge.exit_hook import exit_hook_needed
 from probes.judge.guest_time import GuestTime, guest_times_after
-from probes.judge.ports import Ledger, Processes
+from probes.judge.ports import Ledger
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.tracker import ProcessTracker
 from probes.report.builder import NodeRefresh, node_report
 from probes.report.hook_history import HookHistory
 from probes.report.model import NodeReport, Source
+from probes.report.ports import HostEdges, Virtualization, VmiSource
 from probes.vmi.attribution import Attributions, by_guest_name, by_pod
 from probes.vmi.model import Vmi, VmiIndex, WatchStatus
 
 TRIAL_INTERVAL_S = 60.0
 """The shortest time between two trials of the node's accelerator, which create an empty VM."""
-
-
-class Virtualization(Protocol):
-    """The accelerators of this node (probes.host.accelerators.Accelerators)."""
-
-    def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
-        """Create an empty VM; return None for a rare hypervisor that this node does not have."""
-        ...
-
-    def virtualization(self) -> NodeVirtualization:
-        """Return the modules that provide the hypervisors, and the nesting."""
-        ...
-
-
-class VmiSource(Protocol):
-    """The VMIs of this node (probes.vmi.kube.watch.VmiWatch); neither call waits."""
-
-    def index(self) -> VmiIndex:
-        """Return the VMIs known now."""
-        ...
-
-    def status(self) -> WatchStatus:
-        """Return how current they are."""
-        ...
 
 
 class NodeCollector:
@@ -79,8 +56,7 @@ class NodeCollector:
         ledger: Ledger | None,
         ledger_error: str | None,
         ledger_refused: bool = False,
-        processes: Processes,
-        virtualization: Virtualization,
+        host: HostEdges,
         vmis: VmiSource | None = None,
     ) -> None:
         """Compose the collector from its edges.
@@ -91,21 +67,22 @@ class NodeCollector:
         """
         self._node = node
         self._version = version
-        self._host = processes
-        self._virtualization = virtualization
+        self._host = host.processes
+        self._virtualization = host.virtualization
         self._vmis = vmis
         self._ledger = ledger
         self._ledger_error = ledger_error
         self._ledger_refused = ledger_refused
         self._dropped_total = 0
-        self._tracker = ProcessTracker(processes, ledger)
+        self._tracker = ProcessTracker(host.processes, ledger)
+        self._emulation = EmulationTracker(host.emulation, host.device)
         self._names = _NameCache(node)
         self._hooks = HookHistory()
         self._accounts: Mapping[int, ExitAccount] = {}
         """Accounts of exits, by tgid."""
         self._guest_times: Mapping[int, GuestTime] = {}
         """CPU time in guest code, by tgid; empty if it is not wanted."""
-        self._trials = _AcceleratorTrials(virtualization)
+        self._trials = _AcceleratorTrials(host.virtualization)
         self._failed_refreshes = dict.fromkeys((Source.EBPF, Source.PROC, Source.KVM_STATISTICS), 0)
         """Refreshes in which a source failed."""
         if vmis is not None:
@@ -123,6 +100,7 @@ class NodeCollector:
         kernel, tracking = self._read_processes()
         self._count_exits(kernel, tracking)
         self._follow_guest_times(tracking)
+        self._emulation.refresh(tracking.processes)
         attributions = self._names.of(tracking.processes, index)
         self._hooks = self._hooks.after(kernel)
         accelerators = self._trials.of(tracking.processes)
@@ -226,6 +204,7 @@ class NodeCollector:
             tracking=tracking,
             accounts=self._accounts,
             guest_times=self._guest_times,
+            emulation=self._emulation.known,
             attributions=attributions,
             accelerators=accelerators,
             virtualization=self._virtualization.virtualization(),

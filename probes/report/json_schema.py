@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the JSON Schema of a report. Pure.
 
-Owns the parts of the schema that follow from the tables of counters and hypervisors.
+Owns the parts of the schema that follow from the tables of counters, causes and hypervisors.
 schema/snapshot.base.json has everything else. docs/snapshot.schema.json is the result, for people;
 a test keeps it up to date.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from ebpf import counters
 from ebpf.counters import Counter
 from probes.host.hypervisors import HypervisorType
+from probes.judge.cause import Cause
 
 _BASE = "schema/snapshot.base.json"
 
@@ -33,6 +34,11 @@ def json_schema() -> dict[str, Any]:
     of_vmis = [counter for counter in counters.COUNTERS if counter.metric is not None]
     properties["vmis"]["items"]["properties"] |= _totals(of_vmis)
     properties["processes"]["items"]["properties"] |= _totals(counters.COUNTERS)
+    schema["$defs"]["cause"] = {
+        "enum": [*(cause.value for cause in Cause), None],
+        "description": "Why the guest is emulated, the first cause that holds. null: "
+        "hypervisor_type is not tcg. Absent before this key was added to hvprobe/v1.",
+    }
     schema["$defs"]["hypervisor_type"] = {"enum": [kind.value for kind in HypervisorType]}
     return schema
 

@@ -15,6 +15,7 @@ from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
 from probes.host.vcpu_counts import GROUPS, VCPU_COUNTS
+from probes.judge.cause import CauseFound
 from probes.judge.exit_counts import ExitSource
 from probes.judge.verdict import Verdict
 from probes.vmi.attribution import VmName
@@ -111,6 +112,8 @@ class ProcessReport:
     """What counts its VM exits; None: it does not run on KVM, or that is not decided yet."""
     vcpu_statistics: VcpuStatistics | None = None
     """None: it was not read, or nothing is known."""
+    cause: CauseFound | None = None
+    """Why it emulates its guest; None: its type is not tcg."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,8 @@ class VmiReport:
     """What counts the VM exits of its process."""
     vcpu_statistics: VcpuStatistics | None = None
     """What was read of its process on request."""
+    cause: CauseFound | None = None
+    """Why its process emulates it; None: its type is not tcg."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +249,7 @@ def _vmi_json(vmi: VmiReport) -> dict[str, object]:
         },
         "vcpu_exits_source": vmi.exits_source.value if vmi.exits_source else None,
         "vcpu_statistics": _statistics_json(vmi.vcpu_statistics),
+        **_cause_json(vmi.cause),
     }
 
 
@@ -266,6 +272,15 @@ def _process_json(process: ProcessReport) -> dict[str, object]:
         },
         "vcpu_exits_source": process.exits_source.value if process.exits_source else None,
         "vcpu_statistics": _statistics_json(process.vcpu_statistics),
+        **_cause_json(process.cause),
+    }
+
+
+def _cause_json(found: CauseFound | None) -> dict[str, object]:
+    return {
+        "cause": found.cause.value if found else None,
+        "cause_detail": found.sentence if found else None,
+        "remedy": found.cause.remedy if found else None,
     }
 
 

@@ -19,9 +19,10 @@ from probes.host.hypervisors import HypervisorType
 from probes.host.process import QemuCommandLine, VmmId, VmmProcess
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport
+from probes.report.ports import HostEdges
 from probes.vmi.kube.cache import VmiCache
 from probes.vmi.model import parse_vmi
-from tests.support.doubles import Books, Node, Trials
+from tests.support.doubles import Books, Node, Pods, Trials
 from tests.support.facts import entry, kernel, kvm_process, process, tcg_process
 from tests.support.vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, vmi
 
@@ -55,8 +56,9 @@ class Churn:
             version="test",
             ledger=self._books,
             ledger_error=None,
-            processes=self._node,
-            virtualization=Trials(),
+            host=HostEdges(
+                processes=self._node, virtualization=Trials(), emulation=Pods(), device=Pods()
+            ),
             vmis=self._cache,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Hook
 from ebpf.ledger import KernelSnapshot, LedgerEntry
+from probes.host.emulation import EmulationFacts, RegisteredBetween
 from probes.host.hypervisors import Hypervisor, HypervisorType
 from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.node import Accelerator, NodeVirtualization
@@ -20,6 +21,7 @@ from probes.host.process import (
 )
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, ProcessReport
+from probes.report.ports import HostEdges
 from probes.vmi.model import VmiIndex, WatchStatus
 from tests.support.facts import (
     INTEL_HOST,
@@ -179,6 +181,26 @@ class Trials:
         return INTEL_HOST
 
 
+class Pods:
+    """Facts of processes that emulate, and the age of the device, which the test sets."""
+
+    def __init__(self) -> None:
+        self.facts: dict[VmmId, EmulationFacts] = {}
+        """Facts by process; the others have ended."""
+        self.registered: RegisteredBetween | None = None
+        self.asked: list[list[VmmId]] = []
+        """Processes of each call of read()."""
+        self.observed = 0
+
+    def read(self, vmms: Collection[VmmId]) -> Mapping[VmmId, EmulationFacts]:
+        self.asked.append([*vmms])
+        return {vmm: self.facts[vmm] for vmm in vmms if vmm in self.facts}
+
+    def observe(self) -> RegisteredBetween | None:
+        self.observed += 1
+        return self.registered
+
+
 class Told:
     """An index of VMIs that the test replaces."""
 
@@ -201,6 +223,7 @@ class World:
         self.books = Books(*entries)
         self.node = Node(*processes)
         self.trials = Trials()
+        self.pods = Pods()
         self.collector = self.observed(None)
 
     def observed(self, vmis: Told | None) -> NodeCollector:
@@ -210,8 +233,12 @@ class World:
             version="1.2.3",
             ledger=self.books,
             ledger_error=None,
-            processes=self.node,
-            virtualization=self.trials,
+            host=HostEdges(
+                processes=self.node,
+                virtualization=self.trials,
+                emulation=self.pods,
+                device=self.pods,
+            ),
             vmis=vmis,
         )
 

@@ -6,10 +6,13 @@ from typing import Self
 from ebpf.hooks import KVM_EXIT, Hook
 from ebpf.session import Session
 from probes.host.accelerators import Accelerators
-from probes.host.hypervisors import HypervisorType
+from probes.host.device_age import DeviceAge
+from probes.host.emulation_facts import EmulationReader
+from probes.host.hypervisors import BY_TYPE, HypervisorType
 from probes.host.reader import Host
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, ProcessReport
+from probes.report.ports import HostEdges
 from tests.support.kernel_world import wait_for
 
 
@@ -23,8 +26,12 @@ class Node:
             version="test",
             ledger=self.session,
             ledger_error=None,
-            processes=Host(vcpu_statistics=vcpu_statistics),
-            virtualization=Accelerators(),
+            host=HostEdges(
+                processes=Host(vcpu_statistics=vcpu_statistics),
+                virtualization=Accelerators(),
+                emulation=EmulationReader(),
+                device=DeviceAge(BY_TYPE[HypervisorType.KVM]),
+            ),
         )
 
     def close(self) -> None:

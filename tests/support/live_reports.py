@@ -14,7 +14,17 @@ from probes.render.live.frames import FrameData
 from probes.render.live.history import History
 from probes.report.model import NodeReport, ProcessReport, ProcessState
 from tests.support.facts import ALL_HOOKS, COUNTER_NAMES, counted, hooks, trusts
-from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, process, rich_report, vmi
+from tests.support.rich_report import (
+    ALLOWED,
+    KVM,
+    NONE,
+    PAUSED,
+    PROBE,
+    TCG,
+    process,
+    rich_report,
+    vmi,
+)
 
 BEGAN_UNIX_S = 1700000000.0
 LIAR = Verdict(
@@ -73,7 +83,7 @@ def _busy(second: int) -> NodeReport:
             exits=exits,
             exits_source=ExitSource.KVM_STATISTICS,
         ),
-        guest(4800, TCG, "beta", vcpus=4),
+        guest(4800, TCG, "beta", vcpus=4, cause=ALLOWED),
         guest(4900, PAUSED, guest_name="lab paused", state=ProcessState.UNATTRIBUTED, runs=0),
         guest(
             5000,
@@ -106,7 +116,7 @@ def _busy(second: int) -> NodeReport:
         ),
         vmis=(
             vmi("alpha", RUNNING),
-            vmi("beta", TCG, fallback=True, vmm=processes[2].vmm),
+            vmi("beta", TCG, fallback=True, vmm=processes[2].vmm, cause=ALLOWED),
             vmi("liar", LIAR, vmm=processes[4].vmm),
             vmi("zeta", NONE, vmm=None),
         ),

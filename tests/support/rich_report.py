@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from ebpf.hooks import KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, SCHED_PROCESS_FREE
 from probes.host.hypervisors import HypervisorType
-from probes.host.node import Accelerator, Cause, Problem
+from probes.host.node import Accelerator, Problem
+from probes.host.node import Cause as ProblemCause
 from probes.host.process import VmmId
+from probes.judge.cause import Cause, CauseFound
 from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
@@ -34,6 +36,15 @@ NONE = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_P
 PROBE = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.CAPABILITY_PROBE,))
 
 
+ALLOWED = CauseFound(
+    cause=Cause.EMULATION_ALLOWED,
+    detail="virt-launcher-monitor (process 4790) was started with --allow-emulation",
+)
+UNREAD = CauseFound(
+    cause=Cause.UNKNOWN, detail="QEMU's program is <b>, which names no architecture"
+)
+
+
 def vmi(
     name: str,
     verdict: Verdict,
@@ -42,6 +53,7 @@ def vmi(
     fallback: bool | None = False,
     exits: tuple[int | None, int | None] = (None, None),
     source: ExitSource | None = None,
+    cause: CauseFound | None = None,
 ) -> VmiReport:
     """A VM in namespace default; exits: to user space, all; source: what counts them."""
     return VmiReport(
@@ -51,6 +63,7 @@ def vmi(
         vmm=vmm,
         counters=counted(userspace_exits=exits[0], exits=exits[1]),
         exits_source=source,
+        cause=cause,
     )
 
 
@@ -61,6 +74,7 @@ def process(
     state: ProcessState = ProcessState.ATTRIBUTED,
     name: str | None = None,
     source: ExitSource | None = None,
+    cause: CauseFound | None = None,
 ) -> ProcessReport:
     """A QEMU; one with a name is that VM of namespace default. source: what counts its exits."""
     return ProcessReport(
@@ -74,6 +88,7 @@ def process(
         started_unix_s=1700000000.25,
         counters=counted(runs=3, userspace_exits=2, exits=41) if verdict is KVM else {},
         exits_source=source,
+        cause=cause,
     )
 
 
@@ -90,7 +105,7 @@ def rich_report() -> NodeReport:
             Accelerator(
                 type=HypervisorType.MSHV,
                 available=False,
-                problem=Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/mshv: not here"),
+                problem=Problem(cause=ProblemCause.DEVICE_ABSENT, detail="/dev/mshv: not here"),
             ),
         ),
         virtualization=INTEL_HOST,
@@ -108,14 +123,14 @@ def rich_report() -> NodeReport:
         processes=(
             process(90, PROBE, state=ProcessState.PROBE),
             process(VMM.tgid, KVM, name="alpha", source=ExitSource.KVM_STATISTICS),
-            process(4800, TCG, name="beta"),
+            process(4800, TCG, name="beta", cause=ALLOWED),
             process(4900, PAUSED, state=ProcessState.UNATTRIBUTED, source=ExitSource.TRACEPOINT),
         ),
         vmis=(
             vmi("alpha", KVM, exits=(2, 41), source=ExitSource.KVM_STATISTICS),
-            vmi("beta", TCG, fallback=True),
+            vmi("beta", TCG, fallback=True, cause=ALLOWED),
             vmi("delta", MSHV, exits=(0, None)),
-            vmi("epsilon", TCG, fallback=None),
+            vmi("epsilon", TCG, fallback=None, cause=UNREAD),
             vmi("gamma", PAUSED, exits=(0, 0), source=ExitSource.TRACEPOINT),
             vmi("zeta", NONE, vmm=None),
         ),

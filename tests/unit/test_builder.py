@@ -8,16 +8,20 @@ import pytest
 from ebpf.counters import COUNTERS, Counter
 from ebpf.hooks import KVM as KVM_DRIVER
 from ebpf.ledger import LedgerEntry
+from probes.host.emulation import EmulationFacts, Finding, RegisteredBetween
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator
 from probes.host.process import VmmId
+from probes.judge.cause import Cause
+from probes.judge.emulation_tracker import KnownEmulation
 from probes.judge.exit_counts import ExitAccount, ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.tracked import TrackedProcess, Tracking
 from probes.judge.verdict import Verdict
 from probes.report.builder import process_reports, vmi_reports
+from probes.report.causes import causes_of
 from probes.report.hook_history import HookHistory
-from probes.report.model import CounterTrust, ProcessReport, ProcessState
+from probes.report.model import CounterTrust, ProcessReport, ProcessState, VmiReport
 from probes.vmi.attribution import Attribution, VmName
 from tests.support.facts import (
     IS_A_PROBE,
@@ -41,6 +45,16 @@ MSHV_AVAILABLE = Accelerator(type=HypervisorType.MSHV, available=True)
 HOOKED = ExitAccount(VMM, ExitSource.TRACEPOINT)
 COUNTED_BY_KVM = HOOKED._replace(source=ExitSource.KVM_STATISTICS, totals=(7,))
 NAMED = Attribution(vm=ALPHA, vmm=VMM, architecture=None)
+YES, NO = Finding(value=True, text="yes"), Finding(value=False, text="no")
+TCG_ONLY = Finding(value=("tcg",), text="QEMU was asked for tcg")
+ALLOWED = EmulationFacts(
+    architecture=Finding(value="x86_64", text="its program"),
+    emulation_allowed=YES,
+    device_in_pod=NO,
+    device_accessible=Finding(value=None, text="the pod has no device"),
+    asked_for=TCG_ONLY,
+)
+"""Facts of a VM whose pod was made with useEmulation."""
 
 
 # processes
@@ -62,6 +76,19 @@ def one(
     account: ExitAccount = HOOKED,
 ) -> ProcessReport:
     (found,) = reports(process, record=record, account=account)
+    return found
+
+
+def emulating(
+    vm: Attribution, accelerators: tuple[Accelerator, ...], known: KnownEmulation, verdict: Verdict
+) -> VmiReport:
+    """Return a VM whose process on an x86_64 node has this verdict, with its cause if it is tcg."""
+    process = replace(PROCESS, verdict=verdict)
+    causes = causes_of([process], known, [vm], accelerators=accelerators, machine="x86_64")
+    tracking = Tracking(processes=(process,), records={}, pending=0)
+    processes = process_reports(tracking, {}, names={VMM: ALPHA}, causes=causes)
+    (found,) = vmi_reports([vm], processes, accelerators=accelerators, pending=0)
+    assert found.cause == processes[0].cause
     return found
 
 
@@ -198,17 +225,83 @@ def test_fallback(
 ) -> None:
     """An emulated VM is a fallback if the node could accelerate it; without a trial, unknown."""
     vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
-    processes = [one(replace(PROCESS, verdict=verdict))]
-    (found,) = vmi_reports([vm], processes, accelerators=accelerators, machine="x86_64", pending=0)
+    found = emulating(vm, accelerators, KnownEmulation(), verdict)
     assert found.fallback is fallback
+    assert (found.cause is not None) is (verdict is TCG)
+
+
+@pytest.mark.parametrize(
+    ("program", "architecture", "cause", "fallback"),
+    [
+        ("x86_64", None, Cause.EMULATION_ALLOWED, True),
+        # KVM on x86_64 runs these too.
+        ("i386", None, Cause.EMULATION_ALLOWED, True),
+        ("", "i386", Cause.EMULATION_ALLOWED, True),
+        ("aarch64", None, Cause.CROSS_ARCHITECTURE, False),
+        ("", "aarch64", Cause.CROSS_ARCHITECTURE, False),
+        # QEMU's program decides.
+        ("aarch64", "x86_64", Cause.CROSS_ARCHITECTURE, False),
+        ("x86_64", "aarch64", Cause.EMULATION_ALLOWED, True),
+        # Nothing that is known says that the guest is foreign.
+        (None, None, Cause.UNKNOWN, True),
+        (None, "aarch64", Cause.CROSS_ARCHITECTURE, False),
+    ],
+)
+def test_cause_and_fallback_agree(
+    program: str | None, architecture: str | None, cause: Cause, *, fallback: bool
+) -> None:
+    """A guest of another architecture is no fallback, and any other on a capable node is one."""
+    facts = replace(ALLOWED, architecture=Finding(value=program, text="its program"))
+    vm = Attribution(vm=ALPHA, vmm=VMM, architecture=architecture)
+    found = emulating(vm, (KVM_AVAILABLE,), KnownEmulation(facts={VMM: facts}), TCG)
+    assert found.cause is not None
+    assert (found.cause.cause, found.fallback) == (cause, fallback)
+
+
+def test_accelerator_that_is_younger_than_the_process() -> None:
+    """The start of the process, in clock ticks, is compared with the registration of the device."""
+    facts = replace(
+        ALLOWED, emulation_allowed=NO, device_in_pod=YES, device_accessible=YES, asked_for=TCG_ONLY
+    )
+    for after_s, cause in ((61.0, Cause.ACCELERATOR_ADDED_LATER), (59.0, Cause.UNKNOWN)):
+        known = KnownEmulation(
+            facts={VMM: facts},
+            registered=RegisteredBetween(after_s=after_s, by_s=None),
+            ticks_per_s=VMM.start_ticks // 60,
+        )
+        found = emulating(NAMED, (KVM_AVAILABLE,), known, TCG)
+        assert found.cause is not None
+        assert found.cause.cause is cause
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "cause"),
+    [
+        ((KVM_AVAILABLE,), Cause.EMULATION_ALLOWED),
+        ((KVM_ABSENT, MSHV_AVAILABLE), Cause.EMULATION_ALLOWED),
+        ((KVM_ABSENT,), Cause.NODE_WITHOUT_ACCELERATOR),
+        ((KVM_UNTRIED,), Cause.UNKNOWN),
+    ],
+)
+def test_cause_follows_the_trials(accelerators: tuple[Accelerator, ...], cause: Cause) -> None:
+    """One accelerator that works is enough; where none could be tried, the cause is unknown."""
+    found = emulating(NAMED, accelerators, KnownEmulation(facts={VMM: ALLOWED}), TCG)
+    assert found.cause is not None
+    assert found.cause.cause is cause
+
+
+def test_process_of_which_nothing_was_read() -> None:
+    """A process that emulates has a cause although it has no facts: an unknown one."""
+    found = emulating(NAMED, (KVM_AVAILABLE,), KnownEmulation(), TCG)
+    assert found.cause is not None
+    assert found.cause.cause is Cause.UNKNOWN
+    assert "may not read it" in found.cause.detail
 
 
 def test_vmi_is_passed_on() -> None:
     """A VM has its process's verdict and counters."""
     process = one(PROCESS)
-    (found,) = vmi_reports(
-        [NAMED], [process], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
-    )
+    (found,) = vmi_reports([NAMED], [process], accelerators=(KVM_AVAILABLE,), pending=0)
     assert (found.vm, found.vmm, found.verdict) == (ALPHA, VMM, KVM)
     assert found.counters == {"runs": 3, "userspace_exits": 2, "exits": 40}
 
@@ -217,9 +310,7 @@ def test_vmi_is_passed_on() -> None:
 def test_vmi_without_a_process(vmm: VmmId | None) -> None:
     """A VM whose process was not found, or has ended since, is unknown for that reason."""
     vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None)
-    (found,) = vmi_reports(
-        [vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), machine="x86_64", pending=0
-    )
+    (found,) = vmi_reports([vm], [one(PROCESS)], accelerators=(KVM_AVAILABLE,), pending=0)
     assert found.verdict == Verdict(
         type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.NO_PROCESS,)
     )
@@ -241,7 +332,7 @@ def test_a_vmi_whose_process_may_be_one_that_is_not_read_yet(
 ) -> None:
     """While processes are pending, a VMI without a process has that as its reason."""
     vm = Attribution(vm=ALPHA, vmm=None, architecture=None, unattributed_reason=missing)
-    (found,) = vmi_reports([vm], [], accelerators=(), machine="x86_64", pending=pending)
+    (found,) = vmi_reports([vm], [], accelerators=(), pending=pending)
     assert found.verdict.reasons == (reason,)
 
 
@@ -249,5 +340,5 @@ def test_vmis_stay_in_order() -> None:
     """VMIs keep the order of the attributions."""
     names = [VmName(namespace=ns, name=name) for ns, name in ("aa", "ab", "ba")]
     vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
-    found = vmi_reports(vms, [], accelerators=(), machine="x86_64", pending=0)
+    found = vmi_reports(vms, [], accelerators=(), pending=0)
     assert [vmi.vm for vmi in found] == names

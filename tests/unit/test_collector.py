@@ -18,6 +18,7 @@ from probes.judge.reasons import Reason
 from probes.report import collector as collector_module
 from probes.report.collector import NodeCollector
 from probes.report.model import CounterTrust, ProcessState, Source
+from probes.report.ports import HostEdges
 from tests.support.doubles import (
     BETA,
     BETA_NS,
@@ -25,6 +26,7 @@ from tests.support.doubles import (
     TCG,
     UNKNOWN,
     Node,
+    Pods,
     Trials,
     World,
     kvm_world,
@@ -164,8 +166,7 @@ def test_late_starters_are_found_without_any_bpf() -> None:
         ledger=None,
         ledger_error="no BPF: run as root",
         ledger_refused=True,
-        processes=node,
-        virtualization=Trials(),
+        host=HostEdges(processes=node, virtualization=Trials(), emulation=Pods(), device=Pods()),
     )
     assert collector.refresh().processes == ()
     node.processes[VMM.tgid] = tcg_process()
@@ -280,8 +281,12 @@ def test_missing_proc_still_makes_a_report(tmp_path: Path, *, empty: bool) -> No
         version="1.2.3",
         ledger=None,
         ledger_error="no BPF",
-        processes=Host(proc_root=tmp_path / "proc"),
-        virtualization=Trials(),
+        host=HostEdges(
+            processes=Host(proc_root=tmp_path / "proc"),
+            virtualization=Trials(),
+            emulation=Pods(),
+            device=Pods(),
+        ),
     ).refresh()
     assert not found.proc_readable
     assert found.health.errors_total[Source.PROC] == 1
@@ -402,8 +407,7 @@ def test_captured_processes_without_bpf(
         version="1.2.3",
         ledger=None,
         ledger_error="no BPF",
-        processes=host,
-        virtualization=Trials(),
+        host=HostEdges(processes=host, virtualization=Trials(), emulation=Pods(), device=Pods()),
     )
     report = collector.refresh()
     assert [

@@ -76,7 +76,6 @@ def node(total: int, *, seconds: float) -> NodeReport:
             (Attribution(vm=ALPHA, vmm=VMM, architecture=None),),
             processes,
             accelerators=(),
-            machine="x86_64",
             pending=0,
         ),
         health=replace(

@@ -14,7 +14,8 @@ from probes.host.process import VmmId
 from probes.judge.exit_counts import ExitSource
 from probes.report.collector import NodeCollector
 from probes.report.model import Source
-from tests.support.doubles import BETA, BETA_NS, Node, Trials, World
+from probes.report.ports import HostEdges
+from tests.support.doubles import BETA, BETA_NS, Node, Pods, Trials, World
 from tests.support.facts import (
     ALL_HOOKS,
     VMM,
@@ -212,8 +213,7 @@ def test_without_a_ledger() -> None:
         version="1.2.3",
         ledger=None,
         ledger_error="no BPF",
-        processes=node,
-        virtualization=Trials(),
+        host=HostEdges(processes=node, virtualization=Trials(), emulation=Pods(), device=Pods()),
     )
     for total in (7, 9):
         node.statistics[VMM.tgid] = reading(total)

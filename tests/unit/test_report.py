@@ -5,11 +5,12 @@ import json
 from dataclasses import replace
 
 from ebpf.hooks import HOOKS
+from probes.judge.cause import Cause
 from probes.judge.exit_counts import ExitSource
 from probes.report.model import SCHEMA, CounterTrust, ProcessState, Source, to_json
 from probes.vmi.model import WatchStatus
 from tests.support.facts import health
-from tests.support.rich_report import rich_report
+from tests.support.rich_report import ALLOWED, rich_report
 
 
 def section(name: str, *inner: str) -> object:
@@ -121,6 +122,9 @@ def test_vmis() -> None:
         "vcpu_userspace_exits_total": 2,
         "vcpu_exits_total": 41,
         "vcpu_exits_source": "kvm_statistics",
+        "cause": None,
+        "cause_detail": None,
+        "remedy": None,
     }
     assert vmis[5] == {
         "namespace": "default",
@@ -135,6 +139,9 @@ def test_vmis() -> None:
         "vcpu_userspace_exits_total": None,
         "vcpu_exits_total": None,
         "vcpu_exits_source": None,
+        "cause": None,
+        "cause_detail": None,
+        "remedy": None,
     }
     assert vmis[3]["fallback"] is None
     assert vmis[4]["vcpu_exits_source"] == "tracepoint"
@@ -163,6 +170,9 @@ def test_processes() -> None:
         "vcpu_userspace_exits_total": 2,
         "vcpu_exits_total": 41,
         "vcpu_exits_source": "kvm_statistics",
+        "cause": None,
+        "cause_detail": None,
+        "remedy": None,
         "mshv_runs_total": None,
     }
     assert [process["state"] for process in processes] == [
@@ -180,6 +190,22 @@ def test_processes() -> None:
     probe = processes[0]
     assert (probe["namespace"], probe["name"], probe["guest_name"]) == (None, None, None)
     assert (probe["vcpus"], probe["vcpu_exits_total"]) == (None, None)
+
+
+def test_causes() -> None:
+    """A process that emulates and its VM have the cause, in words as well, and its remedy."""
+    vmis, processes = section("vmis"), section("processes")
+    assert isinstance(vmis, list)
+    assert isinstance(processes, list)
+    keys = ("cause", "cause_detail", "remedy")
+    found = {key: vmis[1][key] for key in keys}
+    assert found == {
+        "cause": "emulation_allowed",
+        "cause_detail": f"{Cause.EMULATION_ALLOWED.phrase}: {ALLOWED.detail}",
+        "remedy": Cause.EMULATION_ALLOWED.remedy,
+    }
+    assert {key: processes[2][key] for key in keys} == found
+    assert (vmis[3]["cause"], vmis[3]["remedy"]) == ("unknown", Cause.UNKNOWN.remedy)
 
 
 def test_hostile_names_stay_in_their_string() -> None:

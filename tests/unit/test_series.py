@@ -14,10 +14,12 @@ from probes.host.kvm_stats import NO_STATISTICS, StatisticsReading
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import Inspections, Scan, VmmId, VmmProcess
 from probes.report.collector import NodeCollector
+from probes.report.ports import HostEdges
 from probes.serve import refresh
 from probes.serve.endpoints import Endpoints
 from probes.serve.http.routes import Request
 from probes.serve.refresh import RefreshCache
+from tests.support.doubles import Pods
 from tests.support.facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
 
 VMS = 1000
@@ -129,8 +131,7 @@ def test_a_thousand_vms_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         version="test",
         ledger=node,
         ledger_error=None,
-        processes=node,
-        virtualization=node,
+        host=HostEdges(processes=node, virtualization=node, emulation=Pods(), device=Pods()),
     )
     endpoints = Endpoints(RefreshCache(collector.refresh))
     before = series(endpoints)
