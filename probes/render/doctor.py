@@ -17,7 +17,6 @@ from probes.judge.reasons import Outcome, Severity
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport
 from probes.report.vocabulary import (
-    FALLBACK_REMEDY,
     Subject,
     WatchState,
     counter_states,
@@ -279,6 +278,6 @@ def _named(urgent: Sequence[Subject]) -> list[str]:
 
 
 def _remedy(subject: Subject) -> str | None:
-    if subject.severity is Severity.FALLBACK:
-        return FALLBACK_REMEDY
+    if subject.severity is Severity.FALLBACK and subject.cause is not None:
+        return subject.cause.cause.remedy
     return deciding_reason(subject.verdict).remedy

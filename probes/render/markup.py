@@ -18,15 +18,15 @@ _ATTRIBUTES = {"class_": "class", "data_of": "data-of"}
 """HTML attributes whose names are not valid in Python."""
 
 
-def text(foreign: str) -> Markup:
+def text(foreign: str, *, most: int = MAX_TEXT_CHARS) -> Markup:
     """Turn any text into markup in which nothing acts and everything is visible."""
-    cut = foreign if len(foreign) <= MAX_TEXT_CHARS else foreign[: MAX_TEXT_CHARS - 1] + "…"
+    cut = foreign if len(foreign) <= most else foreign[: most - 1] + "…"
     return plain("".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in cut))
 
 
-def isolated(foreign: str) -> Markup:
+def isolated(foreign: str, *, most: int = MAX_TEXT_CHARS) -> Markup:
     """Do the same as text(), and isolate it from the bidirectional text around it."""
-    return element("bdi", text(foreign))
+    return element("bdi", text(foreign, most=most))
 
 
 def plain(ours: str) -> Markup:

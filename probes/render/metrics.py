@@ -15,7 +15,7 @@ from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.render.exposition import Family, Histogram, Kind, Sample
 from probes.render.vcpu_metrics import VM_LABELS, Vms, statistics_families
 from probes.report.model import NodeReport, ProcessState
-from probes.report.vocabulary import FALLBACK_REMEDY, say
+from probes.report.vocabulary import say
 from probes.vmi.model import WatchStatus
 
 _RARE = ", ".join(
@@ -69,10 +69,17 @@ def _vmi_gauges(vms: Vms) -> Iterator[Family]:
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_fallback",
-        "1: software emulation although this node has a usable accelerator for this guest: "
-        f"{FALLBACK_REMEDY}.",
+        "1: software emulation although this node has a usable accelerator for this guest; "
+        "kubevirt_vmi_hypervisor_emulation_info says why.",
         [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
         labels=VM_LABELS,
+    )
+    yield _gauge(
+        "kubevirt_vmi_hypervisor_emulation_info",
+        "Always 1. cause is why the VM is emulated; the runbook of KubeVirtVMISoftwareEmulation "
+        "has the remedy of each. Absent for VMs whose type is not tcg.",
+        [((*labels, vmi.cause.cause.value), 1) for labels, vmi in vms if vmi.cause is not None],
+        labels=(*VM_LABELS, "cause"),
     )
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from ebpf import counters
 from ebpf.counters import EXITS, Counter
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
+from probes.judge.cause import CauseFound
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.render.markup import Markup, element, isolated, joined, line, plain, table, text
@@ -25,6 +26,7 @@ from probes.render.rates import rates_of
 from probes.report.exit_sources import EXIT_SOURCES, exit_sources
 from probes.report.model import NodeReport, ProcessState, VmiReport
 from probes.report.vocabulary import (
+    cause_parts,
     subject_of_process,
     subject_of_vmi,
 )
@@ -46,6 +48,8 @@ _TYPE_CLASSES: Mapping[HypervisorType, str] = {
     HypervisorType.TCG: "warn",
     HypervisorType.UNKNOWN: "",
 }
+_MAX_CAUSE_CHARS = 400
+"""The most characters of a cause. It may name a device with its mode, and a user with groups."""
 _TILES: Mapping[Severity, str] = {
     Severity.CONTRADICTION: "contradicting the kernel",
     Severity.FALLBACK: "emulated although hardware is available",
@@ -178,7 +182,7 @@ def _vmi_row(vmi: VmiReport, rates: Rates, shown: Sequence[Counter]) -> tuple[Ma
         _type(vmi.verdict, subject_of_vmi(vmi).severity),
         _proof(vmi.verdict),
         *(_counter_cell(vmi, counter, rates.get(counter.name)) for counter in shown),
-        _reasons(vmi.verdict),
+        _reasons(vmi.verdict, vmi.cause),
     )
 
 
@@ -225,7 +229,7 @@ def _other_processes(report: NodeReport) -> Iterator[Markup]:
             plain(
                 "capability probe" if process.state is ProcessState.PROBE else "no VM of this name"
             ),
-            _reasons(process.verdict),
+            _reasons(process.verdict, process.cause),
         )
         for subject, process in sorted(others, key=lambda other: other[0].order)
     ]
@@ -252,8 +256,19 @@ def _proof(verdict: Verdict) -> Markup:
     return element("span", plain("inferred"), class_="warn")
 
 
-def _reasons(verdict: Verdict) -> Markup:
-    return plain("; ".join(reason.sentence for reason in verdict.reasons))
+def _reasons(verdict: Verdict, cause: CauseFound | None) -> Markup:
+    """Render the reasons and, below them, why the guest is emulated and what to do."""
+    reasons = plain("; ".join(reason.sentence for reason in verdict.reasons))
+    parts = cause_parts(cause) if cause is not None else ()
+    return joined(
+        (
+            reasons,
+            *(
+                element("div", plain(f"{label}: "), isolated(words, most=_MAX_CAUSE_CHARS))
+                for label, words in parts
+            ),
+        )
+    )
 
 
 def _rate(value: float | None) -> Markup:

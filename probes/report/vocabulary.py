@@ -15,6 +15,7 @@ from ebpf.counters import Counter
 from ebpf.hooks import Hook
 from probes.host.hypervisors import HypervisorType
 from probes.host.process import VmmId
+from probes.judge.cause import CauseFound
 from probes.judge.reasons import Outcome, Reason, Severity
 from probes.judge.verdict import Verdict
 from probes.report.model import (
@@ -31,7 +32,6 @@ from probes.vmi.model import WatchStatus
 _T = TypeVar("_T")
 
 NOT_ANSWERED = "the API server has not answered yet"
-FALLBACK_REMEDY = "check useEmulation in the KubeVirt resource, then restart the VM"
 
 
 def say(value: bool | None, yes: _T, no: _T, unknown: _T) -> _T:
@@ -82,6 +82,8 @@ class Subject:
     """``namespace/name``, otherwise the guest's name, otherwise ``-``. Foreign text."""
     verdict: Verdict
     severity: Severity
+    cause: CauseFound | None
+    """Why it is emulated; None: its type is not tcg."""
 
     @property
     def order(self) -> tuple[Severity, str, int, int]:
@@ -109,6 +111,7 @@ def subject_of_process(process: ProcessReport, vmi: VmiReport | None) -> Subject
             fallback=vmi.fallback if vmi else None,
             probe=process.state is ProcessState.PROBE,
         ),
+        cause=process.cause,
     )
 
 
@@ -120,6 +123,7 @@ def subject_of_vmi(vmi: VmiReport) -> Subject:
         name=full_name(vmi.vm),
         verdict=vmi.verdict,
         severity=severity_of(vmi.verdict, fallback=vmi.fallback),
+        cause=vmi.cause,
     )
 
 
@@ -136,6 +140,11 @@ def subjects(report: NodeReport) -> tuple[Subject, ...]:
 def full_name(vm: VmName) -> str:
     """Return ``namespace/name``."""
     return f"{vm.namespace}/{vm.name}"
+
+
+def cause_parts(found: CauseFound) -> tuple[tuple[str, str], ...]:
+    """Return what outputs say of a cause: label and words of each part. Holds foreign text."""
+    return ("cause", found.sentence), ("remedy", found.cause.remedy)
 
 
 # Counters

@@ -83,7 +83,7 @@ def test_openmetrics_says_the_same() -> None:
 
 
 def test_labels_of_per_vm_series() -> None:
-    """Per-VM series have only node, namespace and name; the info series also has the type."""
+    """Per-VM series have only node, namespace and name; info series also have type or cause."""
     per_vm = [
         sample for sample in samples_of(rich_report()) if sample.name.startswith("kubevirt_vmi_")
     ]
@@ -91,11 +91,15 @@ def test_labels_of_per_vm_series() -> None:
         "kubevirt_vmi_hypervisor_info",
         "kubevirt_vmi_hypervisor_verified",
         "kubevirt_vmi_hypervisor_fallback",
+        "kubevirt_vmi_hypervisor_emulation_info",
         "kubevirt_vmi_vcpu_exits_total",
         "kubevirt_vmi_vcpu_userspace_exits_total",
     }
     for sample in per_vm:
-        extra = {"hypervisor_type"} if sample.name.endswith("_info") else set()
+        extra = {
+            "kubevirt_vmi_hypervisor_info": {"hypervisor_type"},
+            "kubevirt_vmi_hypervisor_emulation_info": {"cause"},
+        }.get(sample.name, set())
         assert set(sample.labels) == PER_VM | extra
 
 
@@ -110,6 +114,12 @@ def test_each_vm_has_one_type() -> None:
         ("gamma", "kvm"): 1,
         ("zeta", "unknown"): 1,
     }
+
+
+def test_each_emulated_vm_has_one_cause() -> None:
+    """A VMI whose type is tcg has exactly one cause, be it unknown; the others have none."""
+    found = values(rich_report(), "kubevirt_vmi_hypervisor_emulation_info", "name", "cause")
+    assert found == {("beta", "emulation_allowed"): 1, ("epsilon", "unknown"): 1}
 
 
 def test_unknown_makes_no_sample() -> None:

@@ -27,7 +27,7 @@ from probes.vmi.attribution import VmName
 from tests.support.facts import VMM, counted, hooks, trusts
 from tests.support.live_reports import LIAR
 from tests.support.page_reader import Read
-from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
+from tests.support.rich_report import ALLOWED, KVM, TCG, process, rich_report, vmi
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
 DASH = "\N{EN DASH}"
@@ -94,6 +94,16 @@ def test_the_policy_allows_the_style_and_nothing_else() -> None:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
+
+
+def test_an_emulated_vm_has_its_cause() -> None:
+    """Below its reasons it has cause and remedy, in which no markup acts."""
+    read = Read(drawn(rich_report()))
+    reasons = read.row("default/beta")[-1]
+    assert f"cause: {ALLOWED.sentence}" in reasons
+    assert f"remedy: {ALLOWED.cause.remedy}" in reasons
+    assert "QEMU's program is <b>, which" in read.row("default/epsilon")[-1]
+    assert "remedy" not in read.row("default/alpha")[-1]
 
 
 def test_a_vm_has_type_certainty_and_rates() -> None:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The common vocabulary of reasons, severity, trust and watch state, which all outputs share."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from probes.judge.cause import Cause, CauseFound
 from probes.judge.reasons import Outcome, Reason, Severity
 from probes.judge.verdict import Verdict
 from probes.render.doctor import checks
@@ -33,6 +36,7 @@ from tests.support.live_reports import LIAR, guest, report, scene
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, NONE, PAUSED, PROBE, TCG, vmi
 
+ROOT = Path(__file__).resolve().parents[2]
 NO_WATCH = WatchStatus(
     up=False, synced=False, last_sync_unix_s=None, restarts=0, error=None, malformed_total=0
 )
@@ -124,6 +128,32 @@ def test_page_live_and_doctor_agree() -> None:
         if Reason.CONTRADICTS_COMMAND_LINE.value in process["reason_codes"]
     ]
     assert contradicting == [11, 15, 18]
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_cause_has_the_same_words_everywhere(cause: Cause) -> None:
+    """JSON, page, live view and the doctor say of a fallback why it is, and what to do."""
+    found = CauseFound(cause=cause, detail="as the process of the test shows")
+    process = guest(12, TCG, "fallback", cause=found)
+    emulated = vmi("fallback", TCG, fallback=True, vmm=process.vmm, cause=found)
+    node = replace(report(1, process), vmis=(emulated,))
+    sentence, remedy = f"{cause.phrase}: {found.detail}", cause.remedy
+
+    written = to_json(node)
+    for kind in ("vmis", "processes"):
+        (subject,) = json.loads(json.dumps(written[kind]))
+        assert (subject["cause_detail"], subject["remedy"]) == (sentence, remedy)
+
+    lines = [line.plain for line in plain(scene(node), width=None, ascii_only=False)]
+    assert lines[-2:] == [f"     cause {sentence}", f"     remedy {remedy}"]
+
+    seen = Read(page(node, previous=None, failure=None, last_known_s=60.0).decode())
+    reasons = seen.row("default/fallback")[-1]
+    assert f"cause: {sentence}" in reasons
+    assert f"remedy: {remedy}" in reasons
+
+    (verdicts,) = [check for check in checks(node, CAPABLE) if check.label == "VM verdicts"]
+    assert verdicts.remedy == remedy
 
 
 def test_live_marks_a_fallback() -> None:
@@ -231,3 +261,10 @@ def test_why_names_are_not_current() -> None:
     """The reason is the watch's own error, or that the API server has not answered."""
     assert watch_error(replace(NO_WATCH, error="refused")) == "refused"
     assert watch_error(NO_WATCH) == NOT_ANSWERED
+
+
+def test_the_manual_lists_each_cause() -> None:
+    """README has every cause in the order in which they are tried, with its phrase."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^\| `(\w+)` \| (.+) \|$", text.partition("## Why a VM")[2], re.MULTILINE)
+    assert found[: len(Cause)] == [(cause.value, cause.phrase) for cause in Cause]

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ebpf.counters import EXITS, Counter
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
+from probes.render.live.cause_lines import cause_lines
 from probes.render.live.columns import Layout, number, table
 from probes.render.live.history import History, ReasonRate, Reasons
 from probes.render.live.options import REASONS_COST
@@ -233,9 +234,10 @@ def _with_details(
     *,
     statistics: bool,
 ) -> Iterator[Text]:
-    """Yield the line of each row, followed by its statistics and its exit reasons."""
+    """Yield the line of each row, followed by its cause, its statistics and its exit reasons."""
     for row, line in zip(rows, lines, strict=True):
         yield line
+        yield from cause_lines(row, width=layout.width, ascii_only=layout.ascii_only)
         details = vcpu_line(row, width=layout.width) if statistics else None
         if details is not None:
             yield details

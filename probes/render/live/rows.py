@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from probes.host.process import VmmId
+from probes.judge.cause import CauseFound
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.render.live.history import History, Rates, ReasonRate, most_telling
 from probes.report.model import NodeReport, ProcessReport, VcpuStatistics, VmiReport
-from probes.report.vocabulary import subject_of_process, subject_of_vmi
+from probes.report.vocabulary import cause_parts, subject_of_process, subject_of_vmi
 
 
 class Order(StrEnum):
@@ -41,6 +42,8 @@ class Row:
     age_s: float | None
     rates: Rates
     reasons: tuple[ReasonRate, ...]
+    cause: CauseFound | None = None
+    """Why it is emulated; None: its type is not tcg."""
     statistics: VcpuStatistics | None = None
     """What was read of the process on request; None: nothing."""
     statistics_rates: Rates = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Row:
                 self.verdict.type.value,
                 *(reason.sentence for reason in self.verdict.reasons),
                 self.severity.label,
+                *(words for _, words in (cause_parts(self.cause) if self.cause else ())),
             )
         ).casefold()
         return all(word in shown for word in words.casefold().split())
@@ -95,6 +99,7 @@ def _row(
         age_s=max(report.taken_unix_s - process.started_unix_s, 0.0),
         rates=history.rates(process.vmm),
         reasons=history.reasons(process.vmm.tgid),
+        cause=process.cause,
         statistics=process.vcpu_statistics,
         statistics_rates=history.statistics_rates(process.vmm),
     )
