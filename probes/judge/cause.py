@@ -51,8 +51,8 @@ class Cause(StrEnum):
     )
     EMULATION_ALLOWED = (
         "emulation_allowed",
-        "KubeVirt allows emulation, so the pod asked for no device",
-        "remove useEmulation from the KubeVirt resource, then restart the VM",
+        "KubeVirt created the pod with emulation allowed, so it asked for no device",
+        "remove useEmulation from the KubeVirt resource if it is still there, then restart the VM",
     )
     DEVICE_MISSING_IN_POD = (
         "device_missing_in_pod",

@@ -49,6 +49,7 @@ def test_every_metric_of_the_contract_is_shown() -> None:
         "kubevirt_vmi_hypervisor_info",
         "kubevirt_vmi_hypervisor_verified",
         "kubevirt_vmi_hypervisor_fallback",
+        "kubevirt_vmi_hypervisor_emulation_info",
         "kubevirt_vmi_vcpu_exits_total",
         "kubevirt_vmi_vcpu_userspace_exits_total",
         "kubevirt_node_hypervisor_available",
@@ -79,3 +80,11 @@ def test_the_table_of_emulated_vmis_links_onwards() -> None:
     assert any("var-node=${__data.fields.node}" in url for url in urls)
     assert any("var-namespace=${__data.fields.namespace}" in url for url in urls)
     assert any(url.endswith("/runbooks/KubeVirtVMISoftwareEmulation.md") for url in urls)
+
+
+def test_the_table_of_emulated_vmis_shows_their_causes() -> None:
+    """The cause is a column of the table, beside whether the node could accelerate the VMI."""
+    (table,) = [panel for panel in BOARD["panels"] if panel["title"] == "Emulated VMIs"]
+    (target,), (organize,) = table["targets"], table["transformations"]
+    assert "group_left (cause)" in target["expr"]
+    assert list(organize["options"]["indexByName"])[-2:] == ["cause", "Value"]

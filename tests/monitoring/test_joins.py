@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from probes.judge.cause import Cause
 from tests.support.prometheus_process import missing_programs, running_prometheus
 from tests.support.queries import (
     ask,
@@ -96,6 +97,13 @@ def test_every_query_answers_and_every_alert_fires_and_resolves(scene: Scene) ->
     )
 
     assert failing_rules(scene.url) == []
+    (described,) = [
+        alert["annotations"]["description"]
+        for alert in ask(scene.url, "alerts")["alerts"]
+        if alert["labels"]["alertname"] == "KubeVirtVMISoftwareEmulation"
+    ]
+    allowed = Cause.EMULATION_ALLOWED
+    assert described.endswith(f"Cause: {allowed.phrase}. Remedy: {allowed.remedy}.")
 
     # A VMI migrates to a node where it is emulated, and a hook of n1 is lost.
     moved = Machine(node="n2", namespace="lab", name="mover", hypervisor_type="tcg")

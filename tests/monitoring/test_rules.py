@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ebpf.hooks import HOOKS, KVM_EXIT, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV_VP_IOCTL
+from probes.judge.cause import Cause
 from tests.support.prometheus_process import missing_programs
 from tests.support.rule_files import MONITORING, all_rules, faster, load_groups, write_rules
 
@@ -115,6 +116,11 @@ CUTS = [
     ("KubeVirtVMISoftwareEmulation", "[15m]", "[1m]"),
     ("KubeVirtVMISoftwareEmulation", "unless on ()", "and on ()"),
     ("KubeVirtVMISoftwareEmulation", '"vm", "$1"', '"other", "$1"'),
+    ("KubeVirtEmulationOnCapableNode", "max by (node, namespace, name) ", ""),
+    ("KubeVirtEmulationOnCapableNode", "count by (node) ", "count "),
+    ("KubeVirtEmulationOnCapableNode", "max(max_over_time(", "min(max_over_time("),
+    ("KubeVirtEmulationOnCapableNode", "[15m]", "[1m]"),
+    ("KubeVirtEmulationOnCapableNode", "and on ()", "unless on ()"),
     ("KubeVirtVMIHypervisorUnknown", "max by (node, namespace, name) ", ""),
     ("KubeVirtVMIHypervisorUnknown", "unless on (namespace, name)", "unless"),
     ("KubeVirtVMIHypervisorUnknown", '"vm", "$1"', '"other", "$1"'),
@@ -201,12 +207,31 @@ def test_the_alerts_and_records_are_those_of_the_contract() -> None:
         "namespace:kubevirt_vmi_hypervisor:count",
         "node:kubevirt_vmi_hypervisor:count",
         "KubeVirtVMISoftwareEmulation",
+        "KubeVirtEmulationOnCapableNode",
         "KubeVirtVMIHypervisorUnknown",
         "KubeVirtNodeHypervisorUnavailable",
         "HvprobeHookDetached",
         "HvprobeCountsIncomplete",
         "HvprobeDown",
     }
+
+
+def test_the_description_names_each_cause_in_the_agents_words() -> None:
+    """KubeVirtVMISoftwareEmulation has phrase and remedy of every cause, and of none beside."""
+    text = next(
+        alert["annotations"]["description"]
+        for alert in ALERTS
+        if alert["alert"] == "KubeVirtVMISoftwareEmulation"
+    )
+    branches = re.findall(r'if eq \$cause "(\w+)" }} (.+?)\. Remedy: (.+?)\. {{-', text)
+    assert branches == [(cause.value, cause.phrase, cause.remedy) for cause in Cause]
+
+
+def test_the_runbook_has_each_cause() -> None:
+    """The runbook has a section for each cause, in order, which begins with its remedy."""
+    page = MONITORING / "runbooks/KubeVirtVMISoftwareEmulation.md"
+    found = re.findall(r"^### `(\w+)`: (.+)\n\nRemedy: (.+)\.$", page.read_text(), re.MULTILINE)
+    assert found == [(cause.value, cause.phrase, cause.remedy) for cause in Cause]
 
 
 def test_every_alert_has_a_runbook_with_its_four_sections() -> None:

@@ -38,6 +38,11 @@ class Machine:
     verified: bool = True
     fallback: bool = False
 
+    @property
+    def cause(self) -> str:
+        """Why it is emulated, if it is."""
+        return "emulation_allowed" if self.fallback else "cross_architecture"
+
     def labels(self) -> dict[str, str]:
         """The three labels that every per-VMI series has."""
         return {"node": self.node, "namespace": self.namespace, "name": self.name}
@@ -99,6 +104,9 @@ class World:
                 _line("kubevirt_vmi_hypervisor_verified", labels, machine.verified),
                 _line("kubevirt_vmi_hypervisor_fallback", labels, machine.fallback),
             ]
+            if kind == "tcg":
+                cause = labels | {"cause": machine.cause}
+                lines.append(_line("kubevirt_vmi_hypervisor_emulation_info", cause, 1))
             if kind == "kvm":
                 exits, returns = self.grown(900), self.grown(30)
                 lines += [

@@ -167,7 +167,7 @@ def test_order_does_not_depend_on_what_came_first(rows: list[int]) -> None:
         ("ALPHA", {4711}),
         ("tcg", {4800}),
         ("fallback", {4800}),
-        ("KubeVirt allows", {4800}),
+        ("KubeVirt created", {4800}),
         ("remove useEmulation", {4800}),
         ("4194301", {4194301}),
         ("kvm default", {4711, 5000}),
