@@ -62,14 +62,14 @@ def test_a_key_hides_the_lines() -> None:
 
     A wide footer names the key only if there is something to hide.
     """
-    hidden = shown(scene(later(1), later(2)), SMALL, ViewState(statistics=False))
+    hidden = shown(scene(later(1), later(2)), SMALL, ViewState(details=False))
     bare = [
         replace(each, processes=tuple(replace(one, vcpu_statistics=None) for one in each.processes))
         for each in (later(1), later(2))
     ]
     assert hidden == shown(scene(*bare), SMALL)
-    assert "c classes" in shown(scene(later(1)), WIDE)
-    assert "c classes" not in shown(scene(bare[0]), WIDE)
+    assert "c details" in shown(scene(later(1)), WIDE)
+    assert "c details" not in shown(scene(bare[0]), WIDE)
 
 
 def test_plain_output_has_every_part() -> None:

@@ -85,8 +85,8 @@ def test_pause_and_quit() -> None:
     """p pauses and continues, q quits, and other keys do nothing."""
     assert after("p").paused
     assert not after("p", "p").paused
-    assert not after("c").statistics
-    assert after("c", "c").statistics
+    assert not after("c").details
+    assert after("c", "c").details
     assert after(Key.DOWN, "c").top == 0
     assert after("q").over
     assert after("x", Key.OTHER, Key.ENTER, Key.BACKSPACE) == ViewState()

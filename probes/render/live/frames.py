@@ -33,8 +33,8 @@ _NOTES_SHOWN = 2
 _SMALL_HEIGHT = 10
 """Terminal height below which header and notes are left out for the table."""
 _REASON_BAR_CELLS = 20
-_CLASSES_HINT_FROM = 100
-"""Terminal width from which the footer names the key for exit classes."""
+_DETAILS_HINT_FROM = 100
+"""Terminal width from which the footer names the key for details."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def frame(
     rows = _chosen(data, view)
     layout = _layout(data, width=size.width, ascii_only=size.ascii_only, minute=True)
     heading, *lines = table(rows, data.history, layout)
-    lines = list(_with_details(rows, lines, data, layout, statistics=view.statistics))
+    lines = list(_with_details(rows, lines, data, layout, shown=view.details))
     status = "paused" if view.paused else f"every {interval_s:g} s"
     top = [*_header(data, layout, status), *_notes(data, layout)[:_NOTES_SHOWN]]
     if size.height < _SMALL_HEIGHT:
@@ -81,7 +81,7 @@ def frame(
         layout,
         shown=len(shown) if lines else 0,
         of=len(lines),
-        statistics=any(row.statistics is not None for row in rows),
+        details=any(row.statistics is not None or row.cause is not None for row in rows),
     )
     filled = [*top, heading, *shown, *blank, below]
     return [_fitted(line, size.width) for line in filled][: size.height], view
@@ -97,7 +97,7 @@ def plain(data: FrameData, *, width: int | None, ascii_only: bool) -> list[Text]
     rows = _chosen(data, ViewState())
     layout = _layout(data, width=width, ascii_only=ascii_only, minute=False)
     heading, *lines = table(rows, data.history, layout)
-    lines = list(_with_details(rows, lines, data, layout, statistics=True))
+    lines = list(_with_details(rows, lines, data, layout, shown=True))
     top = [*_header(data, layout, ""), *_notes(data, layout)]
     return [_fitted(line, width) for line in (*top, heading, *lines)]
 
@@ -232,13 +232,17 @@ def _with_details(
     data: FrameData,
     layout: Layout,
     *,
-    statistics: bool,
+    shown: bool,
 ) -> Iterator[Text]:
-    """Yield the line of each row, followed by its cause, its statistics and its exit reasons."""
+    """Yield the line of each row, followed by its cause, its statistics and its exit reasons.
+
+    shown says whether cause and statistics are shown.
+    """
     for row, line in zip(rows, lines, strict=True):
         yield line
-        yield from cause_lines(row, width=layout.width, ascii_only=layout.ascii_only)
-        details = vcpu_line(row, width=layout.width) if statistics else None
+        if shown:
+            yield from cause_lines(row, width=layout.width, ascii_only=layout.ascii_only)
+        details = vcpu_line(row, width=layout.width) if shown else None
         if details is not None:
             yield details
         if data.reasons is not None:
@@ -258,8 +262,8 @@ def _reason_line(reason: ReasonRate, most: int, *, ascii_only: bool) -> Text:
     return line
 
 
-def _footer(view: ViewState, layout: Layout, *, shown: int, of: int, statistics: bool) -> Text:
-    """Return the last line; statistics says whether there are any that can be hidden."""
+def _footer(view: ViewState, layout: Layout, *, shown: int, of: int, details: bool) -> Text:
+    """Return the last line; details says whether there are any that can be hidden."""
     words = visible(view.words, ascii_only=layout.ascii_only)
     if view.editing:
         return Text(f"filter: {words}_   Enter applies, Esc clears", "bold")
@@ -268,8 +272,8 @@ def _footer(view: ViewState, layout: Layout, *, shown: int, of: int, statistics:
     if view.words:
         line.append(f"filter: {words}  ", "bold")
     line.append(f"by {view.order.value}  ", "dim")
-    wide = layout.width is None or layout.width >= _CLASSES_HINT_FROM
-    hint = [("c", "classes")] if statistics and wide else []
+    wide = layout.width is None or layout.width >= _DETAILS_HINT_FROM
+    hint = [("c", "details")] if details and wide else []
     for key, meaning in (
         ("r", "exits"),
         ("t", "type"),

@@ -41,8 +41,8 @@ class ViewState:
     editing: bool = False
     """Whether keys are typed into the filter now."""
     paused: bool = False
-    statistics: bool = True
-    """Whether rows are followed by what KVM's statistics say of them."""
+    details: bool = True
+    """Whether rows are followed by why they are emulated, and by what KVM's statistics say."""
     top: int = 0
     """The first line of the table that is shown."""
     over: bool = False
@@ -77,7 +77,7 @@ def pressed(view: ViewState, key: Key | str, *, page: int) -> ViewState:
         case "/":
             return replace(view, editing=True, words="", top=0)
         case "c":
-            return replace(view, statistics=not view.statistics, top=0)
+            return replace(view, details=not view.details, top=0)
         case "p":
             return replace(view, paused=not view.paused)
         case "q":
