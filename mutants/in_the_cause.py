@@ -51,10 +51,10 @@ IN_THE_CAUSE = (
     ),
     HandMade(
         file="probes/judge/cause.py",
-        text="if not architecture and vmi_architecture is not None:",
-        replacement="if vmi_architecture is not None:",
+        text="    if program.value and not runs_on(program.value, machine):",
+        replacement="    if program.value is Ellipsis:",
         test=f"{_CAUSE}foreign_guests",
-        breaks="the VMI overrules QEMU's program",
+        breaks="a VMI of the node's architecture hides that QEMU's program is foreign",
     ),
     HandMade(
         file="probes/host/emulation.py",

@@ -163,17 +163,22 @@ def cause_facts(
 
 
 def _foreign(program: Finding[str], vmi_architecture: str | None, machine: str) -> Finding[bool]:
-    """Compare architectures. QEMU's program decides, then the VMI, then the node's own.
+    """Compare the architectures of QEMU's program and of the VMI with the node's.
 
-    A program that names no architecture, such as qemu-kvm, is built for the node's.
+    One that is foreign is enough. A program that names no architecture, such as qemu-kvm, is built
+    for the node's.
     """
-    architecture, text = program.value, program.text
-    if not architecture and vmi_architecture is not None:
-        architecture, text = vmi_architecture, f"the VMI asks for {vmi_architecture}"
-    if architecture is None:
-        return unknown(text)
-    foreign = bool(architecture) and not runs_on(architecture, machine)
-    return Finding(value=foreign, text=f"{text}, the node is {machine}")
+    node = f"the node is {machine}"
+    if program.value and not runs_on(program.value, machine):
+        return Finding(value=True, text=f"{program.text}, {node}")
+    if vmi_architecture is not None and (
+        not program.value or not runs_on(vmi_architecture, machine)
+    ):
+        foreign = not runs_on(vmi_architecture, machine)
+        return Finding(value=foreign, text=f"the VMI asks for {vmi_architecture}, {node}")
+    if program.value is None:
+        return unknown(program.text)
+    return Finding(value=False, text=f"{program.text}, {node}")
 
 
 def _available(available: bool | None) -> Finding[bool]:

@@ -239,9 +239,9 @@ def test_fallback(
         ("", "i386", Cause.EMULATION_ALLOWED, True),
         ("aarch64", None, Cause.CROSS_ARCHITECTURE, False),
         ("", "aarch64", Cause.CROSS_ARCHITECTURE, False),
-        # QEMU's program decides.
+        # One of the two is enough.
         ("aarch64", "x86_64", Cause.CROSS_ARCHITECTURE, False),
-        ("x86_64", "aarch64", Cause.EMULATION_ALLOWED, True),
+        ("x86_64", "aarch64", Cause.CROSS_ARCHITECTURE, False),
         # Nothing that is known says that the guest is foreign.
         (None, None, Cause.UNKNOWN, True),
         (None, "aarch64", Cause.CROSS_ARCHITECTURE, False),
