@@ -8,13 +8,16 @@ Must not know how they were read, what the ledger says, or which VMI the process
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from probes.host.hypervisors import HypervisorType
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class VmmId:
-    """The permanent identity of a process: a PID is reused, a PID with its start time is not."""
+class VmmId(NamedTuple):
+    """The permanent identity of a process: a PID is reused, a PID with its start time is not.
+
+    This is a tuple because each refresh looks every process up by it several times.
+    """
 
     tgid: int
     """Thread group id, as /proc numbers it."""

@@ -15,6 +15,9 @@ from enum import StrEnum
 
 from prometheus_client.utils import floatToGoString
 
+_EXPONENT_FROM = 1_000_000
+"""Go writes a number from this one on with an exponent."""
+
 Sample = tuple[tuple[str, ...], float]
 """The values of the family's labels, in its order, and the number."""
 
@@ -109,6 +112,8 @@ def _histogram(family: Histogram, form: Format) -> str:
 
 
 def _number(value: float) -> str:
+    if isinstance(value, int) and -_EXPONENT_FROM < value < _EXPONENT_FROM:
+        return f"{value:d}.0"  # what floatToGoString returns, in half the time
     text: str = floatToGoString(value)
     return text
 

@@ -8,6 +8,7 @@ it is shown.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from ebpf import counters
 from ebpf.hook_status import HookStatus
@@ -90,9 +91,11 @@ class VcpuStatistics:
     """CPU time in guest code; None: unreadable, or the kernel does not account it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessReport:
-    """One VMM process."""
+class ProcessReport(NamedTuple):
+    """One VMM process.
+
+    This is a tuple, as VmiReport is, because each refresh makes one for every process.
+    """
 
     vmm: VmmId
     comm: str
@@ -116,8 +119,7 @@ class ProcessReport:
     """Why it emulates its guest; None: its type is not tcg."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmiReport:
+class VmiReport(NamedTuple):
     """One VirtualMachineInstance that runs on this node."""
 
     vm: VmName

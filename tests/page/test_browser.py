@@ -49,8 +49,8 @@ def hostile() -> NodeReport:
         rich_report(),
         node=HOSTILE,
         kernel=HOSTILE,
-        vmis=tuple(replace(vmi("x", KVM, exits=(1, 2)), vm=name) for name in names),
-        processes=(replace(unnamed, guest_name=HOSTILE, comm=HOSTILE),),
+        vmis=tuple(vmi("x", KVM, exits=(1, 2))._replace(vm=name) for name in names),
+        processes=(unnamed._replace(guest_name=HOSTILE, comm=HOSTILE),),
     )
 
 

@@ -40,8 +40,8 @@ RUNNING = Verdict(
 def guest(tgid: int, verdict: Verdict, name: str | None = None, **changes: Any) -> ProcessReport:  # noqa: ANN401 - any field
     """A QEMU; with a name it is that VM of namespace default."""
     counters = {name: changes.pop(name) for name in COUNTER_NAMES if name in changes}
-    plain = replace(process(tgid, verdict, name=name), counters=counted(**counters), vcpus=2)
-    return replace(plain, **changes)
+    plain = process(tgid, verdict, name=name)._replace(counters=counted(**counters), vcpus=2)
+    return plain._replace(**changes)
 
 
 def report(seconds: float, *processes: ProcessReport, **changes: Any) -> NodeReport:  # noqa: ANN401 - any field

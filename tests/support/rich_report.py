@@ -166,10 +166,10 @@ def measured_report() -> NodeReport:
     return replace(
         plain,
         processes=tuple(
-            replace(each, vcpu_statistics=MEASURED if each.verdict is KVM else UNCOUNTED)
+            each._replace(vcpu_statistics=MEASURED if each.verdict is KVM else UNCOUNTED)
             if each.verdict.type is HypervisorType.KVM
             else each
             for each in plain.processes
         ),
-        vmis=tuple(replace(each, vcpu_statistics=found.get(each.vm.name)) for each in plain.vmis),
+        vmis=tuple(each._replace(vcpu_statistics=found.get(each.vm.name)) for each in plain.vmis),
     )

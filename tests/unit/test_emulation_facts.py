@@ -325,7 +325,7 @@ def test_ended_process_is_left_out(tree: Tree) -> None:
     """No facts are reported of a process that has ended, nor of the next with its number."""
     reader = EmulationReader(proc_root=tree.proc, sys_root=tree.sys)
     vmm = tree.process()
-    other = replace(vmm, start_ticks=vmm.start_ticks + 1)
+    other = vmm._replace(start_ticks=vmm.start_ticks + 1)
     gone = VmmId(tgid=9999, start_ticks=1)
     assert reader.read([other, gone]) == {}
     assert set(reader.read([vmm, gone])) == {vmm}

@@ -93,7 +93,7 @@ def test_facts_are_forgotten_with_their_process() -> None:
     world = tcg_world()
     world.pods.facts[VMM] = ALLOWED
     world.refresh()
-    later = replace(VMM, start_ticks=VMM.start_ticks + 5000)
+    later = VMM._replace(start_ticks=VMM.start_ticks + 5000)
     world.node.processes = {VMM.tgid: tcg_process(later)}
     world.books.lives = {VMM.tgid}
     world.pods.facts = {later: replace(ALLOWED, emulation_allowed=NO)}

@@ -389,7 +389,7 @@ def test_vcpus_in_the_table_of_another_thread() -> None:
 def test_an_equal_identity_is_the_same_process() -> None:
     """The identity decides, not the object that holds it."""
     accounts = accounts_after({}, tracking(tracked()), {VMM.tgid: reading((10, 0, 5))})
-    same = tracked(replace(VMM))
+    same = tracked(VMM._replace())
     assert accounts_after(accounts, tracking(same), {}) == accounts
 
 

@@ -63,7 +63,7 @@ def any_vmi(draw: st.DrawFn) -> VmiReport:
         fallback=draw(st.none() | st.booleans()),
         exits=(draw(count), draw(count)),
     )
-    return replace(found, vm=VmName(namespace=draw(texts), name=draw(texts)))
+    return found._replace(vm=VmName(namespace=draw(texts), name=draw(texts)))
 
 
 @st.composite

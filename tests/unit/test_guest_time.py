@@ -44,7 +44,7 @@ def test_guest_time_is_read(tmp_path: Path, capture: Capture) -> None:
 def test_another_process_is_not_read(tmp_path: Path, capture: Capture) -> None:
     """The time of a process that has the number of an ended one is not that one's."""
     host = Host(proc_root=tmp_path, vcpu_statistics=True)
-    before = replace(capture.vmm, start_ticks=capture.vmm.start_ticks - 1)
+    before = capture.vmm._replace(start_ticks=capture.vmm.start_ticks - 1)
     assert host.read_guest_times([before]) == {}
 
 
@@ -95,6 +95,6 @@ def test_guest_time_never_falls(
 def test_each_process_has_its_own_time() -> None:
     """A process with a reused number begins again, and one that has ended is forgotten."""
     before = guest_times_after({}, [VMM, BETA], {VMM.tgid: 5.0, BETA.tgid: 9.0})
-    heir = replace(VMM, start_ticks=VMM.start_ticks + 1)
+    heir = VMM._replace(start_ticks=VMM.start_ticks + 1)
     after = guest_times_after(before, [heir], {VMM.tgid: 1.0, BETA.tgid: 9.0})
     assert after == {VMM.tgid: GuestTime(heir, 1.0, 1.0)}

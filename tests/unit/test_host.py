@@ -251,7 +251,7 @@ def test_number_used_again(host: Host, proc: Path) -> None:
     """Facts about the next owner of a number are not returned for its former owner."""
     capture = captured("kvm_inside_run")
     plant(proc, capture)
-    before = replace(capture.vmm, start_ticks=capture.vmm.start_ticks - 1)
+    before = capture.vmm._replace(start_ticks=capture.vmm.start_ticks - 1)
     assert inspect(host, before) is None
     assert host.identify(capture.tgid) == capture.vmm
 

@@ -224,7 +224,7 @@ def test_hostile_labels_are_escaped(form: Format) -> None:
         kernel=HOSTILE,
         version=HOSTILE,
         virtualization=provided_by(HOSTILE, nested=True),
-        vmis=(replace(vmi("x", KVM, exits=(1, 2)), vm=name),),
+        vmis=(vmi("x", KVM, exits=(1, 2))._replace(vm=name),),
     )
     plain = replace(rich_report(), vmis=(vmi("x", KVM, exits=(1, 2)),))
     text = text_of(hostile, form)

@@ -47,8 +47,7 @@ def earlier(
 ) -> NodeReport:
     """An earlier report, with earlier (returns to user space, all exits) of the named VMs."""
     vmis = tuple(
-        replace(
-            vmi,
+        vmi._replace(
             counters=counted(userspace_exits=exits[vmi.vm.name][0], exits=exits[vmi.vm.name][1]),
         )
         if vmi.vm.name in exits
@@ -268,10 +267,10 @@ def hostile_reports(text: str) -> Iterator[NodeReport]:
     plain = rich_report()
     name = VmName(namespace=text, name=text)
     yield replace(plain, node=text, kernel=text, machine=text, version=text)
-    yield replace(plain, vmis=(replace(vmi("x", TCG), vm=name),))
+    yield replace(plain, vmis=(vmi("x", TCG)._replace(vm=name),))
     unnamed: Verdict = KVM
     yield replace(
-        plain, processes=(replace(process(7, unnamed), guest_name=text, comm=text, vm=None),)
+        plain, processes=(process(7, unnamed)._replace(guest_name=text, comm=text, vm=None),)
     )
     yield replace(plain, health=replace(plain.health, ledger_error=text))
     problem = Problem(cause=Cause.TRIAL_FAILED, detail=text, remedy=text)
@@ -304,7 +303,7 @@ def test_bidirectional_text_is_isolated() -> None:
 def test_any_text_is_text(text: str) -> None:
     """With any name the page parses to the same elements and can be encoded."""
     named = VmName(namespace="default", name=text)
-    shown = drawn(replace(rich_report(), vmis=(replace(vmi("x", KVM), vm=named),)))
+    shown = drawn(replace(rich_report(), vmis=(vmi("x", KVM)._replace(vm=named),)))
     harmless = drawn(replace(rich_report(), vmis=(vmi("x", KVM),)))
     assert Read(shown).elements == Read(harmless).elements
     assert re.search(r"[\x00-\x09\x0b-\x1f]", shown) is None

@@ -212,7 +212,7 @@ def test_hostile_names_stay_in_their_string() -> None:
     """No name of a process breaks the JSON or its line."""
     hostile = '"}],\n\u2028\ufffd\x1b[31m'
     report = rich_report()
-    named = replace(report.processes[0], comm=hostile, guest_name=hostile)
+    named = report.processes[0]._replace(comm=hostile, guest_name=hostile)
     text = json.dumps(to_json(replace(report, processes=(named,))))
     assert "\n" not in text
     assert "\x1b" not in text

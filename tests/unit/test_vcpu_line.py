@@ -64,7 +64,7 @@ def test_a_key_hides_the_lines() -> None:
     """
     hidden = shown(scene(later(1), later(2)), SMALL, ViewState(details=False))
     bare = [
-        replace(each, processes=tuple(replace(one, vcpu_statistics=None) for one in each.processes))
+        replace(each, processes=tuple(one._replace(vcpu_statistics=None) for one in each.processes))
         for each in (later(1), later(2))
     ]
     assert hidden == shown(scene(*bare), SMALL)
