@@ -170,6 +170,7 @@ def tracked_process(
         record_ns=record.first_ns if record else None,
         vcpus_created=record.vcpus_created if record else 0,
         statistics=evidence.of(HypervisorType.KVM).statistics,
+        evidence=evidence,
     )
 
 

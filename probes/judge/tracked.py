@@ -6,12 +6,13 @@ follows which event: see changes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ebpf.ledger import LedgerEntry
 from probes.host.cgroup import PodCgroup
 from probes.host.process import VmmId
+from probes.judge.evidence import Evidence
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
 
@@ -122,6 +123,8 @@ class TrackedProcess:
     """vCPUs created, according to its record."""
     statistics: int = 0
     """Number of descriptors of KVM's statistics of its vCPUs."""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    """What the last reading that changed anything found; it only explains the verdict."""
 
     @property
     def capability_probe(self) -> bool:

@@ -193,6 +193,7 @@ def _process_report(
         exits_source=source,
         vcpu_statistics=_statistics(process, account, guest_time),
         cause=cause,
+        tracked=process,
     )
 
 
@@ -255,6 +256,7 @@ def _vmi_report(
             fallback=False,
             vmm=None,
             counters={},
+            pods=attribution.pods,
         )
     return VmiReport(
         vm=attribution.vm,
@@ -265,6 +267,7 @@ def _vmi_report(
         exits_source=process.exits_source,
         vcpu_statistics=process.vcpu_statistics,
         cause=process.cause,
+        pods=attribution.pods,
     )
 
 

@@ -6,18 +6,20 @@ it is shown.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
 from ebpf import counters
 from ebpf.hook_status import HookStatus
+from probes.host.cgroup import PodUid
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, NodeVirtualization
 from probes.host.process import VmmId
 from probes.host.vcpu_counts import GROUPS, VCPU_COUNTS
 from probes.judge.cause import CauseFound
 from probes.judge.exit_counts import ExitSource
+from probes.judge.tracked import TrackedProcess
 from probes.judge.verdict import Verdict
 from probes.vmi.attribution import VmName
 from probes.vmi.model import WatchStatus
@@ -117,6 +119,8 @@ class ProcessReport(NamedTuple):
     """None: it was not read, or nothing is known."""
     cause: CauseFound | None = None
     """Why it emulates its guest; None: its type is not tcg."""
+    tracked: TrackedProcess | None = field(default=None, compare=False, repr=False)
+    """Everything that is remembered of it, which only an explanation shows; None: unknown."""
 
 
 class VmiReport(NamedTuple):
@@ -136,6 +140,8 @@ class VmiReport(NamedTuple):
     """What was read of its process on request."""
     cause: CauseFound | None = None
     """Why its process emulates it; None: its type is not tcg."""
+    pods: tuple[PodUid, ...] = ()
+    """Its pods on this node, by the API server; empty: it has none here, or standalone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +189,8 @@ def to_json(report: NodeReport) -> dict[str, object]:
         },
         "taken_unix_s": report.taken_unix_s,
         "health": _health_json(report.health),
-        "vmis": [_vmi_json(vmi) for vmi in report.vmis],
-        "processes": [_process_json(process) for process in report.processes],
+        "vmis": [vmi_json(vmi) for vmi in report.vmis],
+        "processes": [process_json(process) for process in report.processes],
     }
 
 
@@ -237,7 +243,8 @@ def _verdict_json(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def _vmi_json(vmi: VmiReport) -> dict[str, object]:
+def vmi_json(vmi: VmiReport) -> dict[str, object]:
+    """Convert a VM to plain JSON values."""
     return {
         "namespace": vmi.vm.namespace,
         "name": vmi.vm.name,
@@ -255,7 +262,8 @@ def _vmi_json(vmi: VmiReport) -> dict[str, object]:
     }
 
 
-def _process_json(process: ProcessReport) -> dict[str, object]:
+def process_json(process: ProcessReport) -> dict[str, object]:
+    """Convert a process to plain JSON values."""
     return {
         "tgid": process.vmm.tgid,
         "start_ticks": process.vmm.start_ticks,

@@ -93,6 +93,8 @@ class Attribution:
     """Architecture of the guest, in ``uname -m`` words; None: the node's."""
     unattributed_reason: Reason | None = None
     """Why it has no process; None: it has one."""
+    pods: tuple[PodUid, ...] = ()
+    """Its pods on this node, by the API server; empty: it has none here, or standalone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,12 @@ def vm_name(guest_name: str | None) -> VmName | None:
     name.
     """
     namespace, underscore, name = (guest_name or "").partition("_")
-    if not underscore or len(name) > _NAME_MAX:
+    return valid_vm_name(namespace, name) if underscore else None
+
+
+def valid_vm_name(namespace: str, name: str) -> VmName | None:
+    """Return the name of a VMI; None: Kubernetes permits no VMI of this namespace and name."""
+    if len(name) > _NAME_MAX:
         return None
     if not _NAMESPACE.fullmatch(namespace) or not _NAME.fullmatch(name):
         return None
@@ -203,6 +210,7 @@ def _attribution(
             vm=vm,
             vmm=guest.vmm,
             architecture=architecture or qemu_architecture(guest.program),
+            pods=tuple(pods),
         )
     unattributed_reason = Reason.NO_PROCESS
     if not pods:
@@ -212,7 +220,11 @@ def _attribution(
     elif guests:
         unattributed_reason = Reason.SEVERAL_PROCESSES
     return Attribution(
-        vm=vm, vmm=None, architecture=architecture, unattributed_reason=unattributed_reason
+        vm=vm,
+        vmm=None,
+        architecture=architecture,
+        unattributed_reason=unattributed_reason,
+        pods=tuple(pods),
     )
 
 

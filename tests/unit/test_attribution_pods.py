@@ -73,7 +73,7 @@ def in_pod(uid: PodUid, candidate: TrackedProcess = QEMU) -> TrackedProcess:
 def test_a_vmi_and_its_process() -> None:
     """The pod's QEMU is the VM. The VMI's architecture is reported by the kernel's name."""
     found = by_pod([QEMU], index_of(VMI), node=NODE)
-    assert found == {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64")}
+    assert found == {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64", pods=(POD,))}
 
 
 @pytest.mark.parametrize("phase", [phase for phase in VmiPhase if phase is not VmiPhase.RUNNING])
