@@ -11,6 +11,7 @@ import json
 import logging
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -223,6 +224,17 @@ def features(settings: NodeSettings) -> KernelFeatures:
 def report_once(settings: NodeSettings) -> NodeReport:
     """Return one report. Raises RefreshTimeoutError when it takes too long."""
     with observing(settings) as collector:
+        return _refresh_once(collector)
+
+
+def report_after(settings: NodeSettings, *, seconds: float) -> NodeReport:
+    """Return the report of a node that was observed for some time.
+
+    Raises RefreshTimeoutError when a refresh takes too long.
+    """
+    with observing(settings) as collector:
+        _refresh_once(collector)
+        time.sleep(seconds)
         return _refresh_once(collector)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
 
-Exit codes: 0 success, 1 failure at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py).
+Exit codes: 0 success, 1 failure at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py),
+and so has ``why`` (see why_show.py).
 Data go to stdout, everything else to stderr.
 """
 
@@ -23,6 +24,7 @@ from probes.command.settings import (
     LogFormat,
     NodeSettings,
     SnapshotSettings,
+    WhySettings,
     parse,
 )
 
@@ -102,6 +104,8 @@ def _run(settings: NodeSettings) -> int:
                 agent.run_agent(settings)
             case SnapshotSettings():
                 print(agent.snapshot(settings), flush=True)
+            case WhySettings():
+                return _explain(settings)
             case DoctorSettings():
                 return _examine(settings)
             case LiveSettings():
@@ -121,6 +125,20 @@ def _examine(settings: DoctorSettings) -> int:
     checks = doctor.checks(report, agent.features(settings))
     print_checks(checks, ability, as_json=settings.json)
     return ability
+
+
+def _explain(settings: WhySettings) -> int:
+    from probes.command import agent
+    from probes.command.show import ONCE_WINDOW_S
+    from probes.command.why_show import exit_code, print_explanation
+    from probes.report.why import absence, explain
+
+    report = agent.report_after(settings, seconds=ONCE_WINDOW_S)
+    explanation = explain(report, settings.subject)
+    if explanation is None:
+        return _fail(absence(report, settings.subject), 1)
+    print_explanation(explanation, as_json=settings.json)
+    return exit_code(explanation)
 
 
 def _start_logging(settings: NodeSettings) -> None:

@@ -27,6 +27,7 @@ class Command(StrEnum):
     AGENT = "agent"
     LIVE = "live"
     SNAPSHOT = "snapshot"
+    WHY = "why"
     DOCTOR = "doctor"
     COMPLETION = "completion"
 
@@ -124,6 +125,11 @@ _EXAMPLES: Mapping[Command, str] = {
     "  hvprobe live --json --interval 5 | jq -c '.vmis[] | select(.fallback)'",
     Command.SNAPSHOT: "  hvprobe snapshot --standalone\n"
     "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
+    Command.WHY: "  hvprobe why default/alpha\n"
+    "  hvprobe why 4711\n"
+    "  hvprobe why --json default/alpha | jq -r '.processes[0].remedy'\n"
+    "exit codes:\n"
+    "  0 accelerated, 3 emulated, 4 unknown, 1 no such VM, 2 wrong usage",
     Command.DOCTOR: "  hvprobe doctor\n"
     "  hvprobe doctor && echo verdicts can be verified here\n"
     "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
@@ -134,6 +140,7 @@ _SUMMARIES: Mapping[Command, str] = {
     Command.AGENT: "attach the probes and serve /metrics until SIGTERM",
     Command.LIVE: "live view of accelerator use per process, with the evidence",
     Command.SNAPSHOT: "print one report as JSON on stdout",
+    Command.WHY: "explain one VM: its type, the evidence, the cause of emulation and the remedy",
     Command.DOCTOR: "report what this node can and cannot prove, with remedies",
     Command.COMPLETION: "print a shell completion script for hvprobe",
 }
@@ -170,7 +177,13 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
             _agent_flags(flags)
         if command is Command.LIVE:
             _live_flags(flags)
-        if command in (Command.LIVE, Command.DOCTOR):
+        if command is Command.WHY:
+            sub.add_argument(
+                "subject",
+                metavar="NAMESPACE/NAME|PID",
+                help="a VM of this node, or the process that runs it",
+            )
+        if command in (Command.LIVE, Command.WHY, Command.DOCTOR):
             flags.add_switch(
                 "--json", text="JSON instead of text; live prints one object per frame"
             )

@@ -18,14 +18,13 @@ from probes.command.completion import Shell
 from probes.command.flags import TYPES, Command, UsageError, command_line, parsed
 from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import LiveOptions, Selection
+from probes.report.why import TGID_MAX, Subject, parse_subject
 from probes.serve.http.listen import Listen, TlsFiles, parse_listen
 
 MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 86400.0
 MIN_LEDGER_CAPACITY = 256
 MAX_LEDGER_CAPACITY = 65536
-TGID_MAX = 1 << 22
-"""The highest process number of Linux (include/linux/threads.h, PID_MAX_LIMIT)."""
 EXIT_USAGE = 2
 LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
 
@@ -113,6 +112,19 @@ class SnapshotSettings(NodeSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WhySettings(NodeSettings):
+    """Settings of ``hvprobe why``."""
+
+    subject: Subject
+    json: bool
+
+    @property
+    def reads_vcpu_statistics(self) -> bool:
+        """Whether it reads them: always, because it prints everything that is known."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorSettings(NodeSettings):
     """Settings of ``hvprobe doctor``."""
 
@@ -126,7 +138,14 @@ class CompletionSettings:
     shell: Shell
 
 
-Settings = AgentSettings | LiveSettings | SnapshotSettings | DoctorSettings | CompletionSettings
+Settings = (
+    AgentSettings
+    | LiveSettings
+    | SnapshotSettings
+    | WhySettings
+    | DoctorSettings
+    | CompletionSettings
+)
 
 
 class _Common(TypedDict):
@@ -164,6 +183,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             return LiveSettings(**_common(found, environment, version), live=_live(found))
         case Command.SNAPSHOT:
             return SnapshotSettings(**_common(found, environment, version))
+        case Command.WHY:
+            common = _common(found, environment, version)
+            return WhySettings(**common, subject=_subject(found.subject), json=found.json)
         case Command.DOCTOR:
             return DoctorSettings(**_common(found, environment, version), json=found.json)
 
@@ -224,6 +246,16 @@ def _tgid(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 0 < int(word) <= TGID_MAX):
         raise UsageError(f"pid {word!r} is not a process ID; use a number, as ps shows it")
     return int(word)
+
+
+def _subject(word: str) -> Subject:
+    subject = parse_subject(word)
+    if subject is None:
+        raise UsageError(
+            f"{word!a} is neither NAMESPACE/NAME nor a process ID; give one, such as default/alpha "
+            "or 4711"
+        )
+    return subject
 
 
 def _type(word: str) -> HypervisorType:

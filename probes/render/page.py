@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renders NodeReport as the page at ``/``. Pure.
 
-Owns the page's markup and Content-Security-Policy. Must not judge, and must not trust any text:
-names come from command lines and may contain markup, control characters or marks that reverse the
-direction of the following text (markup.py escapes them). The page needs no JavaScript and no
-external resources.
+Owns the page's sections. Must not judge, and must not trust any text: names come from command lines
+and may contain markup, control characters or marks that reverse the direction of the following text
+(markup.py escapes them). The page needs no JavaScript and no external resources.
 """
 
-import base64
 import collections
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 
 from ebpf import counters
 from ebpf.counters import EXITS, Counter
@@ -20,8 +16,9 @@ from probes.judge.cause import CauseFound
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.render.markup import Markup, element, isolated, joined, line, plain, table, text
+from probes.render.page_frame import document, failure_alarm, report_header, vm_link
 from probes.render.page_health import health_section
-from probes.render.page_style import CLASSES, STYLE
+from probes.render.page_style import CLASSES
 from probes.render.rates import rates_of
 from probes.report.exit_sources import EXIT_SOURCES, exit_sources
 from probes.report.model import NodeReport, ProcessState, VmiReport
@@ -31,14 +28,6 @@ from probes.report.vocabulary import (
     subject_of_vmi,
 )
 from probes.vmi.attribution import VmName
-
-_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Allows the page's own style. img-src covers the empty icon, without which browsers request
-one."""
 
 Rates = Mapping[str, float]
 """Events per second by the counter's name; absent: not counted, or only one report has it."""
@@ -69,64 +58,15 @@ def page(
     says why the report is not current. last_known_s is how long /metrics then keeps showing VMs.
     """
     node = report.node if report else "this node"
-    parts = [
-        Markup('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup('<meta name="color-scheme" content="light dark">\n'),
-        element("title", text(node), Markup(" &ndash; hvprobe")),
-        Markup('\n<link rel="icon" href="data:,">\n<style>'),
-        Markup(STYLE),
-        Markup("</style>\n</head>\n<body>\n"),
-        *_header(report, node),
-        Markup("<main>\n"),
-        *_failure(report, failure, last_known_s),
-    ]
+    parts = [*failure_alarm(report, failure, last_known_s)]
     if report is not None:
         parts += _summary(report)
         parts += _vmis(report, previous)
         parts += _other_processes(report)
         parts += health_section(report)
-    parts.append(Markup('</main>\n<footer><a href="metrics">metrics</a> '))
-    parts.append(Markup('<a href="readyz">readiness</a></footer>\n</body>\n</html>\n'))
-    return joined(parts).encode()
-
-
-def _header(report: NodeReport | None, node: str) -> Iterator[Markup]:
-    yield Markup("<header>\n")
-    yield line("h1", isolated(node))
-    if report is not None:
-        taken = datetime.fromtimestamp(report.taken_unix_s, UTC)
-        time = element(
-            "time", plain(f"{taken:%Y-%m-%d %H:%M:%S} UTC"), datetime=f"{taken:%Y-%m-%dT%H:%M:%SZ}"
-        )
-        facts = [
-            Markup("hvprobe "),
-            text(report.version),
-            Markup(" · Linux "),
-            text(report.kernel),
-            Markup(" · "),
-            text(report.machine),
-            Markup(" · "),
-            time,
-        ]
-        yield line("p", *facts, class_="dim")
-    yield Markup("</header>\n")
-
-
-def _failure(
-    report: NodeReport | None, failure: str | None, last_known_s: float
-) -> Iterator[Markup]:
-    if failure is None:
-        return
-    rest = (
-        " Showing the last known state, from the time above; /metrics omits the VMs "
-        f"{last_known_s:g} s after the first failure."
-        if report
-        else " There is no data yet."
+    return document(
+        title=text(node), header=report_header(report, isolated(node)), main=joined(parts)
     )
-    said = element("b", text(failure), Markup("."))
-    log = Markup(" The agent&rsquo;s log has the details.")
-    yield line("p", said, plain(rest), log, class_="alarm", role="alert")
 
 
 def _summary(report: NodeReport) -> Iterator[Markup]:
@@ -178,7 +118,7 @@ def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
 def _vmi_row(vmi: VmiReport, rates: Rates, shown: Sequence[Counter]) -> tuple[Markup, ...]:
     namespace = element("span", isolated(vmi.vm.namespace), Markup("/"), class_="dim")
     return (
-        joined((namespace, isolated(vmi.vm.name))),
+        vm_link(vmi.vm, joined((namespace, isolated(vmi.vm.name)))),
         _type(vmi.verdict, subject_of_vmi(vmi).severity),
         _proof(vmi.verdict),
         *(_counter_cell(vmi, counter, rates.get(counter.name)) for counter in shown),

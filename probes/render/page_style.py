@@ -58,7 +58,7 @@ a { color: inherit; }
   table, tbody, tr, th, td { display: block; }
   tr { padding: .5rem 0; border-top: 1px solid var(--line); }
   th, td { padding: 0; border: 0; }
-  td::before { content: attr(data-of) ": "; color: var(--dim); }
+  td[data-of]::before { content: attr(data-of) ": "; color: var(--dim); }
   td:empty { display: none; }
 }
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the JSON Schema of a report. Pure.
+"""Makes the JSON Schemas of a report and of an explanation. Pure.
 
-Owns the parts of the schema that follow from the tables of counters, causes and hypervisors.
-schema/snapshot.base.json has everything else. docs/snapshot.schema.json is the result, for people;
-a test keeps it up to date.
+Owns the parts of the schemas that follow from the tables of counters, causes and hypervisors, and
+what an explanation takes over from a report. The files in schema/ have everything else.
+docs/snapshot.schema.json and docs/why.schema.json are the results, for people; a test keeps them up
+to date.
 """
 
 import json
@@ -16,7 +17,27 @@ from ebpf.counters import Counter
 from probes.host.hypervisors import HypervisorType
 from probes.judge.cause import Cause
 
-_BASE = "schema/snapshot.base.json"
+_OF_WHY: dict[str, Any] = {
+    "is_main": {
+        "type": "boolean",
+        "description": "It runs the VM, or is the process that was asked about.",
+    },
+    "program": {
+        "type": ["string", "null"],
+        "description": "Base name of its executable; null: unreadable.",
+    },
+    "asked_for": {
+        "type": ["array", "null"],
+        "items": {"type": "string"},
+        "description": "Accelerators that its command line names, in order: its own word.",
+    },
+    "pod": {
+        "type": ["string", "null"],
+        "description": "Uid of the pod that its cgroup names; null: none.",
+    },
+    "evidence": {"$ref": "#/$defs/evidence"},
+}
+"""What an explanation has of a process beside what a report has."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -24,9 +45,7 @@ def json_schema() -> dict[str, Any]:
 
     A counter that is added later is not required, because reports of older agents lack it.
     """
-    schema: dict[str, Any] = json.loads(
-        resources.files("probes.report").joinpath(_BASE).read_text(encoding="utf-8")
-    )
+    schema = _base("snapshot")
     properties = schema["properties"]
     properties["health"]["properties"]["counters"]["properties"] = {
         counter.name: {"$ref": "#/$defs/trust"} for counter in counters.trusted()
@@ -40,6 +59,29 @@ def json_schema() -> dict[str, Any]:
         "hypervisor_type is not tcg. Absent before this key was added to hvprobe/v1.",
     }
     schema["$defs"]["hypervisor_type"] = {"enum": [kind.value for kind in HypervisorType]}
+    return schema
+
+
+def why_schema() -> dict[str, Any]:
+    """Return the complete schema of ``hvprobe why --json``."""
+    schema, report = _base("why"), json_schema()
+    vmi = report["properties"]["vmis"]["items"]
+    process = report["properties"]["processes"]["items"]
+    schema["$defs"] |= report["$defs"] | {
+        "vmi": vmi,
+        "process": process
+        | {
+            "properties": process["properties"] | _OF_WHY,
+            "required": [*process["required"], *_OF_WHY],
+        },
+    }
+    return schema
+
+
+def _base(name: str) -> dict[str, Any]:
+    """Return the part of a schema that is written by hand."""
+    text = resources.files("probes.report").joinpath(f"schema/{name}.base.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
     return schema
 
 

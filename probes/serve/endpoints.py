@@ -6,6 +6,7 @@ Owns the answers and the readiness. Must not know how a refresh works, nor socke
 
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from urllib.parse import unquote
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as in_text
@@ -13,11 +14,23 @@ from prometheus_client.openmetrics.exposition import generate_latest as in_openm
 
 from probes.render.exposition import Exposition, Family, Format, Histogram
 from probes.render.metrics import families, health_families, refresh_families, tls_families
-from probes.render.page import CONTENT_SECURITY_POLICY, page
+from probes.render.page import page
+from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER
+from probes.render.why_page import why_page
 from probes.report.vocabulary import watch_error
+from probes.report.why import absence, explain
 from probes.serve.http.listen import TlsState
-from probes.serve.http.routes import Handler, Request, Response, plain_text, prefers_openmetrics
+from probes.serve.http.routes import (
+    BELOW,
+    Handler,
+    Request,
+    Response,
+    plain_text,
+    prefers_openmetrics,
+    unavailable,
+)
 from probes.serve.refresh import Latest, RefreshCache
+from probes.vmi.attribution import VmName, valid_vm_name
 
 LAST_KNOWN_S = 60.0
 """How long VMs are shown as last known while refreshes fail, counted from the first failure.
@@ -73,10 +86,24 @@ class Endpoints:
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            f"/{VMI_FOLDER}{BELOW}": self._vmi,
         }
 
     async def _page(self, _: Request) -> Response:
         return self._shared(await self._cache.latest(), HTML, self._page_of)
+
+    async def _vmi(self, request: Request) -> Response:
+        vm = vm_of_path(request.path)
+        if vm is None:
+            return plain_text(HTTPStatus.NOT_FOUND, "not found: use /vmi/NAMESPACE/NAME")
+        latest = await self._cache.latest()
+        if latest.report is None:
+            return unavailable(latest.failure or "there is no data yet")
+        explanation = explain(latest.report, vm)
+        if explanation is None:
+            return plain_text(HTTPStatus.NOT_FOUND, absence(latest.report, vm))
+        body = why_page(explanation, failure=latest.failure, last_known_s=LAST_KNOWN_S)
+        return Response(content_type=HTML, body=body, headers=_PAGE_HEADERS)
 
     async def _metrics(self, request: Request) -> Response:
         form = Format.OPENMETRICS if prefers_openmetrics(request.accept) else Format.TEXT
@@ -140,3 +167,18 @@ class Endpoints:
             why = watch_error(watch)
             return plain_text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: no VMI names: {why}")
         return plain_text(HTTPStatus.OK, "ready")
+
+
+def vm_of_path(path: str) -> VmName | None:
+    """Return the VM of ``/vmi/NAMESPACE/NAME``; None: the path names none that can exist.
+
+    Each part is decoded once, after the path is split, so an encoded slash separates nothing.
+    """
+    parts = path.split("/")
+    if len(parts) != 4:
+        return None
+    try:
+        namespace, name = (unquote(part, errors="strict") for part in parts[2:])
+    except UnicodeDecodeError:
+        return None
+    return valid_vm_name(namespace, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.render.page import CONTENT_SECURITY_POLICY
+from probes.render.page_frame import CONTENT_SECURITY_POLICY
 from probes.report.model import NodeReport, ProcessState
 from probes.serve.endpoints import Endpoints
 from probes.serve.http.routes import Request, Response
@@ -20,6 +20,7 @@ from tests.support.browser import Browser, missing_programs
 from tests.support.required import require
 from tests.support.rich_report import KVM, TCG, process, rich_report, vmi
 from tests.support.serving import Serving
+from tests.support.why_reports import cluster_node
 
 HOSTILE = (
     "<img src=//elsewhere.invalid/a.png onerror=alert(1)><script>document.title='owned'</script>"
@@ -109,6 +110,24 @@ def test_the_page_in_a_browser(
             "document.querySelectorAll('section:first-of-type tbody tr').length"
         )
         assert rows == 1000
+
+
+@pytest.mark.parametrize("width", [360, 1280], ids=["phone", "desk"])
+def test_the_page_of_a_vm_in_a_browser(browser: Browser, width: int) -> None:
+    """A VM's link on the page leads to its page, which fits its width, and that leads back."""
+    browser.emulate(width=width, dark=False)
+    with Serving(Endpoints(RefreshCache(cluster_node)).routes) as serving:
+        root = f"http://127.0.0.1:{serving.port}/"
+        browser.open(root)
+        link = browser.evaluate("document.querySelector('tbody th a').href")
+        assert link == f"{root}vmi/default/beta"
+        browser.console()
+        browser.open(link)
+        assert browser.console() == []
+        assert browser.evaluate("document.title") == "default/beta \N{EN DASH} hvprobe"
+        assert browser.evaluate("document.querySelector('footer a').href") == root
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.evaluate(overflow) == 0
 
 
 def test_the_policy_holds_in_the_browser(browser: Browser) -> None:

@@ -28,7 +28,13 @@ def serving() -> Iterator[Serving]:
         words = (request.path, request.accept, request.accept_encoding)
         return Response(content_type=TEXT, body=repr(words).encode(), headers=(("X-Extra", "1"),))
 
-    routes = {"/": text("hello"), "/metrics": text(METRICS), "/huge": text(HUGE), "/echo": echo}
+    routes = {
+        "/": text("hello"),
+        "/metrics": text(METRICS),
+        "/huge": text(HUGE),
+        "/echo": echo,
+        "/below/*": echo,
+    }
     with Serving(routes) as started:
         yield started
 
@@ -72,7 +78,17 @@ def test_head(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/missing", "/metrics/", "//metrics", "/%6detrics", "/../metrics"]
+    "path",
+    [
+        "/missing",
+        "/metrics/",
+        "//metrics",
+        "/%6detrics",
+        "/../metrics",
+        "/below",
+        "/*",
+        "/beloww/x",
+    ],
 )
 def test_unknown_path(serving: Serving, path: str) -> None:
     """Any path but the exact ones is answered 404, and the connection stays open."""
@@ -81,6 +97,18 @@ def test_unknown_path(serving: Serving, path: str) -> None:
         assert peer.answer().status == 404
         peer.get("/")
         assert peer.answer().status == 200
+
+
+@pytest.mark.parametrize("path", ["/below/", "/below/*", "/below/a/b%2Fc", "/below//x"])
+def test_paths_below_a_folder(serving: Serving, path: str) -> None:
+    """A route that ends with ``/*`` serves all paths below it, as they were sent."""
+    with Peer(serving.port) as peer:
+        peer.get(f"{path}?query")
+        answer = peer.answer()
+        assert answer.status == 200
+        assert repr(path).encode() in answer.body
+        peer.get(path, method="POST")
+        assert peer.answer().status == 405
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get"])

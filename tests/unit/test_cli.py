@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from ebpf import programs
 from probes.command.cli import main
 from probes.command.inputs import check
 from probes.command.settings import parse
+from probes.command.why_show import exit_code
+from probes.host.hypervisors import HypervisorType
+from probes.judge.reasons import Reason
+from probes.judge.verdict import Verdict
+from probes.report.why import explain
 from tests.support.facts import captured, plant
+from tests.support.rich_report import rich_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +64,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         (["agent", "--tls-cert", "x"], "--tls-key"),
         (["agent", "--standalone", "--kubeconfig", "x"], "exclude"),
         (["doctor", "a\nb"], "a"),
+        (["why"], "NAMESPACE/NAME"),
+        (["why", "nowhere"], "'nowhere' is neither NAMESPACE/NAME nor a process ID"),
     ],
     ids=lambda value: " ".join(value).replace("\n", " ") if isinstance(value, list) else "",
 )
@@ -121,6 +130,64 @@ def test_snapshot(
     assert report["vmis"][0]["verified"] is False
     assert "no BPF" in output.err
     assert report["health"]["ledger"]["error"] in output.err
+
+
+def why(proc: Path, *arguments: str) -> int:
+    return main(["why", "--standalone", "--node", "n", "--proc", str(proc), *arguments])
+
+
+def test_why(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``why`` explains a VM by its name or process; the exit code of an emulated one is 3."""
+    emulated = captured("tcg_multi")
+    plant(proc, emulated)
+    assert why(proc, "lab/beta") == 3
+    output = capsys.readouterr()
+    assert output.out.startswith("lab/beta is emulated in software (tcg)")
+    assert f"pid        {emulated.tgid}, program" in output.out
+    assert "no BPF" in output.err
+    assert why(proc, str(emulated.tgid), "--json") == 3
+    written = json.loads(capsys.readouterr().out)
+    assert (written["schema"], written["vmi"]["name"]) == ("hvprobe-why/v1", "beta")
+    assert written["processes"][0]["tgid"] == emulated.tgid
+
+
+def test_why_of_what_is_not_there(
+    proc: Path,
+    clean: None,
+    no_bcc: Path,
+    quiet_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A VM or process that is not there exits with 1, nothing on stdout, and the nearest names."""
+    plant(proc, captured("tcg_multi"))
+    for subject, says in {
+        "lab/betta": "no VM lab/betta runs on node n; the nearest names are lab/beta",
+        "q/x": "no VM q/x runs on node n; no VM here has a similar name",
+        "77": "process 77 is no VMM on node n",
+    }.items():
+        assert why(proc, "--log-level", "error", subject) == 1
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith(f"hvprobe: {says}")
+        assert len(output.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("kind", "code"), [("kvm", 0), ("mshv", 0), ("tcg", 3), ("unknown", 4)])
+@pytest.mark.parametrize("verified", [True, False])
+def test_exit_codes_of_why(kind: str, code: int, verified: bool) -> None:
+    """The exit code depends on the type, whether it is verified or inferred."""
+    verdict = Verdict(type=HypervisorType(kind), verified=verified, reasons=(Reason.RUN_RECORDED,))
+    plain = rich_report()
+    vmis = (replace(plain.vmis[0], verdict=verdict),)
+    explanation = explain(replace(plain, vmis=vmis), vmis[0].vm)
+    assert explanation is not None
+    assert exit_code(explanation) == code
 
 
 def test_wrong_bcc_is_reported_with_its_remedy(
@@ -204,7 +271,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[str, Path, str]]:
     }
 
 
-@pytest.mark.parametrize("command", ["agent", "live", "snapshot", "doctor"])
+@pytest.mark.parametrize("command", ["agent", "live", "snapshot", "why default/a", "doctor"])
 def test_wrong_files_and_folders(
     command: str,
     tmp_path: Path,
@@ -215,7 +282,7 @@ def test_wrong_files_and_folders(
 ) -> None:
     """Every command exits at once with code 2 and one line that names the path and the reason."""
     for flag, path, says in wrong_inputs(tmp_path).values():
-        assert main([command, flag, str(path)]) == 2
+        assert main([*command.split(), flag, str(path)]) == 2
         output = capsys.readouterr()
         assert output.out == ""
         assert output.err.startswith("hvprobe: ")

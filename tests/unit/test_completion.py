@@ -14,7 +14,7 @@ from probes.command.cli import main
 from probes.command.completion import Shell, script
 from probes.command.flags import command_line
 
-COMMANDS = ["agent", "completion", "doctor", "live", "snapshot"]
+COMMANDS = ["agent", "completion", "doctor", "live", "snapshot", "why"]
 COMPLETIONS = [
     ("", COMMANDS),
     ("li", ["live"]),
@@ -25,6 +25,9 @@ COMPLETIONS = [
     ("agent --tls-c", ["--tls-cert", "--tls-client-ca"]),
     ("doctor --j", ["--json"]),
     ("doctor --tls", []),
+    ("why --j", ["--json"]),
+    ("why --kubeconfig wor", ["words.conf"]),
+    ("why default/", []),
     ("completion ", ["bash", "zsh"]),
     ("completion z", ["zsh"]),
     ("agent --log-format ", ["json", "text"]),

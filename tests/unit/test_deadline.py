@@ -60,6 +60,7 @@ ONCE = {
     "doctor": ("doctor",),
     "doctor as JSON": ("doctor", "--json"),
     "snapshot": ("snapshot",),
+    "why": ("why", "default/alpha"),
     "live --once": ("live", "--once"),
     "live --once as JSON": ("live", "--once", "--json"),
 }

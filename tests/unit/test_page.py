@@ -20,7 +20,8 @@ from probes.host.process import VmmId
 from probes.judge.exit_counts import ExitSource
 from probes.judge.verdict import Verdict
 from probes.render.markup import MAX_TEXT_CHARS
-from probes.render.page import CONTENT_SECURITY_POLICY, page
+from probes.render.page import page
+from probes.render.page_frame import CONTENT_SECURITY_POLICY
 from probes.render.page_style import STYLE
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.attribution import VmName
@@ -31,6 +32,8 @@ from tests.support.rich_report import ALLOWED, KVM, TCG, process, rich_report, v
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
 DASH = "\N{EN DASH}"
+VM_PAGE = re.compile(r"vmi/[a-z0-9-]+/[a-z0-9.-]+")
+"""Address of a VM's page, which can be nothing else."""
 
 
 def drawn(
@@ -75,9 +78,19 @@ def test_the_page_is_self_contained() -> None:
     for tag, attributes in read.elements:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         for name in ("href", "src", "action"):
-            assert attributes.get(name) in (None, "data:,", "metrics", "readyz"), tag
+            address = attributes.get(name)
+            assert address in (None, "data:,", "metrics", "readyz") or VM_PAGE.fullmatch(address)
     assert "url(" not in read.style
     assert "@import" not in read.style
+
+
+def test_each_vm_links_to_its_page() -> None:
+    """The address is relative and holds the name; a name that no VMI can have gets none."""
+    names = (VmName(namespace="lab", name="web.a-1"), VmName(namespace="..", name="%2e"))
+    vmis = tuple(replace(vmi("x", KVM), vm=name) for name in names)
+    read = Read(drawn(replace(rich_report(), vmis=vmis)))
+    links = [given.get("href") for tag, given in read.elements if tag == "a"]
+    assert sorted(links, key=str) == [None, "metrics", "readyz", "vmi/lab/web.a-1"]
 
 
 def test_the_policy_allows_the_style_and_nothing_else() -> None:
@@ -277,6 +290,14 @@ def hostile_reports(text: str) -> Iterator[NodeReport]:
     yield replace(plain, accelerators=(replace(plain.accelerators[1], problem=problem),))
 
 
+def elements(read: Read) -> list[tuple[str, dict[str, str | None]]]:
+    """The page's elements, without the addresses of VMs, which a VM with a false name lacks."""
+    return [
+        (tag, {name: value for name, value in given.items() if not VM_PAGE.fullmatch(value or "")})
+        for tag, given in read.elements
+    ]
+
+
 def active_characters(text: str) -> list[str]:
     """Invisible characters that change others: control, format, separators and surrogates."""
     return [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
@@ -288,7 +309,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     for hostile, harmless in zip(hostile_reports(text), hostile_reports("x"), strict=True):
         shown = drawn(hostile)
         read = Read(shown)
-        assert read.elements == Read(drawn(harmless)).elements
+        assert elements(read) == elements(Read(drawn(harmless)))
         assert active_characters(shown.replace("\n", "")) == []
         assert len(shown) < len(drawn(harmless)) + 5 * 10 * MAX_TEXT_CHARS
 
@@ -305,5 +326,5 @@ def test_any_text_is_text(text: str) -> None:
     named = VmName(namespace="default", name=text)
     shown = drawn(replace(rich_report(), vmis=(vmi("x", KVM)._replace(vm=named),)))
     harmless = drawn(replace(rich_report(), vmis=(vmi("x", KVM),)))
-    assert Read(shown).elements == Read(harmless).elements
+    assert elements(Read(shown)) == elements(Read(harmless))
     assert re.search(r"[\x00-\x09\x0b-\x1f]", shown) is None

@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 
 from probes.render.exposition import Format
-from probes.render.page import CONTENT_SECURITY_POLICY
+from probes.render.page_frame import CONTENT_SECURITY_POLICY
 from probes.report.model import NodeReport
 from probes.serve import refresh
 from probes.serve.endpoints import LAST_KNOWN_S, Endpoints
@@ -86,8 +86,11 @@ def endpoints_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> En
     return Endpoints(shared(node), tls=tls)
 
 
-async def ask(endpoints: Endpoints, path: str, *, accept: str | None = None) -> Response:
-    handler: Handler = endpoints.routes[path]
+async def ask(
+    endpoints: Endpoints, path: str, *, accept: str | None = None, route: str | None = None
+) -> Response:
+    """The answer to a request; route is the one that serves the path, if that is another."""
+    handler: Handler = endpoints.routes[route or path]
     return await handler(Request(path=path, accept=accept))
 
 
@@ -460,6 +463,106 @@ def test_page_has_rates_of_two_refreshes(clock: Clock) -> None:
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
         assert b"Rates are over 30 s." in (await ask(served, "/")).body
+
+    run(steps)
+
+
+async def why(endpoints: Endpoints, path: str) -> Response:
+    return await ask(endpoints, path, route="/vmi/*")
+
+
+def test_a_vm_has_a_page_with_the_policy() -> None:
+    """Its page says what ``why`` prints, and has the same headers as the page at ``/``."""
+    node = Node()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        answer = await why(served, "/vmi/default/beta")
+        assert answer.status is HTTPStatus.OK
+        assert answer.content_type == "text/html; charset=utf-8"
+        assert answer.headers == (await ask(served, "/")).headers
+        assert b"default/beta is emulated in software (tcg), although" in answer.body
+
+    run(steps)
+
+
+def test_a_vm_and_the_page_share_a_refresh(clock: Clock) -> None:
+    """Requests for pages within a second share one refresh, and a later one makes another."""
+    node = Node()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        await ask(served, "/")
+        for name in ("alpha", "beta", "none"):
+            await why(served, f"/vmi/default/{name}")
+        assert node.refreshes == 1
+        clock.now_s += refresh.SHARED_FOR_S
+        await why(served, "/vmi/default/alpha")
+        assert node.refreshes == 2
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/vmi/default/bet", "no VM default/bet runs on node node-1; the nearest names are"),
+        ("/vmi/lab/beta", "the nearest names are default/beta"),
+        ("/vmi/q/x", "no VM here has a similar name"),
+        ("/vmi/", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi//beta", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/beta/", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/beta/x", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default%2Fbeta", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/%62eta%00", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/%2562eta", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/%ff", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/%zz", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/../beta", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/<b>", "use /vmi/NAMESPACE/NAME"),
+        ("/vmi/default/" + "a" * 5000, "use /vmi/NAMESPACE/NAME"),
+    ],
+)
+def test_a_vm_that_is_not_there(path: str, says: str) -> None:
+    """The answer is 404 with one short line, the nearest names if the name is valid."""
+
+    async def steps() -> None:
+        answer = await why(endpoints_of(Node()), path)
+        assert answer.status is HTTPStatus.NOT_FOUND
+        assert answer.content_type == "text/plain; charset=utf-8"
+        assert says in answer.body.decode()
+        assert answer.body.count(b"\n") == 1
+        assert len(answer.body) < 1500
+
+    run(steps)
+
+
+def test_names_are_decoded_once() -> None:
+    """A percent-encoded letter is the letter."""
+
+    async def steps() -> None:
+        answer = await why(endpoints_of(Node()), "/vmi/%64efault/bet%61")
+        assert answer.status is HTTPStatus.OK
+
+    run(steps)
+
+
+def test_a_vm_while_refreshes_fail(clock: Clock) -> None:
+    """Its page shows the last known state with the failure; without any state it is 503."""
+    node = Node()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        await why(served, "/vmi/default/beta")
+        node.outcome = RuntimeError("broken")
+        clock.now_s += refresh.SHARED_FOR_S
+        answer = await why(served, "/vmi/default/beta")
+        assert answer.status is HTTPStatus.OK
+        assert b'class="alarm"' in answer.body
+        answer = await why(endpoints_of(node), "/vmi/default/beta")
+        assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
 
     run(steps)
 

@@ -15,8 +15,10 @@ from probes.command.settings import (
     LogFormat,
     NodeSettings,
     SnapshotSettings,
+    WhySettings,
     parse,
 )
+from probes.vmi.attribution import VmName
 
 COMMANDS = {
     "agent": AgentSettings,
@@ -165,6 +167,13 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
     "shortened flag": (("agent", "--stand"), {}, "--stand"),
     "flag of another command": (("doctor", "--listen", ":1"), {}, "--listen"),
     "stray word": (("doctor", "please"), {}, "please"),
+    "why without a subject": (("why",), {}, "NAMESPACE/NAME|PID"),
+    "why with a bare name": (("why", "alpha"), {}, "'alpha' is neither NAMESPACE/NAME nor"),
+    "why of an invalid name": (("why", "Default/alpha"), {}, "such as default/alpha or 4711"),
+    "why of process 0": (("why", "0"), {}, "'0' is neither NAMESPACE/NAME nor a process ID"),
+    "why of a negative process": (("why", "-7"), {}, "-7"),
+    "why with control characters": (("why", "a/\x1b[31m"), {}, "'a/\\x1b[31m' is neither"),
+    "why of two": (("why", "a/b", "c/d"), {}, "c/d"),
     "flag without its value": (("agent", "--listen"), {}, "--listen"),
     "listen without a port": (("agent", "--listen", "localhost"), {}, "port"),
     "listen with a wrong port": (("agent", "--listen", "localhost:http"), {}, "http"),
@@ -261,3 +270,15 @@ def test_a_node_name_must_be_printable(node: str) -> None:
 def test_any_printable_node_name_is_taken() -> None:
     """Settings keep a printable node name unchanged. The exposition escapes it."""
     assert settings("agent", "--node", 'a"b\\{x="ü"}').node == 'a"b\\{x="ü"}'
+
+
+def test_why() -> None:
+    """``why`` takes a VM or a process, and prints text unless JSON is wanted."""
+    found = parse(["why", "lab/web.a"], {"HVPROBE_JSON": "yes"}, version="1")
+    assert isinstance(found, WhySettings)
+    assert (found.subject, found.json) == (VmName(namespace="lab", name="web.a"), True)
+    assert found.refreshes_once
+    assert found.reads_vcpu_statistics
+    found = parse(["why", "4711"], {}, version="1")
+    assert isinstance(found, WhySettings)
+    assert (found.subject, found.json) == (4711, False)

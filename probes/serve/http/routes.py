@@ -59,6 +59,9 @@ class Response:
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers one request. A HEAD request is answered like GET; its body is then not sent."""
 
+BELOW = "/*"
+"""End of a route for all paths below a folder: ``/vmi/*`` for ``/vmi/default/alpha``."""
+
 
 def accepts_gzip(accept_encoding: str | None) -> bool:
     """Whether the client accepts gzip and does not prefer no encoding (RFC 9110, 12.5.3)."""
@@ -123,7 +126,10 @@ class Routes:
         deadline_s: float,
         log: logging.Logger,
     ) -> None:
-        """open_to_all lists the paths that clients may request without being admitted."""
+        """handlers are those of single paths, and of all paths below a folder (BELOW).
+
+        open_to_all lists the paths that clients may request without being admitted.
+        """
         self._handlers = handlers
         self._open_to_all = open_to_all
         self._deadline_s = deadline_s
@@ -139,7 +145,8 @@ class Routes:
         """
         if not request.admitted and request.path not in self._open_to_all:
             return message(plain_text(HTTPStatus.FORBIDDEN, "a client certificate is required"))
-        handler = self._handlers.get(request.path)
+        route = self._route(request.path)
+        handler = self._handlers.get(route)
         if handler is None:
             return message(plain_text(HTTPStatus.NOT_FOUND, "not found"))
         # The handler runs in a task of its own, whose result is always retrieved and which can be
@@ -152,14 +159,19 @@ class Routes:
         if not task.done() or task.cancelled():
             late = f"no answer within {self._deadline_s:g} s"
             line = late if not task.done() else "the response was abandoned"
-            self._note(request.path, line, None)
+            self._note(route, line, None)
             return message(unavailable(line))
         failure = task.exception()
         if failure is not None:
-            self._note(request.path, repr(failure), failure)
+            self._note(route, repr(failure), failure)
             return message(plain_text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see log"))
-        self._failures.pop(request.path, None)
+        self._failures.pop(route, None)
         return task.result()
+
+    def _route(self, path: str) -> str:
+        """Return the route of a path: itself, or that of the folder it is below."""
+        folder, slash, _ = path[1:].partition("/")
+        return path if path in self._handlers or not slash else f"/{folder}{BELOW}"
 
     async def _work(self, handler: Handler, request: Request) -> tuple[h11.Response, bytes]:
         response = await handler(request)
@@ -176,11 +188,11 @@ class Routes:
         headers = (*headers, ("Content-Encoding", "gzip"))
         return message(replace(response, body=body, headers=headers))
 
-    def _note(self, path: str, what: str, failure: BaseException | None) -> None:
+    def _note(self, route: str, what: str, failure: BaseException | None) -> None:
         """Log a handler's failure once, until it changes or the handler answers again."""
-        if self._failures.get(path) != what:
-            self._failures[path] = what
-            self._log.error("cannot answer %s: %s", path, what, exc_info=failure)
+        if self._failures.get(route) != what:
+            self._failures[route] = what
+            self._log.error("cannot answer %s: %s", route, what, exc_info=failure)
 
 
 def message(response: Response) -> tuple[h11.Response, bytes]:
