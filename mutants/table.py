@@ -3,6 +3,7 @@
 
 from mutants.hand_made import HandMade
 from mutants.in_the_cause import IN_THE_CAUSE
+from mutants.in_the_explanation import IN_THE_EXPLANATION
 from mutants.in_the_judgement import IN_THE_ACCOUNTS, IN_THE_JUDGEMENT
 from mutants.in_the_ledger import IN_THE_KERNEL, IN_THE_READER
 
@@ -38,6 +39,7 @@ TABLE = (
     *IN_THE_JUDGEMENT,
     *IN_THE_ACCOUNTS,
     *IN_THE_CAUSE,
+    *IN_THE_EXPLANATION,
     *IN_THE_WATCH,
 )
 
