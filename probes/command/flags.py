@@ -127,9 +127,7 @@ _EXAMPLES: Mapping[Command, str] = {
     "  hvprobe snapshot | jq '.vmis[] | select(.fallback)'",
     Command.WHY: "  hvprobe why default/alpha\n"
     "  hvprobe why 4711\n"
-    "  hvprobe why --json default/alpha | jq -r '.processes[0].remedy'\n"
-    "exit codes:\n"
-    "  0 accelerated, 3 emulated, 4 unknown, 1 no such VM, 2 wrong usage",
+    "  hvprobe why --json default/alpha | jq -r '.processes[0].remedy'",
     Command.DOCTOR: "  hvprobe doctor\n"
     "  hvprobe doctor && echo verdicts can be verified here\n"
     "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
@@ -144,6 +142,12 @@ _SUMMARIES: Mapping[Command, str] = {
     Command.DOCTOR: "report what this node can and cannot prove, with remedies",
     Command.COMPLETION: "print a shell completion script for hvprobe",
 }
+
+
+_EXIT_CODES: Mapping[Command, str] = {
+    Command.WHY: "0 accelerated, 3 emulated, 4 unknown, 1 no such VM, 2 wrong usage",
+}
+"""Exit codes of commands that have their own, for ``--help``."""
 
 
 def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
@@ -161,7 +165,7 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
         sub = commands.add_parser(
             command.value,
             help=_SUMMARIES[command],
-            description=_SUMMARIES[command],
+            description=_description(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"examples:\n{_EXAMPLES[command]}",
             allow_abbrev=False,
@@ -188,6 +192,11 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
                 "--json", text="JSON instead of text; live prints one object per frame"
             )
     return parser
+
+
+def _description(command: Command) -> str:
+    codes = _EXIT_CODES.get(command)
+    return f"{_SUMMARIES[command]}\n\nexit codes: {codes}" if codes else _SUMMARIES[command]
 
 
 def _common_flags(flags: _Flags, *, log_level: str) -> None:

@@ -18,7 +18,7 @@ from probes.judge.cause import CauseFound
 from probes.judge.reasons import Severity
 from probes.judge.verdict import Verdict
 from probes.report.model import NodeReport, ProcessReport, ProcessState, VmiReport
-from probes.report.vocabulary import full_name, severity_of
+from probes.report.vocabulary import full_name, severity_of, watch_error
 from probes.report.why_evidence import Piece, pieces, reason_pieces
 from probes.vmi.attribution import VmName, valid_vm_name, vm_name
 
@@ -114,12 +114,27 @@ def explain(report: NodeReport, subject: Subject) -> Explanation | None:
     return _of_process(report, process) if vmi is None else _of_vmi(report, vmi)
 
 
+def names_are_known(report: NodeReport) -> bool:
+    """Whether the VMs of a report are all that run there: not before the API server answers."""
+    watch = report.health.vmi_watch
+    return watch is None or watch.synced
+
+
 def absence(report: NodeReport, subject: Subject) -> str:
     """Say in one line that a report has no such VM or process, with the nearest names."""
     if not isinstance(subject, VmName):
+        line = f"process {subject} is no VMM on node {report.node}"
+        if report.health.processes_pending:
+            return f"{line}, as far as its processes are read; try again, not all are"
         return (
-            f"process {subject} is no VMM on node {report.node}: it has ended, or it is no QEMU "
-            "and uses no accelerator; hvprobe live lists all that are"
+            f"{line}: it has ended, or it is no QEMU and uses no accelerator; hvprobe live lists "
+            "all that are"
+        )
+    watch = report.health.vmi_watch
+    if watch is not None and not names_are_known(report):
+        return (
+            f"the VMs of node {report.node} are unknown: {watch_error(watch)}; give a process ID, "
+            "or use --standalone"
         )
     found = nearest(subject, (vmi.vm for vmi in report.vmis))
     names = ", ".join(full_name(vm) for vm in found)

@@ -9,9 +9,7 @@ from enum import Enum
 
 from ebpf.counters import COMPLETED_RUNS, EXITS, MSHV_RUNS, RUNS, Counter
 from ebpf.hook_status import HookStatus
-from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Reason
-from probes.report.exit_sources import EXIT_SOURCES
 
 
 class Place(Enum):
@@ -20,7 +18,7 @@ class Place(Enum):
     HOOK = "the hook {hook}"
     LEDGER = "the hooks' kernel table"
     HOOKS = "the hooks of this node"
-    STATISTICS = f"{EXIT_SOURCES[ExitSource.KVM_STATISTICS]}, which {{proc}} holds open"
+    STATISTICS = "statistics in {proc}/fd"
     SYSCALLS = "{proc}/task/*/syscall"
     DESCRIPTORS = "{proc}/task/*/fd"
     STAT = "{proc}/stat"

@@ -18,7 +18,7 @@ from probes.render.page import page
 from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER
 from probes.render.why_page import why_page
 from probes.report.vocabulary import watch_error
-from probes.report.why import absence, explain
+from probes.report.why import absence, explain, names_are_known
 from probes.serve.http.listen import TlsState
 from probes.serve.http.routes import (
     BELOW,
@@ -100,6 +100,8 @@ class Endpoints:
         if latest.report is None:
             return unavailable(latest.failure or "there is no data yet")
         explanation = explain(latest.report, vm)
+        if explanation is None and not names_are_known(latest.report):
+            return unavailable(f"the VMs of node {latest.report.node} are not known yet")
         if explanation is None:
             return plain_text(HTTPStatus.NOT_FOUND, absence(latest.report, vm))
         body = why_page(explanation, failure=latest.failure, last_known_s=LAST_KNOWN_S)

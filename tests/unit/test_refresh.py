@@ -567,6 +567,19 @@ def test_a_vm_while_refreshes_fail(clock: Clock) -> None:
     run(steps)
 
 
+def test_a_vm_before_names_are_known() -> None:
+    """Until the API server has answered, no VM is said to be absent."""
+    watch = replace(WATCHING, up=False, synced=False)
+    plain = rich_report()
+    node = Node(outcome=replace(plain, vmis=(), health=replace(plain.health, vmi_watch=watch)))
+
+    async def steps() -> None:
+        answer = await why(endpoints_of(node), "/vmi/default/beta")
+        assert answer.status is HTTPStatus.SERVICE_UNAVAILABLE
+
+    run(steps)
+
+
 WATCHING = WatchStatus(
     up=True, synced=True, last_sync_unix_s=1700000099.5, restarts=3, error=None, malformed_total=2
 )

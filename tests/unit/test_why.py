@@ -40,6 +40,7 @@ from tests.support.why_reports import (
     PROBE_EVIDENCE,
     SECOND_POD,
     TCG_EVIDENCE,
+    WATCH,
     cluster_node,
     emulated,
     node,
@@ -102,9 +103,7 @@ def test_evidence_of_kvm() -> None:
     assert {piece.words: piece.where for piece in process.evidence} == {
         "KVM_RUN returns recorded: 300": "the hook kvm_userspace_exit, tracepoint",
         "vCPU thread inside KVM_RUN: 1 of 2 vCPUs": "/proc/4711/task/*/syscall",
-        "KVM's own statistics count VM exits: 81,000": (
-            "KVM's statistics, which /proc/4711 holds open"
-        ),
+        "KVM's own statistics count VM exits: 81,000": "statistics in /proc/4711/fd",
         "guest CPU time accounted: 86.50 s": "/proc/4711/stat",
         "KVM_RUN calls recorded: 310": "the hook kvm_vcpu_ioctl, kprobe",
         "it holds vCPUs of KVM: 2": "/proc/4711/task/*/fd",
@@ -374,6 +373,20 @@ def test_absence() -> None:
     assert "similar" in absence(report, VmName(namespace="q", name="x"))
     assert "process 77 is no VMM on node node-1" in absence(report, 77)
     assert "\n" not in absence(report, 77)
+
+
+def test_absence_of_what_is_not_known() -> None:
+    """Nothing is said to be absent while names or processes are not known."""
+    report = cluster_node()
+    error = "connection refused"
+    lost = replace(WATCH, up=False, synced=False, last_sync_unix_s=None, error=error)
+    unnamed = replace(report, vmis=(), health=replace(report.health, vmi_watch=lost))
+    assert absence(unnamed, HERE) == (
+        "the VMs of node node-1 are unknown: connection refused; give a process ID, or use "
+        "--standalone"
+    )
+    unread = replace(report, health=replace(report.health, processes_pending=1))
+    assert absence(unread, 77).endswith("as far as its processes are read; try again, not all are")
 
 
 def test_evidence_costs_a_refresh_nothing() -> None:
