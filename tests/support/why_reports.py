@@ -63,8 +63,8 @@ def seen(
         pod=PodCgroup(uid=pod, conmon=False) if pod is not None else None,
     )
     state = ProcessState.ATTRIBUTED if name else ProcessState.UNATTRIBUTED
-    named = replace(plain, tracked=remembered, guest_name=guest_name or plain.guest_name)
-    return replace(named, **{"state": state, "vcpus": 2, **changes})
+    named = plain._replace(tracked=remembered, guest_name=guest_name or plain.guest_name)
+    return named._replace(**{"state": state, "vcpus": 2, **changes})
 
 
 def vm_of(process: ProcessReport, **changes: Any) -> VmiReport:  # noqa: ANN401 - any field
@@ -80,7 +80,7 @@ def vm_of(process: ProcessReport, **changes: Any) -> VmiReport:  # noqa: ANN401 
         vcpu_statistics=process.vcpu_statistics,
         cause=process.cause,
     )
-    return replace(plain, **changes)
+    return plain._replace(**changes)
 
 
 def node(

@@ -184,7 +184,7 @@ def test_exit_codes_of_why(kind: str, code: int, verified: bool) -> None:
     """The exit code depends on the type, whether it is verified or inferred."""
     verdict = Verdict(type=HypervisorType(kind), verified=verified, reasons=(Reason.RUN_RECORDED,))
     plain = rich_report()
-    vmis = (replace(plain.vmis[0], verdict=verdict),)
+    vmis = (plain.vmis[0]._replace(verdict=verdict),)
     explanation = explain(replace(plain, vmis=vmis), vmis[0].vm)
     assert explanation is not None
     assert exit_code(explanation) == code

@@ -87,7 +87,7 @@ def test_the_page_is_self_contained() -> None:
 def test_each_vm_links_to_its_page() -> None:
     """The address is relative and holds the name; a name that no VMI can have gets none."""
     names = (VmName(namespace="lab", name="web.a-1"), VmName(namespace="..", name="%2e"))
-    vmis = tuple(replace(vmi("x", KVM), vm=name) for name in names)
+    vmis = tuple(vmi("x", KVM)._replace(vm=name) for name in names)
     read = Read(drawn(replace(rich_report(), vmis=vmis)))
     links = [given.get("href") for tag, given in read.elements if tag == "a"]
     assert sorted(links, key=str) == [None, "metrics", "readyz", "vmi/lab/web.a-1"]

@@ -115,12 +115,12 @@ def test_evidence_of_kvm() -> None:
 
 def test_counts_are_those_of_now() -> None:
     """Counts of hooks and statistics are the newest, not those of the reading that decided."""
-    process = replace(ALPHA, counters=counted(exits=90_000, userspace_exits=400, runs=500))
+    process = ALPHA._replace(counters=counted(exits=90_000, userspace_exits=400, runs=500))
     found = {piece.words for piece in pieces(process, hooks())}
     assert "KVM_RUN returns recorded: 400" in found
     assert "KVM_RUN calls recorded: 500" in found
     assert "KVM's own statistics count VM exits: 90,000" in found
-    by_hook = replace(process, exits_source=ExitSource.TRACEPOINT)
+    by_hook = process._replace(exits_source=ExitSource.TRACEPOINT)
     found = {piece.words for piece in pieces(by_hook, hooks())}
     assert "VM exits recorded: 90,000" in found
     assert "KVM's own statistics count VM exits: 81,000" in found
@@ -250,8 +250,7 @@ def test_several_candidates() -> None:
     rivals = [
         seen(tgid, HIDDEN_EVIDENCE, pod=POD, counters={}, guest_name="x") for tgid in (31, 32)
     ]
-    lost = replace(
-        vm_of(ALPHA),
+    lost = vm_of(ALPHA)._replace(
         vmm=None,
         verdict=Verdict(type=UNKNOWN, verified=False, reasons=(Reason.SEVERAL_PROCESSES,)),
         pods=(POD,),
@@ -264,8 +263,8 @@ def test_several_candidates() -> None:
 
 def test_two_processes_with_a_name() -> None:
     """Without a cluster, processes with the same domain name belong to the VM."""
-    source = replace(seen(40, PAUSED_EVIDENCE, guest_name="default_alpha"), vm=None)
-    stranger = replace(seen(41, PAUSED_EVIDENCE, guest_name="default_gamma"), vm=None)
+    source = seen(40, PAUSED_EVIDENCE, guest_name="default_alpha")._replace(vm=None)
+    stranger = seen(41, PAUSED_EVIDENCE, guest_name="default_gamma")._replace(vm=None)
     about = explain(node(source, stranger, ALPHA), HERE)
     assert about is not None
     assert [each.process.vmm.tgid for each in about.processes] == [4711, 40]
@@ -275,7 +274,7 @@ def test_two_processes_with_a_name() -> None:
 def test_processes_are_bounded() -> None:
     """At most MAX_OTHERS others are explained, and the rest is counted."""
     others = [
-        replace(seen(100 + number, PAUSED_EVIDENCE, guest_name="default_alpha"), vm=None)
+        seen(100 + number, PAUSED_EVIDENCE, guest_name="default_alpha")._replace(vm=None)
         for number in range(MAX_OTHERS + 3)
     ]
     about = explain(node(ALPHA, *others), HERE)
@@ -394,7 +393,7 @@ def test_evidence_costs_a_refresh_nothing() -> None:
     verdict = ALPHA.verdict
     one, two = (tracked(verdict=verdict, evidence=found) for found in (KVM_EVIDENCE, None))
     assert one == two
-    assert replace(ALPHA, tracked=one) == replace(ALPHA, tracked=None)
+    assert ALPHA._replace(tracked=one) == ALPHA._replace(tracked=None)
 
 
 def test_the_state_of_a_probe() -> None:

@@ -230,10 +230,10 @@ def hostile(foreign: str) -> Explanation:
         verdict=ALPHA.verdict,
     )
     cause = CauseFound(cause=Cause.UNKNOWN, detail=foreign)
-    process = replace(ALPHA, comm=foreign, guest_name=foreign, tracked=remembered, cause=cause)
+    process = ALPHA._replace(comm=foreign, guest_name=foreign, tracked=remembered, cause=cause)
     vm = VmName(namespace=foreign, name=foreign)
     verdict = Verdict(type=TCG_VERDICT.type, verified=True, reasons=(Reason.TCG_COMPUTES,))
-    named = replace(vm_of(process), vm=vm, cause=cause, verdict=verdict)
+    named = vm_of(process)._replace(vm=vm, cause=cause, verdict=verdict)
     report = replace(node(process, vmis=[named]), node=foreign, kernel=foreign, version=foreign)
     return about(report, vm)
 
