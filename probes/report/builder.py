@@ -257,6 +257,7 @@ def _vmi_report(
             vmm=None,
             counters={},
             pods=attribution.pods,
+            uid=attribution.uid,
         )
     return VmiReport(
         vm=attribution.vm,
@@ -268,6 +269,7 @@ def _vmi_report(
         vcpu_statistics=process.vcpu_statistics,
         cause=process.cause,
         pods=attribution.pods,
+        uid=attribution.uid,
     )
 
 

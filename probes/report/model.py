@@ -142,6 +142,8 @@ class VmiReport(NamedTuple):
     """Why its process emulates it; None: its type is not tcg."""
     pods: tuple[PodUid, ...] = ()
     """Its pods on this node, by the API server; empty: it has none here, or standalone."""
+    uid: str | None = None
+    """The uid of its object in the API server; None: standalone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,8 @@ class Attribution:
     """Why it has no process; None: it has one."""
     pods: tuple[PodUid, ...] = ()
     """Its pods on this node, by the API server; empty: it has none here, or standalone."""
+    uid: str | None = None
+    """The uid of its VMI; None: standalone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +213,7 @@ def _attribution(
             vmm=guest.vmm,
             architecture=architecture or qemu_architecture(guest.program),
             pods=tuple(pods),
+            uid=vmi.uid,
         )
     unattributed_reason = Reason.NO_PROCESS
     if not pods:
@@ -225,6 +228,7 @@ def _attribution(
         architecture=architecture,
         unattributed_reason=unattributed_reason,
         pods=tuple(pods),
+        uid=vmi.uid,
     )
 
 

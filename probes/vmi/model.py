@@ -58,6 +58,8 @@ class Vmi:
     architecture: str | None
     """Architecture of the guest in Go's words (``amd64``, ``arm64``); None: in objects of old
     KubeVirts."""
+    uid: str | None = None
+    """metadata.uid, which the API server gives each object and no other one ever has."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -128,6 +130,7 @@ def parse_vmi(obj: Mapping[str, object]) -> Vmi:
         node_name=_interned(_text(status, "nodeName", where)),
         active_pods=_active_pods(status, where),
         architecture=_interned(_text(spec, "architecture", where)),
+        uid=_text(_mapping(obj, "metadata", where), "uid", where),
     )
 
 

@@ -38,6 +38,7 @@ VMI = Vmi(
     node_name=NODE,
     active_pods=((POD, NODE),),
     architecture="amd64",
+    uid="5a5a",
 )
 COMPUTE = PodCgroup(uid=POD, conmon=False)
 QEMU = tracked(program="qemu-kvm", pod=COMPUTE)
@@ -73,7 +74,15 @@ def in_pod(uid: PodUid, candidate: TrackedProcess = QEMU) -> TrackedProcess:
 def test_a_vmi_and_its_process() -> None:
     """The pod's QEMU is the VM. The VMI's architecture is reported by the kernel's name."""
     found = by_pod([QEMU], index_of(VMI), node=NODE)
-    assert found == {ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64", pods=(POD,))}
+    assert found == {
+        ALPHA: Attribution(vm=ALPHA, vmm=VMM, architecture="x86_64", pods=(POD,), uid="5a5a")
+    }
+
+
+def test_a_vmi_has_its_uid_without_a_process() -> None:
+    """A VM without a process keeps the uid of its object."""
+    (found,) = by_pod([], index_of(VMI), node=NODE).values()
+    assert (found.vmm, found.uid) == (None, "5a5a")
 
 
 @pytest.mark.parametrize("phase", [phase for phase in VmiPhase if phase is not VmiPhase.RUNNING])

@@ -342,3 +342,11 @@ def test_vmis_stay_in_order() -> None:
     vms = [Attribution(vm=vm, vmm=None, architecture=None) for vm in names]
     found = vmi_reports(vms, [], accelerators=(), pending=0)
     assert [vmi.vm for vmi in found] == names
+
+
+@pytest.mark.parametrize("vmm", [VMM, None])
+def test_vmis_keep_their_uid(vmm: VmmId | None) -> None:
+    """A VM has the uid of its object, with or without a process."""
+    vm = Attribution(vm=ALPHA, vmm=vmm, architecture=None, uid="5a5a")
+    (found,) = vmi_reports([vm], reports(PROCESS), accelerators=(), pending=0)
+    assert (found.vmm, found.uid) == (vmm, "5a5a")

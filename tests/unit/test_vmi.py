@@ -57,6 +57,7 @@ def test_a_running_vmi() -> None:
         node_name="node-a",
         active_pods=((POD, "node-a"),),
         architecture="amd64",
+        uid="5a5a",
     )
 
 
@@ -101,6 +102,7 @@ MALFORMED = [
     ("metadata.namespace", ..., "metadata.namespace is missing"),
     ("metadata.name", "", "metadata.name is missing"),
     ("metadata.name", 7, "name is a int, not a string"),
+    ("metadata.uid", 7, "uid is a int, not a string"),
     ("metadata.name", "two\nlines", "is not a Kubernetes name"),
     ("spec", [], "VMI lab/beta: spec is a list, not an object"),
     ("spec.architecture", {}, "architecture is a dict"),

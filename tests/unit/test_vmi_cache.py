@@ -52,7 +52,7 @@ def test_a_field_that_is_not_kept_changes_no_index(cache: VmiCache) -> None:
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
-        ("metadata", "uid", "00000000-0000-4000-8000-00000000000f"),
+        ("metadata", "generation", 4711),
         ("metadata", "deletionTimestamp", "2026-01-01T00:00:00Z"),
         ("status", "migrationState", {"mode": "PreCopy", "targetNode": "node-b"}),
         ("status", "migrationState", {"completed": True, "endTimestamp": "2026-01-01T00:00:00Z"}),
@@ -67,6 +67,15 @@ def test_progress_events_change_no_index(
     changed[section][field] = value
     cache.put(changed)
     assert cache.index() is before
+
+
+def test_another_object_of_the_same_name_changes_the_index(cache: VmiCache) -> None:
+    """A VMI that was made again under its name is another one, also if all else is the same."""
+    changed = received(vmi("alpha"))
+    changed["metadata"]["uid"] = "00000000-0000-4000-8000-00000000000f"
+    cache.put(changed)
+    found = cache.index().vmis["default", "alpha"]
+    assert found.uid == "00000000-0000-4000-8000-00000000000f"
 
 
 def test_the_same_list_changes_no_index(cache: VmiCache) -> None:
