@@ -12,13 +12,14 @@ import logging
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ebpf.errors import BpfUnavailableError
 from ebpf.privileges import in_initial_pid_namespace
 from ebpf.session import Session
 from probes.command.deadline import REFRESH_DEADLINE_S, STOP_DEADLINE_S, end_after, within
+from probes.command.event_feed import EventFeed
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
@@ -102,19 +103,29 @@ def _raise_descriptor_limit() -> None:
 
 def _open_watch(settings: NodeSettings) -> "VmiWatch | None":
     """Start to follow the cluster's API server; None: standalone, there is no cluster."""
-    if settings.standalone:
-        return None
-    account = InCluster()
-    if settings.kubeconfig is None and not account.mounted():
-        log.info("no service account is mounted: standalone mode, VMs are named by libvirt domain")
+    config = _cluster(settings)
+    if config is None:
+        if not settings.standalone:
+            log.info(
+                "no service account is mounted: standalone mode, VMs are named by libvirt domain"
+            )
         return None
     from probes.vmi.kube.watch import VmiWatch  # noqa: PLC0415 - standalone saves its 13 MiB
 
-    config = Kubeconfig(file=settings.kubeconfig) if settings.kubeconfig else account
     watch = VmiWatch(config, settings.node, log.warning)
     watch.start()
     log.info("the API server names the VMs of node %s", settings.node)
     return watch
+
+
+def _cluster(settings: NodeSettings) -> InCluster | Kubeconfig | None:
+    """Return the credentials for the API server; None: standalone, there is no cluster."""
+    if settings.standalone:
+        return None
+    if settings.kubeconfig is not None:
+        return Kubeconfig(file=settings.kubeconfig)
+    account = InCluster()
+    return account if account.mounted() else None
 
 
 def _wait_for_names(watch: "VmiWatch") -> None:
@@ -146,20 +157,39 @@ def run_agent(settings: AgentSettings) -> None:
 
     Raises BindError when it cannot listen, TlsFilesError when the TLS files cannot be used.
     """
-    with observing(settings) as collector:
+    with observing(settings) as collector, _with_events(settings, collector.refresh) as refresh:
         # The objects that exist now, mostly modules, stay until the end. The cycle collector need
         # not examine them, which would delay a scrape by as long as it takes itself.
         gc.collect()
         gc.freeze()
-        asyncio.run(_serve(settings, collector))
+        asyncio.run(_serve(settings, refresh))
 
 
-async def _serve(settings: AgentSettings, collector: NodeCollector) -> None:
+@contextlib.contextmanager
+def _with_events(
+    settings: AgentSettings, refresh: Callable[[], NodeReport]
+) -> Iterator[Callable[[], NodeReport]]:
+    """Make a refresh that also has Events written, if they are wanted."""
+    config = _cluster(settings)
+    if not settings.events or config is None:
+        yield refresh
+        return
+    from probes.vmi.kube.event_writer import EventWriter  # noqa: PLC0415 - the watch has loaded it
+
+    writer = EventWriter(config, log.warning)
+    writer.start()
+    try:
+        yield EventFeed(refresh, writer.write).refresh
+    finally:
+        writer.stop()
+
+
+async def _serve(settings: AgentSettings, refresh: Callable[[], NodeReport]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    cache = RefreshCache(collector.refresh)
+    cache = RefreshCache(refresh)
     server = Server(listen=settings.listen, tls=settings.tls, limits=Limits(), log=log)
     endpoints = Endpoints(cache, tls=(lambda: server.tls_state) if settings.tls else None)
     await server.start(endpoints.routes, open_to_all=OPEN_TO_ALL)

@@ -244,6 +244,11 @@ def _agent_flags(flags: _Flags) -> None:
         "--vcpu-stats",
         text="export exits by class, halt polling, nested guest runs and guest CPU time of VMs",
     )
+    flags.add_switch(
+        "--events",
+        text="write a Kubernetes Event on each VM that turns out emulated without need, and when "
+        "that ends; needs a cluster",
+    )
 
 
 def _live_flags(flags: _Flags) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from probes.command.flags import UsageError
 from probes.command.settings import AgentSettings, CompletionSettings, Settings
 from probes.vmi.foreign_text import one_line
+from probes.vmi.kube.credentials import InCluster
 
 
 def check(settings: Settings) -> None:
@@ -23,6 +24,8 @@ def check(settings: Settings) -> None:
     _check_root(settings.sys_root, "kernel", flag="--sys", what="/sys")
     if settings.kubeconfig is not None:
         _check_kubeconfig(settings.kubeconfig)
+    if isinstance(settings, AgentSettings) and settings.events:
+        _check_cluster(settings)
     if isinstance(settings, AgentSettings) and settings.tls is not None:
         for file in (settings.tls.cert, settings.tls.key, settings.tls.client_ca):
             if file is not None:
@@ -39,6 +42,15 @@ def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
             f"{flag} {root}: no {what} is there ({where}: {err.strerror}); use the path at which "
             f"the host's {what} is mounted"
         ) from err
+
+
+def _check_cluster(settings: AgentSettings) -> None:
+    """Check that there is an API server to which Events can be written."""
+    if settings.kubeconfig is None and not InCluster().mounted():
+        raise UsageError(
+            "--events needs a cluster, and no service account is mounted; give --kubeconfig, or "
+            "omit --events"
+        )
 
 
 def _check_readable(file: Path) -> None:

@@ -72,6 +72,8 @@ class AgentSettings(NodeSettings):
     listen: Listen
     tls: TlsFiles | None
     vcpu_stats: bool = False
+    events: bool = False
+    """Whether it writes Kubernetes Events."""
 
     @property
     def reads_vcpu_statistics(self) -> bool:
@@ -178,6 +180,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
                 listen=_listen(found.listen),
                 tls=_tls(found),
                 vcpu_stats=found.vcpu_stats,
+                events=_events(found),
             )
         case Command.LIVE:
             return LiveSettings(**_common(found, environment, version), live=_live(found))
@@ -270,6 +273,15 @@ def _standalone(found: argparse.Namespace) -> bool | None:
     if found.standalone:
         return True
     return False if found.kubeconfig else None
+
+
+def _events(found: argparse.Namespace) -> bool:
+    if found.events and found.standalone:
+        raise UsageError(
+            "--events and --standalone exclude each other, because Events are written to a "
+            "cluster's API server; give one"
+        )
+    return bool(found.events)
 
 
 def _node(name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Kubernetes API server for tests: one resource, the real list-and-watch protocol, over TLS.
+"""A Kubernetes API server for tests: VMIs by the real list-and-watch protocol, Events, over TLS.
 
 It serves `ApiStore` the way kube-apiserver serves a custom resource: bearer tokens and RBAC verbs,
 Status objects worded as the real ones, selectors, chunked lists with continue tokens, watches as
@@ -26,7 +26,9 @@ from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from urllib.parse import parse_qsl, urlsplit
 
+from tests.support import apievents
 from tests.support.apicerts import Authority
+from tests.support.apievents import EventRefusedError, EventStore
 from tests.support.apistore import (
     ApiStore,
     ExpiredError,
@@ -117,11 +119,13 @@ class ApiServer:
 
     def __init__(self, directory: Path, *, bookmark_interval_s: float = 60.0) -> None:
         self.store = ApiStore()
+        self.events = EventStore()
         self.authority = Authority(directory / "ca", "kubernetes")
         self.tokens = {"token-1": USER}
         """Accepted bearer tokens and the user each names."""
         self.grants = {"get", "list", "watch"}
-        """RBAC verbs on the resource; the same for every user but anonymous."""
+        """RBAC verbs on the resource; the same for every user but anonymous. ``create`` is the verb
+        on Events."""
         self.bookmark_interval_s = bookmark_interval_s
         self.expire_over_http = False
         """True: a watch from too old a version gets HTTP 410 (old servers); else an ERROR event."""
@@ -359,14 +363,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._answer(405, json.dumps(body).encode())
 
+    def do_POST(self) -> None:
+        split = urlsplit(self.path)
+        route = apievents.ROUTE.fullmatch(split.path)
+        if route is None:
+            self._refuse_verb()
+            return
+        self._api, self._verb = self.server.api, "create"
+        self._params = dict(parse_qsl(split.query, keep_blank_values=True))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        fault = self._api.take_fault(self._verb, False)
+        if fault is not None and self._do_fault(fault):
+            return
+        try:
+            self._authorize(route, "events", apievents.GROUP)
+            if self.headers["Content-Type"] != "application/json":
+                raise StatusError(415, "UnsupportedMediaType", "the media type is not supported")
+            self._answer(201, json.dumps(self._api.events.create(route[1], body)).encode())
+        except EventRefusedError as error:
+            refused = StatusError(error.code, error.reason, str(error)).body
+            refused["details"] = error.details
+            self._answer(error.code, json.dumps(refused).encode())
+        except StatusError as error:
+            self._answer(error.code, json.dumps(error.body).encode())
+
     # The names http.server calls.
-    do_POST = _refuse_verb  # noqa: N815
     do_PUT = _refuse_verb  # noqa: N815
     do_PATCH = _refuse_verb  # noqa: N815
     do_DELETE = _refuse_verb  # noqa: N815
     do_HEAD = _refuse_verb  # noqa: N815
 
-    def _authorize(self, route: re.Match[str] | None) -> None:
+    def _authorize(
+        self, route: re.Match[str] | None, resource: str = RESOURCE, group: str = GROUP
+    ) -> None:
         scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
         user = "system:anonymous"
         if scheme:
@@ -379,8 +408,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise StatusError(
                 403,
                 "Forbidden",
-                f'{RESOURCE}.{GROUP} is forbidden: User "{user}" cannot {self._verb} resource '
-                f'"{RESOURCE}" in API group "{GROUP}" {scope}',
+                f'{resource}.{group} is forbidden: User "{user}" cannot {self._verb} resource '
+                f'"{resource}" in API group "{group}" {scope}',
             )
 
     def _serve(self, namespace: str | None, name: str | None, fault: Fault | None) -> None:

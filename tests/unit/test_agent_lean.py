@@ -17,8 +17,8 @@ from probes.command import cli
 
 programs._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){programs._MAIN}"
 
-async def serve(settings, collector):
-    collector.refresh()
+async def serve(settings, refresh):
+    refresh()
     print(json.dumps({"modules": sorted(sys.modules), "frozen": gc.get_freeze_count()}))
 
 agent._serve = serve

@@ -63,6 +63,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         (["doctor", "--log-format", "xml"], "xml"),
         (["agent", "--tls-cert", "x"], "--tls-key"),
         (["agent", "--standalone", "--kubeconfig", "x"], "exclude"),
+        (["agent", "--standalone", "--events"], "exclude"),
+        (["agent", "--events"], "no service account is mounted; give --kubeconfig"),
         (["doctor", "a\nb"], "a"),
         (["why"], "NAMESPACE/NAME"),
         (["why", "nowhere"], "'nowhere' is neither NAMESPACE/NAME nor a process ID"),

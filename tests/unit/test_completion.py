@@ -23,6 +23,8 @@ COMPLETIONS = [
     ("live --type t", ["tcg"]),
     ("live --once --rea", ["--reasons"]),
     ("agent --tls-c", ["--tls-cert", "--tls-client-ca"]),
+    ("agent --ev", ["--events"]),
+    ("live --ev", []),
     ("doctor --j", ["--json"]),
     ("doctor --tls", []),
     ("why --j", ["--json"]),

@@ -150,6 +150,22 @@ def test_vcpu_statistics(
     assert found.reads_vcpu_statistics is read
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "written"),
+    [
+        ((), {}, False),
+        (("--events",), {}, True),
+        ((), {"HVPROBE_EVENTS": "true"}, True),
+        ((), {"HVPROBE_EVENTS": "off"}, False),
+        (("--standalone",), {"HVPROBE_EVENTS": "0"}, False),
+        (("--kubeconfig", "x", "--events"), {}, True),
+    ],
+)
+def test_events(arguments: Sequence[str], environment: Mapping[str, str], *, written: bool) -> None:
+    """Events are written on request only."""
+    assert settings("agent", *arguments, **environment).events is written
+
+
 def test_tls() -> None:
     """TLS has a certificate, a key and, if clients need a certificate, their CA."""
     found = settings("agent", "--tls-cert", "c", "--tls-key", "k").tls
@@ -200,6 +216,13 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
     "log level": (("agent", "--log-level", "loud"), {}, "loud"),
     "log level by variable": (("doctor",), {"HVPROBE_LOG_LEVEL": "loud"}, "loud"),
     "standalone and kubeconfig": (("agent", "--standalone", "--kubeconfig", "x"), {}, "exclude"),
+    "events and standalone": (("agent", "--standalone", "--events"), {}, "exclude each other"),
+    "events of another command": (("snapshot", "--events"), {}, "--events"),
+    "events by variable": (
+        ("agent", "--standalone"),
+        {"HVPROBE_EVENTS": "1"},
+        "--events and --standalone",
+    ),
     "certificate without key": (("agent", "--tls-cert", "c"), {}, "--tls-key"),
     "key without certificate": (("agent", "--tls-key", "k"), {}, "--tls-cert"),
     "clients' CA alone": (("agent", "--tls-client-ca", "a"), {}, "--tls-cert"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: sends one request to the Kubernetes API server, through the official client.
 
-Owns credentials, TLS, proxies and connections, which the ``kubernetes`` package provides and no
-other module imports, and turning every error it raises into one line. Must not know what is read,
-nor what happens after a failure (watch.py).
+Owns the two requests that hvprobe makes, of which one reads VMIs and the other creates an Event,
+and turning every error into one line. Must not know what a request is for, what happens after a
+failure (watch.py, event_writer.py), nor how credentials become connections (pool.py).
 
 Only the package's configuration and connection pool are used. listwatch.py decodes the answers,
 because the package's API classes would build a model of every field. Import this module in cluster
@@ -12,25 +12,19 @@ mode only: it imports urllib3 and ssl.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import socket
 import ssl
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from urllib.parse import quote
 
 import urllib3
-from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
 from probes.vmi.foreign_text import one_line
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.event_api import Answer
 from probes.vmi.kube.listwatch import (
     PATH,
     RESOURCE,
@@ -40,27 +34,10 @@ from probes.vmi.kube.listwatch import (
     refusal,
     status_message,
 )
+from probes.vmi.kube.pool import transport_of
 from probes.vmi.kube.timing import Failure, retry_after_s
 
 _REFUSAL_BYTES = 1 << 16
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-)
-"""TCP keepalive of a connection. A watch may be silent for a minute; this detects a lost peer after
-half of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Transport:
-    """The parts of the package in use: settings that know the token, and a pool that knows TLS."""
-
-    configuration: Any
-    pool: urllib3.PoolManager
-    errors: tuple[type[Exception], ...]
-    """What reading the token from the configuration may raise."""
 
 
 class ApiReader:
@@ -73,12 +50,12 @@ class ApiReader:
         self._answer_deadline_s = answer_deadline_s
         self._deadline_s = answer_deadline_s
         self._answered = False
-        if isinstance(config, InCluster):
-            self._transport = _in_cluster(config)
-            self._credentials = f"the service account in {config.token_file.parent}"
-        else:
-            self._transport = _from_kubeconfig(config)
-            self._credentials = f"the credentials in {config.file}"
+        self._transport = transport_of(config)
+        self.credentials: str = (
+            f"the service account in {config.token_file.parent}"
+            if isinstance(config, InCluster)
+            else f"the credentials in {config.file}"
+        )
         self.server: str = self._transport.configuration.host.rstrip("/")
 
     def close(self) -> None:
@@ -92,55 +69,70 @@ class ApiReader:
 
         The body may be silent for ``silence_s``, or by default as long as the head of an answer.
         """
+        response = self._send("GET", PATH, fields=params)
+        if response.status == HTTPStatus.OK:
+            if silence_s is not None:
+                _allow_silence(response, silence_s)
+                self._deadline_s = silence_s
+            return response
+        refused = _answer(response)
+        raise refusal(
+            self.server,
+            verb,
+            refused.status,
+            status_message(refused.body),
+            credentials=self.credentials,
+            retry_after_s=refused.retry_after_s,
+        )
+
+    def create_event(self, namespace: str, body: bytes) -> Answer:
+        """Create an Event in this namespace and return the server's answer, also a refusal."""
+        path = f"/apis/events.k8s.io/v1/namespaces/{quote(namespace, safe='')}/events"
+        return _answer(self._send("POST", path, body=body))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        fields: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and return the unread answer."""
         self._answered = False
         self._deadline_s = self._answer_deadline_s
+        headers = self._headers()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         response = self._transport.pool.request(
-            "GET",
-            self.server + PATH,
-            fields=params,
-            headers=self._headers(),
+            method,
+            self.server + path,
+            fields=fields,
+            body=body,
+            headers=headers,
             timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._answer_deadline_s),
             retries=False,
             redirect=False,
             preload_content=False,
         )
         self._answered = True
-        if response.status == HTTPStatus.OK:
-            if silence_s is not None:
-                _allow_silence(response, silence_s)
-                self._deadline_s = silence_s
-            return response
-        try:
-            body = response.read(_REFUSAL_BYTES)
-        finally:
-            response.close()
-        headers = response.headers
-        raise refusal(
-            self.server,
-            verb,
-            response.status,
-            status_message(body),
-            credentials=self._credentials,
-            retry_after_s=retry_after_s(
-                headers.get("Retry-After"), headers.get("Date"), time.time()
-            ),
-        )
+        return response
 
     @contextmanager
-    def reading(self, verb: Verb) -> Iterator[None]:
+    def reading(self, verb: Verb, resource: str = RESOURCE) -> Iterator[None]:
         """Turn errors of transport and protocol into ApiError with one line."""
         try:
             yield
         except ReadTimeoutError as err:
             raise ApiError(
                 f"API server {self.server} sent no data for {self._deadline_s:g} s "
-                f"while we {verb.value} {RESOURCE}: reconnecting",
+                f"while we {verb.value} {resource}: reconnecting",
                 Failure.BROKEN if self._answered else Failure.HUNG,
             ) from err
         except SSLError as err:
             raise ApiError(
                 f"TLS to API server {self.server} failed: {_cause(err)}: check that its "
-                f"certificate is signed by the CA that came with {self._credentials}"
+                f"certificate is signed by the CA that came with {self.credentials}"
             ) from err
         except PayloadError as err:
             raise ApiError(
@@ -148,7 +140,7 @@ class ApiReader:
             ) from err
         except (HTTPError, OSError) as err:
             raise ApiError(
-                f"cannot {verb.value} {RESOURCE} at {self.server}: {_cause(err)}: trying again",
+                f"cannot {verb.value} {resource} at {self.server}: {_cause(err)}: trying again",
                 Failure.BROKEN if self._answered else Failure.UNANSWERED,
             ) from err
 
@@ -158,105 +150,15 @@ class ApiReader:
             # The package re-reads a rotated token only when the settings are read.
             settings = self._transport.configuration.auth_settings()
         except self._transport.errors as err:
-            raise ApiError(f"cannot use {self._credentials}: {one_line(str(err))}") from err
+            raise ApiError(f"cannot use {self.credentials}: {one_line(str(err))}") from err
         for setting in settings.values():
             value = (setting["value"] or "").strip()
             if not (value.isascii() and value.isprintable()):
                 # http.client would refuse it, with the token in the message.
-                raise ApiError(f"cannot use {self._credentials}: it contains no token")
+                raise ApiError(f"cannot use {self.credentials}: it contains no token")
             if setting["in"] == "header" and value:
                 headers[setting["key"]] = value
         return headers
-
-
-def _in_cluster(config: InCluster) -> _Transport:
-    """Make the package's configuration from the mounted service account."""
-    try:
-        incluster, rest = _lean_client()
-    except ImportError as err:
-        raise _no_package(err) from err
-    configuration = incluster.Configuration()
-    loader = incluster.InClusterConfigLoader(
-        token_filename=str(config.token_file),
-        cert_filename=str(config.ca_file),
-        environ=config.environ,
-    )
-    errors = (incluster.ConfigException, OSError, UnicodeDecodeError)
-    try:
-        loader.load_and_set(configuration)
-    except errors as err:
-        raise ApiError(
-            f"no service account to use in {config.token_file.parent}: {one_line(str(err))}: "
-            "mount one, or give --kubeconfig or --standalone"
-        ) from err
-    return _transport(configuration, rest, errors)
-
-
-def _from_kubeconfig(config: Kubeconfig) -> _Transport:
-    """Make the package's configuration from a kubeconfig file.
-
-    This imports the entire package.
-    """
-    try:
-        kube_config = importlib.import_module("kubernetes.config.kube_config")
-        rest = importlib.import_module("kubernetes.client.rest")
-        yaml = importlib.import_module("yaml")
-    except ImportError as err:
-        raise _no_package(err) from err
-    configuration = kube_config.Configuration()
-    errors = (kube_config.ConfigException, OSError, UnicodeDecodeError)
-    try:
-        kube_config.load_kube_config(
-            config_file=str(config.file),
-            client_configuration=configuration,
-            persist_config=False,
-        )
-    # The loader does not check types, so a malformed file may raise any of these errors.
-    except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as err:
-        raise ApiError(
-            f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
-            "check that kubectl --kubeconfig works with it"
-        ) from err
-    return _transport(configuration, rest, errors)
-
-
-def _transport(
-    configuration: Any,  # noqa: ANN401 - the package has no types
-    rest: Any,  # noqa: ANN401 - the package has no types
-    errors: tuple[type[Exception], ...],
-) -> _Transport:
-    configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
-    return _Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
-
-
-def _no_package(error: ImportError) -> ApiError:
-    return ApiError(f"cannot load the Python package kubernetes: {error}: reinstall hvprobe")
-
-
-@functools.cache
-def _lean_client() -> tuple[Any, Any]:
-    """Import the package's ``config.incluster_config`` and ``client.rest``, and little else.
-
-    ``import kubernetes`` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
-    websockets; 31 MiB of memory instead of 13, 115 ms instead of 40 (kubernetes 37.0.2). Python
-    runs no __init__ for a package that is in sys.modules already, so the three costly packages are
-    put there without executing them. All are removed afterwards, so that a later import of
-    ``kubernetes`` gets the real package.
-    """
-    before = set(sys.modules)
-    for name in ("kubernetes", "kubernetes.config", "kubernetes.utils"):
-        spec = None if name in before else importlib.util.find_spec(name)
-        if spec is not None:
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        return (
-            importlib.import_module("kubernetes.config.incluster_config"),
-            importlib.import_module("kubernetes.client.rest"),
-        )
-    finally:
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "kubernetes":
-                del sys.modules[name]
 
 
 def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None:
@@ -268,6 +170,20 @@ def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None
     sock = getattr(getattr(response, "_sock_shutdown", None), "__self__", None)
     if sock is not None:
         sock.settimeout(silence_s)
+
+
+def _answer(response: urllib3.BaseHTTPResponse) -> Answer:
+    """Read an answer that is short: its beginning suffices to know what it says."""
+    try:
+        body = response.read(_REFUSAL_BYTES)
+    finally:
+        response.close()
+    headers = response.headers
+    return Answer(
+        status=response.status,
+        body=body,
+        retry_after_s=retry_after_s(headers.get("Retry-After"), headers.get("Date"), time.time()),
+    )
 
 
 def interrupt(response: urllib3.BaseHTTPResponse) -> None:

@@ -44,10 +44,11 @@ class Verb(Enum):
 
     LIST = "list"
     WATCH = "watch"
+    CREATE = "create"
 
 
 class ApiError(Exception):
-    """The API server could not be read.
+    """The API server did not do what was requested.
 
     The message is one line: what failed, on what, why, what to do.
     """

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDGE: makes a pool of connections to the API server from credentials.
+
+Owns how the ``kubernetes`` package is loaded, which no other module imports. Must not know what is
+requested (client.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection
+
+from probes.vmi.foreign_text import one_line
+from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.listwatch import ApiError
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""TCP keepalive of a connection. A watch may be silent for a minute; this detects a lost peer after
+half of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """The parts of the package in use: settings that know the token, and a pool that knows TLS."""
+
+    configuration: Any
+    pool: urllib3.PoolManager
+    errors: tuple[type[Exception], ...]
+    """What reading the token from the configuration may raise."""
+
+
+def transport_of(config: InCluster | Kubeconfig) -> Transport:
+    """Make a pool from credentials as they are now. Raises ApiError when they cannot be used."""
+    return _in_cluster(config) if isinstance(config, InCluster) else _from_kubeconfig(config)
+
+
+def _in_cluster(config: InCluster) -> Transport:
+    """Make the package's configuration from the mounted service account."""
+    try:
+        incluster, rest = _lean_client()
+    except ImportError as err:
+        raise _no_package(err) from err
+    configuration = incluster.Configuration()
+    loader = incluster.InClusterConfigLoader(
+        token_filename=str(config.token_file),
+        cert_filename=str(config.ca_file),
+        environ=config.environ,
+    )
+    errors = (incluster.ConfigException, OSError, UnicodeDecodeError)
+    try:
+        loader.load_and_set(configuration)
+    except errors as err:
+        raise ApiError(
+            f"no service account to use in {config.token_file.parent}: {one_line(str(err))}: "
+            "mount one, or give --kubeconfig or --standalone"
+        ) from err
+    return _transport(configuration, rest, errors)
+
+
+def _from_kubeconfig(config: Kubeconfig) -> Transport:
+    """Make the package's configuration from a kubeconfig file.
+
+    This imports the entire package.
+    """
+    try:
+        kube_config = importlib.import_module("kubernetes.config.kube_config")
+        rest = importlib.import_module("kubernetes.client.rest")
+        yaml = importlib.import_module("yaml")
+    except ImportError as err:
+        raise _no_package(err) from err
+    configuration = kube_config.Configuration()
+    errors = (kube_config.ConfigException, OSError, UnicodeDecodeError)
+    try:
+        kube_config.load_kube_config(
+            config_file=str(config.file),
+            client_configuration=configuration,
+            persist_config=False,
+        )
+    # The loader does not check types, so a malformed file may raise any of these errors.
+    except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as err:
+        raise ApiError(
+            f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
+            "check that kubectl --kubeconfig works with it"
+        ) from err
+    return _transport(configuration, rest, errors)
+
+
+def _transport(
+    configuration: Any,  # noqa: ANN401 - the package has no types
+    rest: Any,  # noqa: ANN401 - the package has no types
+    errors: tuple[type[Exception], ...],
+) -> Transport:
+    configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
+    return Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
+
+
+def _no_package(error: ImportError) -> ApiError:
+    return ApiError(f"cannot load the Python package kubernetes: {error}: reinstall hvprobe")
+
+
+@functools.cache
+def _lean_client() -> tuple[Any, Any]:
+    """Import the package's ``config.incluster_config`` and ``client.rest``, and little else.
+
+    ``import kubernetes`` runs an __init__ that imports every part: OAuth, YAML, pydantic, requests,
+    websockets; 31 MiB of memory instead of 13, 115 ms instead of 40 (kubernetes 37.0.2). Python
+    runs no __init__ for a package that is in sys.modules already, so the three costly packages are
+    put there without executing them. All are removed afterwards, so that a later import of
+    ``kubernetes`` gets the real package.
+    """
+    before = set(sys.modules)
+    for name in ("kubernetes", "kubernetes.config", "kubernetes.utils"):
+        spec = None if name in before else importlib.util.find_spec(name)
+        if spec is not None:
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        return (
+            importlib.import_module("kubernetes.config.incluster_config"),
+            importlib.import_module("kubernetes.client.rest"),
+        )
+    finally:
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "kubernetes":
+                del sys.modules[name]
