@@ -143,7 +143,7 @@ def test_tls_is_expected_where_it_is_served() -> None:
 
 def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> None:
     """Its third: Prometheus gets one of the CA that the agent is given; the probes need none."""
-    _, _, example, _ = examples("docs/operators.md")
+    _, _, example, _, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     certificates = {
         certificate["metadata"]["name"]: certificate["spec"]
@@ -166,6 +166,29 @@ def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> N
         assert probe["path"] in OPEN_TO_ALL
 
 
+def test_the_manual_shows_how_to_have_events_written(tmp_path: Path) -> None:
+    """Its fourth adds the flag, and the right to create Events, which no variant has otherwise."""
+    _, _, _, example, _ = examples("docs/operators.md")
+    objects = rendered_beside(tmp_path, example)
+    expected = rendered("privileged")
+    roles = {role["metadata"]["name"]: role["rules"] for role in objects.of_kind("ClusterRole")}
+    assert roles.pop("hvprobe-events") == [
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]}
+    ]
+    assert roles == {"hvprobe": expected.one("ClusterRole")["rules"]}
+    (binding,) = [
+        found
+        for found in objects.of_kind("ClusterRoleBinding")
+        if found["metadata"]["name"] == "hvprobe-events"
+    ]
+    assert binding["roleRef"]["name"] == "hvprobe-events"
+    assert binding["subjects"] == expected.one("ClusterRoleBinding")["subjects"]
+    objects.container["env"].remove({"name": "HVPROBE_EVENTS", "value": "true"})
+    objects.container["image"] = expected.container["image"]
+    assert objects.container == expected.container
+    assert len(objects.objects) == len(expected.objects) + 2
+
+
 def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
     """The component kvm-device adds KubeVirt's device to the capabilities variant, nothing else."""
     container = rendered_beside(
@@ -179,7 +202,7 @@ def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
     """The manual's first example is the overlay with an image of one's own, and nothing else."""
-    example, _, _, _ = examples("docs/operators.md")
+    example, _, _, _, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     expected = rendered("privileged")
     assert objects.container["image"].startswith("registry.example/hvprobe@sha256:")
@@ -189,7 +212,7 @@ def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
 
 def test_the_manual_shows_how_to_do_without_prometheus_operator(tmp_path: Path) -> None:
     """Its second has the agent as in the overlay and no monitoring."""
-    _, example, _, _ = examples("docs/operators.md")
+    _, example, _, _, _ = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     expected = rendered("capabilities")
     objects.container["image"] = expected.container["image"]
@@ -201,7 +224,7 @@ def test_the_manual_shows_how_to_do_without_prometheus_operator(tmp_path: Path) 
 
 def test_the_manual_shows_how_to_be_stricter(tmp_path: Path) -> None:
     """Its last leaves all as it is but for the seccomp profile."""
-    _, _, _, example = examples("docs/operators.md")
+    _, _, _, _, example = examples("docs/operators.md")
     objects = rendered_beside(tmp_path, example)
     context = objects.container["securityContext"]
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}

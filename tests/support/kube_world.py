@@ -24,15 +24,18 @@ ROLLOUT_S = 120
 Json = dict[str, Any]
 
 
-def manifests(variant: str, directory: Path) -> str:
+def manifests(variant: str, directory: Path, *, events: bool = False) -> str:
     """Return the manual's manifests for clusters without prometheus-operator, with this image.
 
     Capabilities that this machine's root lacks are left out, because no container can get them.
+    events adds the component of that name.
     """
     (example,) = (
         text for text in examples("docs/operators.md") if "components/capabilities" in text
     )
-    own = example.replace("components/capabilities", f"components/{variant}")
+    component = "../deploy/components/"
+    wanted = f"{component}{variant}" + (f", {component}events" if events else "")
+    own = example.replace(f"{component}capabilities", wanted)
     own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
     own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
     directory.mkdir(exist_ok=True)
@@ -88,11 +91,11 @@ def without_api_server(cluster: Cluster) -> Iterator[None]:
 
 
 @contextmanager
-def without_right(cluster: Cluster) -> Iterator[None]:
-    """Remove the agent's permission to read VMIs, and restore it after the block."""
-    binding = cluster.get("clusterrolebinding", "hvprobe")
+def without_right(cluster: Cluster, name: str = "hvprobe") -> Iterator[None]:
+    """Remove a permission of the agent, by default to read VMIs, and restore it after the block."""
+    binding = cluster.get("clusterrolebinding", name)
     del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
-    cluster.kubectl("delete", "clusterrolebinding", "hvprobe")
+    cluster.kubectl("delete", "clusterrolebinding", name)
     try:
         yield
     finally:
