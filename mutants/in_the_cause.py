@@ -6,6 +6,8 @@ from mutants.hand_made import HandMade
 _CAUSE = "tests/unit/test_cause.py::test_"
 _EMULATION = "tests/unit/test_emulation_tracker.py::test_"
 
+_EVENTS = "tests/unit/test_emulation_events.py::test_"
+
 IN_THE_CAUSE = (
     HandMade(
         file="probes/judge/cause.py",
@@ -104,5 +106,40 @@ IN_THE_CAUSE = (
         replacement="process.cause.cause is Cause.UNKNOWN",
         test="tests/unit/test_builder.py::test_cause_and_fallback_agree",
         breaks="a guest of another architecture is called a fallback",
+    ),
+    HandMade(
+        file="probes/report/emulation_events.py",
+        text="return proven or lasted_s >= SETTLE_S",
+        replacement="return True",
+        test=f"{_EVENTS}courses",
+        breaks="a VM that is inferred to emulate for a moment makes an Event",
+    ),
+    HandMade(
+        file="probes/report/emulation_events.py",
+        text="    if vmi.fallback and vmi.cause is not None:",
+        replacement="    if vmi.cause is not None:",
+        test=f"{_EVENTS}courses",
+        breaks="a guest that nothing can accelerate makes an Event",
+    ),
+    HandMade(
+        file="probes/report/emulation_events.py",
+        text='room = NOTE_MAX_BYTES - len(f"{before}{after}".encode())',
+        replacement='room = NOTE_MAX_BYTES - len(f"{before}{after}")',
+        test=f"{_EVENTS}a_long_name_of_a_node",
+        breaks="the note of an Event is measured in characters, and the server rejects it",
+    ),
+    HandMade(
+        file="probes/vmi/kube/event_api.py",
+        text="        case 403 if _is_terminating(status):\n            return _done()\n",
+        replacement="",
+        test="tests/unit/test_event_api.py::test_answers",
+        breaks="a namespace that is being deleted stops the Events of all others",
+    ),
+    HandMade(
+        file="probes/vmi/kube/event_api.py",
+        text='"\\0".join((event.uid, event.node, event.reason, *event.identity))',
+        replacement='"\\0".join((event.uid, event.node, event.note, *event.identity))',
+        test="tests/unit/test_event_api.py::test_the_name_is_always_the_same",
+        breaks="an agent that was restarted reports the same event again",
     ),
 )

@@ -30,6 +30,8 @@ ROOMS: Mapping[str, Room] = {
     "tracker": _room("probes/judge/tracker.py", "tracker", "collector"),
     "cgroup": _room("probes/host/cgroup.py", "cgroup"),
     "vmi": _room("probes/vmi/model.py", "vmi"),
+    "emulation_events": _room("probes/report/emulation_events.py", "emulation_events"),
+    "event_queue": _room("probes/vmi/kube/event_queue.py", "event_queue"),
     "emulation": _room("probes/host/emulation.py", "emulation", "emulation_facts"),
     "procfs": _room("probes/host/procfs.py", "procfs"),
     "hooks": _room("ebpf/hooks.py", "hooks"),
