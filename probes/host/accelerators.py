@@ -5,6 +5,25 @@ Owns the trial of an accelerator (/dev/kvm, /dev/mshv). Must not know any proces
 opens the device, creates an empty VM, and closes it at once. On an idle node this enables
 virtualization for a moment. Therefore the caller tries rarely, and never while running VMs already
 prove that the accelerator works.
+
+A trial that fails says something about the node only if the driver refused it. A trial that fails
+because of hvprobe itself (its rights, its limits, the files in its container) says nothing. Then
+the registration decides, because a driver registers its device only after it has checked the
+hardware. Since Linux 2b0128127373 ("KVM: Register /dev/kvm as the _very_ last thing during
+initialization") (v6.3) that is the last step of KVM's initialization.
+
+========================  =====================================================================
+error                     meaning
+========================  =====================================================================
+ENOENT, ENOTDIR           no file here: hvprobe's container has none, or the node has none
+ENOTTY, EISDIR, ELOOP     another file of that name, such as the folder that a hostPath mount made
+EACCES, EPERM             hvprobe's rights: mode, device cgroup, seccomp filter, security module
+EMFILE, ENFILE, ENOMEM,   hvprobe's limits, or a moment at which the node was short of something
+EINTR, EAGAIN
+ENODEV, ENXIO             a file that the node made in advance, and no driver behind it: unusable
+EBUSY                     another hypervisor holds the CPU's extensions: unusable
+all others                the driver cannot create a VM: unusable
+========================  =====================================================================
 """
 
 import contextlib
@@ -15,6 +34,15 @@ from pathlib import Path
 
 from probes.host.hypervisors import HYPERVISORS, Hypervisor, Trial
 from probes.host.node import Accelerator, Cause, NodeVirtualization, Problem
+
+_NO_DEVICE_HERE = frozenset({errno.ENOENT, errno.ENOTDIR})
+_ANOTHER_FILE = frozenset({errno.ENOTTY, errno.EISDIR, errno.ELOOP})
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
+_NO_DRIVER = frozenset({errno.ENODEV, errno.ENXIO})
+_UNTRIED = frozenset({Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED, Cause.OUT_OF_RESOURCES})
+"""Causes that say nothing about the node."""
+_REGISTERED = "the kernel has registered it, which it does only after it has checked the hardware"
 
 
 class Accelerators:
@@ -32,7 +60,7 @@ class Accelerators:
         self._proc = proc_root
 
     def try_hypervisor(self, hypervisor: Hypervisor) -> Accelerator | None:
-        """Open a hypervisor's device and create an empty VM.
+        """Open a hypervisor's device and create an empty VM, or look whether it is registered.
 
         Return None for a rare hypervisor that this node does not have.
         """
@@ -40,10 +68,17 @@ class Accelerators:
         try:
             _create_empty_vm(device, hypervisor.trial)
         except OSError as err:
-            cause = self._cause(hypervisor, err)
+            registered = self._registered(hypervisor)
+            cause = _cause(err.errno or 0, registered=registered)
             if cause is Cause.DEVICE_ABSENT and not hypervisor.expected:
                 return None
-            return self._failed(hypervisor, device, err, cause)
+            available = registered if cause in _UNTRIED else False
+            detail = f"{device}: {os.strerror(err.errno or 0)}"
+            return Accelerator(
+                type=hypervisor.type,
+                available=available,
+                problem=_problem(hypervisor, cause, detail, err, available=available),
+            )
         return Accelerator(type=hypervisor.type, available=True)
 
     def virtualization(self) -> NodeVirtualization:
@@ -55,33 +90,19 @@ class Accelerators:
             nested=None if flags is None else "hypervisor" in flags,
         )
 
-    def _failed(
-        self, hypervisor: Hypervisor, device: Path, err: OSError, cause: Cause
-    ) -> Accelerator:
-        """Return the accelerator after a failed trial.
+    def _registered(self, hypervisor: Hypervisor) -> bool | None:
+        """Return whether the kernel has registered the device; None: sysfs cannot be read.
 
-        It is unavailable, or unknown if hvprobe cannot access the device.
+        Every kernel has the folder class/misc.
         """
-        unknown = cause in (Cause.ACCESS_DENIED, Cause.DEVICE_NOT_MOUNTED)
-        return Accelerator(
-            type=hypervisor.type,
-            available=None if unknown else False,
-            problem=Problem(
-                cause=cause,
-                detail=f"{device}: {os.strerror(err.errno or 0)}",
-                remedy=_remedy(hypervisor, cause),
-            ),
-        )
-
-    def _cause(self, hypervisor: Hypervisor, err: OSError) -> Cause:
-        if err.errno in (errno.EACCES, errno.EPERM):
-            return Cause.ACCESS_DENIED
-        if err.errno != errno.ENOENT:
-            return Cause.TRIAL_FAILED
-        return Cause.DEVICE_NOT_MOUNTED if self._registered(hypervisor) else Cause.DEVICE_ABSENT
-
-    def _registered(self, hypervisor: Hypervisor) -> bool:
-        return (self._sys / "class/misc" / hypervisor.driver.device).exists()
+        folder = self._sys / "class/misc"
+        try:
+            (folder / hypervisor.driver.device).stat()
+        except FileNotFoundError:
+            return False if folder.is_dir() else None
+        except OSError:
+            return None
+        return True
 
     def _module(self, hypervisor: Hypervisor, flags: frozenset[str] | None) -> str | None:
         with contextlib.suppress(OSError):
@@ -116,17 +137,37 @@ class Accelerators:
         return None
 
 
-def _remedy(hypervisor: Hypervisor, cause: Cause) -> str | None:
-    device = f"/dev/{hypervisor.driver.device}"
-    match cause:
-        case Cause.ACCESS_DENIED:
-            return "hvprobe cannot try it: give it access to the device"
-        case Cause.DEVICE_NOT_MOUNTED:
-            return f"the node has {hypervisor.label}: mount its {device} into the container"
-        case Cause.DEVICE_ABSENT:
-            return hypervisor.remedy_if_absent
-        case Cause.TRIAL_FAILED:
-            return None
+def _cause(number: int, *, registered: bool | None) -> Cause:
+    """Return what the error of a trial means. registered is None where sysfs cannot be read."""
+    if number in _ANOTHER_FILE:
+        return Cause.TRIAL_FAILED if registered is False else Cause.DEVICE_NOT_MOUNTED
+    if number in _NO_DRIVER:
+        return Cause.TRIAL_FAILED if registered else Cause.DEVICE_ABSENT
+    untried = {
+        **dict.fromkeys(_NO_DEVICE_HERE, Cause.DEVICE_NOT_MOUNTED),
+        **dict.fromkeys(_DENIED, Cause.ACCESS_DENIED),
+        **dict.fromkeys(_SHORT, Cause.OUT_OF_RESOURCES),
+    }
+    if number not in untried:
+        return Cause.TRIAL_FAILED
+    return Cause.DEVICE_ABSENT if registered is False else untried[number]
+
+
+def _problem(
+    hypervisor: Hypervisor, cause: Cause, detail: str, err: OSError, *, available: bool | None
+) -> Problem:
+    """Describe a failed trial. available is what the registration says if hvprobe could not try."""
+    remedy: str | None = None
+    if available:
+        detail = f"{_REGISTERED}; not tried, because of {detail}"
+    elif available is None:
+        detail = f"{detail}, and its registration in sysfs cannot be read"
+        remedy = "pass the path of the host's /sys with --sys"
+    elif cause is Cause.DEVICE_ABSENT:
+        remedy = hypervisor.remedy_if_absent
+    elif err.errno == errno.EBUSY:
+        remedy = "unload the other hypervisor's module, which holds the CPU's extensions"
+    return Problem(cause=cause, detail=detail, remedy=remedy)
 
 
 def _create_empty_vm(device: Path, trial: Trial) -> None:

@@ -9,14 +9,17 @@ from probes.host.hypervisors import HypervisorType
 
 
 class Cause(StrEnum):
-    """Why an accelerator cannot be used, or why that is unknown."""
+    """Why an accelerator cannot be used, or why hvprobe could not try it."""
 
     ACCESS_DENIED = "access_denied"
-    """The kernel does not let hvprobe open the device."""
+    """The kernel does not let hvprobe use the device."""
     DEVICE_NOT_MOUNTED = "device_not_mounted"
-    """The node has the accelerator, but the device file is absent where hvprobe runs."""
+    """The device file is absent where hvprobe runs, and the node has the accelerator or may have
+    it."""
+    OUT_OF_RESOURCES = "out_of_resources"
+    """hvprobe lacked memory or descriptors for the trial."""
     DEVICE_ABSENT = "device_absent"
-    """Neither a device file nor a driver exists."""
+    """No driver has registered the device, whether or not there is a file of its name."""
     TRIAL_FAILED = "trial_failed"
     """The device cannot be opened, or it creates no VM."""
 
@@ -43,9 +46,11 @@ class Accelerator:
 
     type: HypervisorType
     available: bool | None
-    """Whether the device opens and creates an empty VM; None: hvprobe cannot try it."""
+    """Whether VMs can use it. A VM that was seen on it decides, then a trial, then whether the
+    kernel has registered the device; None: hvprobe can neither try it nor read that."""
     problem: Problem | None = None
-    """Why it is unavailable or cannot be tried; None: it is available."""
+    """Why it is unavailable or could not be tried; None: a VM was seen on it, or could be created.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

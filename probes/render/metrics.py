@@ -102,8 +102,9 @@ def _vmi_counters(vms: Vms) -> Iterator[Family]:
 def _node(report: NodeReport) -> Iterator[Family]:
     yield _gauge(
         "kubevirt_node_hypervisor_available",
-        "1: an empty VM can be created with the accelerator on this node. 0: it cannot; run "
-        "hvprobe doctor there. Absent where hvprobe is not allowed to try.",
+        "1: a VM was seen running on the accelerator, or an empty VM could be created, or, where "
+        "hvprobe cannot try it, the kernel has registered its device. 0: it cannot be used. Absent "
+        "where hvprobe can neither try it nor read /sys. hvprobe doctor gives the reason.",
         [
             ((report.node, accelerator.type.value), accelerator.available)
             for accelerator in report.accelerators

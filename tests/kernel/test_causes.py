@@ -181,8 +181,8 @@ def test_cause(name: str, age: DeviceAge, tmp_path: Path) -> None:
 
 def test_node_without_accelerator(tmp_path: Path) -> None:
     """A node whose /dev and /sys have no accelerator explains every guest of its architecture."""
-    for name in ("dev", "sys", "proc"):
-        (tmp_path / name).mkdir()
+    for name in ("dev", "sys/class/misc", "proc"):
+        (tmp_path / name).mkdir(parents=True)
     bare = Accelerators(
         dev_root=tmp_path / "dev", sys_root=tmp_path / "sys", proc_root=tmp_path / "proc"
     )

@@ -14,8 +14,8 @@ from probes.host.node import Accelerator, Cause
 
 @pytest.fixture
 def node(tmp_path: Path) -> Path:
-    """An empty node: folders dev, sys and proc."""
-    for name in ("dev", "sys/module", "proc"):
+    """An empty node: folders dev, sys and proc, with what every kernel has in sysfs."""
+    for name in ("dev", "sys/module", "sys/class/misc", "proc"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path
 
@@ -52,25 +52,40 @@ def test_no_device_no_kvm(node: Path) -> None:
 
 
 def test_no_device_in_this_container(node: Path) -> None:
-    """With a driver and no device file here, it is unknown whether KVM works."""
+    """With a driver and no device file here KVM works, because the driver has checked the CPU."""
     has_kvm(node)
     found = tried(accelerators(node))
+    assert found.available is True
+    assert found.problem is not None
+    assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
+    assert found.problem.text == (
+        "the kernel has registered it, which it does only after it has checked the hardware; "
+        f"not tried, because of {node}/dev/kvm: No such file or directory"
+    )
+
+
+def test_no_device_and_no_sysfs(tmp_path: Path) -> None:
+    """Without a device file and without sysfs it is unknown whether KVM works."""
+    found = tried(accelerators(tmp_path))
     assert found.available is None
     assert found.problem is not None
     assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
-    assert "mount" in (found.problem.remedy or "")
+    assert "No such file or directory, and its registration in sysfs" in found.problem.detail
+    assert found.problem.text == f"{found.problem.detail}; {found.problem.remedy}"
 
 
-def test_device_that_may_not_be_opened(node: Path) -> None:
-    """Without access it is unknown whether the accelerator works."""
+@pytest.mark.parametrize("registered", [False, True])
+def test_device_that_may_not_be_opened(node: Path, *, registered: bool) -> None:
+    """Without access to the device its registration decides whether the accelerator works."""
     # A read-only attribute of sysfs cannot be opened for writing by any user.
     (node / "dev/kvm").symlink_to("/sys/kernel/uevent_seqnum")
+    if registered:
+        has_kvm(node)
     found = tried(accelerators(node))
-    assert found.available is None
+    assert found.available is registered
     assert found.problem is not None
-    assert found.problem.cause is Cause.ACCESS_DENIED
+    assert found.problem.cause is (Cause.ACCESS_DENIED if registered else Cause.DEVICE_ABSENT)
     assert "Permission denied" in found.problem.detail
-    assert found.problem.text == f"{found.problem.detail}; {found.problem.remedy}"
 
 
 @pytest.mark.parametrize("kind", ["file", "null", "folder"])
@@ -101,12 +116,13 @@ def test_trial_leaves_no_descriptor(node: Path) -> None:
 
 
 def test_the_real_device() -> None:
-    """On this very machine the answer is one of three; only a working device has no problem."""
+    """On this very machine the answer is known, and without a problem if a VM was created."""
     before = len(open_descriptors())
     found = tried(Accelerators())
-    assert (found.problem is None) == (found.available is True)
+    assert found.available or found.problem is not None
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         assert found.available is not None
+        assert (found.problem is None) == (found.available is True)
     assert len(open_descriptors()) == before
 
 
@@ -184,13 +200,13 @@ def test_a_node_without_the_rare_hypervisor(node: Path) -> None:
 
 
 def test_its_device_not_in_this_container(node: Path) -> None:
-    """With a driver and no device file, it is unknown whether the hypervisor works."""
+    """With a driver and no device file, the hypervisor works, as KVM does."""
     (node / "sys/class/misc/mshv").mkdir(parents=True)
     found = tried(accelerators(node), MSHV)
-    assert (found.type, found.available) == (MSHV, None)
+    assert (found.type, found.available) == (MSHV, True)
     assert found.problem is not None
     assert found.problem.cause is Cause.DEVICE_NOT_MOUNTED
-    assert found.problem.remedy == "the node has mshv: mount its /dev/mshv into the container"
+    assert found.problem.remedy is None
     assert accelerators(node).virtualization().modules[MSHV] == "builtin"
     (node / "sys/module/mshv_root").mkdir()
     assert accelerators(node).virtualization().modules[MSHV] == "mshv_root"
