@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 from ebpf.errors import BpfUnavailableError
 from ebpf.privileges import in_initial_pid_namespace
 from ebpf.session import Session
-from probes.command.deadline import REFRESH_DEADLINE_S, STOP_DEADLINE_S, end_after, within
+from probes.command.deadline import (
+    REFRESH_DEADLINE_S,
+    STOP_DEADLINE_S,
+    RefreshTimeoutError,
+    end_after,
+    within,
+)
 from probes.command.event_feed import EventFeed
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
@@ -26,8 +32,10 @@ from probes.host.device_age import DeviceAge
 from probes.host.emulation_facts import EmulationReader
 from probes.host.features import find_features
 from probes.host.hypervisors import BY_TYPE, HypervisorType
+from probes.host.kvm_support_reader import KvmSupportReader
 from probes.host.node import KernelFeatures
 from probes.host.reader import Host
+from probes.judge.accelerator_absence import AbsenceFound, absence_of
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, to_json
 from probes.report.ports import HostEdges
@@ -45,6 +53,8 @@ log = logging.getLogger(__name__)
 
 FIRST_LIST_WAIT_S = 5.0
 """How long commands that refresh only once wait for the first list of VMIs."""
+ABSENCE_DEADLINE_S = 5.0
+"""How long ``doctor`` reads why the node has no KVM."""
 
 
 @contextlib.contextmanager
@@ -249,6 +259,15 @@ def run_live(settings: LiveSettings) -> None:
 def features(settings: NodeSettings) -> KernelFeatures:
     """Return what the kernel and this process's privileges permit."""
     return find_features(proc_root=settings.proc_root, sys_root=settings.sys_root)
+
+
+def accelerator_absence(settings: NodeSettings) -> AbsenceFound:
+    """Return why the node has no KVM, which only a node without it is to be asked."""
+    reader = KvmSupportReader(proc_root=settings.proc_root, sys_root=settings.sys_root)
+    try:
+        return absence_of(within(reader.read, deadline_s=ABSENCE_DEADLINE_S))
+    except RefreshTimeoutError:
+        return absence_of(reader.unread(f"a file blocked for {ABSENCE_DEADLINE_S:g} s"))
 
 
 def report_once(settings: NodeSettings) -> NodeReport:

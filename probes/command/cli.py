@@ -122,7 +122,9 @@ def _examine(settings: DoctorSettings) -> int:
 
     report = agent.report_once(settings)
     ability = doctor.ability(report)
-    checks = doctor.checks(report, agent.features(settings))
+    kernel = agent.features(settings)
+    absence = None if kernel.kvm_device else agent.accelerator_absence(settings)
+    checks = doctor.checks(report, kernel, absence)
     print_checks(checks, ability, as_json=settings.json)
     return ability
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ebpf.hook_status import HookStatus
-from ebpf.hooks import SCHED_PROCESS_EXEC, Hook
+from ebpf.hooks import KVM, SCHED_PROCESS_EXEC, Hook
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
+from probes.judge.accelerator_absence import AbsenceFound
 from probes.judge.reasons import Outcome, Severity
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport
@@ -52,10 +53,15 @@ class Check:
     remedy: str | None = None
 
 
-def checks(report: NodeReport, kernel: KernelFeatures) -> tuple[Check, ...]:
-    """Return all checks of a node, the most important first."""
+def checks(
+    report: NodeReport, kernel: KernelFeatures, absence: AbsenceFound | None = None
+) -> tuple[Check, ...]:
+    """Return all checks of a node, the most important first.
+
+    absence says why the node has no KVM; None: it has, or that was not read.
+    """
     return (
-        *_accelerator(report),
+        *_accelerator(report, absence),
         *_activity(report, kernel),
         *_counters(report),
         *_missed(report),
@@ -79,18 +85,28 @@ def _hooks(report: NodeReport, *hooks: Hook) -> list[HookStatus]:
     return [status for status in report.health.hooks if any(map(status.is_of, hooks))]
 
 
-def _accelerator(report: NodeReport) -> Iterator[Check]:
+def _accelerator(report: NodeReport, absence: AbsenceFound | None) -> Iterator[Check]:
     for accelerator in report.accelerators:
-        module = report.virtualization.modules.get(accelerator.type)
-        works = f"works, provided by {module}" if module else "works"
-        nested = "; the node itself is a VM" if report.virtualization.nested else ""
-        problem = accelerator.problem
+        hypervisor, problem = BY_TYPE[accelerator.type], accelerator.problem
+        finding = problem.detail if problem else ""
+        remedy = problem.remedy if problem else None
+        if accelerator.available:
+            works = _works(report, hypervisor)
+            finding = f"{works}; {finding}" if finding else works
+        elif absence and hypervisor.driver is KVM and accelerator.available is False:
+            finding, remedy = f"{absence.sentence} ({finding})", absence.remedy
         yield Check(
-            label=BY_TYPE[accelerator.type].label,
+            label=hypervisor.label,
             outcome=say(accelerator.available, Outcome.GOOD, Outcome.BAD, Outcome.DEGRADED),
-            finding=problem.detail if problem else works + nested,
-            remedy=problem.remedy if problem else None,
+            finding=finding,
+            remedy=remedy,
         )
+
+
+def _works(report: NodeReport, hypervisor: Hypervisor) -> str:
+    module = report.virtualization.modules.get(hypervisor.type)
+    nested = "; the node itself is a VM" if report.virtualization.nested else ""
+    return f"works{f', provided by {module}' if module else ''}{nested}"
 
 
 def _activity(report: NodeReport, kernel: KernelFeatures) -> Iterator[Check]:

@@ -17,6 +17,7 @@ from ebpf.hooks import (
 )
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
+from probes.judge.accelerator_absence import Absence, AbsenceFound
 from probes.judge.reasons import Outcome
 from probes.render import doctor_view
 from probes.render.doctor import Ability, Check, ability, checks
@@ -350,6 +351,13 @@ def test_counters(field: str, label: str, trust: CounterTrust, outcome: Outcome,
             "works, provided by kvm_pvm; the node itself is a VM",
         ),
         (True, None, (None, None), Outcome.GOOD, "works"),
+        (
+            True,
+            ("registered; not tried", None),
+            ("kvm_amd", None),
+            Outcome.GOOD,
+            "works, provided by kvm_amd; registered; not tried",
+        ),
         (False, ("no /dev/kvm", "load it"), (None, None), Outcome.BAD, "no /dev/kvm; load it"),
         (None, ("no; access", "give it"), (None, None), Outcome.DEGRADED, "no; access; give it"),
         (False, ("a file; no device", None), (None, None), Outcome.BAD, "a file; no device"),
@@ -380,6 +388,40 @@ def test_accelerator(
     assert found.remedy == (problem[1] if problem else None)
     shown = f"{found.finding}; {found.remedy}" if found.remedy else found.finding
     assert (found.outcome, shown) == (outcome, finding)
+
+
+NOT_LOADED = AbsenceFound(
+    reason=Absence.NOT_LOADED, sentence="kvm_amd is not loaded", remedy="modprobe kvm_amd"
+)
+
+
+@pytest.mark.parametrize(
+    ("available", "finding", "remedy"),
+    [
+        (False, "kvm_amd is not loaded (/dev/kvm: not here)", "modprobe kvm_amd"),
+        (None, "/dev/kvm: not here", "pass --sys"),
+        (True, "works, provided by kvm_intel; /dev/kvm: not here", "pass --sys"),
+    ],
+)
+def test_why_a_node_has_no_kvm(available: bool | None, finding: str, remedy: str) -> None:
+    """The reason and its remedy are on the line of KVM, if KVM is known to be unavailable.
+
+    The exit code does not depend on it, and no other hypervisor's line is about it.
+    """
+    wrong = Problem(cause=Cause.DEVICE_ABSENT, detail="/dev/kvm: not here", remedy="pass --sys")
+    mshv = replace(wrong, detail="/dev/mshv: not here")
+    given = replace(
+        report(),
+        accelerators=(
+            Accelerator(type=HypervisorType.KVM, available=available, problem=wrong),
+            Accelerator(type=HypervisorType.MSHV, available=False, problem=mshv),
+        ),
+    )
+    found = {result.label: result for result in checks(given, CAPABLE, NOT_LOADED)}
+    assert (found["KVM"].finding, found["KVM"].remedy) == (finding, remedy)
+    assert (found["mshv"].finding, found["mshv"].remedy) == ("/dev/mshv: not here", "pass --sys")
+    assert ability(given) is Ability.VERIFIED
+    assert len(found) == len(checks(given, CAPABLE))
 
 
 @pytest.mark.parametrize(
