@@ -189,17 +189,6 @@ def test_the_manual_shows_how_to_have_events_written(tmp_path: Path) -> None:
     assert len(objects.objects) == len(expected.objects) + 2
 
 
-def test_the_kvm_device_can_be_asked_for(tmp_path: Path) -> None:
-    """The component kvm-device adds KubeVirt's device to the capabilities variant, nothing else."""
-    container = rendered_beside(
-        tmp_path,
-        "resources: [../deploy/overlays/capabilities]\n"
-        "components: [../deploy/components/kvm-device]\n",
-    ).container
-    assert container["resources"]["limits"].pop("devices.kubevirt.io/kvm") == "1"
-    assert container == rendered("capabilities").container
-
-
 def test_the_manual_shows_how_to_name_the_image(tmp_path: Path) -> None:
     """The manual's first example is the overlay with an image of one's own, and nothing else."""
     example, _, _, _, _ = examples("docs/operators.md")
