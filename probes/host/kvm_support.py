@@ -8,7 +8,7 @@ anything (kvm_support_reader.py), and must not know what follows (judge/accelera
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,7 +17,8 @@ from probes.host.emulation import Finding, unknown
 OPTIONS = ("CONFIG_KVM", "CONFIG_KVM_INTEL", "CONFIG_KVM_AMD")
 """Options of the kernel's configuration that are kept."""
 MAX_MESSAGES = 64
-"""The most messages of the kernel that are kept. The newest are."""
+"""The most messages of the kernel that are kept: half of them the oldest, from the boot, and half
+the newest. A VM can make KVM write many, so each text counts once."""
 
 _OPTION = re.compile(r"(?:# )?(CONFIG_\w+)(?:=([ym])| is not set)?")
 _RECORD = re.compile(r"(\d+),(\d+),\d+,[^;]*;(.*)")
@@ -195,9 +196,13 @@ def is_of_kvm(module: str) -> bool:
 
 
 def _messages(lines: Iterator[tuple[int, str]]) -> tuple[KernelMessage, ...]:
-    found: Sequence[KernelMessage] = [
-        KernelMessage(level=priority, text="".join(filter(str.isprintable, text)))
-        for priority, text in lines
-        if priority >> _FACILITY_BITS == 0 and _ABOUT_KVM.search(text)
-    ]
-    return tuple(found[-MAX_MESSAGES:])
+    found: dict[KernelMessage, None] = {}
+    for priority, text in lines:
+        if priority >> _FACILITY_BITS == 0 and _ABOUT_KVM.search(text):
+            message = KernelMessage(level=priority, text="".join(filter(str.isprintable, text)))
+            found.pop(message, None)  # it takes its last place, so that the newest stays last
+            found[message] = None
+    if len(found) <= MAX_MESSAGES:
+        return tuple(found)
+    half = MAX_MESSAGES // 2
+    return (*[*found][:half], *[*found][-half:])

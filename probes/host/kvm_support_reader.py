@@ -191,7 +191,11 @@ class KvmSupportReader:
         """Raise FileUnreadableError if the node's root directory cannot be reached."""
         if not self._sees_host:
             raise FileUnreadableError("hvprobe runs in a PID namespace of its own")
-        self._node.names("/")
+        try:
+            self._node.names("/")
+        except FileUnreadableError as err:
+            why = str(err).removeprefix("/: ")
+            raise FileUnreadableError(f"the root directory of process 1: {why}") from err
 
 
 def _text(content: bytes) -> str:

@@ -74,9 +74,7 @@ class Extension:
     """Its name in firmware."""
 
 
-VMX = Extension(
-    flag="vmx", module="kvm_intel", option="CONFIG_KVM_INTEL", setting="Intel VT-x (VMX)"
-)
+VMX = Extension(flag="vmx", module="kvm_intel", option="CONFIG_KVM_INTEL", setting="Intel VT-x")
 SVM = Extension(flag="svm", module="kvm_amd", option="CONFIG_KVM_AMD", setting="AMD-V (SVM)")
 VENDORS = {
     "GenuineIntel": VMX,
@@ -93,11 +91,9 @@ _BY_FIRMWARE = re.compile(
 """arch/x86/kernel/cpu/feat_ctl.c, amd.c and hygon.c; arch/x86/kvm/x86.c, vmx/vmx.c, svm/svm.c."""
 _OUTSIDE_EL2 = re.compile(r"HYP mode not available|CPU.* started at EL1")
 """arch/arm64/kvm/arm.c and arch/arm64/kernel/smp.c."""
-_BLOCKS_ALL = "module_blacklist"
-"""The kernel refuses to load these modules (kernel/module)."""
-_BLOCKS_AT_BOOT = "modprobe.blacklist"
-"""modprobe does not load these modules by itself."""
-_X86 = frozenset({"x86_64", "i686", "i586", "i486", "i386"})
+_AT_START = re.compile(r"kvm(?:_intel|_amd)?(?: \[1\])?: ")
+"""How messages begin that KVM writes when it starts. Those of a VM name its process."""
+_X86 = frozenset({"x86_64", "i686"})
 
 
 def absence_of(facts: KvmSupport) -> AbsenceFound:
@@ -220,11 +216,12 @@ def _with_flag(facts: KvmSupport, extension: Extension) -> AbsenceFound:
 
 
 def _forbidden_by_kernel(facts: KvmSupport, module: str) -> AbsenceFound | None:
+    # The kernel refuses to load the first; modprobe does not load the second by itself.
+    blocking = {"module_blacklist": {module, "kvm"}, "modprobe.blacklist": {module}}
     for word in facts.command_line.value or ():
         name, _, value = word.partition("=")
         modules = {module_name(item) for item in value.strip('"').split(",")}
-        blocks = {_BLOCKS_ALL: {module, "kvm"}, _BLOCKS_AT_BOOT: {module}}.get(name, set())
-        if modules & blocks:
+        if modules & blocking.get(name, set()):
             return AbsenceFound(
                 reason=Absence.FORBIDDEN,
                 sentence=f"the kernel's command line keeps {module} from being loaded: "
@@ -285,8 +282,11 @@ def _unread(findings: Iterable[Finding[object]]) -> str:
 
 
 def _error(facts: KvmSupport) -> str:
-    """Return the last error of KVM in the kernel's log, as the end of a sentence."""
-    message = _message(facts, lambda message: message.level <= ERROR_LEVEL)
+    """Return the last error with which KVM did not start, as the end of a sentence."""
+    message = _message(
+        facts,
+        lambda message: message.level <= ERROR_LEVEL and bool(_AT_START.match(message.text)),
+    )
     return f"; the kernel says {_quoted(message.text)}" if message else ""
 
 

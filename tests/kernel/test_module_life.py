@@ -5,7 +5,9 @@ The tests run only where KVM is a module and no other process needs it.
 """
 
 import os
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +17,21 @@ import pytest
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend
 from ebpf.session import Session
+from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
 from probes.host.emulation_facts import EmulationReader
 from probes.host.hypervisors import BY_TYPE, HypervisorType
+from probes.host.kvm_support_reader import KvmSupportReader
+from probes.host.node import Accelerator
+from probes.host.node import Cause as Problem
 from probes.host.reader import Host
+from probes.judge.accelerator_absence import Absence, absence_of
 from probes.judge.cause import Cause
 from tests.support.kernel_node import Node
 from tests.support.kernel_pods import why
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
 
+ROOT = Path(__file__).resolve().parents[2]
 VENDORS = ("kvm_amd", "kvm_intel")
 
 
@@ -198,3 +206,88 @@ def test_module_loaded_after_a_guest_started(module: str) -> None:
             ),
             "the cause is known, as soon as there is time to read the guest",
         )
+
+
+def availability(dev_root: Path) -> Accelerator:
+    """KVM as an agent finds it whose container has this /dev."""
+    found = Accelerators(dev_root=dev_root).try_hypervisor(BY_TYPE[HypervisorType.KVM])
+    assert found is not None
+    return found
+
+
+def doctor_on_kvm() -> str:
+    """The doctor's line about KVM."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "probes", "doctor", "--standalone"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = [line for line in ran.stdout.splitlines() if line[6:].startswith("KVM: ")]
+    return line
+
+
+@pytest.mark.every_kernel
+def test_doctor_says_that_the_module_is_not_loaded(module: str) -> None:
+    """Without the module the line about KVM names it and the command that loads it."""
+    assert modprobe("-r", module) == 0
+    line = doctor_on_kvm()
+    assert line.startswith("fail  KVM: ")
+    assert f"{module} is not loaded" in line
+    assert f"; modprobe {module}, and name it in /etc/modules-load.d/kvm.conf" in line
+    assert modprobe(module) == 0
+    wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
+    assert doctor_on_kvm().startswith("ok    KVM: works")
+
+
+@pytest.mark.every_kernel
+def test_kvm_is_available_without_a_device_file(module: str, tmp_path: Path) -> None:
+    """An agent without /dev/kvm knows by sysfs whether KVM can be used, loaded or not."""
+    assert modprobe("-r", module) == 0
+    absent = availability(tmp_path)
+    assert (absent.available, absent.problem and absent.problem.cause) == (
+        False,
+        Problem.DEVICE_ABSENT,
+    )
+    assert modprobe(module) == 0
+    wait_for(Path("/dev/kvm").exists, "/dev/kvm is there")
+    found = availability(tmp_path)
+    assert (found.available, found.problem and found.problem.cause) == (
+        True,
+        Problem.DEVICE_NOT_MOUNTED,
+    )
+    assert availability(Path("/dev")) == Accelerator(type=HypervisorType.KVM, available=True)
+
+
+def test_a_device_file_without_a_driver(module: str, tmp_path: Path) -> None:
+    """The file that systemd makes in advance opens nothing, and KVM is absent."""
+    number = Path("/dev/kvm").stat().st_rdev
+    assert modprobe("-r", module) == 0
+    os.mknod(tmp_path / "kvm", 0o600 | stat.S_IFCHR, number)
+    absent = availability(tmp_path)
+    assert (absent.available, absent.problem and absent.problem.cause) == (
+        False,
+        Problem.DEVICE_ABSENT,
+    )
+
+
+@pytest.mark.every_kernel
+def test_modprobe_is_forbidden_to_load_the_module(module: str) -> None:
+    """The reason names the file in modprobe.d and its line, which modprobe obeys."""
+    assert absence_of(KvmSupportReader().read()).reason is Absence.MODULE_FAILED, "it is loaded"
+    rules = Path("/run/modprobe.d/hvprobe-test.conf")
+    assert modprobe("-r", module) == 0
+    assert absence_of(KvmSupportReader().read()).reason is Absence.NOT_LOADED
+    rules.parent.mkdir(exist_ok=True)
+    rules.write_text(f"install {module} /bin/false\n")
+    try:
+        found = absence_of(KvmSupportReader().read())
+        refused = modprobe(module)
+    finally:
+        rules.unlink()
+    assert refused != 0
+    assert found.reason is Absence.FORBIDDEN
+    assert f"{rules} keeps {module} from being loaded: `install {module} /bin/false`" in (
+        found.sentence
+    )

@@ -158,23 +158,23 @@ CASES: dict[str, tuple[dict[str, Any], Absence, str, str]] = {
     "a VM whose firmware locked it": (
         {"cpu": cpu(INTEL, "fpu hypervisor"), "log": log(BY_BIOS["feat_ctl, not in TXT"])},
         Absence.FIRMWARE,
-        "firmware has switched Intel VT-x (VMX) off",
-        "enable Intel VT-x (VMX) in the firmware",
+        "firmware has switched Intel VT-x off",
+        "enable Intel VT-x in the firmware",
     ),
     "no flag": (
         {"cpu": cpu(INTEL, "fpu")},
         Absence.NO_EXTENSION,
         (
-            "/proc/cpuinfo has no flag vmx: firmware has switched Intel VT-x (VMX) off, or the CPU "
+            "/proc/cpuinfo has no flag vmx: firmware has switched Intel VT-x off, or the CPU "
             "has none"
         ),
-        "enable Intel VT-x (VMX) in the firmware (BIOS, UEFI) and restart the node",
+        "enable Intel VT-x in the firmware (BIOS, UEFI) and restart the node",
     ),
     "no flag on an unknown CPU": (
         {"cpu": cpu("Someone", "fpu")},
         Absence.NO_EXTENSION,
         "/proc/cpuinfo has no flag vmx or svm",
-        "enable Intel VT-x (VMX) or AMD-V (SVM) in the firmware",
+        "enable Intel VT-x or AMD-V (SVM) in the firmware",
     ),
     "no flag and no log": (
         {"cpu": cpu(AMD, "fpu"), "log": unknown("the kernel's log cannot be read (no)")},
@@ -275,8 +275,8 @@ CASES: dict[str, tuple[dict[str, Any], Absence, str, str]] = {
     "no cpuinfo, but a message": (
         {"cpu": unknown("no"), "log": log(BY_BIOS["kvm"])},
         Absence.FIRMWARE,
-        "firmware has switched Intel VT-x (VMX) or AMD-V (SVM) off",
-        "enable Intel VT-x (VMX) or AMD-V (SVM)",
+        "firmware has switched Intel VT-x or AMD-V (SVM) off",
+        "enable Intel VT-x or AMD-V (SVM)",
     ),
     "no sysfs": (
         {"loaded": unknown("the loaded modules cannot be read (no)")},
@@ -335,6 +335,19 @@ def test_what_kernels_say_of_firmware(message: str, flags: str) -> None:
 def test_other_messages_say_nothing_of_firmware(message: str) -> None:
     """What firmware switched off beside virtualization does not matter."""
     assert of(log=log(message)).reason is Absence.NOT_LOADED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "kvm [4711]: vcpu0, guest rIP: 0x1 ignored rdmsr",
+        "kvm-pvm: INTERNAL_ERROR in batch emul",
+        "SVM: kvm_intel: quoted",
+    ],
+)
+def test_errors_of_vms_are_not_quoted(message: str) -> None:
+    """What KVM said of a VM, while it was loaded, does not explain that it is not."""
+    assert of(log=log(message)).sentence == "kvm_intel is not loaded"
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,20 @@ def test_programs_cannot_write_for_the_kernel(parse: Callable[[str], KernelLog])
     assert shown(parse(forged)) == []
 
 
-def test_only_the_newest_messages_are_kept() -> None:
-    """A driver that repeats itself does not fill memory."""
+def test_many_messages_are_bounded() -> None:
+    """What a VM makes KVM write fills no memory, and does not hide what KVM said at boot."""
     many = "".join(f"4,{number},0,-;kvm: message {number}\n" for number in range(1000))
     log = parse_kmsg(many, read_all=True)
     assert len(log.messages) == MAX_MESSAGES
+    assert log.messages[0] == KernelMessage(level=4, text="kvm: message 0")
     assert log.messages[-1] == KernelMessage(level=4, text="kvm: message 999")
+
+
+def test_a_message_that_repeats_itself_is_one() -> None:
+    """It has its last place, because the newest message comes last."""
+    texts = ["kvm: a", "kvm: b", *["kvm: c"] * 1000, "kvm: a"]
+    log = parse_kmsg("".join(f"3,0,0,-;{text}\n" for text in texts), read_all=True)
+    assert shown(log) == [(3, "kvm: b"), (3, "kvm: c"), (3, "kvm: a")]
 
 
 def test_a_message_is_one_printable_line() -> None:

@@ -125,7 +125,9 @@ def test_without_rights(tree: Tree) -> None:
     for finding in (found.options, found.installed):
         assert finding.value is None
     (tree.folder / "proc/1/root").write_text("")
-    assert tree.read().rules.value is None
+    found = tree.read()
+    assert found.rules.value is None
+    assert "(the root directory of process 1: Not a directory)" in found.rules.text
 
 
 # the configuration
