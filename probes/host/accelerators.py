@@ -109,9 +109,10 @@ class Accelerators:
             module = self._loaded_module(hypervisor, flags or frozenset())
             if module is not None:
                 return module
-        if self._registered(hypervisor) or (self._dev / hypervisor.driver.device).exists():
-            return "builtin"
-        return None
+        registered = self._registered(hypervisor)
+        if registered is None:
+            registered = (self._dev / hypervisor.driver.device).exists()
+        return "builtin" if registered else None
 
     def _loaded_module(self, hypervisor: Hypervisor, flags: frozenset[str]) -> str | None:
         """Return the loaded module that provides a hypervisor; None: there is none.

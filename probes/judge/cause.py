@@ -183,7 +183,7 @@ def _foreign(program: Finding[str], vmi_architecture: str | None, machine: str) 
 
 def _available(available: bool | None) -> Finding[bool]:
     if available is None:
-        return unknown("hvprobe cannot try the node's accelerator")
+        return unknown("hvprobe can neither try the node's accelerator nor read /sys")
     return Finding(
         value=available, text=f"hvprobe found {'one' if available else 'none'} that works"
     )

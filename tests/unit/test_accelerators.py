@@ -168,6 +168,12 @@ def test_device_without_sysfs(tmp_path: Path) -> None:
     assert accelerators(tmp_path).virtualization().modules.get(HypervisorType.KVM) == "builtin"
 
 
+def test_device_without_a_driver(node: Path) -> None:
+    """A device file that was made in advance shows no module, because nothing is registered."""
+    (node / "dev/kvm").write_bytes(b"")
+    assert accelerators(node).virtualization().modules == {}
+
+
 @pytest.mark.parametrize(
     ("cpuinfo", "nested"),
     [

@@ -88,10 +88,14 @@ def test_as_the_device_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A record that was overwritten is skipped, and the end is where a read would wait."""
     (tmp_path / "kmsg").touch()
     overwritten, end = BrokenPipeError(errno.EPIPE, ""), BlockingIOError(errno.EAGAIN, "")
-    monkeypatch.setattr(os, "read", reads([RECORD.encode(), overwritten, RECORD.encode(), end]))
+    later = b"3,9,0,-;kvm: later\n"
+    monkeypatch.setattr(os, "read", reads([RECORD.encode(), overwritten, later, end]))
     log = read_kernel_log((tmp_path / "kmsg",))
     assert log.value is not None
-    assert len(log.value.messages) == 2
+    assert [message.text for message in log.value.messages] == [
+        "kvm: disabled by bios",
+        "kvm: later",
+    ]
     assert log.value.complete
 
 
