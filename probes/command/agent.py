@@ -65,6 +65,7 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
     """
     session: Session | None = None
     _raise_descriptor_limit()
+    processes = Host(proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics)
     # This comes first, because the API server answers while the BPF programs are compiled.
     watch = _open_watch(settings)
     try:
@@ -78,9 +79,7 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             ledger_error=str(error) if error else None,
             ledger_refused=error is not None and error.refused,
             host=HostEdges(
-                processes=Host(
-                    proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics
-                ),
+                processes=processes,
                 virtualization=Accelerators(
                     sys_root=settings.sys_root, proc_root=settings.proc_root
                 ),
@@ -98,6 +97,7 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             watch.stop()
         if session is not None:
             session.close()
+        processes.close()
 
 
 def _raise_descriptor_limit() -> None:

@@ -112,7 +112,7 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
         _run_and_answer(work, exit_code_fd, parent)
     os.close(exit_code_fd)
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([answer], [], [], deadline_s)
+    ready = _is_readable(answer, deadline_s)
     said = os.read(answer, 1) if ready else b""
     if not ready:
         os.kill(child, signal.SIGKILL)
@@ -121,7 +121,7 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
         )
     # Once it has sent its exit code, a thread that cannot end may keep it alive; it is then left
     # behind.
-    if not select.select([ended], [], [], _END_WAIT_S if said else None)[0]:
+    if not _is_readable(ended, _END_WAIT_S if said else None):
         return said[0]
     _, status = os.waitpid(child, 0)
     if said:
@@ -130,6 +130,13 @@ def apart(work: Callable[[], int], *, deadline_s: float) -> int:
     if code < 0:
         return _fail(f"the process that reads the node was ended by {signal.Signals(-code).name}")
     return code
+
+
+def _is_readable(fd: int, seconds: float | None) -> bool:
+    """Wait until a descriptor of any number is readable; None: for ever. Return whether it is."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(None if seconds is None else seconds * 1000))
 
 
 def _run_and_answer(work: Callable[[], int], exit_code_fd: int, parent: int) -> NoReturn:

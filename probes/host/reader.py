@@ -179,6 +179,10 @@ class Host:
             return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
         return self._statistics.read(wanted, follow_threads=follow_threads)
 
+    def close(self) -> None:
+        """Close what is kept of processes. No method may be called afterwards."""
+        self._statistics.close()
+
     def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
         """Return the CPU time of these processes in guest code (guest_times.read_guest_times)."""
         if not self._guest_times_wanted:

@@ -6,7 +6,7 @@ it is shown.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ class ProcessReport(NamedTuple):
     """None: it was not read, or nothing is known."""
     cause: CauseFound | None = None
     """Why it emulates its guest; None: its type is not tcg."""
-    tracked: TrackedProcess | None = field(default=None, compare=False, repr=False)
+    tracked: TrackedProcess | None = None
     """Everything that is remembered of it, which only an explanation shows; None: unknown."""
 
 

@@ -309,7 +309,7 @@ def test_the_agent_writes_what_its_reports_say(
     granted: ApiServer, caplog: pytest.LogCaptureFixture, words: tuple[str, ...]
 ) -> None:
     """With --events a refresh of the agent leads to an Event on the VMI, and otherwise to none."""
-    emulated = replace(vmi("alpha", TCG, fallback=True, cause=ALLOWED), uid="5a5a")
+    emulated = vmi("alpha", TCG, fallback=True, cause=ALLOWED)._replace(uid="5a5a")
     report = replace(rich_report(), vmis=(emulated,))
     arguments = ("agent", "--kubeconfig", str(granted.kubeconfig()), *words)
     settings = parse(arguments, {}, version="1")

@@ -105,6 +105,7 @@ def test_process_is_passed_on() -> None:
         started_unix_s=1.5,
         counters={"runs": 3, "userspace_exits": 2, "exits": 40},
         exits_source=ExitSource.TRACEPOINT,
+        tracked=PROCESS,
     )
 
 

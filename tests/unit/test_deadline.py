@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -247,6 +248,17 @@ def test_closed_standard_streams(closed: str) -> None:
         check=False,
     )
     assert done.returncode == 5
+
+
+def test_a_process_apart_beside_many_descriptors() -> None:
+    """A descriptor above 1023, which select(2) cannot wait for, is waited for as any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            held.callback(os.close, os.open("/", os.O_PATH))
+        assert apart(lambda: 5, deadline_s=WAIT_S) == 5
 
 
 def test_a_process_apart_that_never_ends(capfd: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ class Step:
 
     def report(self, uid: str | None = UID) -> NodeReport:
         found = vmi("alpha", self.verdict, vmm=self.vmm, fallback=self.fallback, cause=self.cause)
-        return report(replace(found, uid=uid))
+        return report(found._replace(uid=uid))
 
 
 def emulated(
@@ -265,7 +265,7 @@ def test_a_long_name_of_a_node(detail: str) -> None:
 def test_each_vm_has_its_own_course() -> None:
     """VMs without events do not hide those that follow them in the report."""
     anonymous, accelerated, first, second = (
-        replace(vmi(name, verdict, fallback=cause is not None, cause=cause), uid=uid)
+        vmi(name, verdict, fallback=cause is not None, cause=cause)._replace(uid=uid)
         for name, verdict, cause, uid in (
             ("a", TCG, ALLOWED, None),
             ("b", KVM, None, "2"),
@@ -276,5 +276,5 @@ def test_each_vm_has_its_own_course() -> None:
     everything = report(anonymous, accelerated, first, second)
     history, events = EmulationHistory().after(everything, 0.0)
     assert [event.name for event in events] == ["c", "d"]
-    _, events = history.after(report(replace(accelerated, uid="3"), second), 1.0)
+    _, events = history.after(report(accelerated._replace(uid="3"), second), 1.0)
     assert [event.reason for event in events] == ["HardwareAcceleration"]

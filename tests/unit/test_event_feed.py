@@ -14,10 +14,10 @@ from tests.support.rich_report import ALLOWED, KVM, TCG, UNREAD, rich_report, vm
 
 REPORT = replace(
     rich_report(),
-    vmis=(replace(vmi("alpha", TCG, fallback=True, cause=ALLOWED), uid="1"),),
+    vmis=(vmi("alpha", TCG, fallback=True, cause=ALLOWED)._replace(uid="1"),),
 )
-UNKNOWN = replace(REPORT, vmis=(replace(vmi("alpha", TCG, fallback=True, cause=UNREAD), uid="1"),))
-ENDED = replace(REPORT, vmis=(replace(vmi("alpha", KVM), uid="1"),))
+UNKNOWN = replace(REPORT, vmis=(vmi("alpha", TCG, fallback=True, cause=UNREAD)._replace(uid="1"),))
+ENDED = replace(REPORT, vmis=(vmi("alpha", KVM)._replace(uid="1"),))
 
 
 def test_each_event_is_handed_over_once() -> None:

@@ -389,11 +389,11 @@ def test_absence_of_what_is_not_known() -> None:
 
 
 def test_evidence_costs_a_refresh_nothing() -> None:
-    """What a process is remembered with makes no difference between two equal reports."""
+    """What a process is remembered with makes no difference between two equal readings of it."""
     verdict = ALPHA.verdict
     one, two = (tracked(verdict=verdict, evidence=found) for found in (KVM_EVIDENCE, None))
     assert one == two
-    assert ALPHA._replace(tracked=one) == ALPHA._replace(tracked=None)
+    assert ALPHA._replace(tracked=one) == ALPHA._replace(tracked=two)
 
 
 def test_the_state_of_a_probe() -> None:
