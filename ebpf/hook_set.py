@@ -34,6 +34,8 @@ _COMMON_FIELDS_BYTES = 8
 Where tracefs gives no description, a program's fields are assumed to follow them directly.
 """
 
+_LIVES = (SCHED_PROCESS_FORK, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT)
+
 FieldPlaces = Mapping[AttachPoint, tuple[int, ...]]
 """Offsets in bytes of the fields that the programs of an attach point read."""
 
@@ -110,8 +112,7 @@ class HookSet:
 
         The kernel skips other forms while a thread is preempted in them, see hooks.py.
         """
-        lives = (SCHED_PROCESS_FORK, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT)
-        statuses = [self._statuses.get(hook.name) for hook in lives]
+        statuses = [self._statuses.get(hook.name) for hook in _LIVES]
         return all(status and status.backend is Backend.TRACEPOINT for status in statuses)
 
     @property
@@ -131,6 +132,13 @@ class HookSet:
         """
         self._needed = frozenset(hook.name for hook in hooks)
         self._follow()
+
+    def missed_lives(self) -> int:
+        """Return how many forks, execs and exits the kernel has skipped a program for.
+
+        0 where it does not count them (``Programs.missed_total``).
+        """
+        return self._programs.missed_total(loadable(_LIVES)) or 0
 
     def follow_drivers(self) -> None:
         """Attach or detach the hooks of every driver whose state has changed since the last call.

@@ -74,6 +74,7 @@ class Session:
             opened.callback(self._tables.close)
             self._hook_set = HookSet(hooks, self._programs, places=places, sys_root=sys_root)
             self._unmarked_forks = self._tables.unmarked_forks()
+            self._missed_lives = self._hook_set.missed_lives()
             failed = [status for status in self.hooks if not status.unneeded]
             if failed and not self._hook_set.any_attached:
                 last = failed[-1]
@@ -139,7 +140,8 @@ class Session:
             pid_max = _pid_max(self._pid_max_file)
         except (OSError, ValueError) as err:
             raise LedgerReadError(f"cannot read the ledger: {err}; restart hvprobe") from err
-        if self._forks_skipped() or pid_max > self._tables.lives.numbers:
+        skipped = self._forks_skipped() | self._lives_missed()
+        if skipped or pid_max > self._tables.lives.numbers:
             return None
         return lives if self._hook_set.lives_are_followed else None
 
@@ -171,6 +173,15 @@ class Session:
                 return False
         self._unmarked_forks = found
         return True
+
+    def _lives_missed(self) -> bool:
+        """Whether the kernel has skipped a program for a life since the last call.
+
+        False where it does not count that. Call it after the marks are taken: what was skipped
+        before is counted by then.
+        """
+        before, self._missed_lives = self._missed_lives, self._hook_set.missed_lives()
+        return self._missed_lives != before
 
 
 def _sizes_of_node(

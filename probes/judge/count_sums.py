@@ -33,9 +33,9 @@ def begun_again(before: Counts, now: Counts) -> Counts:
 
 def added(total: Counts, *more: Counts) -> Counts:
     """Return the sum of each count."""
-    for counts in more:
-        total = tuple(map(operator.add, total, counts))
-    return total
+    if len(more) == 1:  # much faster, and usual: a VM of one vCPU
+        return tuple(map(operator.add, total, more[0]))
+    return tuple(map(sum, zip(total, *more, strict=True)))
 
 
 def subtracted(one: Counts, other: Counts) -> Counts:

@@ -11,8 +11,9 @@ is final. A final verdict stands until the process is marked, its record in the 
 that record contradicts it.
 
 A mark can be lost: the kernel runs no tracepoint program on a CPU whose process is in a system call
-on a BPF map. Therefore each refresh also scans a share of all processes, and removes a record that
-outlives its process.
+on a BPF map. Newer kernels count that, and the next refresh then scans everything. Because others
+do not, each refresh also scans a share of all processes, and removes a record that outlives its
+process.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ from probes.judge.ports import Ledger, Processes
 from probes.judge.tracked import Action, Event, State, TrackedProcess, Tracking
 from probes.judge.verdict import judge
 
-RECHECK_EVERY = 32
+RECHECK_EVERY = 64
 """Each refresh scans one in this many processes, whether they are marked or not."""
 
 

@@ -129,14 +129,15 @@ def process_reports(
     that emulate do.
     """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
+    records = tracking.records
     return tuple(
         _process_report(
             process,
-            counted=_counted(process, tracking.records.get(process.vmm.tgid), reported),
+            counted=_counted(process.verdict.type, records.get(process.vmm.tgid), reported),
             account=accounts.get(process.vmm.tgid),
             guest_time=guest_times.get(process.vmm.tgid),
             vm=names.get(process.vmm),
-            cause=causes.get(process.vmm),
+            cause=causes.get(process.vmm) if causes else None,
         )
         for process in tracking.processes
     )
@@ -170,39 +171,37 @@ def _process_report(
     vm: VmName | None,
     cause: CauseFound | None,
 ) -> ProcessReport:
-    state = ProcessState.ATTRIBUTED if vm else ProcessState.UNATTRIBUTED
+    state = ProcessState.UNATTRIBUTED if vm is None else ProcessState.ATTRIBUTED
     if process.capability_probe:
         state = ProcessState.PROBE
-    source: ExitSource | None = None
-    if process.verdict.type is HypervisorType.KVM and account is not None:
-        source = account.source
+    source = statistics = None
+    if process.verdict.type is HypervisorType.KVM:
+        statistics = _statistics(account, guest_time)
+        source = None if account is None else account.source
     if source is not ExitSource.TRACEPOINT:
         counted.pop(EXITS.name, None)
-    if source is ExitSource.KVM_STATISTICS and account is not None and account.exits is not None:
-        counted[EXITS.name] = account.exits
+        if account is not None and source is not None and account.totals:
+            counted[EXITS.name] = account.totals[0]
+    # Arguments are positional because keywords would double the time that each report takes.
     return ProcessReport(
-        vmm=process.vmm,
-        comm=process.comm,
-        guest_name=process.guest_name,
-        vm=vm,
-        state=state,
-        verdict=process.verdict,
-        vcpus=process.vcpus,
-        started_unix_s=process.started_unix_s,
-        counters=counted,
-        exits_source=source,
-        vcpu_statistics=_statistics(process, account, guest_time),
-        cause=cause,
-        tracked=process,
+        process.vmm,
+        process.comm,
+        process.guest_name,
+        vm,
+        state,
+        process.verdict,
+        process.vcpus,
+        process.started_unix_s,
+        counted,
+        source,
+        statistics,
+        cause,
+        process,
     )
 
 
-def _statistics(
-    process: TrackedProcess, account: ExitAccount | None, guest_time: GuestTime | None
-) -> VcpuStatistics | None:
+def _statistics(account: ExitAccount | None, guest_time: GuestTime | None) -> VcpuStatistics | None:
     """Return what was read of a process on KVM on request; None: nothing."""
-    if process.verdict.type is not HypervisorType.KVM:
-        return None
     counts: Mapping[str, float] = {}
     if account is not None and len(account.measures) > 1:
         counts = counts_of(account.measures, account.totals)
@@ -213,11 +212,11 @@ def _statistics(
 
 
 def _counted(
-    process: TrackedProcess,
+    kind: HypervisorType,
     entry: LedgerEntry | None,
     reported: Mapping[HypervisorType, Sequence[tuple[str, int]]],
 ) -> dict[str, int]:
-    """Return the hooks' counters of an accelerated process that have counted.
+    """Return the hooks' counters of a process with this verdict that have counted.
 
     reported holds, for each hypervisor, the names and indexes of the counters that reports show. A
     count is a fact, but a 0 proves nothing, however often the hook has fired for other processes,
@@ -225,8 +224,8 @@ def _counted(
     """
     if entry is None:
         return {}
-    places = reported.get(process.verdict.type, ())
-    return {name: count for name, place in places if (count := entry.counts[place])}
+    counts = entry.counts
+    return {name: counts[place] for name, place in reported.get(kind, ()) if counts[place]}
 
 
 def _reported(hypervisor: Hypervisor) -> Sequence[tuple[str, int]]:
@@ -259,17 +258,17 @@ def _vmi_report(
             pods=attribution.pods,
             uid=attribution.uid,
         )
-    return VmiReport(
-        vm=attribution.vm,
-        verdict=process.verdict,
-        fallback=_fallback(process, accelerators),
-        vmm=process.vmm,
-        counters=process.counters,
-        exits_source=process.exits_source,
-        vcpu_statistics=process.vcpu_statistics,
-        cause=process.cause,
-        pods=attribution.pods,
-        uid=attribution.uid,
+    return VmiReport(  # positional for the same reason as above
+        attribution.vm,
+        process.verdict,
+        _fallback(process, accelerators),
+        process.vmm,
+        process.counters,
+        process.exits_source,
+        process.vcpu_statistics,
+        process.cause,
+        attribution.pods,
+        attribution.uid,
     )
 
 

@@ -129,6 +129,6 @@ def test_the_page_of_an_agent(emulated: Qemu) -> None:
         assert f"lab/{BETA} is emulated in software (tcg)" in answer
         with pytest.raises(urllib.error.HTTPError) as caught:
             agent.get(f"/vmi/lab/{BETA}x")
-    with caught.value as missing:
-        assert missing.code == 404
-        assert f"lab/{BETA}" in missing.read().decode().partition("nearest names")[2]
+        with caught.value as missing:
+            assert missing.code == 404
+            assert f"lab/{BETA}" in missing.read().decode().partition("nearest names")[2]
