@@ -9,6 +9,7 @@ module escapes the labels of a VM once and keeps the text while the VM runs. Mus
 measured.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +17,7 @@ from enum import StrEnum
 from prometheus_client.utils import floatToGoString
 
 _EXPONENT_FROM = 1_000_000
-"""Go writes a number from this one on with an exponent."""
+"""From this number on Go writes an exponent. A smaller whole number ends with ``.0``."""
 
 Sample = tuple[tuple[str, ...], float]
 """The values of the family's labels, in its order, and the number."""
@@ -62,12 +63,33 @@ class Histogram:
     """Sum of all observations."""
 
 
+class _LabelTexts(dict[tuple[str, ...], str]):
+    """Texts of labels with the same names, by their values; writes one that is not there yet."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, values: tuple[str, ...]) -> str:
+        """Write labels sorted by name, as both formats do; nothing if there are none."""
+        pairs = sorted(zip(self._names, values, strict=True))
+        text = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
+        self[values] = shown = f"{{{text}}}" if text else ""
+        return shown
+
+    def keep(self, families: Sequence[Sequence[Sample]]) -> None:
+        """Forget all texts except those of these families, which have been written."""
+        if len(self) > max(map(len, families), default=0):  # else one family has them all
+            for values in self.keys() - {values for each in families for values, _ in each}:
+                del self[values]
+
+
 class Exposition:
     """Writes families, and remembers the labels of the families that it wrote last."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
-        """Text of the labels by their names and values."""
+        self._known: dict[tuple[str, ...], _LabelTexts] = {}
+        """Text of the labels, by their names and then by their values."""
 
     def write(self, families: Iterable[Family | Histogram], form: Format) -> list[str]:
         """Return the text of the families in pieces.
@@ -75,21 +97,25 @@ class Exposition:
         The caller appends the end marker that OpenMetrics requires.
         """
         pieces: list[str] = []
-        written: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
+        used: defaultdict[tuple[str, ...], list[Sequence[Sample]]] = defaultdict(list)
         for family in families:
             if isinstance(family, Histogram):
                 pieces.append(_histogram(family, form))
                 continue
-            known = self._known.get(family.labels, {})
-            now = written.setdefault(family.labels, {})
+            known = self._known.setdefault(family.labels, _LabelTexts(family.labels))
+            used[family.labels].append(family.samples)
             name = family.name + ("_total" if family.kind is Kind.COUNTER else "")
             shown = name if form is Format.TEXT else family.name
             pieces.append(_head(shown, family.help, family.kind.value, form))
-            for values, number in family.samples:
-                labels = known.get(values) or _labels(family.labels, values)
-                now[values] = labels
-                pieces.append(f"{name}{labels} {_number(number)}\n")
-        self._known = written
+            # Most numbers are of type int and small, and a call for each would double the time.
+            pieces += [
+                f"{name}{known[values]} {number}.0\n"
+                if type(number) is int and -_EXPONENT_FROM < number < _EXPONENT_FROM
+                else f"{name}{known[values]} {_number(number)}\n"
+                for values, number in family.samples
+            ]
+        for names, known in self._known.items():
+            known.keep(used[names])
         return pieces
 
 
@@ -112,17 +138,8 @@ def _histogram(family: Histogram, form: Format) -> str:
 
 
 def _number(value: float) -> str:
-    if isinstance(value, int) and -_EXPONENT_FROM < value < _EXPONENT_FROM:
-        return f"{value:d}.0"  # what floatToGoString returns, in half the time
     text: str = floatToGoString(value)
     return text
-
-
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Write labels sorted by name, as both formats do; nothing if there are none."""
-    pairs = sorted(zip(names, values, strict=True))
-    text = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
-    return f"{{{text}}}" if text else ""
 
 
 def _escaped(text: str) -> str:

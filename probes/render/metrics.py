@@ -64,14 +64,14 @@ def _vmi_gauges(vms: Vms) -> Iterator[Family]:
         "kubevirt_vmi_hypervisor_verified",
         "1: the kernel was observed running this VM on this hypervisor, or provably not "
         "accelerating it while it used CPU. 0: inferred; run hvprobe live on the node to see why.",
-        [(labels, vmi.verdict.verified) for labels, vmi in vms],
+        [(labels, 1 if vmi.verdict.verified else 0) for labels, vmi in vms],
         labels=VM_LABELS,
     )
     yield _gauge(
         "kubevirt_vmi_hypervisor_fallback",
         "1: software emulation although this node has a usable accelerator for this guest; "
         "kubevirt_vmi_hypervisor_emulation_info says why.",
-        [(labels, vmi.fallback) for labels, vmi in vms if vmi.fallback is not None],
+        [(labels, 1 if vmi.fallback else 0) for labels, vmi in vms if vmi.fallback is not None],
         labels=VM_LABELS,
     )
     yield _gauge(
