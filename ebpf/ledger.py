@@ -72,6 +72,7 @@ _TGID = word_of(ProcessRecord, "tgid")
 _LEADER_EXIT_NS = word_of(ProcessRecord, "leader_exit_ns")
 _VMS_CREATED = word_of(ProcessRecord, "vms_created")
 _VCPUS_CREATED = word_of(ProcessRecord, "vcpus_created")
+_READ_COLUMNS = (_FIRST_NS, _TGID, _LEADER_EXIT_NS, _VMS_CREATED, _VCPUS_CREATED)
 _IN_PLACES = word_of(ProcessRecord, "in_places")
 _IN_SLOT = word_of(ProcessRecord, "in_slot")
 NOT_COUNTED = (0,) * CPU_ACTIVITY_WORDS
@@ -197,22 +198,21 @@ def entries_from(
     """
     entries: dict[int, LedgerEntry] = {}
     complete = True
-    for slot, first_ns in enumerate(after[_FIRST_NS::RECORD_WORDS]):
+    # Columns and pieces are made at once, because this is done for every process at each refresh.
+    first_before, tgids_before = (before[at::RECORD_WORDS] for at in (_FIRST_NS, _TGID))
+    columns = (after[at::RECORD_WORDS] for at in _READ_COLUMNS)
+    shared = [*zip(*[iter(activity)] * ACTIVITY_WORDS, strict=True)]
+    for slot, (first_ns, tgid, ended_ns, vms, vcpus) in enumerate(zip(*columns, strict=True)):
         if not first_ns:
             continue
-        at = slot * RECORD_WORDS
-        tgid = after[at + _TGID]
-        if at >= len(before) or (before[at + _FIRST_NS], before[at + _TGID]) != (first_ns, tgid):
+        if (
+            slot >= len(first_before)
+            or first_before[slot] != first_ns
+            or tgids_before[slot] != tgid
+        ):
             complete = False
             continue
         # Arguments are positional because keywords would double the time that each record takes.
-        entries[tgid] = LedgerEntry(
-            tgid,
-            first_ns,
-            after[at + _LEADER_EXIT_NS] or None,
-            after[at + _VMS_CREATED],
-            after[at + _VCPUS_CREATED],
-            tuple(activity[slot * ACTIVITY_WORDS : (slot + 1) * ACTIVITY_WORDS])
-            + cpu_activity.get(slot, NOT_COUNTED),
-        )
+        counts = shared[slot] + cpu_activity.get(slot, NOT_COUNTED)
+        entries[tgid] = LedgerEntry(tgid, first_ns, ended_ns or None, vms, vcpus, counts)
     return entries, complete

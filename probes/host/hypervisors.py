@@ -139,6 +139,12 @@ BY_TYPE: Mapping[HypervisorType, Hypervisor] = {
     hypervisor.type: hypervisor for hypervisor in HYPERVISORS
 }
 
+_RUN_PLACES = tuple(
+    (hypervisor.type, tuple(PLACES[counter.name] for counter in hypervisor.run_counters))
+    for hypervisor in HYPERVISORS
+)
+"""Indexes of the run counters in ``LedgerEntry.counts``, by hypervisor."""
+
 
 def all_are_watched(hooks: Collection[HookStatus]) -> bool:
     """Return whether the attached hooks observe every use of a vCPU of every hypervisor.
@@ -165,10 +171,11 @@ def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
 
     Every refresh calls this for each record, so it looks up no more than it has to.
     """
-    for hypervisor in HYPERVISORS:
-        for counter in hypervisor.run_counters:
-            if entry.counts[PLACES[counter.name]]:
-                yield hypervisor.type
+    counts = entry.counts
+    for kind, places in _RUN_PLACES:
+        for place in places:
+            if counts[place]:
+                yield kind
                 break
 
 
