@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 FIRST_LIST_WAIT_S = 5.0
 """How long commands that refresh only once wait for the first list of VMIs."""
+_COLLECTED_AFTER = 50_000
+"""How many more objects than before have to exist until the cycle collector examines them."""
 ABSENCE_DEADLINE_S = 5.0
 """How long ``doctor`` reads why the node has no KVM."""
 
@@ -169,9 +171,11 @@ def run_agent(settings: AgentSettings) -> None:
     """
     with observing(settings) as collector, _with_events(settings, collector.refresh) as refresh:
         # The objects that exist now, mostly modules, stay until the end. The cycle collector need
-        # not examine them, which would delay a scrape by as long as it takes itself.
+        # not examine them, which would delay a scrape by as long as it takes itself. A refresh
+        # makes some thousand objects without cycles, so it is examined more rarely, too.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_COLLECTED_AFTER)
         asyncio.run(_serve(settings, refresh))
 
 

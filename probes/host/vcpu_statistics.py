@@ -46,7 +46,7 @@ class StatisticsFiles:
         Raises OSError when it cannot be copied or read, and with ESTALE when the number has another
         file by now.
         """
-        copy = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
+        copy: int = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
         if copy < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
