@@ -18,6 +18,8 @@ from tests.support.kernel_pods import NO_DEVICE, Pod, World
 from tests.support.kernel_world import DEADLINE_S, Qemu, Started, of_this_run, wait_for
 
 ALPHA, BETA = of_this_run("alpha"), of_this_run("beta")
+pytestmark = pytest.mark.host_only
+
 ALLOWED = ("--name", "vm", "--allow-emulation")
 
 

@@ -111,7 +111,10 @@ def queries_that_can_answer(node: WatchedNode) -> tuple[list[Query], list[Query]
 
 @pytest.mark.timeout(400)
 def test_from_guest_to_alert(scene: Scene) -> None:
-    """Only the alert for the emulated guest fires, until it stops, and every query answers."""
+    """Only the alert for the emulated guest fires, until it stops, and every query answers.
+
+    The alert says why the guest is emulated, and what to do.
+    """
     node = scene.node
     with (
         Qemu(f"default_{ALPHA}"),
@@ -120,6 +123,9 @@ def test_from_guest_to_alert(scene: Scene) -> None:
     ):
         node.wait_until_firing(EMULATED)
         assert node.types() == {ALPHA: "kvm", BETA: "tcg", PAUSED: "kvm"}
+        cause = node.cause(BETA)
+        described = node.description("KubeVirtVMISoftwareEmulation", BETA)
+        assert described.endswith(f"Cause: {cause.phrase}. Remedy: {cause.remedy}.")
         assert failing_rules(node.url) == []
         (verified,) = run_query(node.url, f'kubevirt_vmi_hypervisor_verified{{name="{BETA}"}}')
         expected = {"node": NODE, "namespace": "lab", "name": BETA}

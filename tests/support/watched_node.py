@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import pytest
 
+from probes.judge.cause import Cause
 from tests.support.kernel_world import wait_for
 from tests.support.queries import ask, run_query
 
@@ -36,6 +37,22 @@ class WatchedNode:
             if each["state"] == "firing"
         }
         return {(alert, subject) for alert, subject in firing if subject in self._ours}
+
+    def description(self, alert: str, vm: str) -> str:
+        """Return the description of an alert about a VM, as Prometheus sends it now."""
+        (text,) = (
+            each["annotations"]["description"]
+            for each in ask(self.url, "alerts")["alerts"]
+            if (each["labels"]["alertname"], each["labels"].get("vm")) == (alert, vm)
+        )
+        assert isinstance(text, str)
+        return text
+
+    def cause(self, vm: str) -> Cause:
+        """Return why a VM is emulated, which exactly one series says."""
+        query = f'kubevirt_vmi_hypervisor_emulation_info{{name="{vm}"}} == 1'
+        (found,) = run_query(self.url, query)
+        return next(cause for cause in Cause if cause.value == found["metric"]["cause"])
 
     def types(self) -> dict[str, str]:
         """Hypervisor by name of each VM of ours."""
