@@ -4,18 +4,20 @@
 Owns the sources of that time, and what was observed of the device before. Must not know any
 process. All moments are on CLOCK_BOOTTIME, the clock of the start times in /proc.
 
-The kernel records nowhere when it registered a device. Three things limit that moment:
+The kernel records nowhere when it registered a device. Four things limit that moment:
 
 - What hvprobe observed: at one refresh the device was absent, or another registration of it was
   there, and at a later refresh this one. A registration is known by the inode number of its
   directory in sysfs, which is new each time.
+- Whether its driver is part of the kernel itself, which then registers it before it starts any
+  process.
 - The birth of its file in devtmpfs. The kernel makes that file when it registers the device, but
   keeps one that exists already: systemd makes /dev/kvm at boot, before any module is loaded. So the
   registration is not older than the file.
 - The times of its directory in sysfs. sysfs makes the inode at the first look-up, or makes it again
   after memory was short, and sets its times then. So the registration is not younger than they are.
 
-Both files show times of a clock that can be set. They count only if devtmpfs itself, which is made
+The last two are times of a clock that can be set. They count only if devtmpfs itself, which is made
 at boot, was born when the clock now says that the boot was.
 """
 
@@ -75,6 +77,8 @@ class DeviceAge:
         """Process 1 of the node, whose /dev is the node's."""
         self._device = hypervisor.driver.device
         self._registration = sys_root / "class/misc" / self._device
+        self._modules = sys_root / "module"
+        self._driver = hypervisor.driver.module
         self._birth_unix_s = birth_unix_s
         self._known: tuple[int, int] | None = None
         """File system and inode of the registration that was observed last; None: none was."""
@@ -101,6 +105,8 @@ class DeviceAge:
     def _limits(self, sysfs_unix_s: float) -> RegisteredBetween:
         """Limit the moment of a registration that was not there at the last observation."""
         after_s, by_s = self._observed_s, _boot_clock_s()
+        if after_s is None and self._is_built_in():
+            return RegisteredBetween(after_s=None, by_s=0.0)
         booted_unix_s = self._booted_unix_s()
         if booted_unix_s is not None:
             by_s = min(by_s, sysfs_unix_s - booted_unix_s + CLOCK_TOLERANCE_S)
@@ -109,6 +115,22 @@ class DeviceAge:
                 born_s = born_unix_s - booted_unix_s - CLOCK_TOLERANCE_S
                 after_s = born_s if after_s is None else max(after_s, born_s)
         return RegisteredBetween(after_s=after_s, by_s=by_s)
+
+    def _is_built_in(self) -> bool:
+        """Whether no part of the driver was loaded as a module.
+
+        Only a loaded module has a file ``initstate`` (kernel/module/main.c, modinfo_initstate);
+        built-in code has a folder at most for its parameters (kernel/params.c).
+        """
+        try:
+            folders = [*self._modules.iterdir()]
+        except OSError:
+            return False
+        return not any(
+            (folder / "initstate").exists()
+            for folder in folders
+            if folder.name.startswith(self._driver)
+        )
 
     def _booted_unix_s(self) -> float | None:
         """Return when the node booted; None: the clock was set since, or devtmpfs cannot be read.

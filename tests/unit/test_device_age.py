@@ -76,6 +76,45 @@ def observed(node: Node) -> RegisteredBetween:
     return found
 
 
+# what is built in
+
+
+def modules(node: Node, *names: str, loaded: tuple[str, ...] = ()) -> None:
+    for name in (*names, *loaded):
+        (node.root / "sys/module" / name).mkdir(parents=True)
+    for name in loaded:
+        (node.root / "sys/module" / name / "initstate").write_text("live\n")
+
+
+def test_built_in_driver(node: Node) -> None:
+    """The kernel registers the device of its own driver before it starts a process."""
+    modules(node, "kvm", "kvm_pvm", "ext4", loaded=("tun",))
+    node.register(500.0)
+    assert observed(node) == RegisteredBetween(after_s=None, by_s=0.0)
+
+
+@pytest.mark.parametrize("loaded", [("kvm", "kvm_intel"), ("kvm",), ("kvm_pvm",)])
+def test_driver_that_was_loaded(node: Node, loaded: tuple[str, ...]) -> None:
+    """If a part of the driver is a module, file times limit the registration."""
+    modules(node, loaded=loaded)
+    node.register(500.0)
+    assert observed(node).by_s != 0.0
+
+
+def test_modules_that_cannot_be_listed(node: Node) -> None:
+    """Without a list of modules the driver is not taken for built in."""
+    node.register(500.0)
+    assert observed(node).by_s != 0.0
+
+
+def test_what_was_observed_counts_more(node: Node) -> None:
+    """A device that was seen to be absent was not registered at boot, whatever the modules are."""
+    modules(node, "kvm")
+    assert node.age.observe() is None
+    node.register(500.0)
+    assert observed(node).after_s is not None
+
+
 # what was observed
 
 
