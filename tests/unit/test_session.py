@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger opens completely or not at all: a failure releases everything opened before it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
+from ebpf.hook_set import HookSet
 from ebpf.hooks import KVM_EXIT, AttachPoint, Backend
 from ebpf.session import Session
 
@@ -21,6 +22,8 @@ class Opened:
     flags: Sequence[str] = ()
     closed: list[str] = field(default_factory=list)
     detached: list[str] = field(default_factory=list)
+    missed: dict[str, int] = field(default_factory=dict)
+    """Runs that the kernel has skipped, by program; empty: it does not count them."""
 
     def map_fd(self, name: str) -> int:
         raise AssertionError(name)
@@ -35,12 +38,27 @@ class Opened:
     def detach(self, point: AttachPoint) -> None:
         self.detached.append(point.target)
 
+    def missed_total(self, programs: Iterable[tuple[str, Backend]]) -> int | None:
+        skipped = sum(self.missed.get(name, 0) for name in dict(programs))
+        return skipped if self.missed else None
+
     def close(self) -> None:
         self.closed.append("programs")
 
 
+class FakeLives:
+    """A fake of the marks: no life has begun or ended."""
+
+    numbers = 1 << 14
+
+    def take(self) -> frozenset[int]:
+        return frozenset()
+
+
 class FakeTables:
-    """A fake of tables that only has the number of forks."""
+    """A fake of tables that only has the number of forks and the marks of lives."""
+
+    lives = FakeLives()
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
@@ -111,6 +129,25 @@ def test_a_session_attaches_what_is_needed(opened: Opened, tmp_path: Path) -> No
         made.need(())
         assert {status.hook: status for status in made.hooks}[KVM_EXIT].unneeded
     assert opened.detached == ["kvm_exit"]
+
+
+@pytest.mark.parametrize("program", ["fork", "exec", "exit"])
+def test_a_skipped_life_is_said_once(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """If the kernel skipped the program for a life, no list of lives is complete, until the next.
+
+    What it skipped before the session, or for another hook, does not matter.
+    """
+    monkeypatch.setattr(HookSet, "lives_are_followed", True)
+    opened.missed = {f"on_sched_process_{program}": 3}
+    with session(tmp_path) as made:
+        assert made.new_lives() == frozenset()
+        opened.missed["on_kvm_exit"] = 9
+        assert made.new_lives() == frozenset()
+        opened.missed[f"on_sched_process_{program}"] = 4
+        assert made.new_lives() is None
+        assert made.new_lives() == frozenset()
 
 
 def test_an_unexpected_error_releases_everything(opened: Opened, tmp_path: Path) -> None:
