@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 MAX_READERS = 64
 """The most threads that read, including stuck ones."""
 MAX_STUCK_IN_POD = 4
-"""Stuck processes after which no more processes of a pod are read, so that other pods have
-readers."""
+"""Stuck processes after which no others of a pod are read, so that other pods have readers."""
 PATIENCE_S = 0.3
 """How long one step of one process may take before its reader is left behind."""
 MAX_PROCESS_S = 1.0
