@@ -9,7 +9,7 @@ _PAGES = "tests/unit/test_refresh.py::test_"
 IN_THE_EXPLANATION = (
     HandMade(
         file="probes/report/why_evidence.py",
-        text="return Side.FOR if verdict.type in points_to else Side.AGAINST",
+        text="return Side.AGAINST if seen.contradicts else Side.LIMIT",
         replacement="return Side.FOR",
         test=f"{_WHY}evidence_against",
         breaks="what speaks against a verdict is shown as speaking for it",

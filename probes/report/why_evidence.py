@@ -5,7 +5,7 @@ Owns what a piece means for the verdict. It is called only for the process that 
 Must not judge: probes.judge.verdict decides what counts.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -69,7 +69,7 @@ def pieces(process: ProcessReport, hooks: Collection[HookStatus]) -> tuple[Piece
         ),
         *(
             Piece(
-                side=_side(each.points_to, verdict),
+                side=_side(each, verdict),
                 words=_with_detail(each.words, each.detail),
                 where=place_of(each.place, tgid=tgid, hooks=hooks, counter=each.counter),
                 points_to=each.points_to,
@@ -107,10 +107,12 @@ def _piece_of_reason(
     )
 
 
-def _side(points_to: Sequence[HypervisorType], verdict: Verdict) -> Side:
+def _side(seen: Seen, verdict: Verdict) -> Side:
     if verdict.type is HypervisorType.UNKNOWN:
         return Side.OPEN
-    return Side.FOR if verdict.type in points_to else Side.AGAINST
+    if verdict.type in seen.points_to:
+        return Side.FOR
+    return Side.AGAINST if seen.contradicts else Side.LIMIT
 
 
 def _with_detail(words: str, detail: str) -> str:

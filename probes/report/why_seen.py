@@ -41,6 +41,8 @@ class Seen:
     """What follows the words, or the reason's sentence."""
     counter: Counter | None = None
     """The counter that counted it; None: it was not counted by a hook."""
+    contradicts: bool = True
+    """Whether it speaks against all other types: not if an idle guest would show the same."""
 
 
 def seen_of(process: ProcessReport) -> Iterator[Seen]:
@@ -200,6 +202,7 @@ def _of_emulation(evidence: Evidence, *, is_counted: bool) -> Iterator[Seen]:
             words=f"the hooks recorded no use of an accelerator since {since}",
             place=Place.LEDGER,
             points_to=tcg,
+            contradicts=evidence.hooks_since_start,
         )
 
 

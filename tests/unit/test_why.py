@@ -162,7 +162,10 @@ def test_what_limits_a_proof(changes: dict[str, Any], limit: Reason) -> None:
 
 
 def test_evidence_against() -> None:
-    """What the process claims against the kernel is against, whether it is a reason or not."""
+    """What the process claims against the kernel is against, whether it is a reason or not.
+
+    Hooks that are younger than a guest see no use while it is idle, which is not against it.
+    """
     asked_for_tcg = replace(KVM_EVIDENCE, asked_for=("tcg",), claimed=frozenset({KVM, MSHV}))
     about = explained(asked_for_tcg)
     (process,) = about.processes
@@ -175,6 +178,11 @@ def test_evidence_against() -> None:
     assert words(paused.evidence, Side.AGAINST) == [
         "the hooks recorded no use of an accelerator since it started"
     ]
+    late = explained(replace(PAUSED_EVIDENCE, hooks_since_start=False)).processes[0]
+    assert words(late.evidence, Side.AGAINST) == []
+    assert "the hooks recorded no use of an accelerator since they were attached" in words(
+        late.evidence, Side.LIMIT
+    )
     counts = counted(runs=1)
     ran_since = explain(node(seen(4711, PAUSED_EVIDENCE, name="alpha", counters=counts)), HERE)
     assert ran_since is not None
