@@ -130,6 +130,7 @@ class Pod(Started):
 
     def _emulating(self) -> VmmId | None:
         """The identity of QEMU, once one of its threads emulates."""
+        psutil.PROCFS_PATH = "/proc"  # a unit test may have left another one
         with contextlib.suppress(psutil.Error, OSError):
             for child in psutil.Process(self.tgid).children(recursive=True):
                 folder = Path(f"/proc/{child.pid}")
