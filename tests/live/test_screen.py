@@ -109,6 +109,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         wait_for(lambda: "live/alpha" in names(terminal.frame()), "all are shown again")
         terminal.press("p")
         terminal.wait_for("paused")
+        terminal.wait_for("p resume")  # the last line, which the terminal draws last
         still = terminal.frame()
         guests.step(3000)
         assert terminal.frame() == still
