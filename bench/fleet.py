@@ -152,12 +152,14 @@ class _Lines:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._rest = b""
+        self._waiting = select.poll()  # select(2) waits for no descriptor above 1023
+        self._waiting.register(fd, select.POLLIN)
 
     def take(self, count: int) -> list[str]:
         """The next ``count`` lines. Raises TimeoutError when one does not arrive in time."""
         lines: list[str] = []
         while len(lines) < count:
-            if not select.select([self._fd], [], [], LINE_DEADLINE_S)[0]:
+            if not self._waiting.poll(LINE_DEADLINE_S * 1000):
                 raise TimeoutError(f"{count - len(lines)} VMs of {count} do not answer")
             *complete, self._rest = (self._rest + os.read(self._fd, 1 << 20)).split(b"\n")
             lines += [line.decode() for line in complete]

@@ -5,6 +5,7 @@ The rows of scrapes have the same goals as those whose exits the hook counts. Th
 the statistics alone, because ten times as many VMs leave no room for a useful scrape here.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -78,8 +79,10 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 def _reading_ms(vms: int, readings: int) -> list[float]:
     """CPU time of each reading of so many VMs, once their descriptors are known."""
-    host = Host()
-    with Fleet(vms, State.HALTED, statistics=True) as fleet:
+    with (
+        contextlib.closing(Host()) as host,
+        Fleet(vms, State.HALTED, statistics=True) as fleet,
+    ):
         named = (host.identify(tgid) for tgid in fleet.tgids)
         wanted: list[tuple[VmmId, int]] = [(vmm, 1) for vmm in named if vmm is not None]
         assert len(wanted) == vms
