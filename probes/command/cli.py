@@ -21,12 +21,12 @@ from probes.command.settings import (
     CompletionSettings,
     DoctorSettings,
     LiveSettings,
-    LogFormat,
     NodeSettings,
     SnapshotSettings,
     WhySettings,
     parse,
 )
+from probes.command.values import LogFormat
 
 EXIT_INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""

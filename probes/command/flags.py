@@ -2,7 +2,7 @@
 """Defines the command line's grammar: commands, flags, their variables and help. Pure.
 
 Every flag has a variable ``HVPROBE_<FLAG>``; a flag takes precedence over its variable. Must not
-know which values are valid: settings.py decides that.
+know which values are valid: values.py decides that.
 """
 
 import argparse

@@ -1,39 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a command line and variables into the settings of one command. Pure.
 
-Owns which values are valid. Must not open, resolve or start anything: inputs.py checks that files
+Owns which settings each command has and which flags exclude each other. Must not know which value
+of one flag is valid (values.py), nor open, resolve or start anything: inputs.py checks that files
 and folders exist.
 """
 
 import argparse
-import math
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TypedDict
 
+from probes.command import values
 from probes.command.completion import Shell
-from probes.command.flags import TYPES, Command, UsageError, command_line, parsed
-from probes.host.hypervisors import HypervisorType
+from probes.command.flags import Command, UsageError, command_line, parsed
 from probes.render.live.options import LiveOptions, Selection
-from probes.report.why import TGID_MAX, Subject, parse_subject
-from probes.serve.http.listen import Listen, TlsFiles, parse_listen
+from probes.report.why import Subject
+from probes.serve.http.listen import Listen, TlsFiles
 
-MIN_INTERVAL_S = 0.1
-MAX_INTERVAL_S = 86400.0
-MIN_LEDGER_CAPACITY = 256
-MAX_LEDGER_CAPACITY = 65536
 EXIT_USAGE = 2
-LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR"})
-
-
-class LogFormat(StrEnum):
-    """The form of log lines on stderr."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +38,7 @@ class NodeSettings:
     sys_root: Path
     ledger_capacity: int | None
     """Processes that the kernel table has room for; None: a default for the machine's size."""
-    log_format: LogFormat
+    log_format: values.LogFormat
     log_level: str
 
     @property
@@ -160,7 +147,7 @@ class _Common(TypedDict):
     proc_root: Path
     sys_root: Path
     ledger_capacity: int | None
-    log_format: LogFormat
+    log_format: values.LogFormat
     log_level: str
 
 
@@ -177,7 +164,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             common = _common(found, environment, version)
             return AgentSettings(
                 **common,
-                listen=_listen(found.listen),
+                listen=values.listen(found.listen),
                 tls=_tls(found),
                 vcpu_stats=found.vcpu_stats,
                 events=_events(found),
@@ -188,7 +175,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
             return SnapshotSettings(**_common(found, environment, version))
         case Command.WHY:
             common = _common(found, environment, version)
-            return WhySettings(**common, subject=_subject(found.subject), json=found.json)
+            return WhySettings(**common, subject=values.subject(found.subject), json=found.json)
         case Command.DOCTOR:
             return DoctorSettings(**_common(found, environment, version), json=found.json)
 
@@ -196,75 +183,33 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
 def _common(found: argparse.Namespace, environment: Mapping[str, str], version: str) -> _Common:
     return _Common(
         version=version,
-        node=_node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
+        node=values.node(found.node or environment.get("NODE_NAME") or socket.gethostname()),
         standalone=_standalone(found),
         kubeconfig=Path(found.kubeconfig) if found.kubeconfig else None,
         proc_root=Path(found.proc),
         sys_root=Path(found.sys),
-        ledger_capacity=_ledger_capacity(found.ledger_capacity),
-        log_format=_log_format(found.log_format),
-        log_level=_log_level(found.log_level),
+        ledger_capacity=values.ledger_capacity(found.ledger_capacity),
+        log_format=values.log_format(found.log_format),
+        log_level=values.log_level(found.log_level),
     )
-
-
-def _listen(text: str) -> Listen:
-    try:
-        return parse_listen(text)
-    except ValueError as err:
-        raise UsageError(str(err)) from err
 
 
 def _live(found: argparse.Namespace) -> LiveOptions:
     return LiveOptions(
-        interval_s=_interval_s(found.interval),
+        interval_s=values.interval_s(found.interval),
         once=found.once,
         json=found.json,
         reasons=found.reasons,
         selection=Selection(
-            tgids=frozenset(_tgid(word) for word in _words(found.pid)),
+            tgids=frozenset(values.tgid(word) for word in _words(found.pid)),
             namespaces=frozenset(_words(found.namespace)),
-            types=frozenset(_type(word) for word in _words(found.type)),
+            types=frozenset(values.hypervisor_type(word) for word in _words(found.type)),
         ),
     )
 
 
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _interval_s(word: str) -> float:
-    try:
-        seconds = float(word)
-    except ValueError:
-        seconds = math.nan
-    if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
-        raise UsageError(
-            f"interval {word!r} is not a number of seconds from {MIN_INTERVAL_S:g} to "
-            f"{MAX_INTERVAL_S:g}; give one, such as --interval 2"
-        )
-    return seconds
-
-
-def _tgid(word: str) -> int:
-    if not (word.isascii() and word.isdigit() and 0 < int(word) <= TGID_MAX):
-        raise UsageError(f"pid {word!r} is not a process ID; use a number, as ps shows it")
-    return int(word)
-
-
-def _subject(word: str) -> Subject:
-    subject = parse_subject(word)
-    if subject is None:
-        raise UsageError(
-            f"{word!a} is neither NAMESPACE/NAME nor a process ID; give one, such as default/alpha "
-            "or 4711"
-        )
-    return subject
-
-
-def _type(word: str) -> HypervisorType:
-    if word not in TYPES:
-        raise UsageError(f"type {word!r} is not known; give {', '.join(TYPES)}")
-    return HypervisorType(word)
 
 
 def _standalone(found: argparse.Namespace) -> bool | None:
@@ -282,40 +227,6 @@ def _events(found: argparse.Namespace) -> bool:
             "cluster's API server; give one"
         )
     return bool(found.events)
-
-
-def _node(name: str) -> str:
-    # Bytes that are not UTF-8 arrive as surrogates, which no label value can hold. Control
-    # characters and direction marks only serve to deceive a reader.
-    if not name.isprintable():
-        raise UsageError(
-            f"node name {name!a} contains unprintable characters; use another with --node"
-        )
-    return name
-
-
-def _ledger_capacity(word: str | None) -> int | None:
-    if word is None:
-        return None
-    number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
-    if not MIN_LEDGER_CAPACITY <= number <= MAX_LEDGER_CAPACITY:
-        raise UsageError(
-            f"ledger capacity {word!r} is not a number from {MIN_LEDGER_CAPACITY} to "
-            f"{MAX_LEDGER_CAPACITY}; give one, or omit it for the default"
-        )
-    return number
-
-
-def _log_format(word: str) -> LogFormat:
-    if word not in [log_format.value for log_format in LogFormat]:
-        raise UsageError(f"log format {word!r} is not known; give {' or '.join(LogFormat)}")
-    return LogFormat(word)
-
-
-def _log_level(word: str) -> str:
-    if word.upper() not in LEVELS:
-        raise UsageError(f"log level {word!r} is not known; give debug, info, warning or error")
-    return word.upper()
 
 
 def _tls(found: argparse.Namespace) -> TlsFiles | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.command.settings import MIN_LEDGER_CAPACITY
+from probes.command.values import MIN_LEDGER_CAPACITY
 from tests.support.apiserver import ApiServer
 from tests.support.attack_world import RETURNS, Bystander, Scraped, called_qemu, new_name
 from tests.support.cluster_node import KVM, NODE, TCG_FALLBACK, UNKNOWN, Scrape, Shown

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from probes.command.settings import MIN_LEDGER_CAPACITY
+from probes.command.values import MIN_LEDGER_CAPACITY
 from probes.host.process_reader import MAX_THREADS
 from probes.host.thread_tables import MAX_DESCRIPTORS
 from probes.judge.reasons import Reason

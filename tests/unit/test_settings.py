@@ -12,12 +12,12 @@ from probes.command.settings import (
     AgentSettings,
     DoctorSettings,
     LiveSettings,
-    LogFormat,
     NodeSettings,
     SnapshotSettings,
     WhySettings,
     parse,
 )
+from probes.command.values import LogFormat
 from probes.vmi.attribution import VmName
 
 COMMANDS = {
