@@ -22,7 +22,7 @@ class Opened:
     flags: Sequence[str] = ()
     closed: list[str] = field(default_factory=list)
     detached: list[str] = field(default_factory=list)
-    missed: dict[str, int] = field(default_factory=dict)
+    missed: dict[tuple[str, Backend], int] = field(default_factory=dict)
     """Runs that the kernel has skipped, by program; empty: it does not count them."""
 
     def map_fd(self, name: str) -> int:
@@ -39,7 +39,7 @@ class Opened:
         self.detached.append(point.target)
 
     def missed_total(self, programs: Iterable[tuple[str, Backend]]) -> int | None:
-        skipped = sum(self.missed.get(name, 0) for name in dict(programs))
+        skipped = sum(self.missed.get(program, 0) for program in programs)
         return skipped if self.missed else None
 
     def close(self) -> None:
@@ -137,15 +137,18 @@ def test_a_skipped_life_is_said_once(
 ) -> None:
     """If the kernel skipped the program for a life, no list of lives is complete, until the next.
 
-    What it skipped before the session, or for another hook, does not matter.
+    What it skipped before the session, for another hook, or of a form that stands beside, does not
+    matter.
     """
     monkeypatch.setattr(HookSet, "lives_are_followed", True)
-    opened.missed = {f"on_sched_process_{program}": 3}
+    marking = (f"on_sched_process_{program}", Backend.TRACEPOINT)
+    opened.missed = {marking: 3}
     with session(tmp_path) as made:
         assert made.new_lives() == frozenset()
-        opened.missed["on_kvm_exit"] = 9
+        opened.missed["on_kvm_exit", Backend.TRACEPOINT] = 9
+        opened.missed[marking[0], Backend.RAW_TRACEPOINT] = 9
         assert made.new_lives() == frozenset()
-        opened.missed[f"on_sched_process_{program}"] = 4
+        opened.missed[marking] = 4
         assert made.new_lives() is None
         assert made.new_lives() == frozenset()
 
