@@ -29,7 +29,7 @@ ROOMS: Mapping[str, Room] = {
     "exit_counts": _room("probes/judge/exit_counts.py", "exit_counts", "exit_collector"),
     "tracker": _room("probes/judge/tracker.py", "tracker", "collector"),
     "cgroup": _room("probes/host/cgroup.py", "cgroup"),
-    "vmi": _room("probes/vmi/model.py", "vmi"),
+    "vmi": _room("probes/vmi/kube/vmi_object.py", "vmi"),
     "emulation_events": _room("probes/report/emulation_events.py", "emulation_events"),
     "event_queue": _room("probes/vmi/kube/event_queue.py", "event_queue"),
     "emulation": _room("probes/host/emulation.py", "emulation", "emulation_facts"),

@@ -403,7 +403,10 @@ def test_malformed_objects_are_skipped(api: ApiServer, begin: Begin, log: list[s
     assert names(watch) == {"default/good", "default/after"}
     assert watch.status().malformed_total == 2
     assert watch.status().restarts == 0
-    assert any("VMI default/bad: status is a str" in line for line in log)
+    assert any(
+        "VMI default/bad: Expected `object | null`, got `str` - at `$.status`" in line
+        for line in log
+    )
 
 
 def test_a_vmi_that_becomes_malformed_is_dropped(api: ApiServer, begin: Begin) -> None:

@@ -21,10 +21,18 @@ from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport
 from probes.report.ports import HostEdges
 from probes.vmi.kube.cache import VmiCache
-from probes.vmi.model import parse_vmi
+from probes.vmi.kube.vmi_object import parse_vmi
 from tests.support.doubles import Books, Node, Pods, Trials
 from tests.support.facts import entry, kernel, kvm_process, process, tcg_process
-from tests.support.vmi_objects import Vmi, deleting, migrated, migrating, migration_failed, vmi
+from tests.support.vmi_objects import (
+    Vmi,
+    deleting,
+    encoded,
+    migrated,
+    migrating,
+    migration_failed,
+    vmi,
+)
 
 HERE, THERE = "node-a", "node-b"
 Key = tuple[str, str]
@@ -225,9 +233,9 @@ class Churn:
         key, obj = self._inbox.popleft()
         if obj is not None and _selected(obj):
             self._told[key] = obj
-            self._cache.put(obj)
+            self._cache.put(encoded(obj))
         elif key in self._told:
-            self._cache.drop(self._told.pop(key))
+            self._cache.drop(encoded(self._told.pop(key)))
 
     def _lose_or_find_the_api_server(self) -> None:
         self._lost = not self._lost
@@ -239,7 +247,7 @@ class Churn:
     def _relist(self) -> None:
         self._inbox.clear()
         self._told = {key: obj for key, obj in self._truth.items() if _selected(obj)}
-        self._cache.replace_all([parse_vmi(obj) for obj in self._told.values()])
+        self._cache.replace_all([parse_vmi(encoded(obj)) for obj in self._told.values()])
         self._cache.opened()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import uuid
 from typing import Any
 
@@ -11,6 +12,11 @@ from typing import Any
 Vmi = dict[str, Any]
 
 _SPACE = uuid.UUID("6f0d3a52-1c8e-4b27-9a44-d1f5b0c7e823")
+
+
+def encoded(obj: object) -> bytes:
+    """The object as the API server sends it."""
+    return json.dumps(obj).encode()
 
 
 def pod_uid(namespace: str, name: str, generation: int = 1) -> str:

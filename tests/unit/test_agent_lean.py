@@ -39,6 +39,7 @@ UNNECESSARY = {
     "rich": "only the live view and the doctor use it",
     "jsonschema": "only tests use it",
     "kubernetes": "a standalone agent has no API server",
+    "msgspec": "a standalone agent has no API server",
     "urllib3": "a standalone agent has no API server",
     "probes.command.show": "another command uses it",
     "ebpf.exit_reasons.session": "another command uses it",

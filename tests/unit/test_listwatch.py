@@ -21,6 +21,7 @@ from probes.vmi.kube.listwatch import (
     walk_list,
 )
 from probes.vmi.kube.timing import Failure
+from tests.support.vmi_objects import encoded
 
 SERVER = "https://10.96.0.1:443"
 _JSON = st.recursive(
@@ -49,7 +50,8 @@ def test_a_page_gives_its_items(
     page = {"items": items, **others, "metadata": metadata}
     page = page if items_first else {**others, "metadata": metadata, "items": items}
     seen: list[object] = []
-    end = walk_list(json.dumps(page, indent=indent).encode(), seen.append)
+    body = json.dumps(page, indent=indent).encode()
+    end = walk_list(body, lambda item: seen.append(json.loads(bytes(item))))
     assert seen == page["items"]
     assert end.resource_version == "17"
     assert end.continue_token == (token or None)
@@ -165,7 +167,7 @@ def test_what_a_refusal_says_about_our_version(
 ) -> None:
     """A refused watch has missed no event. A watch that had begun may have missed some."""
     assert refusal(SERVER, Verb.WATCH, code, None).failure is as_status
-    assert failure_of_error_event(SERVER, {"code": code}).failure is as_event
+    assert failure_of_error_event(SERVER, encoded({"code": code})).failure is as_event
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,8 @@ def test_what_a_refusal_says_about_our_version(
         ({"code": 429, "details": {"retryAfterSeconds": 7}}, 7.0),
         ({"code": 429, "details": {"retryAfterSeconds": 0}}, None),
         ({"code": 429, "details": {"retryAfterSeconds": "7"}}, None),
+        ({"code": 429, "details": {"retryAfterSeconds": 10**400}}, None),
+        ({"code": 429, "details": None}, None),
         ({"code": 429, "details": 7}, None),
         ({"code": 429}, None),
         ({}, None),
@@ -181,12 +185,12 @@ def test_what_a_refusal_says_about_our_version(
 )
 def test_an_error_event_may_ask_for_time(status: dict[str, object], seconds: float | None) -> None:
     """A Status carries in its details what HTTP carries in ``Retry-After``."""
-    assert failure_of_error_event(SERVER, status).retry_after_s == seconds
+    assert failure_of_error_event(SERVER, encoded(status)).retry_after_s == seconds
 
 
 def test_an_error_event_without_a_code() -> None:
     """An error event without a code counts as HTTP 500."""
-    assert "HTTP 500" in str(failure_of_error_event(SERVER, {}))
+    assert "HTTP 500" in str(failure_of_error_event(SERVER, b"{}"))
 
 
 def test_the_message_of_a_refusal() -> None:

@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.host.cgroup import PodUid
-from probes.vmi.model import (
-    MalformedVmi,
-    Vmi,
-    VmiIndex,
-    VmiPhase,
-    parse_vmi,
-    vmi_key,
-)
+from probes.vmi.kube.vmi_object import MalformedVmi, parse_vmi, vmi_key
+from probes.vmi.model import Vmi, VmiIndex, VmiPhase
+from tests.support.vmi_objects import encoded
 
 POD = PodUid("7b4c2f1e-93d5-4a60-8e17-c0ffee12ab34")
 TARGET = PodUid("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0")
@@ -50,7 +45,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 def test_a_running_vmi() -> None:
     """Every field is read from the place where KubeVirt writes it."""
-    assert parse_vmi(running()) == Vmi(
+    assert parse_vmi(encoded(running())) == Vmi(
         namespace="lab",
         name="beta",
         phase=VmiPhase.RUNNING,
@@ -64,7 +59,7 @@ def test_a_running_vmi() -> None:
 def test_a_vmi_just_created() -> None:
     """In an object without status the phase, node and pods are unknown; it is not malformed."""
     obj = {"metadata": {"namespace": "lab", "name": "beta", "uid": "5a5a"}}
-    found = parse_vmi(obj)
+    found = parse_vmi(encoded(obj))
     assert found.phase is VmiPhase.UNSET
     assert found.node_name is None
     assert found.active_pods == ()
@@ -80,38 +75,38 @@ def test_phases_are_kubevirts_words() -> None:
 @pytest.mark.parametrize("phase", list(VmiPhase))
 def test_phases(phase: VmiPhase) -> None:
     """Each of KubeVirt's phases is parsed as itself."""
-    assert parse_vmi(changed("status.phase", phase.value)).phase is phase
+    assert parse_vmi(encoded(changed("status.phase", phase.value))).phase is phase
 
 
 @pytest.mark.parametrize("text", ["running", "Crashed", "Running "])
 def test_an_unknown_phase_is_not_running(text: str) -> None:
     """A phase of a later KubeVirt is UNKNOWN, so it never makes a series."""
-    assert parse_vmi(changed("status.phase", text)).phase is VmiPhase.UNKNOWN
+    assert parse_vmi(encoded(changed("status.phase", text))).phase is VmiPhase.UNKNOWN
 
 
 def test_pods_are_sorted_and_canonical() -> None:
     """The pods of a migration have lower-case uids and do not depend on the server's order."""
     pods = {POD.upper(): "node-a", TARGET: "node-b"}
     expected = ((TARGET, "node-b"), (POD, "node-a"))
-    assert parse_vmi(changed("status.activePods", pods)).active_pods == expected
+    assert parse_vmi(encoded(changed("status.activePods", pods))).active_pods == expected
 
 
 MALFORMED = [
     ("metadata", ..., "metadata.namespace is missing"),
-    ("metadata", "text", "metadata is a str, not an object"),
+    ("metadata", "text", "VMI: Expected `object | null`, got `str` - at `$.metadata`"),
     ("metadata.namespace", ..., "metadata.namespace is missing"),
     ("metadata.name", "", "metadata.name is missing"),
-    ("metadata.name", 7, "name is a int, not a string"),
-    ("metadata.uid", 7, "uid is a int, not a string"),
+    ("metadata.name", 7, "VMI: Expected `str | null`, got `int` - at `$.metadata.name`"),
+    ("metadata.uid", 7, "Expected `str | null`, got `int` - at `$.metadata.uid`"),
     ("metadata.name", "two\nlines", "is not a Kubernetes name"),
-    ("spec", [], "VMI lab/beta: spec is a list, not an object"),
-    ("spec.architecture", {}, "architecture is a dict"),
-    ("status", "Running", "status is a str, not an object"),
-    ("status.phase", 1, "phase is a int"),
-    ("status.nodeName", ["node-a"], "nodeName is a list"),
-    ("status.activePods", [POD], "activePods is a list"),
+    ("spec", [], "VMI lab/beta: Expected `object | null`, got `array` - at `$.spec`"),
+    ("spec.architecture", {}, "got `object` - at `$.spec.architecture`"),
+    ("status", "Running", "VMI lab/beta: Expected `object | null`, got `str` - at `$.status`"),
+    ("status.phase", 1, "got `int` - at `$.status.phase`"),
+    ("status.nodeName", ["node-a"], "got `array` - at `$.status.nodeName`"),
+    ("status.activePods", [POD], "got `array` - at `$.status.activePods`"),
     ("status.activePods", {"pod-1": "node-a"}, "activePods has 'pod-1', which is not a pod uid"),
-    ("status.activePods", {POD: None}, "is a NoneType, not a node's name"),
+    ("status.activePods", {POD: None}, "got `null` - at `$.status.activePods[...]`"),
 ]
 
 
@@ -119,7 +114,7 @@ MALFORMED = [
 def test_malformed_objects_are_refused(path: str, value: object, message: str) -> None:
     """A malformed object is refused with one line that names the object, field and value."""
     with pytest.raises(MalformedVmi) as raised:
-        parse_vmi(changed(path, value))
+        parse_vmi(encoded(changed(path, value)))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -141,7 +136,7 @@ def test_any_json_is_a_vmi_or_malformed(path: str, value: object) -> None:
     obj = changed(path, value)
     line = ""
     try:
-        assert parse_vmi(obj).key == vmi_key(obj)
+        assert parse_vmi(encoded(obj)).key == vmi_key(encoded(obj))
     except MalformedVmi as err:
         line = str(err)
     assert line == "" or line.isprintable()
@@ -151,7 +146,7 @@ def test_any_json_is_a_vmi_or_malformed(path: str, value: object) -> None:
 def test_any_object_is_a_vmi_or_malformed(obj: dict[str, object]) -> None:
     """An object of any other shape raises ``MalformedVmi`` and no other exception."""
     with pytest.raises(MalformedVmi):
-        parse_vmi(obj)
+        parse_vmi(encoded(obj))
 
 
 def test_labels_and_annotations_change_nothing() -> None:
@@ -159,12 +154,12 @@ def test_labels_and_annotations_change_nothing() -> None:
     obj = copy.deepcopy(running())
     obj["metadata"]["labels"] = {"kubevirt.io/nodeName": "elsewhere", "kubevirt.io/domain": "x"}
     obj["metadata"]["annotations"] = {"kubevirt.io/domain": "other"}
-    assert parse_vmi(obj) == parse_vmi(running())
+    assert parse_vmi(encoded(obj)) == parse_vmi(encoded(running()))
 
 
 def sample(name: str, *pods: PodUid) -> Vmi:
     return dataclasses.replace(
-        parse_vmi(running()), name=name, active_pods=tuple((pod, "node-a") for pod in pods)
+        parse_vmi(encoded(running())), name=name, active_pods=tuple((pod, "node-a") for pod in pods)
     )
 
 

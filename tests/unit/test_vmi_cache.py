@@ -7,8 +7,8 @@ import json
 import pytest
 
 from probes.vmi.kube.cache import VmiCache
-from probes.vmi.model import parse_vmi
-from tests.support.vmi_objects import Vmi, vmi
+from probes.vmi.kube.vmi_object import parse_vmi
+from tests.support.vmi_objects import Vmi, encoded, vmi
 
 
 class Clock:
@@ -26,7 +26,7 @@ class Clock:
 def cache() -> VmiCache:
     """A cache with two listed VMIs and an open watch."""
     made = VmiCache(lambda _line: None, Clock())
-    made.replace_all([parse_vmi(vmi("alpha")), parse_vmi(vmi("beta"))])
+    made.replace_all([parse_vmi(encoded(vmi("alpha"))), parse_vmi(encoded(vmi("beta")))])
     made.opened()
     return made
 
@@ -44,7 +44,7 @@ def test_a_field_that_is_not_kept_changes_no_index(cache: VmiCache) -> None:
     changed["status"]["conditions"] = [{"type": "AgentConnected", "status": "True"}]
     changed["metadata"]["resourceVersion"] = "4711"
     changed["metadata"]["labels"]["colour"] = "blue"
-    cache.put(changed)
+    cache.put(encoded(changed))
     assert cache.index() is before
     assert (cache.status().last_sync_unix_s or 0) > (synced_unix_s or 0)
 
@@ -65,7 +65,7 @@ def test_progress_events_change_no_index(
     before = cache.index()
     changed = received(vmi("alpha"))
     changed[section][field] = value
-    cache.put(changed)
+    cache.put(encoded(changed))
     assert cache.index() is before
 
 
@@ -73,7 +73,7 @@ def test_another_object_of_the_same_name_changes_the_index(cache: VmiCache) -> N
     """A VMI that was made again under its name is another one, also if all else is the same."""
     changed = received(vmi("alpha"))
     changed["metadata"]["uid"] = "00000000-0000-4000-8000-00000000000f"
-    cache.put(changed)
+    cache.put(encoded(changed))
     found = cache.index().vmis["default", "alpha"]
     assert found.uid == "00000000-0000-4000-8000-00000000000f"
 
@@ -84,7 +84,7 @@ def test_the_same_list_changes_no_index(cache: VmiCache) -> None:
     cache.lost("connection refused")
     assert cache.index() is before
     assert not cache.status().up
-    cache.replace_all([parse_vmi(received(vmi(name))) for name in ("beta", "alpha")])
+    cache.replace_all([parse_vmi(encoded(received(vmi(name)))) for name in ("beta", "alpha")])
     cache.opened()
     assert cache.status().up
     assert cache.index() is before
@@ -93,7 +93,7 @@ def test_the_same_list_changes_no_index(cache: VmiCache) -> None:
 def test_a_list_alone_is_not_current(cache: VmiCache) -> None:
     """After a loss the list updates the VMIs, but the watch is up only once it is open again."""
     cache.lost("connection refused")
-    cache.replace_all([parse_vmi(vmi("beta"))])
+    cache.replace_all([parse_vmi(encoded(vmi("beta")))])
     assert not cache.status().up
     assert set(cache.index().vmis) == {("default", "beta")}
     assert cache.status().restarts == 0
@@ -131,18 +131,18 @@ def test_a_changed_field_makes_a_new_index(cache: VmiCache, path: tuple[str, str
     changed = copy.deepcopy(vmi("alpha"))
     changed[section][field] = value
     before = cache.index()
-    cache.put(received(changed))
+    cache.put(encoded(received(changed)))
     assert cache.index().vmis is not before.vmis
-    assert cache.index().vmis["default", "alpha"] == parse_vmi(changed)
-    cache.replace_all([parse_vmi(vmi("alpha")), parse_vmi(vmi("beta"))])
+    assert cache.index().vmis["default", "alpha"] == parse_vmi(encoded(changed))
+    cache.replace_all([parse_vmi(encoded(vmi("alpha"))), parse_vmi(encoded(vmi("beta")))])
     assert cache.index().vmis == before.vmis
 
 
 def test_vmis_are_added_and_removed(cache: VmiCache) -> None:
     """Events add and remove VMIs, and a list removes those that it does not contain."""
-    cache.put(vmi("gamma"))
+    cache.put(encoded(vmi("gamma")))
     assert ("default", "gamma") in cache.index().vmis
-    cache.drop(vmi("gamma"))
+    cache.drop(encoded(vmi("gamma")))
     assert ("default", "gamma") not in cache.index().vmis
-    cache.replace_all([parse_vmi(vmi("beta"))])
+    cache.replace_all([parse_vmi(encoded(vmi("beta")))])
     assert set(cache.index().vmis) == {("default", "beta")}

@@ -9,18 +9,11 @@ state and the age, never the content.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from probes.vmi.model import (
-    EMPTY_INDEX,
-    MalformedVmi,
-    Vmi,
-    VmiIndex,
-    WatchStatus,
-    parse_vmi,
-    vmi_key,
-)
+from probes.vmi.kube.vmi_object import Json, MalformedVmi, parse_vmi, vmi_key
+from probes.vmi.model import EMPTY_INDEX, Vmi, VmiIndex, WatchStatus
 
 
 class VmiCache:
@@ -72,20 +65,18 @@ class VmiCache:
             self._confirm()
         self._first_list.set()
 
-    def parse(self, obj: object) -> Vmi | None:
-        """Parse the VMI in a decoded object.
+    def parse(self, obj: Json) -> Vmi | None:
+        """Parse the VMI in an object.
 
         None: it holds none, which is counted, and logged once.
         """
         try:
-            if not isinstance(obj, Mapping):
-                raise MalformedVmi(f"VMI: a {type(obj).__name__} is in place of an object")
             return parse_vmi(obj)
         except MalformedVmi as err:
             self._skip(str(err))
             return None
 
-    def put(self, obj: Mapping[str, object]) -> None:
+    def put(self, obj: Json) -> None:
         """Store an object that was added or changed.
 
         Most changes concern fields that are not kept, so they leave the index unchanged. A
@@ -102,7 +93,7 @@ class VmiCache:
                 self._index = None
             self._confirm()
 
-    def drop(self, obj: Mapping[str, object]) -> bool:
+    def drop(self, obj: Json) -> bool:
         """Remove an object that was deleted, or that the node selector no longer matches.
 
         Returns False if the object does not say which VMI it is.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implements the list-and-watch protocol of the Kubernetes API for one resource. Pure.
 
-Owns decoding list pages and watch events without building more than one object at a time, and the
-messages about refusals. Must not know sockets, threads, credentials, how long to wait (timing.py),
-or what a VMI means.
+Owns what a list page and a watch event contain, and the messages about refusals. Must not know
+sockets, threads, credentials, how long to wait (timing.py), or what a VMI contains (vmi_object.py).
 
 Source: kubernetes.io/docs/reference/using-api/api-concepts ("Efficient detection of changes",
 "Retrieving large results sets in chunks") and client-go's tools/cache/reflector.go.
@@ -11,14 +10,16 @@ Source: kubernetes.io/docs/reference/using-api/api-concepts ("Efficient detectio
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
+
+import msgspec
 
 from probes.vmi.foreign_text import one_line
 from probes.vmi.kube.timing import Failure
+from probes.vmi.kube.vmi_object import Json
 
 RESOURCE = "virtualmachineinstances.kubevirt.io"
 PATH = "/apis/kubevirt.io/v1/virtualmachineinstances"
@@ -28,8 +29,8 @@ NODE_LABEL = "kubevirt.io/nodeName"
 _MAX_LINE_BYTES = 32 << 20
 """The longest line of a watch. etcd refuses objects of a tenth of this size, so a longer line is a
 broken stream."""
-_DECODER = json.JSONDecoder()
-_BLANK = re.compile(r"[ \t\r\n]*")
+_MAX_WAIT_S = 2**31 - 1
+_UNKNOWN_FAILURE = 500
 _EXPIRED = 410
 _REFUSED = {401, 403, 429, 502, 503}
 """Status codes that say nothing about the requested resourceVersion.
@@ -89,114 +90,84 @@ class EventType(Enum):
     ERROR = "ERROR"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchEvent:
+class WatchEvent(msgspec.Struct, frozen=True):
     """One line of a watch."""
 
     type: EventType
-    object: Mapping[str, object]
+    object: msgspec.Raw
     """The VMI; for BOOKMARK an object with only a resourceVersion; for ERROR a Status."""
-    resource_version: str | None
-    """The resourceVersion to continue from after this event; None: the event does not say."""
+
+    @property
+    def resource_version(self) -> str | None:
+        """The resourceVersion to continue from after this event; None: it does not say."""
+        try:
+            version = _VERSIONED.decode(self.object).metadata.resource_version
+        except (ValueError, RecursionError):
+            return None
+        return version or None
 
 
-def walk_list(body: bytes, on_item: Callable[[object], None]) -> ListEnd:
-    """Pass each item of a list page to ``on_item`` as soon as it is decoded.
+class _Metadata(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    resource_version: str | None = None
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class _Versioned(msgspec.Struct, frozen=True, gc=False):
+    metadata: _Metadata = _Metadata()
+
+
+class _Page(_Versioned, frozen=True):
+    items: list[msgspec.Raw] | None = None
+
+
+class _Details(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    retry_after_seconds: Annotated[int, msgspec.Meta(le=_MAX_WAIT_S)] | None = None
+
+
+class _Status(msgspec.Struct, frozen=True, gc=False):
+    """A Status object of the API, which explains a refusal."""
+
+    code: Annotated[int, msgspec.Meta(ge=100, le=999)] | None = None
+    message: str | None = None
+    details: _Details | None = None
+
+
+_VERSIONED = msgspec.json.Decoder(_Versioned)
+_PAGE = msgspec.json.Decoder(_Page)
+_EVENT = msgspec.json.Decoder(WatchEvent)
+_STATUS = msgspec.json.Decoder(_Status)
+
+
+def walk_list(body: bytes, on_item: Callable[[msgspec.Raw], None]) -> ListEnd:
+    """Pass each item of a list page to ``on_item``, which decodes it.
 
     Raises PayloadError when the page violates the protocol.
 
-    A page of VMIs takes megabytes, of which a few hundred bytes per VMI are kept. Decoding item by
-    item ensures that the remainder never exists as Python objects at the same time.
+    An item is a view of the page until it is decoded, and a malformed item spoils no other one.
     """
-    metadata: object = None
     try:
-        cursor = _Cursor(body.decode())
-    except UnicodeDecodeError as err:
-        raise PayloadError(f"a list page is not UTF-8: {err}") from err
-    for name in cursor.members("{", "}"):
-        if name == "items" and cursor.sees("["):
-            for _ in cursor.members("[", "]"):
-                on_item(cursor.value())
-        else:
-            value = cursor.value()
-            metadata = value if name == "metadata" else metadata
-    cursor.finish()
-    resource_version = _string(metadata, "resourceVersion")
-    if resource_version is None:
+        page = _PAGE.decode(body)
+    except (ValueError, RecursionError) as err:
+        raise PayloadError(f"a list page cannot be decoded: {one_line(str(err))}") from err
+    if not page.metadata.resource_version:
         raise PayloadError("a list page has no metadata.resourceVersion")
-    return ListEnd(resource_version=resource_version, continue_token=_string(metadata, "continue"))
-
-
-class _Cursor:
-    """A position in a JSON text that is read one level at a time."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-
-    def sees(self, char: str) -> bool:
-        """Whether ``char`` comes next, after blanks."""
-        blank = _BLANK.match(self._text, self._at)
-        self._at = self._at if blank is None else blank.end()
-        return self._text.startswith(char, self._at)
-
-    def value(self) -> object:
-        """Read the complete value that comes next."""
-        self.sees("")
-        try:
-            value, self._at = _DECODER.raw_decode(self._text, self._at)
-        except (ValueError, RecursionError) as err:
-            raise PayloadError(f"a list page is not JSON: {err}") from err
-        return value
-
-    def members(self, opening: str, closing: str) -> Iterator[object]:
-        """Stop before each member's value and yield its name, or None in an array."""
-        self._expect(opening)
-        if not self._take(closing):
-            while True:
-                name = None
-                if opening == "{":
-                    name = self.value()
-                    self._expect(":")
-                yield name
-                if not self._take(","):
-                    break
-            self._expect(closing)
-
-    def finish(self) -> None:
-        """Check that only blanks are left. Raises PayloadError when there is more."""
-        self.sees("")
-        if self._at != len(self._text):
-            raise PayloadError(f"a list page goes on after its end, at character {self._at}")
-
-    def _take(self, char: str) -> bool:
-        found = self.sees(char)
-        self._at += found
-        return found
-
-    def _expect(self, char: str) -> None:
-        if not self._take(char):
-            raise PayloadError(f"a list page has no {char} at character {self._at}")
+    for item in page.items or ():
+        on_item(item)
+    return ListEnd(
+        resource_version=page.metadata.resource_version,
+        continue_token=page.metadata.continue_ or None,
+    )
 
 
 def decode_event(line: bytes) -> WatchEvent:
     """Decode one line of a watch. Raises PayloadError when it is no event."""
     try:
-        event = json.loads(line)
+        event = _EVENT.decode(line)
     except (ValueError, RecursionError) as err:
-        raise PayloadError(f"a watch event is not JSON: {err}") from err
-    if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
+        raise PayloadError(f"a watch event cannot be decoded: {one_line(str(err))}") from err
+    if bytes(memoryview(event.object)[:1]) != b"{":
         raise PayloadError("a watch event has no object")
-    try:
-        kind = EventType(event.get("type"))
-    except ValueError as err:
-        raise PayloadError(f"a watch event has the unknown type {event.get('type')!r}") from err
-    obj: dict[str, object] = event["object"]
-    return WatchEvent(
-        type=kind,
-        object=obj,
-        resource_version=_string(obj.get("metadata"), "resourceVersion"),
-    )
+    return event
 
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -223,17 +194,19 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise PayloadError("a watch ends within an event")
 
 
-def failure_of_error_event(server: str, status: Mapping[str, object]) -> ApiError:
+def failure_of_error_event(server: str, obj: Json) -> ApiError:
     """Turn an ERROR event of a watch, whose object is a Status, into an ApiError."""
-    code = status.get("code")
-    details = status.get("details")
-    wait_s = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+    try:
+        status = _STATUS.decode(obj)
+    except (ValueError, RecursionError):
+        status = _Status()
+    wait_s = status.details.retry_after_seconds if status.details else None
     said = refusal(
         server,
         Verb.WATCH,
-        code if isinstance(code, int) else 500,
-        _string(status, "message"),
-        retry_after_s=float(wait_s) if isinstance(wait_s, int) and wait_s > 0 else None,
+        status.code or _UNKNOWN_FAILURE,
+        status.message,
+        retry_after_s=float(wait_s) if wait_s and wait_s > 0 else None,
     )
     if said.failure is Failure.REFUSED:
         # The watch had begun, so the changes that it had yet to report are lost.
@@ -279,13 +252,8 @@ def refusal(
 def status_message(body: bytes) -> str | None:
     """Return the message in the body of a refusal: a Status object, or what a proxy wrote."""
     try:
-        status = json.loads(body)
+        return _STATUS.decode(body).message or None
+    except msgspec.ValidationError:
+        return None
     except (ValueError, RecursionError):
         return body.decode(errors="replace").strip() or None
-    return _string(status, "message")
-
-
-def _string(parent: object, key: str) -> str | None:
-    """Read a non-empty string field of a value that may be no object."""
-    value = parent.get(key) if isinstance(parent, dict) else None
-    return value if isinstance(value, str) and value else None

@@ -3,7 +3,7 @@
 
 Owns when to list, when to watch, and what to do after each way in which they can end. Must not know
 how the API server is reached (client.py), what its bytes mean (listwatch.py), how long to wait
-(timing.py), what is kept of a VMI (model.py, cache.py), nor processes, pods, verdicts.
+(timing.py), what is read of a VMI (vmi_object.py, cache.py), nor processes, pods, verdicts.
 
 A watch continues from the end of the last one only if that ended in order, or if the server refused
 to begin it. After anything else (a lost connection, half an event, an ERROR event, silence) the
@@ -36,6 +36,7 @@ from probes.vmi.kube.listwatch import (
     walk_list,
 )
 from probes.vmi.kube.timing import Backoff, Failure, WatchTiming
+from probes.vmi.kube.vmi_object import Json
 from probes.vmi.model import Vmi, VmiIndex, WatchStatus
 
 _CHUNK_BYTES = 1 << 16
@@ -150,7 +151,7 @@ class VmiWatch:
         """Read all VMIs of the node, page by page, and replace those known."""
         vmis: list[Vmi] = []
 
-        def keep(obj: object) -> None:
+        def keep(obj: Json) -> None:
             vmi = self._cache.parse(obj)
             if vmi is not None:
                 vmis.append(vmi)
