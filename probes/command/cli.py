@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from probes.command import completion, deadline, inputs
+from probes.command import deadline, inputs
 from probes.command.flags import UsageError, command_line
 from probes.command.settings import (
     EXIT_USAGE,
@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
     except UsageError as err:
         return _fail(str(err), EXIT_USAGE)
     if isinstance(settings, CompletionSettings):
+        # Imported here, because only this command needs the library that makes scripts.
+        from probes.command import completion
+
         parser = command_line({}, version=version())
         print(completion.script(parser, settings.shell), end="", flush=True)
         return 0

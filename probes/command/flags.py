@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
 
-from probes.command.completion import Shell
 from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import REASONS_COST
 
@@ -30,6 +29,15 @@ class Command(StrEnum):
     WHY = "why"
     DOCTOR = "doctor"
     COMPLETION = "completion"
+
+
+class Shell(StrEnum):
+    """The shells for which ``hvprobe completion`` prints a script."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+    TCSH = "tcsh"
 
 
 class UsageError(Exception):
@@ -132,7 +140,9 @@ _EXAMPLES: Mapping[Command, str] = {
     "  hvprobe doctor && echo verdicts can be verified here\n"
     "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
     Command.COMPLETION: '  eval "$(hvprobe completion bash)"\n'
-    "  hvprobe completion zsh > ~/.zfunc/_hvprobe",
+    "  hvprobe completion zsh > ~/.zfunc/_hvprobe\n"
+    "  hvprobe completion fish > ~/.config/fish/completions/hvprobe.fish\n"
+    "  hvprobe completion tcsh > ~/.hvprobe.tcsh && echo source ~/.hvprobe.tcsh >> ~/.tcshrc",
 }
 _SUMMARIES: Mapping[Command, str] = {
     Command.AGENT: "attach the probes and serve /metrics until SIGTERM",

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from probes.command import values
-from probes.command.completion import Shell
-from probes.command.flags import Command, UsageError, command_line, parsed
+from probes.command.flags import Command, Shell, UsageError, command_line, parsed
 from probes.render.live.options import LiveOptions, Selection
 from probes.report.why import Subject
 from probes.serve.http.listen import Listen, TlsFiles

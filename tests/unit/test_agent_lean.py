@@ -42,6 +42,7 @@ UNNECESSARY = {
     "msgspec": "a standalone agent has no API server",
     "urllib3": "a standalone agent has no API server",
     "probes.command.show": "another command uses it",
+    "shtab": "only the command that prints a completion script uses it",
     "ebpf.exit_reasons.session": "another command uses it",
 }
 

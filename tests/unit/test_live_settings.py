@@ -3,8 +3,7 @@
 
 import pytest
 
-from probes.command.completion import Shell
-from probes.command.flags import UsageError
+from probes.command.flags import Shell, UsageError
 from probes.command.settings import (
     CompletionSettings,
     DoctorSettings,
@@ -106,7 +105,7 @@ def test_other_commands() -> None:
     assert settings("completion", "zsh") == CompletionSettings(shell=Shell.ZSH)
     for wrong in (
         ("completion",),
-        ("completion", "fish"),
+        ("completion", "powershell"),
         ("completion", "bash", "--node", "n"),
     ):
         with pytest.raises(UsageError):
