@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.agent import Connection
 from bench.fleet import NODE, Fleet, State
 from bench.steady import BETWEEN_SCRAPES_S
@@ -39,7 +41,6 @@ CROWD = 500
 """VMs beside which descriptors are measured."""
 SPARE_DESCRIPTORS = 100
 MIB = 2**20
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 Json = dict[str, Any]
 
 
@@ -59,8 +60,8 @@ def in_registry_mb() -> float:
 
 def cpu_s(tgid: int) -> float:
     """Processor time of a process and of its children that ended."""
-    fields = Path(f"/proc/{tgid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS_PER_S
+    times = psutil.Process(tgid).cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def resident_mib(tgid: int) -> dict[str, float]:

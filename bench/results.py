@@ -7,7 +7,6 @@ Shape of the file: {"machine": {name: text}, "seconds": how long the run took, "
 
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -17,12 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.agent import ROOT
 from bench.rows import Row
 
 RESULTS = ROOT / "bench/results.json"
 PASSED = {True: "ok", False: "MISSED", None: ""}
-LIBRARIES = ("hvprobe", "h11", "kubernetes", "prometheus-client", "psutil", "urllib3")
+LIBRARIES = ("hvprobe", "h11", "kubernetes", "msgspec", "prometheus-client", "psutil", "urllib3")
 
 
 def row_json(row: Row) -> dict[str, Any]:
@@ -89,8 +90,8 @@ def machine() -> dict[str, str]:
     """Where the run was, and with what."""
     return {
         "processor": _processor(),
-        "CPUs": str(os.cpu_count()),
-        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "CPUs": str(psutil.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "KVM": _kvm(),
         "distribution": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
