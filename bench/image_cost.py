@@ -89,7 +89,7 @@ def agent_of(
     if fleet is not None:
         account = InCluster(
             token_file=fleet.api.token_file,
-            ca_file=fleet.api.authority.ca_file,
+            ca_file=fleet.api.authority.cert,
             environ=fleet.api.environ,
         )
     begun_s = time.monotonic()

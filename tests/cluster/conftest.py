@@ -29,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[ApiServer]:
 @pytest.fixture
 def service_account(api: ApiServer) -> InCluster:
     """What a pod of the cluster gets to reach it."""
-    return InCluster(token_file=api.token_file, ca_file=api.authority.ca_file, environ=api.environ)
+    return InCluster(token_file=api.token_file, ca_file=api.authority.cert, environ=api.environ)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class Asker:
 
     def __init__(self, api: ApiServer) -> None:
         self._api = api
-        self.pool = urllib3.PoolManager(ca_certs=str(api.authority.ca_file), retries=False)
+        self.pool = urllib3.PoolManager(ca_certs=str(api.authority.cert), retries=False)
 
     def __call__(
         self, path: str = BASE, method: str = "GET", token: str | None = "token-1", **query: str
@@ -176,7 +176,7 @@ def test_the_official_client_lists_and_watches(api: ApiServer) -> None:
 
     api.store.create(vmi("a"))
     configuration = client.Configuration(host=api.url)
-    configuration.ssl_ca_cert = str(api.authority.ca_file)
+    configuration.ssl_ca_cert = str(api.authority.cert)
     configuration.api_key["authorization"] = "Bearer token-1"
     with client.ApiClient(configuration) as connection:
         objects = client.CustomObjectsApi(connection)

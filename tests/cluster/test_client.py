@@ -48,7 +48,7 @@ def test_in_a_cluster_most_of_the_package_stays_out(api: ApiServer) -> None:
             "-c",
             PROGRAM,
             str(api.token_file),
-            str(api.authority.ca_file),
+            str(api.authority.cert),
             str(api.port),
         ],
         cwd=ROOT,

@@ -299,7 +299,7 @@ def test_a_mounted_service_account_means_a_cluster(api: ApiServer, guests: Guest
     """With a mounted service account, names come from the API server; --standalone overrides it."""
     api.store.create(vmi("by-pod", architecture=NATIVE))
     guests.start(pod_uid("default", "by-pod"), "default_by-domain", accel=("tcg",))
-    files = (str(api.token_file), str(api.authority.ca_file))
+    files = (str(api.token_file), str(api.authority.cert))
     before = ("unshare", "--mount", "sh", "-c", SERVICE_ACCOUNT, "sh", *files)
     for flags, name in (((), "by-pod"), (("--standalone",), "by-domain")):
         ran = hvprobe("snapshot", "--node", NODE, *flags, before=before, **api.environ)

@@ -16,8 +16,8 @@ import pytest
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
 from probes.vmi.kube.timing import WatchTiming
 from probes.vmi.kube.watch import VmiWatch
-from tests.support.apicerts import Authority
 from tests.support.apiserver import ApiServer, Fault, FaultKind, Request
+from tests.support.certificates import Authority
 from tests.support.cluster_watch import QUICK, Begin, names, until
 from tests.support.vmi_objects import Vmi, vmi
 
@@ -252,7 +252,7 @@ def test_a_foreign_ca_is_reported_and_survived(
     """A server certificate of another CA is refused, and trusted with the right CA in the file."""
     right = service_account.ca_file.read_bytes()
     foreign = Authority(tmp_path / "foreign", "kubernetes")
-    service_account.ca_file.write_bytes(foreign.ca_file.read_bytes())
+    service_account.ca_file.write_bytes(foreign.cert.read_bytes())
     watch = begin()
     error_with(watch, "TLS to API server", api.url)
     assert not watch.status().synced
@@ -268,7 +268,7 @@ def test_a_rotated_ca_is_followed(
     up(watch)
     successor = Authority(tmp_path / "successor", "kubernetes")
     api.context = successor.server_context()
-    service_account.ca_file.write_bytes(successor.ca_file.read_bytes())
+    service_account.ca_file.write_bytes(successor.cert.read_bytes())
     api.cut_watches()
     api.store.create(vmi("alpha"))
     until(lambda: names(watch) == {"default/alpha"}, "the VMI")
@@ -290,9 +290,7 @@ def test_a_server_without_tls_is_reported(begin: Begin, tmp_path: Path, api: Api
         thread = threading.Thread(target=answer)
         thread.start()
         environ = {**api.environ, "KUBERNETES_SERVICE_PORT": str(port)}
-        config = InCluster(
-            token_file=api.token_file, ca_file=api.authority.ca_file, environ=environ
-        )
+        config = InCluster(token_file=api.token_file, ca_file=api.authority.cert, environ=environ)
         watch = begin(config)
         thread.join()
         error_with(watch, f"127.0.0.1:{port}")

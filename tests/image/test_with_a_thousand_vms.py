@@ -47,7 +47,7 @@ def fleet() -> Iterator[Fleet]:
 def service_account(fleet: Fleet) -> InCluster:
     """The agent's service account in the fleet's cluster."""
     api = fleet.api
-    return InCluster(token_file=api.token_file, ca_file=api.authority.ca_file, environ=api.environ)
+    return InCluster(token_file=api.token_file, ca_file=api.authority.cert, environ=api.environ)
 
 
 def memory(agent: Container, when: str) -> dict[str, int]:

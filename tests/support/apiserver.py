@@ -27,7 +27,6 @@ from socketserver import TCPServer, ThreadingMixIn
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.support import apievents
-from tests.support.apicerts import Authority
 from tests.support.apievents import EventRefusedError, EventStore
 from tests.support.apistore import (
     ApiStore,
@@ -38,6 +37,7 @@ from tests.support.apistore import (
     event_of,
     matcher,
 )
+from tests.support.certificates import Authority
 
 GROUP = "kubevirt.io"
 RESOURCE = "virtualmachineinstances"
@@ -164,7 +164,7 @@ class ApiServer:
 
     def kubeconfig(self) -> Path:
         """A kubeconfig with the CA inline and the token, as JSON, which is YAML."""
-        ca = base64.b64encode(self.authority.ca_file.read_bytes()).decode()
+        ca = base64.b64encode(self.authority.cert.read_bytes()).decode()
         file = self._directory / "kubeconfig"
         cluster = {"server": self.url, "certificate-authority-data": ca}
         config = {

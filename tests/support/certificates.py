@@ -1,37 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real certificates, made by the openssl command."""
+"""Certificate authorities and real certificates, made by trustme, as files."""
 
-import os
 import shutil
 import ssl
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import trustme
 
 from probes.serve.http.listen import TlsFiles
 
-_CONFIG = """\
-[req]
-distinguished_name = name
-prompt = no
-[name]
-CN = {name}
-[ca]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign
-subjectKeyIdentifier = hash
-[leaf]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-subjectAltName = IP:127.0.0.1, IP:::1, DNS:localhost
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-"""
+_NAMES = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,51 +23,35 @@ class Pair:
 
 
 class Authority:
-    """A CA that keeps its key and what it issues in a directory of its own."""
+    """A CA that keeps its certificate and what it issues in a directory of its own."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        directory.mkdir()
+        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._name = name
-        key = directory / "ca.key"
+        self._ca = trustme.CA(organization_unit_name=name)
         self.cert = directory / "ca.crt"
-        self._config = directory / "openssl.cnf"
-        self._config.write_text(_CONFIG.format(name=name))
-        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
-        request = ("req", "-new", "-x509", "-config", self._config, "-extensions", "ca")
-        _openssl(*request, "-key", key, "-days", "2", "-out", self.cert)
-        self._key = key
+        self._ca.cert_pem.write_to_path(self.cert)
 
     def issue(self, name: str, *, valid_s: tuple[int, int] | None = None) -> Pair:
-        """Issue a certificate.
+        """Issue a certificate for the loopback addresses, of servers and of clients.
 
-        valid_s: begin and end of its validity, in seconds from now; None: two days from now.
+        valid_s: begin and end of its validity, in seconds from now; None: it is valid for years.
         """
-        key, request = self._directory / f"{name}.key", self._directory / f"{name}.csr"
-        cert = self._directory / f"{name}.crt"
-        config = self._directory / f"{name}.cnf"
-        config.write_text(_CONFIG.format(name=name))
-        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
-        _openssl("req", "-new", "-config", config, "-key", key, "-out", request)
-        issuer = ("-CA", self.cert, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
-        extensions = ("-extfile", config, "-extensions", "leaf")
-        _openssl("x509", "-req", "-in", request, *issuer, *extensions, "-out", cert)
-        if valid_s is not None:
-            self._date(cert, valid_s)
-        return Pair(cert=cert, key=key)
+        now = datetime.now(UTC)
+        begin, end = (
+            (now + timedelta(seconds=each) for each in valid_s) if valid_s else (None, None)
+        )
+        issued = self._ca.issue_cert(*_NAMES, common_name=name, not_before=begin, not_after=end)
+        pair = Pair(cert=self._directory / f"{name}.crt", key=self._directory / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(pair.cert)
+        issued.private_key_pem.write_to_path(pair.key)
+        return pair
 
-    def _date(self, path: Path, valid_s: tuple[int, int]) -> None:
-        """Sign a certificate again with other dates, because `openssl x509` cannot set them."""
-        begin, end = (datetime.now(UTC) + timedelta(seconds=offset_s) for offset_s in valid_s)
-        old = x509.load_pem_x509_certificate(path.read_bytes())
-        builder = x509.CertificateBuilder(extensions=list(old.extensions))
-        builder = builder.subject_name(old.subject).issuer_name(old.issuer)
-        builder = builder.public_key(old.public_key()).serial_number(old.serial_number)
-        builder = builder.not_valid_before(begin).not_valid_after(end)
-        key = serialization.load_pem_private_key(self._key.read_bytes(), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        signed = builder.sign(key, hashes.SHA256())
-        path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    def server_context(self) -> ssl.SSLContext:
+        """TLS for a server on the loopback addresses, its certificate issued by this CA."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._ca.issue_cert(*_NAMES).configure_cert(context)
+        return context
 
     def server_files(self, name: str = "server", *, client_ca: Path | None = None) -> TlsFiles:
         pair = self.issue(name)
@@ -128,9 +92,3 @@ class MountedSecret:
             shutil.rmtree(old)
         files = self._directory
         return TlsFiles(cert=files / "tls.crt", key=files / "tls.key", client_ca=files / "ca.crt")
-
-
-def _openssl(*arguments: str | Path) -> None:
-    command = ["openssl", *(os.fspath(argument) for argument in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

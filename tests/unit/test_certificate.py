@@ -5,22 +5,18 @@ import datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.serve.http.certificate import Validity, validity
 
-KEY = ec.generate_private_key(ec.SECP256R1())
-NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hvprobe")])
+AUTHORITY = trustme.CA()
 
 
 def pem(begin: datetime.datetime, end: datetime.datetime) -> bytes:
-    builder = x509.CertificateBuilder(NAME, NAME, KEY.public_key(), 2**150, begin, end)
-    signed = builder.sign(KEY, hashes.SHA256())
-    return signed.public_bytes(serialization.Encoding.PEM)
+    issued = AUTHORITY.issue_cert("hvprobe", not_before=begin, not_after=end)
+    return issued.cert_chain_pems[0].bytes()
 
 
 def utc(
