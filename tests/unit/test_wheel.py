@@ -5,6 +5,7 @@ import configparser
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -111,3 +112,13 @@ def test_licences_are_shipped(wheel: zipfile.ZipFile) -> None:
     """The wheel contains both licences, because the C files are available under either."""
     assert "Apache License" in metadata(wheel, "licenses/LICENSE")
     assert "GNU GENERAL PUBLIC LICENSE" in metadata(wheel, "licenses/LICENSES/GPL-2.0-only.txt")
+
+
+def test_each_dependency_has_a_bound_and_a_reason() -> None:
+    """The line above each runtime dependency says why it is there, and none may grow by itself."""
+    text = (ROOT / "pyproject.toml").read_text()
+    required = tomllib.loads(text)["project"]["dependencies"]
+    lines = [line.strip() for line in text.splitlines()]
+    for requirement in required:
+        assert ",<" in requirement, requirement
+        assert lines[lines.index(f'"{requirement}",') - 1].startswith("# "), requirement
