@@ -21,9 +21,9 @@ from vmtest.kernels import Architecture, Suite
 from vmtest.root import build_root, byte_compile
 
 WANTED = ("hvprobe", "pytest", "pytest-timeout")
-NOT_COPIED = ("kubernetes", "psutil")
-"""kubernetes needs extension modules and is imported in cluster mode only, which guests do not
-run; the distribution's psutil is in every root."""
+NOT_COPIED = ("kubernetes", "msgspec", "psutil")
+"""kubernetes and msgspec need extension modules and are imported in cluster mode only, which guests
+do not run; the distribution's psutil is in every root."""
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 
