@@ -139,11 +139,12 @@ def libraries_load() -> str:
     """Check that the libraries that the project imports are installed."""
     import bcc
     import h11
+    import jinja2
     import prometheus_client
     import psutil
     import rich
 
-    names = (bcc, h11, prometheus_client, psutil, rich)
+    names = (bcc, h11, jinja2, prometheus_client, psutil, rich)
     return f"python {platform.python_version()}, " + ", ".join(module.__name__ for module in names)
 
 

@@ -1,48 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renders NodeReport as the page at ``/``. Pure.
 
-Owns the page's sections. Must not judge, and must not trust any text: names come from command lines
-and may contain markup, control characters or marks that reverse the direction of the following text
-(markup.py escapes them). The page needs no JavaScript and no external resources.
+Owns what the page shows in which order; the markup is in templates/page.html. Must not judge. The
+page needs no JavaScript and no external resources.
 """
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ebpf import counters
 from ebpf.counters import EXITS, Counter
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.cause import CauseFound
-from probes.judge.reasons import Severity
+from probes.judge.reasons import Outcome, Severity
 from probes.judge.verdict import Verdict
-from probes.render.markup import Markup, element, isolated, joined, line, plain, table, text
-from probes.render.page_frame import document, failure_alarm, report_header, vm_link
-from probes.render.page_health import health_section
-from probes.render.page_style import CLASSES
+from probes.render.page_frame import Frame, framed, vm_address
+from probes.render.page_health import has_hook_problem, health_items, hook_rows, hook_summary
+from probes.render.page_templates import MAX_NAME_CHARS
+from probes.render.page_trouble import troubles
 from probes.render.rates import rates_of
 from probes.report.exit_sources import EXIT_SOURCES, exit_sources
-from probes.report.model import NodeReport, ProcessState, VmiReport
-from probes.report.vocabulary import (
-    cause_parts,
-    subject_of_process,
-    subject_of_vmi,
-)
+from probes.report.model import NodeReport, ProcessReport, ProcessState, VmiReport
+from probes.report.vocabulary import Subject, cause_parts, subject_of_process, subject_of_vmi
 from probes.vmi.attribution import VmName
 
 Rates = Mapping[str, float]
 """Events per second by the counter's name; absent: not counted, or only one report has it."""
-_UNKNOWN = Markup('<span class="dim">&ndash;</span>')
-_TYPE_CLASSES: Mapping[HypervisorType, str] = {
-    **{hypervisor.type: "good" for hypervisor in HYPERVISORS},
-    HypervisorType.TCG: "warn",
-    HypervisorType.UNKNOWN: "",
+_TYPE_OUTCOMES: Mapping[HypervisorType, Outcome | None] = {
+    **{hypervisor.type: Outcome.GOOD for hypervisor in HYPERVISORS},
+    HypervisorType.TCG: Outcome.DEGRADED,
+    HypervisorType.UNKNOWN: None,
 }
-_MAX_CAUSE_CHARS = 400
-"""The most characters of a cause. It may name a device with its mode, and a user with groups."""
 _TILES: Mapping[Severity, str] = {
     Severity.CONTRADICTION: "contradicting the kernel",
     Severity.FALLBACK: "emulated although hardware is available",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A number of the summary."""
+
+    count: int
+    label: str
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What both tables show of a verdict."""
+
+    type: str
+    urgent: str | None
+    """The word for its severity; None: it is not urgent."""
+    outcome: Outcome | None
+    proof: str
+    proof_outcome: Outcome | None
+    """None: there is none to speak of."""
+    reasons: str
+    causes: tuple[tuple[str, str], ...]
+    """Why the guest is emulated and what to do, as label and words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """The rate of one counter of a VM."""
+
+    heading: str
+    text: str | None
+    """None: unknown."""
+    source: str | None
+    """What counts it; None: there is only one way."""
 
 
 def page(
@@ -51,86 +80,71 @@ def page(
     previous: NodeReport | None,
     failure: str | None,
     last_known_s: float,
+    refreshing: bool = True,
 ) -> bytes:
     """Render the page in UTF-8.
 
     report is the newest one; None: there is none yet. previous is an older one, for rates. failure
     says why the report is not current. last_known_s is how long /metrics then keeps showing VMs.
+    refreshing says whether the browser loads the page again by itself.
     """
-    node = report.node if report else "this node"
-    parts = [*failure_alarm(report, failure, last_known_s)]
-    if report is not None:
-        parts += _summary(report)
-        parts += _vmis(report, previous)
-        parts += _other_processes(report)
-        parts += health_section(report)
-    return document(
-        title=text(node), header=report_header(report, isolated(node)), main=joined(parts)
+    frame = Frame(
+        title=report.node if report else "this node",
+        report=report,
+        failure=failure,
+        last_known_s=last_known_s,
+        refreshing=refreshing,
+        own="./",
     )
+    values = {"most_title": MAX_NAME_CHARS, "shown": report is not None}
+    return framed("page.html", frame, values | (_values(report, previous) if report else {}))
 
 
-def _summary(report: NodeReport) -> Iterator[Markup]:
-    types = collections.Counter(vmi.verdict.type for vmi in report.vmis)
-    severities = collections.Counter(subject_of_vmi(vmi).severity for vmi in report.vmis)
-    inferred = sum(not vmi.verdict.verified for vmi in report.vmis)
-    yield Markup('<ul class="tiles">\n')
-    yield _tile(len(report.vmis), "VM" if len(report.vmis) == 1 else "VMs")
-    for kind, style in _TYPE_CLASSES.items():
-        if types[kind]:
-            yield _tile(types[kind], kind.value, style)
-    for severity, label in _TILES.items():
-        if severities[severity]:
-            yield _tile(severities[severity], label, CLASSES[severity.outcome])
-    if inferred:
-        unverified = Severity.UNVERIFIED
-        yield _tile(inferred, unverified.label, CLASSES[unverified.outcome])
-    yield Markup("</ul>\n")
-
-
-def _tile(count: int, label: str, style: str = "") -> Markup:
-    return line("li", element("b", plain(str(count))), plain(f" {label}"), class_=style)
-
-
-def _vmis(report: NodeReport, previous: NodeReport | None) -> Iterator[Markup]:
-    yield Markup("<section>\n<h2>Virtual machines</h2>\n")
-    if not report.vmis:
-        yield Markup("<p>No VM with a name runs on this node.</p>\n</section>\n")
-        return
+def _values(report: NodeReport, previous: NodeReport | None) -> dict[str, object]:
     window_s = report.taken_unix_s - previous.taken_unix_s if previous else 0.0
     rates = _rates(report, previous, window_s)
-    ordered = sorted(report.vmis, key=lambda vmi: subject_of_vmi(vmi).order)
-    shown = [counter for counter in counters.ranked() if counter.page_heading is not None]
-    rows = [_vmi_row(vmi, rates.get(vmi.vm, {}), shown) for vmi in ordered]
-    headings = [counter.page_heading or "" for counter in shown]
-    yield from table(("VM", "Type", "Proof", *headings, "Reasons"), rows)
-    over = (
-        f"Rates are over {window_s:.0f} s. "
-        if window_s > 0
-        else "Rates need two refreshes: reload the page. "
-    )
-    sources = exit_sources(report)
-    counted = f" Exits are counted by {sources}." if sources is not None else ""
-    unknown = Markup(": not counted here.")
-    yield line("p", plain(over), _UNKNOWN, unknown, plain(counted), class_="dim")
-    yield Markup("</section>\n")
+    counted = [counter for counter in counters.ranked() if counter.page_heading is not None]
+    subjects = [(subject_of_vmi(vmi), vmi) for vmi in report.vmis]
+    subjects.sort(key=lambda pair: pair[0].order)
+    hooks = hook_rows(report)
+    return {
+        "troubles": [*troubles(report)],
+        "tiles": [*_tiles(report, [subject for subject, _ in subjects])],
+        "headings": [counter.page_heading for counter in counted],
+        "vmis": (
+            (
+                vmi.vm,
+                _judged(vmi.verdict, subject.severity, vmi.cause),
+                [_rate(vmi, counter, rates.get(vmi.vm, {})) for counter in counted],
+            )
+            for subject, vmi in subjects
+        ),
+        "vm_count": len(subjects),
+        "window_s": window_s,
+        "exit_sources": exit_sources(report),
+        "others": [*_other_processes(report)],
+        "items": [*health_items(report)],
+        "hooks": hooks,
+        "hook_problem": has_hook_problem(hooks),
+        "hook_summary": hook_summary(hooks),
+        "address": vm_address,
+    }
 
 
-def _vmi_row(vmi: VmiReport, rates: Rates, shown: Sequence[Counter]) -> tuple[Markup, ...]:
-    namespace = element("span", isolated(vmi.vm.namespace), Markup("/"), class_="dim")
-    return (
-        vm_link(vmi.vm, joined((namespace, isolated(vmi.vm.name)))),
-        _type(vmi.verdict, subject_of_vmi(vmi).severity),
-        _proof(vmi.verdict),
-        *(_counter_cell(vmi, counter, rates.get(counter.name)) for counter in shown),
-        _reasons(vmi.verdict, vmi.cause),
-    )
-
-
-def _counter_cell(vmi: VmiReport, counter: Counter, rate: float | None) -> Markup:
-    """Render a rate; that of exits says in its title what counts them."""
-    if counter is not EXITS or vmi.exits_source is None:
-        return _rate(rate)
-    return element("span", _rate(rate), title=f"counted by {EXIT_SOURCES[vmi.exits_source]}")
+def _tiles(report: NodeReport, subjects: Sequence[Subject]) -> Iterator[Tile]:
+    types = collections.Counter(vmi.verdict.type for vmi in report.vmis)
+    severities = collections.Counter(subject.severity for subject in subjects)
+    inferred = sum(not vmi.verdict.verified for vmi in report.vmis)
+    yield Tile(count=len(report.vmis), label="VM" if len(report.vmis) == 1 else "VMs")
+    for kind, outcome in _TYPE_OUTCOMES.items():
+        if types[kind]:
+            yield Tile(count=types[kind], label=kind.value, outcome=outcome)
+    for severity, label in _TILES.items():
+        if severities[severity]:
+            yield Tile(count=severities[severity], label=label, outcome=severity.outcome)
+    if inferred:
+        unverified = Severity.UNVERIFIED
+        yield Tile(count=inferred, label=unverified.label, outcome=unverified.outcome)
 
 
 def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> dict[VmName, Rates]:
@@ -146,72 +160,46 @@ def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> 
     }
 
 
-def _other_processes(report: NodeReport) -> Iterator[Markup]:
+def _rate(vmi: VmiReport, counter: Counter, rates: Rates) -> Rate:
+    """Return the rate of a counter; that of exits says what counts them."""
+    value = rates.get(counter.name)
+    counted_by = vmi.exits_source if counter is EXITS else None
+    return Rate(
+        heading=counter.page_heading or "",
+        text=None if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}",
+        source=None if counted_by is None else f"counted by {EXIT_SOURCES[counted_by]}",
+    )
+
+
+def _other_processes(report: NodeReport) -> Sequence[tuple[ProcessReport, Judged, str]]:
+    """Return the processes that run no VM with a name, the most urgent first."""
     others = [
         (subject_of_process(process, None), process)
         for process in report.processes
         if process.state is not ProcessState.ATTRIBUTED
     ]
-    if not others:
-        return
-    rows = [
+    return [
         (
-            joined(
-                (
-                    isolated(process.comm),
-                    Markup(" "),
-                    element("span", plain(str(process.vmm.tgid)), class_="dim"),
-                )
-            ),
-            _type(process.verdict, subject.severity),
-            _proof(process.verdict),
-            _UNKNOWN if process.guest_name is None else isolated(process.guest_name),
-            plain(
-                "capability probe" if process.state is ProcessState.PROBE else "no VM of this name"
-            ),
-            _reasons(process.verdict, process.cause),
+            process,
+            _judged(process.verdict, subject.severity, process.cause),
+            "capability probe" if process.state is ProcessState.PROBE else "no VM of this name",
         )
         for subject, process in sorted(others, key=lambda other: other[0].order)
     ]
-    yield Markup("<section>\n<h2>VMM processes without a VM</h2>\n")
-    yield from table(("Process", "Type", "Proof", "Guest name", "State", "Reasons"), rows)
-    yield Markup("</section>\n")
 
 
-def _type(verdict: Verdict, severity: Severity) -> Markup:
-    """Render the type. An urgent one is marked and says why."""
-    kind = plain(verdict.type.value)
-    if not severity.urgent:
-        return element("b", kind, class_=_TYPE_CLASSES[verdict.type])
-    style = CLASSES[severity.outcome]
-    why = element("span", plain(severity.label), class_=style)
-    return joined((element("b", kind, class_=style), Markup(" "), why))
-
-
-def _proof(verdict: Verdict) -> Markup:
+def _judged(verdict: Verdict, severity: Severity, cause: CauseFound | None) -> Judged:
+    proof: tuple[str, Outcome | None] = ("inferred", Outcome.DEGRADED)
     if verdict.verified:
-        return element("span", plain("verified"), class_="good")
-    if verdict.type is HypervisorType.UNKNOWN:
-        return element("span", plain("no proof"), class_="dim")
-    return element("span", plain("inferred"), class_="warn")
-
-
-def _reasons(verdict: Verdict, cause: CauseFound | None) -> Markup:
-    """Render the reasons and, below them, why the guest is emulated and what to do."""
-    reasons = plain("; ".join(reason.sentence for reason in verdict.reasons))
-    parts = cause_parts(cause) if cause is not None else ()
-    return joined(
-        (
-            reasons,
-            *(
-                element("div", plain(f"{label}: "), isolated(words, most=_MAX_CAUSE_CHARS))
-                for label, words in parts
-            ),
-        )
+        proof = ("verified", Outcome.GOOD)
+    elif verdict.type is HypervisorType.UNKNOWN:
+        proof = ("no proof", None)
+    return Judged(
+        type=verdict.type.value,
+        urgent=severity.label if severity.urgent else None,
+        outcome=severity.outcome if severity.urgent else _TYPE_OUTCOMES[verdict.type],
+        proof=proof[0],
+        proof_outcome=proof[1],
+        reasons="; ".join(reason.sentence for reason in verdict.reasons),
+        causes=cause_parts(cause) if cause is not None else (),
     )
-
-
-def _rate(value: float | None) -> Markup:
-    if value is None:
-        return _UNKNOWN
-    return plain(f"{value:,.0f}" if value >= 10 else f"{value:.1f}")

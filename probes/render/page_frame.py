@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders what all pages have in common: head, header, alarm, footer, links. Pure.
+"""Renders what all pages have in common: head, header, alarm, refreshing, footer. Pure.
 
 Owns the Content-Security-Policy and the addresses of the pages, which are relative, so that they
 hold behind a proxy with a path of its own. Must not know what a page shows.
@@ -7,12 +7,12 @@ hold behind a proxy with a path of its own. Must not know what a page shows.
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
-from probes.render.markup import Markup, element, joined, line, plain, text
-from probes.render.page_style import STYLE
+from probes.render.page_templates import STYLE, filled
 from probes.report.model import NodeReport
 from probes.vmi.attribution import VmName, valid_vm_name
 
@@ -26,77 +26,51 @@ one."""
 
 VMI_FOLDER = "vmi"
 """First part of the path of a VM's page: ``/vmi/NAMESPACE/NAME``."""
+REFRESH_EVERY_S = 10
+"""Seconds after which a browser loads a page again."""
+_OFF = "?refresh=off"
 
 
-def document(*, title: Markup, header: Markup, main: Markup, root: str = "") -> bytes:
-    """Render a page in UTF-8. root is the relative address of the page at ``/``."""
-    parts = (
-        Markup('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup('<meta name="color-scheme" content="light dark">\n'),
-        element("title", title, Markup(" &ndash; hvprobe")),
-        Markup('\n<link rel="icon" href="data:,">\n<style>'),
-        Markup(STYLE),
-        Markup("</style>\n</head>\n<body>\n"),
-        header,
-        Markup("<main>\n"),
-        main,
-        Markup("</main>\n<footer>"),
-        *((element("a", plain("node"), href=root), Markup(" ")) if root else ()),
-        element("a", plain("metrics"), href=f"{root}metrics"),
-        Markup(" "),
-        element("a", plain("readiness"), href=f"{root}readyz"),
-        Markup("</footer>\n</body>\n</html>\n"),
-    )
-    return joined(parts).encode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What surrounds the main part of a page."""
+
+    title: str
+    """The heading. Foreign text."""
+    report: NodeReport | None
+    failure: str | None
+    """Why the report is not current; None: it is."""
+    last_known_s: float
+    """How long /metrics then keeps showing VMs."""
+    refreshing: bool
+    """Whether the browser loads the page again by itself."""
+    own: str
+    """The page's own address without a query, relative to itself."""
+    root: str = ""
+    """The address of the page at ``/``, relative to this one; empty: it is this one."""
 
 
-def vm_link(vm: VmName, content: Markup) -> Markup:
-    """Link from the page at ``/`` to a VM's page; without an address if the name is invalid."""
+def framed(template: str, frame: Frame, values: Mapping[str, object]) -> bytes:
+    """Render a page in UTF-8 by its template, which extends ``frame.html``."""
+    report = frame.report
+    common = {
+        "frame": frame,
+        "style": STYLE,
+        "taken": datetime.fromtimestamp(report.taken_unix_s, UTC) if report else None,
+        "every_s": REFRESH_EVERY_S,
+        "off": _OFF,
+        "query": "" if frame.refreshing else _OFF,
+    }
+    return filled(template, {**common, **values})
+
+
+def is_refreshing(query: str) -> bool:
+    """Return whether the query of a page's address lets the page refresh itself."""
+    return parse_qs(query[:100]).get("refresh", [""])[-1] != "off"
+
+
+def vm_address(vm: VmName) -> str | None:
+    """Return the address of a VM's page, relative to ``/``; None: the name is invalid."""
     if valid_vm_name(vm.namespace, vm.name) is None:
-        return element("a", content)
-    return element("a", content, href=f"{VMI_FOLDER}/{quote(vm.namespace)}/{quote(vm.name)}")
-
-
-def report_header(report: NodeReport | None, title: Markup) -> Markup:
-    """Render the header: a title, and what was read when."""
-    return joined(_header(report, title))
-
-
-def _header(report: NodeReport | None, title: Markup) -> Iterator[Markup]:
-    yield Markup("<header>\n")
-    yield line("h1", title)
-    if report is not None:
-        taken = datetime.fromtimestamp(report.taken_unix_s, UTC)
-        time = element(
-            "time", plain(f"{taken:%Y-%m-%d %H:%M:%S} UTC"), datetime=f"{taken:%Y-%m-%dT%H:%M:%SZ}"
-        )
-        facts = [
-            Markup("hvprobe "),
-            text(report.version),
-            Markup(" · Linux "),
-            text(report.kernel),
-            Markup(" · "),
-            text(report.machine),
-            Markup(" · "),
-            time,
-        ]
-        yield line("p", *facts, class_="dim")
-    yield Markup("</header>\n")
-
-
-def failure_alarm(
-    report: NodeReport | None, failure: str | None, last_known_s: float
-) -> Iterator[Markup]:
-    """Render why the report is not current; nothing if it is."""
-    if failure is None:
-        return
-    rest = (
-        " Showing the last known state, from the time above; /metrics omits the VMs "
-        f"{last_known_s:g} s after the first failure."
-        if report
-        else " There is no data yet."
-    )
-    said = element("b", text(failure), Markup("."))
-    log = Markup(" The agent&rsquo;s log has the details.")
-    yield line("p", said, plain(rest), log, class_="alarm", role="alert")
+        return None
+    return f"{VMI_FOLDER}/{quote(vm.namespace)}/{quote(vm.name)}"

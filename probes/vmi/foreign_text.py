@@ -2,7 +2,7 @@
 """Makes foreign text fit for hvprobe's own errors and log lines. Pure.
 
 What a terminal, a page or a metric's label may hold is a different question, which each of them
-answers itself (terminal_text.py, markup.py, exposition.py).
+answers itself (terminal_text.py, page_templates.py, exposition.py).
 """
 
 

@@ -137,6 +137,18 @@ def rich_report() -> NodeReport:
     )
 
 
+def well_report() -> NodeReport:
+    """A node with KVM alone, on which nothing needs attention."""
+    plain = rich_report()
+    return replace(
+        plain,
+        accelerators=plain.accelerators[:1],
+        health=health(hooks=hooks(), trusts=trusts()),
+        vmis=(vmi("alpha", KVM, exits=(2, 41)), vmi("gamma", PAUSED, exits=(0, 0))),
+        processes=(),
+    )
+
+
 MEASURED = VcpuStatistics(
     counts={
         "halt": 900,

@@ -31,12 +31,23 @@ from probes.command import cli
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 sys.exit(cli.main(sys.argv[1:]))
 """
-COSTLY = {"asyncio", "ssl", "h11", "psutil", "prometheus_client", "rich", "urllib3", "yaml"}
+COSTLY = {
+    "asyncio",
+    "ssl",
+    "h11",
+    "jinja2",
+    "psutil",
+    "prometheus_client",
+    "rich",
+    "urllib3",
+    "yaml",
+}
 TABLES = {"ebpf.counters", "ebpf.hook_status", "ebpf.hooks", "ebpf.ledger", "ebpf.uapi"}
 """Pure data behind the table of hypervisors, from which ``--type`` takes its choices."""
 UNNECESSARY = {
     "bcc": "its compiler ends with the process that loads the programs",
     "rich": "only the live view and the doctor use it",
+    "jinja2": "only the page uses it, and imports it when it is requested",
     "jsonschema": "only tests use it",
     "kubernetes": "a standalone agent has no API server",
     "msgspec": "a standalone agent has no API server",

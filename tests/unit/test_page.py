@@ -13,27 +13,34 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from ebpf.hooks import KVM_EXIT
-from probes.host.node import Cause, Problem
+from probes.host.node import Cause as ProblemCause
+from probes.host.node import Problem
 from probes.host.process import VmmId
+from probes.judge.cause import Cause, CauseFound
 from probes.judge.exit_counts import ExitSource
+from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
-from probes.render.markup import MAX_TEXT_CHARS
 from probes.render.page import page
-from probes.render.page_frame import CONTENT_SECURITY_POLICY
-from probes.render.page_style import STYLE
+from probes.render.page_frame import CONTENT_SECURITY_POLICY, is_refreshing
+from probes.render.page_templates import MAX_NAME_CHARS, STYLE, filled
+from probes.render.page_trouble import troubles
 from probes.report.model import CounterTrust, NodeReport
 from probes.vmi.attribution import VmName
+from probes.vmi.model import WatchStatus
 from tests.support.facts import VMM, counted, hooks, trusts
 from tests.support.live_reports import LIAR
 from tests.support.page_reader import Read
-from tests.support.rich_report import ALLOWED, KVM, TCG, process, rich_report, vmi
+from tests.support.rich_report import ALLOWED, KVM, TCG, process, rich_report, vmi, well_report
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "page.html"
 DASH = "\N{EN DASH}"
 VM_PAGE = re.compile(r"vmi/[a-z0-9-]+/[a-z0-9.-]+")
 """Address of a VM's page, which can be nothing else."""
+OFF = "?refresh=off"
+REFRESHING = ("meta", {"http-equiv": "refresh", "content": "10"})
 
 
 def drawn(
@@ -41,8 +48,11 @@ def drawn(
     *,
     previous: NodeReport | None = None,
     failure: str | None = None,
+    refreshing: bool = True,
 ) -> str:
-    return page(report, previous=previous, failure=failure, last_known_s=60).decode()
+    return page(
+        report, previous=previous, failure=failure, last_known_s=60, refreshing=refreshing
+    ).decode()
 
 
 def earlier(
@@ -79,7 +89,8 @@ def test_the_page_is_self_contained() -> None:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         for name in ("href", "src", "action"):
             address = attributes.get(name)
-            assert address in (None, "data:,", "metrics", "readyz") or VM_PAGE.fullmatch(address)
+            known = (None, "data:,", "metrics", "readyz", OFF)
+            assert address in known or VM_PAGE.fullmatch(address)
     assert "url(" not in read.style
     assert "@import" not in read.style
 
@@ -90,7 +101,7 @@ def test_each_vm_links_to_its_page() -> None:
     vmis = tuple(vmi("x", KVM)._replace(vm=name) for name in names)
     read = Read(drawn(replace(rich_report(), vmis=vmis)))
     links = [given.get("href") for tag, given in read.elements if tag == "a"]
-    assert sorted(links, key=str) == [None, "metrics", "readyz", "vmi/lab/web.a-1"]
+    assert sorted(links, key=str) == [OFF, None, "metrics", "readyz", "vmi/lab/web.a-1"]
 
 
 def test_the_policy_allows_the_style_and_nothing_else() -> None:
@@ -106,6 +117,182 @@ def test_the_policy_allows_the_style_and_nothing_else() -> None:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
+
+
+def test_the_page_refreshes_itself_until_it_is_told_not_to() -> None:
+    """A link stops it. On the page without refreshing a link starts it, and all links keep it."""
+    refreshing = Read(drawn(rich_report()))
+    assert REFRESHING in refreshing.elements
+    assert "This page refreshes every 10 s. Stop refreshing" in refreshing.text
+    still = Read(drawn(rich_report(), refreshing=False))
+    assert "refresh" not in {given.get("http-equiv") for _, given in still.elements}
+    assert "This page does not refresh itself. Refresh every 10 s" in still.text
+    links = [str(given["href"]) for tag, given in still.elements if tag == "a"]
+    assert links[0] == "./"
+    assert {link for link in links if link.endswith(OFF)} == {
+        f"vmi/default/{each.vm.name}{OFF}" for each in rich_report().vmis
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "refreshing"),
+    [
+        ("", True),
+        ("refresh=off", False),
+        ("a=b&refresh=off", False),
+        ("refresh=%6fff", False),
+        ("refresh=off&refresh=on", True),
+        ("refresh=on", True),
+        ("refresh", True),
+        ("refresh=0;url=//elsewhere.invalid", True),
+        ("%ff%00" * 1000, True),
+        ("&" * 10_000, True),
+    ],
+)
+def test_a_query_only_switches_refreshing(query: str, refreshing: bool) -> None:
+    """Any other query is ignored."""
+    assert is_refreshing(query) is refreshing
+
+
+def test_trouble_is_on_top() -> None:
+    """What needs attention comes first, the most urgent VMs before the rest, with its remedy."""
+    plain = rich_report()
+    read = Read(drawn(replace(plain, vmis=(*plain.vmis, vmi("liar", LIAR)))))
+    top, _, below = read.text.partition("Virtual machines")
+    in_order = (
+        "Needs attention",
+        "contradiction: default/liar",
+        f"cause: {Reason.CONTRADICTS_COMMAND_LINE.sentence}",
+        f"remedy: {Reason.CONTRADICTS_COMMAND_LINE.remedy}",
+        "fallback: default/beta",
+        f"cause: {ALLOWED.sentence}",
+        f"remedy: {ALLOWED.cause.remedy}",
+        "unknown: default/zeta",
+        "hooks not attached",
+        "kvm_vcpu_ioctl: kvm_vcpu_ioctl is not here",
+        f"remedy: {Reason.HOOKS_MISSING.remedy}",
+        "events lost",
+        "remedy: raise --ledger-capacity",
+        "missed runs",
+        "7 VMs",
+    )
+    places = [top.find(words) for words in in_order]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "Needs attention" not in below
+    assert "default/gamma" not in top  # it is only not verified
+
+
+def test_a_node_without_trouble() -> None:
+    """The page says so, and shows no list of troubles."""
+    read = Read(drawn(well_report()))
+    assert "Nothing needs attention." in read.text
+    assert "Needs attention" not in read.text
+    assert "Needs attention" not in Read(drawn(None, failure="it failed")).text
+
+
+def test_vms_in_the_same_trouble_are_listed_once() -> None:
+    """VMs with one cause are one trouble, which names ten of them and no process of one."""
+    causes = [CauseFound(cause=Cause.EMULATION_ALLOWED, detail=f"by {n}") for n in range(30)]
+    vmis = tuple(
+        vmi(f"vm-{n:02}", TCG, fallback=True, cause=cause) for n, cause in enumerate(causes)
+    )
+    found = [*troubles(replace(well_report(), vmis=vmis))]
+    assert [(each.label, each.cause, each.left_out) for each in found] == [
+        ("fallback", Cause.EMULATION_ALLOWED.phrase, 20)
+    ]
+    assert [subject.name for subject in found[0].subjects] == [
+        f"default/vm-{n:02}" for n in range(10)
+    ]
+    assert "default/vm-09 and 20 more" in Read(drawn(replace(well_report(), vmis=vmis))).text
+
+
+def test_what_the_agent_cannot_observe_is_trouble() -> None:
+    """Accelerators, /proc, names and the kernel table are on top when they fail."""
+    plain = well_report()
+    problem = Problem(cause=ProblemCause.DEVICE_ABSENT, detail="no /dev/kvm", remedy="load kvm")
+    broken = replace(
+        plain,
+        accelerators=(
+            replace(plain.accelerators[0], available=False, problem=problem),
+            rich_report().accelerators[1],
+        ),
+        proc_readable=False,
+        health=replace(
+            plain.health,
+            ledger_error="no bcc",
+            vmi_watch=WatchStatus(
+                up=False,
+                synced=False,
+                last_sync_unix_s=None,
+                restarts=0,
+                malformed_total=0,
+                error="refused",
+            ),
+        ),
+    )
+    assert [(each.label, each.cause, each.remedy) for each in troubles(broken)] == [
+        ("kvm not usable on this node", "no /dev/kvm", "load kvm"),
+        ("mshv not usable on this node", "/dev/mshv: not here", None),
+        ("no processes", "/proc of the node is not readable", "give the host's with --proc"),
+        ("VMI names unknown", "refused", None),
+        ("no kernel table", "no bcc", Reason.HOOKS_MISSING.remedy),
+    ]
+
+
+def test_hooks_are_folded_while_all_is_well_report() -> None:
+    """The table opens by itself for a broken hook or for skipped runs, which come first in it."""
+    folded = Read(drawn(well_report()))
+    assert ("details", {}) in folded.elements
+    assert "10 of 10 hooks attached" in folded.text
+    read = Read(drawn(rich_report()))
+    assert ("details", {"open": None}) in read.elements
+    assert "8 of 10 hooks attached, 1 with skipped runs" in read.text
+    at = next(place for place, row in enumerate(read.rows) if row[0] == "Hook")
+    names = [row[0] for row in read.rows[at + 1 :]]
+    assert names[:4] == [
+        "kvm_vcpu_ioctl",
+        "sched_process_free",
+        "kvm_userspace_exit",
+        "kvm_dev_ioctl",
+    ]
+    idle = tuple(
+        status.not_needed() if status.is_of(KVM_EXIT) else status
+        for status in well_report().health.hooks
+    )
+    inactive = Read(drawn(replace(well_report(), health=replace(well_report().health, hooks=idle))))
+    assert ("details", {}) in inactive.elements
+    assert "9 of 9 hooks attached, 1 inactive" in inactive.text
+    assert inactive.rows[-1][0] == "kvm_exit"
+
+
+def test_a_screen_reader_finds_its_way() -> None:
+    """The page has a language, landmarks, headings in order, and names for tables and sections."""
+    read = Read(drawn(rich_report(), failure="it failed"))
+    tags = [tag for tag, _ in read.elements]
+    assert read.elements[0] == ("html", {"lang": "en"})
+    for landmark in ("header", "main", "footer", "nav", "h1"):
+        assert tags.count(landmark) == 1
+    assert [tag for tag in tags if tag in ("h1", "h2", "h3")] == ["h1", "h2", "h2", "h2", "h2"]
+    ids = [given["id"] for tag, given in read.elements if tag == "h2"]
+    sections = [given["aria-labelledby"] for tag, given in read.elements if tag == "section"]
+    assert sections == ids
+    assert tags.count("table") == tags.count("caption") == 3
+    for tag, attributes in read.elements:
+        if tag in ROLES:
+            assert attributes["role"] in ROLES[tag]
+            assert tag != "th" or attributes["scope"] in ("col", "row")
+
+
+ROLES = {
+    "table": ("table",),
+    "thead": ("rowgroup",),
+    "tbody": ("rowgroup",),
+    "tr": ("row",),
+    "th": ("columnheader", "rowheader"),
+    "td": ("cell",),
+}
+"""The roles of a table's elements, which some browsers forget where they are shown as cards."""
 
 
 def test_an_emulated_vm_has_its_cause() -> None:
@@ -286,7 +473,7 @@ def hostile_reports(text: str) -> Iterator[NodeReport]:
         plain, processes=(process(7, unnamed)._replace(guest_name=text, comm=text, vm=None),)
     )
     yield replace(plain, health=replace(plain.health, ledger_error=text))
-    problem = Problem(cause=Cause.TRIAL_FAILED, detail=text, remedy=text)
+    problem = Problem(cause=ProblemCause.TRIAL_FAILED, detail=text, remedy=text)
     yield replace(plain, accelerators=(replace(plain.accelerators[1], problem=problem),))
 
 
@@ -311,7 +498,7 @@ def test_hostile_text_stays_text(text: str) -> None:
         read = Read(shown)
         assert elements(read) == elements(Read(drawn(harmless)))
         assert active_characters(shown.replace("\n", "")) == []
-        assert len(shown) < len(drawn(harmless)) + 5 * 10 * MAX_TEXT_CHARS
+        assert len(shown) < len(drawn(harmless)) + 5 * 10 * MAX_NAME_CHARS
 
 
 def test_bidirectional_text_is_isolated() -> None:
@@ -328,3 +515,9 @@ def test_any_text_is_text(text: str) -> None:
     harmless = drawn(replace(rich_report(), vmis=(vmi("x", KVM),)))
     assert elements(Read(shown)) == elements(Read(harmless))
     assert re.search(r"[\x00-\x09\x0b-\x1f]", shown) is None
+
+
+def test_a_template_cannot_print_what_is_missing() -> None:
+    """A value that is not there is an error, not an empty place on the page."""
+    with pytest.raises(UndefinedError):
+        filled("page.html", {})

@@ -85,10 +85,20 @@ def test_every_module_is_shipped(wheel: zipfile.ZipFile) -> None:
     assert modules <= shipped(wheel)
 
 
+def test_every_template_is_shipped(wheel: zipfile.ZipFile) -> None:
+    """The wheel contains the templates of the pages and their style."""
+    templates = on_disk("probes/render/templates/*")
+
+    assert PurePosixPath("probes/render/templates/style.css") in templates
+    assert templates <= shipped(wheel)
+
+
 def test_nothing_else_is_shipped(wheel: zipfile.ZipFile) -> None:
     """The wheel contains only the two packages, without tests, scripts or docs."""
     assert {path.parts[0] for path in shipped(wheel)} == set(PACKAGES)
-    assert {path.suffix for path in shipped(wheel)} <= {".py", ".c", ".h", ".typed", ".json"}
+    templates = {".html", ".css"}
+    suffixes = {".py", ".c", ".h", ".typed", ".json", *templates}
+    assert {path.suffix for path in shipped(wheel)} <= suffixes
 
 
 def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:

@@ -273,9 +273,28 @@ def test_the_page_links_back() -> None:
     """Its addresses are relative, so they hold behind a proxy; it has no script."""
     read = Read(page(about(*GOLDEN["why_tcg"]), failure="it <failed>"))
     links = [attributes.get("href") for tag, attributes in read.elements if tag == "a"]
-    assert links == [ROOT, f"{ROOT}metrics", f"{ROOT}readyz"]
+    assert links == ["?refresh=off", ROOT, f"{ROOT}metrics", f"{ROOT}readyz"]
     assert {tag for tag, _ in read.elements}.isdisjoint({"script", "img", "iframe", "object"})
     assert "it <failed>." in read.text
+
+
+def test_the_page_refreshes_itself_until_it_is_told_not_to() -> None:
+    """Its links keep that choice, and one of them takes it back."""
+    explanation = about(*GOLDEN["why_tcg"])
+    refreshing = ("meta", {"http-equiv": "refresh", "content": "10"})
+    assert refreshing in Read(page(explanation)).elements
+    still = Read(why_page(explanation, failure=None, last_known_s=60, refreshing=False).decode())
+    assert refreshing not in still.elements
+    links = [attributes.get("href") for tag, attributes in still.elements if tag == "a"]
+    assert links[:2] == ["./beta", f"{ROOT}?refresh=off"]
+
+
+def test_the_page_names_its_tables() -> None:
+    """Each table is labelled by the heading of its section."""
+    read = Read(page(about(*GOLDEN["why_tcg"])))
+    headings = [given["id"] for tag, given in read.elements if tag == "h2"]
+    for kind in ("section", "table"):
+        assert [given["aria-labelledby"] for tag, given in read.elements if tag == kind] == headings
 
 
 SCHEMA = why_schema()
