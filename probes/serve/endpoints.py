@@ -4,7 +4,8 @@
 Owns the answers and the readiness. Must not know how a refresh works, nor sockets and TLS.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as in_openm
 from probes.render.exposition import Exposition, Family, Format, Histogram
 from probes.render.metrics import families, health_families, refresh_families, tls_families
 from probes.render.page import page
-from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER
+from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER, is_refreshing
 from probes.render.why_page import why_page
 from probes.report.vocabulary import watch_error
 from probes.report.why import absence, explain, names_are_known
@@ -75,8 +76,9 @@ class Endpoints:
         GCCollector(registry=self._registry)
         self._exposition = Exposition()
         self._latest: Latest | None = None
-        self._answers: dict[str, Response] = {}
-        """Answers rendered from _latest, by content type."""
+        self._answers: dict[Hashable, Response] = {}
+        """Answers rendered from _latest: by content type, and of the page by whether it refreshes
+        itself, so there are four at most."""
 
     @property
     def routes(self) -> dict[str, Handler]:
@@ -89,8 +91,10 @@ class Endpoints:
             f"/{VMI_FOLDER}{BELOW}": self._vmi,
         }
 
-    async def _page(self, _: Request) -> Response:
-        return self._shared(await self._cache.latest(), HTML, self._page_of)
+    async def _page(self, request: Request) -> Response:
+        refreshing = is_refreshing(request.query)
+        render = partial(self._page_of, refreshing=refreshing)
+        return self._shared(await self._cache.latest_two(), (HTML, refreshing), render)
 
     async def _vmi(self, request: Request) -> Response:
         vm = vm_of_path(request.path)
@@ -104,15 +108,21 @@ class Endpoints:
             return unavailable(f"the VMs of node {latest.report.node} are not known yet")
         if explanation is None:
             return plain_text(HTTPStatus.NOT_FOUND, absence(latest.report, vm))
-        body = why_page(explanation, failure=latest.failure, last_known_s=LAST_KNOWN_S)
+        body = why_page(
+            explanation,
+            failure=latest.failure,
+            last_known_s=LAST_KNOWN_S,
+            refreshing=is_refreshing(request.query),
+        )
         return Response(content_type=HTML, body=body, headers=_PAGE_HEADERS)
 
     async def _metrics(self, request: Request) -> Response:
         form = Format.OPENMETRICS if prefers_openmetrics(request.accept) else Format.TEXT
-        return self._shared(await self._cache.latest(), form, self._metrics_of)
+        render = partial(self._metrics_of, form=form)
+        return self._shared(await self._cache.latest(), form, render)
 
     def _shared(
-        self, latest: Latest, content_type: str, render: Callable[[Latest, str], Response]
+        self, latest: Latest, variant: Hashable, render: Callable[[Latest], Response]
     ) -> Response:
         """Return the answer that requests for the same data share.
 
@@ -121,24 +131,24 @@ class Endpoints:
         if latest is not self._latest:
             self._latest = latest
             self._answers.clear()
-        answer = self._answers.get(content_type)
+        answer = self._answers.get(variant)
         if answer is None:
-            answer = self._answers[content_type] = render(latest, content_type)
+            answer = self._answers[variant] = render(latest)
         return answer
 
     @staticmethod
-    def _page_of(latest: Latest, content_type: str) -> Response:
+    def _page_of(latest: Latest, *, refreshing: bool) -> Response:
         body = page(
             latest.report,
             previous=latest.previous,
             failure=latest.failure,
             last_known_s=LAST_KNOWN_S,
+            refreshing=refreshing,
         )
-        return Response(content_type=content_type, body=body, headers=_PAGE_HEADERS)
+        return Response(content_type=HTML, body=body, headers=_PAGE_HEADERS)
 
-    def _metrics_of(self, latest: Latest, content_type: str) -> Response:
+    def _metrics_of(self, latest: Latest, *, form: Format) -> Response:
         """Write the report, then the agent, then the process, which prometheus_client writes."""
-        form = Format(content_type)
         pieces = self._exposition.write(self._families(latest), form)
         encode = in_openmetrics if form is Format.OPENMETRICS else in_text
         pieces.append(encode(self._registry).decode())

@@ -118,6 +118,25 @@ class RefreshCache:
             )
         return self._latest
 
+    async def latest_two(self) -> Latest:
+        """Return the same as latest(), but with a previous report if there can soon be one.
+
+        A request that finds only the first report waits for the second refresh, so that there are
+        rates. It waits DEADLINE_S at most, and delays no other request.
+        """
+        begun_s = time.monotonic()
+        latest = await self.latest()
+        if latest.report is None or latest.previous is not None or latest.failure is not None:
+            return latest
+        now_s = time.monotonic()
+        wait_s = max(0.0, self._ended_s + SHARED_FOR_S - now_s)
+        left_s = begun_s + DEADLINE_S - now_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                await asyncio.sleep(wait_s)
+                return await self.latest()
+        return latest
+
     async def stop(self) -> None:
         """Give a refresh in progress some time to end."""
         if self._pending is not None:

@@ -28,8 +28,12 @@ def serving() -> Iterator[Serving]:
         words = (request.path, request.accept, request.accept_encoding)
         return Response(content_type=TEXT, body=repr(words).encode(), headers=(("X-Extra", "1"),))
 
+    async def query(request: Request) -> Response:
+        return Response(content_type=TEXT, body=request.query.encode())
+
     routes = {
         "/": text("hello"),
+        "/query": query,
         "/metrics": text(METRICS),
         "/huge": text(HUGE),
         "/echo": echo,
@@ -50,6 +54,18 @@ def test_get(serving: Serving) -> None:
     assert response.getheader("X-Extra") == "1"
     assert response.getheader("Date", "").endswith(" GMT")
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "query"),
+    [("/query", ""), ("/query?", ""), ("/query?a=%20?b", "a=%20?b"), ("http://test/query?c", "c")],
+)
+def test_a_handler_gets_the_query_as_sent(serving: Serving, target: str, query: str) -> None:
+    """The query decides no route; the handler gets everything after the first question mark."""
+    with Peer(serving.port) as peer:
+        peer.get(target)
+        answer = peer.answer()
+        assert (answer.status, answer.body.decode()) == (200, query)
 
 
 def test_absolute_target_and_repeated_headers(serving: Serving) -> None:

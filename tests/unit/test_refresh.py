@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -14,12 +15,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families_of
 
 from probes.render.exposition import Format
-from probes.render.page_frame import CONTENT_SECURITY_POLICY
+from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER
 from probes.report.model import NodeReport
 from probes.serve import refresh
 from probes.serve.endpoints import LAST_KNOWN_S, Endpoints
 from probes.serve.http.listen import TlsState
-from probes.serve.http.routes import Handler, Request, Response, prefers_openmetrics
+from probes.serve.http.routes import BELOW, Handler, Request, Response, prefers_openmetrics
 from probes.serve.refresh import RefreshCache
 from probes.vmi.model import WatchStatus
 from tests.support.rich_report import rich_report
@@ -87,11 +88,16 @@ def endpoints_of(node: Node, *, tls: Callable[[], TlsState] | None = None) -> En
 
 
 async def ask(
-    endpoints: Endpoints, path: str, *, accept: str | None = None, route: str | None = None
+    endpoints: Endpoints,
+    path: str,
+    *,
+    accept: str | None = None,
+    route: str | None = None,
+    query: str = "",
 ) -> Response:
     """The answer to a request; route is the one that serves the path, if that is another."""
     handler: Handler = endpoints.routes[route or path]
-    return await handler(Request(path=path, accept=accept))
+    return await handler(Request(path=path, query=query, accept=accept))
 
 
 async def samples(endpoints: Endpoints) -> dict[str, float]:
@@ -287,7 +293,7 @@ def test_callers_share_a_rendered_response(clock: Clock, path: str) -> None:
     run(steps)
 
 
-def test_formats_are_not_mixed_up() -> None:
+def test_formats_are_not_mixed_up(clock: Clock) -> None:
     """A client gets the format that it requests, in whichever order the formats are requested."""
     node = Node()
     strict = "application/openmetrics-text"
@@ -453,13 +459,119 @@ def test_page_is_served_with_its_policy() -> None:
     run(steps)
 
 
+class Moving(Node):
+    """A node whose time passes and whose counters grow from refresh to refresh."""
+
+    def refresh(self) -> NodeReport:
+        found = super().refresh()
+        vmis = tuple(
+            each._replace(counters={name: n + self.refreshes for name, n in each.counters.items()})
+            for each in found.vmis
+        )
+        return replace(found, vmis=vmis, taken_unix_s=found.taken_unix_s + self.refreshes)
+
+
+def test_the_first_page_has_rates() -> None:
+    """It waits for a second refresh, which /metrics does not: that shares the first one."""
+    node = Moving()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        begun_s = time.monotonic()
+        pages = [asyncio.create_task(ask(served, "/")) for _ in range(5)]
+        while not node.refreshes:
+            await asyncio.sleep(0)
+        await ask(served, "/metrics")
+        assert node.refreshes == 1
+        bodies = {(await each).body for each in pages}
+        assert node.refreshes == 2
+        assert refresh.SHARED_FOR_S <= time.monotonic() - begun_s < refresh.DEADLINE_S
+        assert [b"Rates are over 1 s." in body for body in bodies] == [True]
+        begun_s = time.monotonic()
+        await ask(served, "/")
+        assert time.monotonic() - begun_s < refresh.SHARED_FOR_S
+
+    run(steps)
+
+
+def test_a_page_after_the_first_scrape_waits_for_what_is_left_of_a_second() -> None:
+    """The scrape's report is the previous one, so both together take a second and no longer."""
+    node = Moving()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        await ask(served, "/metrics")
+        begun_s = time.monotonic()
+        assert b"Rates are over 1 s." in (await ask(served, "/")).body
+        assert time.monotonic() - begun_s < refresh.SHARED_FOR_S + 0.5
+        assert node.refreshes == 2
+
+    run(steps)
+
+
+def test_a_page_does_not_wait_long_for_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the second refresh hangs, the page shows the first one within the deadline."""
+    monkeypatch.setattr(refresh, "SHARED_FOR_S", 0.05)
+    monkeypatch.setattr(refresh, "DEADLINE_S", 0.5)
+    node = Node()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        await ask(served, "/metrics")
+        node.gate.clear()
+        begun_s = time.monotonic()
+        body = (await ask(served, "/")).body
+        assert b"default/alpha" in body.replace(b"</bdi>/<bdi>", b"/")
+        assert b"Rates are unknown" in body
+        assert time.monotonic() - begun_s < 2
+        node.gate.set()
+
+    run(steps)
+
+
+def test_a_page_without_a_report_waits_for_nothing_else(clock: Clock) -> None:
+    """When the first refresh fails, the page says so at once."""
+    node = Node(outcome=OSError("no /proc"))
+
+    async def steps() -> None:
+        begun_s = time.monotonic()
+        assert b"There is no data yet." in (await ask(endpoints_of(node), "/")).body
+        assert time.monotonic() - begun_s < refresh.SHARED_FOR_S
+
+    run(steps)
+
+
+def test_a_page_is_kept_in_two_variants(clock: Clock) -> None:
+    """A client that sends ever new queries gets one of two answers, each rendered once."""
+    node = Node()
+
+    async def steps() -> None:
+        served = endpoints_of(node)
+        await ask(served, "/")
+        clock.now_s += 2
+        queries = ["", "refresh=off", *(f"x={number}" for number in range(100)), "refresh=off&y"]
+        answers = [await ask(served, "/", query=query) for query in queries]
+        assert len({id(each) for each in answers}) == 2
+        assert answers[0] is answers[2]
+        assert answers[1] is answers[-1]
+        assert b"http-equiv" in answers[0].body
+        assert b"http-equiv" not in answers[1].body
+        assert len(served._answers) == 2
+        vm = {"route": f"/{VMI_FOLDER}{BELOW}"}
+        on = await ask(served, "/vmi/default/beta", **vm)
+        off = await ask(served, "/vmi/default/beta", query="refresh=off", **vm)
+        assert (b"http-equiv" in on.body, b"http-equiv" in off.body) == (True, False)
+
+    run(steps)
+
+
 def test_page_has_rates_of_two_refreshes(clock: Clock) -> None:
     """The page computes rates from the last two refreshes."""
     node = Node()
 
     async def steps() -> None:
         served = endpoints_of(node)
-        assert b"reload the page" in (await ask(served, "/")).body
+        assert b"Rates are unknown" in (await ask(served, "/")).body
         clock.now_s += 30
         node.outcome = replace(rich_report(), taken_unix_s=rich_report().taken_unix_s + 30)
         assert b"Rates are over 30 s." in (await ask(served, "/")).body

@@ -205,6 +205,7 @@ class Connection:
         guarded = self._credentials is not None and self._credentials.client_ca is not None
         return Request(
             path=_path(head.target) or "",
+            query=head.target.decode("ascii").partition("?")[2],
             accept=_header(head, b"accept"),
             accept_encoding=_header(head, b"accept-encoding"),
             admitted=not guarded or self._transport.certified,

@@ -36,6 +36,9 @@ class Request:
 
     path: str
     """The path as sent, not percent-decoded, without the query."""
+    query: str = ""
+    """What follows the question mark, as sent; empty: nothing. It decides neither the route nor
+    who is admitted."""
     accept: str | None = None
     accept_encoding: str | None = None
     admitted: bool = True
