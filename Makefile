@@ -24,7 +24,7 @@ export HVPROBE_KERNELS
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-python run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring image test-image image-cost bench bench-guard mutants clean
+	test-cluster test-server test-monitoring screenshots image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ test-server: install-dev ## tests of the HTTP server
 
 test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a real Prometheus
 	@exec $(PYTEST) $(wildcard tests/monitoring tests/prometheus) $(ARGS)
+
+screenshots: install-dev ## draw the pages of docs/screenshots in a real Chromium
+	@exec $(PYTHON) -m tests.support.screenshots $(ARGS)
 
 image: ## build the container image and its bill of materials, in build/image (ARCH=arm64 for such machines)
 	@scripts/install.sh run test image

@@ -27,6 +27,7 @@ _FLAGS = (
     "disable-background-networking",
     "disable-component-update",
     "disable-sync",
+    "hide-scrollbars",
     "remote-debugging-pipe",
 )
 
@@ -88,12 +89,12 @@ class Browser(Started):
         """Run one command of the Chrome DevTools Protocol and return its result."""
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def emulate(self, *, width: int, dark: bool) -> None:
-        """Emulate a screen of this width in pixels, and a user's choice of dark or light mode."""
+    def emulate(self, *, width: int, dark: bool, height: int = 800) -> None:
+        """Emulate a screen of this size in pixels, and a user's choice of dark or light mode."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width,
-            height=800,
+            height=height,
             deviceScaleFactor=1,
             mobile=width < 600,
         )
@@ -123,7 +124,7 @@ class Browser(Started):
             if event["method"] == "Network.requestWillBeSent"
         ]
 
-    def screenshot(self, path: Path) -> None:
-        """Write a PNG of the complete page."""
-        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, path: Path, *, complete: bool = True) -> None:
+        """Write a PNG of the complete page, or of what the screen shows of it."""
+        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=complete)
         path.write_bytes(base64.b64decode(shot["data"]))
