@@ -23,7 +23,15 @@ from bench.rows import Row
 
 RESULTS = ROOT / "bench/results.json"
 PASSED = {True: "ok", False: "MISSED", None: ""}
-LIBRARIES = ("hvprobe", "h11", "kubernetes", "msgspec", "prometheus-client", "psutil", "urllib3")
+LIBRARIES = (
+    "hvprobe",
+    "kubernetes",
+    "msgspec",
+    "prometheus-client",
+    "psutil",
+    "tornado",
+    "urllib3",
+)
 
 
 def row_json(row: Row) -> dict[str, Any]:

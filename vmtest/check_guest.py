@@ -138,13 +138,13 @@ def cgroup_can_be_made() -> str:
 def libraries_load() -> str:
     """Check that the libraries that the project imports are installed."""
     import bcc
-    import h11
     import jinja2
     import prometheus_client
     import psutil
     import rich
+    import tornado
 
-    names = (bcc, h11, jinja2, prometheus_client, psutil, rich)
+    names = (bcc, jinja2, prometheus_client, psutil, rich, tornado)
     return f"python {platform.python_version()}, " + ", ".join(module.__name__ for module in names)
 
 

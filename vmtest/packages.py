@@ -70,7 +70,7 @@ def closure(site: Path, wanted: Iterable[str]) -> list[Distribution]:
 
 
 def _required(requirements: Sequence[str]) -> list[str]:
-    """`h11<1,>=0.16` → `h11`; what only an extra asks for is left out."""
+    """`psutil<8,>=5.9.4` → `psutil`; what only an extra asks for is left out."""
     names = [re.match(r"[A-Za-z0-9._-]+", line) for line in requirements if "extra ==" not in line]
     return [_normal(name.group()) for name in names if name]
 

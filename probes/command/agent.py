@@ -41,8 +41,8 @@ from probes.report.model import NodeReport, to_json
 from probes.report.ports import HostEdges
 from probes.report.vocabulary import watch_error
 from probes.serve.endpoints import OPEN_TO_ALL, Endpoints
-from probes.serve.http.connection import Limits
 from probes.serve.http.server import Server
+from probes.serve.limits import Limits
 from probes.serve.refresh import RefreshCache
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
 

@@ -98,8 +98,8 @@ def _run(settings: NodeSettings) -> int:
     # Imported here, because a wrong command line or --version needs none of it.
     from ebpf.errors import BpfUnavailableError
     from probes.command import agent
-    from probes.serve.http.server import BindError
-    from probes.serve.http.tls_files import TlsFilesError
+    from probes.serve.listeners import BindError
+    from probes.serve.tls_files import TlsFilesError
 
     try:
         match settings:

@@ -17,7 +17,7 @@ from probes.command import values
 from probes.command.flags import Command, Shell, UsageError, command_line, parsed
 from probes.render.live.options import LiveOptions, Selection
 from probes.report.why import Subject
-from probes.serve.http.listen import Listen, TlsFiles
+from probes.serve.listen import Listen, TlsFiles
 
 EXIT_USAGE = 2
 

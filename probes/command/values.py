@@ -11,7 +11,7 @@ from enum import StrEnum
 from probes.command.flags import TYPES, UsageError
 from probes.host.hypervisors import HypervisorType
 from probes.report.why import TGID_MAX, Subject, parse_subject
-from probes.serve.http.listen import Listen, parse_listen
+from probes.serve.listen import Listen, parse_listen
 
 MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 86400.0

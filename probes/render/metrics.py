@@ -261,7 +261,7 @@ def refresh_families(
 
 
 class TlsState(Protocol):
-    """The state of the TLS files in use (probes.serve.http.listen.TlsState)."""
+    """The state of the TLS files in use (probes.serve.listen.TlsState)."""
 
     @property
     def reload_failed(self) -> bool:

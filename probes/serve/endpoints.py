@@ -20,8 +20,9 @@ from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER, is_ref
 from probes.render.why_page import why_page
 from probes.report.vocabulary import watch_error
 from probes.report.why import absence, explain, names_are_known
-from probes.serve.http.listen import TlsState
-from probes.serve.http.routes import (
+from probes.serve.listen import TlsState
+from probes.serve.refresh import Latest, RefreshCache
+from probes.serve.routes import (
     BELOW,
     Handler,
     Request,
@@ -30,7 +31,6 @@ from probes.serve.http.routes import (
     prefers_openmetrics,
     unavailable,
 )
-from probes.serve.refresh import Latest, RefreshCache
 from probes.vmi.attribution import VmName, valid_vm_name
 
 LAST_KNOWN_S = 60.0

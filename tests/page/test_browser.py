@@ -17,8 +17,8 @@ from probes.render.page_frame import CONTENT_SECURITY_POLICY
 from probes.report.model import NodeReport, ProcessState
 from probes.serve import refresh
 from probes.serve.endpoints import Endpoints
-from probes.serve.http.routes import Request, Response
 from probes.serve.refresh import RefreshCache
+from probes.serve.routes import Request, Response
 from probes.vmi.attribution import VmName
 from tests.support.browser import Browser, missing_programs
 from tests.support.kernel_world import wait_for

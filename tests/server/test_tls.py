@@ -14,17 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from probes.serve.http import tls_files
-from probes.serve.http.certificate import Validity, validity
-from probes.serve.http.connection import Limits
-from probes.serve.http.listen import TlsFiles, TlsState
-from probes.serve.http.tls_files import RETRY_S, Certificates, TlsFilesError
+from probes.serve import tls_files
+from probes.serve.limits import Limits
+from probes.serve.listen import TlsFiles, TlsState
+from probes.serve.tls_files import RETRY_S, Certificates, TlsFilesError
 from tests.support.certificates import Authority, MountedSecret
 from tests.support.serving import DEADLINE_S, LOG, Peer, Serving, text
 
 LONG = bytes(range(256)) * 10_000
 
-NOT_A_CA = "not one or more whole certificates"
+NOT_A_CA = "cannot use TLS client CA"
 
 ROUTES = {"/": text("hello"), "/long": text(LONG), "/healthz": text("alive")}
 
@@ -195,13 +194,17 @@ def test_plain_http(authority: Authority, caplog: pytest.LogCaptureFixture) -> N
                         pass
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # a reset while sending is fine, too
+        with Peer(serving.port, tls=authority.client_context()) as peer:
+            socket.socket.send(peer.sock, b"not a TLS record")
+            with pytest.raises(ssl.SSLError):
+                peer.last()
         assert is_served(serving, authority.client_context())
     assert caplog.records == []
 
 
 def test_handshake_deadline(authority: Authority) -> None:
     """A peer that does not complete the handshake in time is disconnected."""
-    limits = Limits(handshake_deadline_s=0.1)
+    limits = Limits(header_deadline_s=0.1)
     with Serving(ROUTES, tls=authority.server_files(), limits=limits) as serving:
         with Peer(serving.port) as silent, Peer(serving.port) as slow:
             slow.send(b"\x16\x03\x01")
@@ -443,18 +446,18 @@ def test_a_certificate_that_becomes_valid(authority: Authority, tmp_path: Path) 
     for _ in range(2):
         now_s += RETRY_S
         assert certificates.current() is first
-        assert certificates.reload_failed
+        assert certificates.state.reload_failed
     skew_s = 700.0  # both are invalid, so the newer files are used
     now_s += RETRY_S
     assert certificates.current() is not first
-    assert not certificates.reload_failed
-    assert certificates.expiry_unix_s == expiry(new.cert)
+    assert not certificates.state.reload_failed
+    assert certificates.state.expiry_unix_s == expiry(new.cert)
 
 
 def test_files_that_change_while_they_are_read(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that are swapped between check and loading are not used, and are read again later."""
+    """Files that are swapped between check and loading are judged as loaded, and read again."""
     secret = MountedSecret(tmp_path / "mount")
     first, second = authority.issue("first"), authority.issue("second")
     bad = authority.issue("bad", valid_s=PAST)
@@ -464,19 +467,20 @@ def test_files_that_change_while_they_are_read(
     )
     used = certificates.current()
     secret.publish(second, authority.cert)
+    load = tls_files._load
 
-    def swapped(pem: bytes) -> Validity:
+    def swapped(files: TlsFiles) -> tls_files.Credentials:
         secret.publish(bad, authority.cert)
-        return validity(pem)
+        return load(files)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tls_files, "validity", swapped)
+        patched.setattr(tls_files, "_load", swapped)
         assert certificates.current() is used
     now_s += RETRY_S
     assert certificates.current() is used
     secret.publish(second, authority.cert)
     assert certificates.current() is not used
-    assert certificates.expiry_unix_s == expiry(second.cert)
+    assert certificates.state.expiry_unix_s == expiry(second.cert)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trustme
 
-from probes.serve.http.listen import TlsFiles
+from probes.serve.listen import TlsFiles
 
 _NAMES = ("127.0.0.1", "::1", "localhost")
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from probes.serve.http.connection import Limits
-from probes.serve.http.listen import TlsFiles, parse_listen
-from probes.serve.http.routes import Handler, Request, Response
 from probes.serve.http.server import Server
+from probes.serve.limits import Limits
+from probes.serve.listen import TlsFiles, parse_listen
+from probes.serve.routes import Handler, Request, Response
 
 DEADLINE_S = 20.0
 """The test fails if a condition does not come true within this time."""
@@ -190,6 +190,10 @@ class Peer:
             self._more()
         body, self._read = self._read[:length], self._read[length:]
         return Answer(status=int(first.split()[1]), headers=headers, body=body)
+
+    def last(self) -> bytes:
+        """Read all that the server sends until it ends the connection."""
+        return self._read + b"".join(iter(lambda: self.sock.recv(65536), b""))
 
     def ended(self) -> bool:
         """Whether the server ends the connection in order and in time, and sends nothing before."""

@@ -23,7 +23,7 @@ if __name__ == '__main__':
     sys.argv[0] = re.sub(r'(-script\\.pyw|\\.exe)?$', '', sys.argv[0])
     sys.exit(main())
 """
-HOSTILE = ("json", "argparse", "logging", "bcc", "h11", "sitecustomize", "usercustomize", "re")
+HOSTILE = ("json", "argparse", "logging", "bcc", "tornado", "sitecustomize", "usercustomize", "re")
 """Names that hvprobe, its interpreter or its loader import."""
 
 

@@ -19,9 +19,9 @@ from probes.render.page_frame import CONTENT_SECURITY_POLICY, VMI_FOLDER
 from probes.report.model import NodeReport
 from probes.serve import refresh
 from probes.serve.endpoints import LAST_KNOWN_S, Endpoints
-from probes.serve.http.listen import TlsState
-from probes.serve.http.routes import BELOW, Handler, Request, Response, prefers_openmetrics
+from probes.serve.listen import TlsState
 from probes.serve.refresh import RefreshCache
+from probes.serve.routes import BELOW, Handler, Request, Response, prefers_openmetrics
 from probes.vmi.model import WatchStatus
 from tests.support.rich_report import rich_report
 

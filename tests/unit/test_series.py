@@ -17,8 +17,8 @@ from probes.report.collector import NodeCollector
 from probes.report.ports import HostEdges
 from probes.serve import refresh
 from probes.serve.endpoints import Endpoints
-from probes.serve.http.routes import Request
 from probes.serve.refresh import RefreshCache
+from probes.serve.routes import Request
 from tests.support.doubles import Pods
 from tests.support.facts import INTEL_HOST, KVM_AVAILABLE, entry, kernel, kvm_process, tcg_process
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.serve.http.listen import Listen, parse_listen
-from probes.serve.http.routes import accepts_gzip
+from probes.serve.listen import Listen, parse_listen
+from probes.serve.routes import accepts_gzip
 
 
 @pytest.mark.parametrize(

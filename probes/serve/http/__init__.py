@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implements the HTTP server: sockets, TLS, HTTP/1.1. It does not know what is served."""
+"""Runs the HTTP server on Tornado. It does not know what is served."""

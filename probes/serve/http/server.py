@@ -1,63 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: runs the HTTP server: its listening sockets, and which clients get a connection.
 
-Must not know what is served. One connection is handled in ``connection``, a request is answered in
-``routes``, bytes and TLS are in ``transport``, TLS files in ``tls_files``.
+Tornado speaks HTTP and TLS on a connection (see ``connection``). Must not know what is served.
 
-A connection costs a socket and a small task, not a thread. Every way in which a peer can hold a
-connection has a deadline. When connections run out, the one that has waited longest makes room for
-the new one, so peers that idle, or that read or write slowly, do not prevent a scrape.
+Every way in which a peer can hold a connection has a deadline. When connections run out, the one
+that has waited longest makes room for the new one, so peers that idle, or that read or write
+slowly, do not prevent a scrape.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import resource
-import select
 import socket
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from probes.serve.http.connection import Connection, Limits, Phase
-from probes.serve.http.listen import Listen, TlsFiles, TlsState
-from probes.serve.http.routes import Handler, Routes
-from probes.serve.http.tls_files import Certificates
-from probes.serve.http.transport import PlainTransport, TlsTransport
+from tornado.http1connection import HTTP1ConnectionParameters, HTTP1ServerConnection
 
-BACKLOG = 1024
-"""Connections that the kernel queues until they are accepted; it caps this at
-net.core.somaxconn."""
-
-SEND_BUFFER_BYTES = 128 * 1024
-"""Send buffer per connection. Otherwise the kernel grows it to megabytes for a reader that
-stalls."""
+from probes.serve.http.connection import READ_BYTES, Connection, open_stream
+from probes.serve.limits import Limits
+from probes.serve.listen import Listen, TlsFiles, TlsState
+from probes.serve.listeners import open_listeners
+from probes.serve.routes import Handler, Routes
+from probes.serve.tls_files import Certificates
 
 ACCEPT_PAUSE_S = 0.1
 """Pause after accept() has failed for lack of descriptors or memory."""
 
-_EVERY_ADDRESS = ("::", "0.0.0.0")  # noqa: S104 - asked for; "::" takes IPv4 too, if it exists
-_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class BindError(Exception):
-    """The server cannot listen on the address.
-
-    The message is one line: what, which address, why, what to do.
-    """
+REPORT_PAUSE_S = 60.0
+"""Time without a failed accept() after which the next one is logged again."""
 
 
 class Server:
     """One HTTP or HTTPS server. It runs entirely on the event loop on which it is started."""
 
     def __init__(
-        self,
-        *,
-        listen: Listen,
-        tls: TlsFiles | None,
-        limits: Limits,
-        log: logging.Logger,
+        self, *, listen: Listen, tls: TlsFiles | None, limits: Limits, log: logging.Logger
     ) -> None:
         self._listen = listen
         self._tls = tls
@@ -65,10 +45,9 @@ class Server:
         self._log = log
         self._certificates: Certificates | None = None
         self._listeners: list[socket.socket] = []
-        self._acceptors: list[asyncio.Task[None]] = []
-        self._served: dict[Connection, asyncio.Task[None]] = {}
-        self._refused: dict[Connection, asyncio.Task[None]] = {}
+        self._connections: set[Connection] = set()
         self._full = False
+        self._failed_s = float("-inf")
 
     async def start(
         self, routes: Mapping[str, Handler], *, open_to_all: Collection[str] = ()
@@ -78,9 +57,11 @@ class Server:
         open_to_all lists the paths that need no client certificate even if others do. Raises
         BindError when the address cannot be used, TlsFilesError when the files cannot.
         """
+        # Tornado logs there what peers do wrong. Its errors, and exceptions, stay visible.
+        logging.getLogger("tornado.general").setLevel(logging.ERROR)
         if self._tls is not None:
             self._certificates = Certificates(self._tls, log=self._log)
-        self._listeners = _bind(self._listen)
+        self._listeners = open_listeners(self._listen)
         limits = self._limits.within(_descriptors_left())
         if limits != self._limits:
             self._log.warning(
@@ -89,16 +70,16 @@ class Server:
                 limits.connections_max,
                 self._limits.connections_max,
             )
-            self._limits = limits
-        served = Routes(
-            handlers=routes,
-            open_to_all=open_to_all,
-            deadline_s=limits.handler_deadline_s,
-            log=self._log,
+        self._limits = limits
+        deadline_s = limits.handler_deadline_s
+        self._routes = Routes(
+            handlers=routes, open_to_all=open_to_all, deadline_s=deadline_s, log=self._log
         )
-        self._acceptors = [
-            asyncio.create_task(self._accept(listener, served)) for listener in self._listeners
-        ]
+        self._parameters = HTTP1ConnectionParameters(
+            chunk_size=READ_BYTES, max_header_size=limits.header_bytes_max
+        )
+        for listener in self._listeners:
+            self._watch(listener)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -109,117 +90,98 @@ class Server:
     def tls_state(self) -> TlsState:
         """The state of the TLS files in use. The server must have been started with TLS."""
         assert self._certificates is not None  # noqa: S101 - started with TLS
-        return TlsState(
-            reload_failed=self._certificates.reload_failed,
-            expiry_unix_s=self._certificates.expiry_unix_s,
-        )
+        return self._certificates.state
 
     async def stop(self) -> None:
         """Accept no more connections, give requests in flight the grace time, then close all."""
-        for acceptor in self._acceptors:
-            acceptor.cancel()
-        await asyncio.gather(*self._acceptors, return_exceptions=True)
-        for listener in self._listeners:
-            listener.close()
-        connections = self._served | self._refused
-        for connection, task in connections.items():
-            connection.last = True
-            if connection.phase is Phase.WAITING:
-                connection.finish()
-                task.cancel()
-        if connections:
-            _, late = await asyncio.wait(connections.values(), timeout=self._limits.stop_grace_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-
-    async def _accept(self, listener: socket.socket, routes: Routes) -> None:
         loop = asyncio.get_running_loop()
-        reported = failed = False
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as err:
-                if err.errno == errno.ECONNABORTED:  # the peer has already given up
-                    continue
-                if not reported:
-                    self._log.error("cannot accept connections: %s", os.strerror(err.errno or 0))
-                reported = failed = True
-                # Without a free descriptor accept() fails even if no connection is pending.
-                if _pending(listener):
-                    self._evict(self._served)  # frees a descriptor
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            # One success may be due to an eviction, so only the second one ends the outage.
-            reported, failed = failed, False
-            self._admit(sock, routes)
-            # sock_accept does not wait while connections are pending. Without this, a flood of them
-            # would evict a connection before its request was read.
-            await asyncio.sleep(0)
+        while self._listeners:
+            loop.remove_reader(self._listeners[-1])
+            self._listeners.pop().close()
+        for connection in self._connections:
+            connection.last = True
+            if not connection.busy:
+                connection.stream.close()
+        late_s = loop.time() + self._limits.stop_grace_s
+        while self._connections and loop.time() < late_s:
+            await asyncio.sleep(0.01)
+        late = [connection.task for connection in self._connections if connection.task]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
-    def _admit(self, sock: socket.socket, routes: Routes) -> None:
+    def _watch(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:  # the server has not stopped in a pause
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection, so that a flood of them evicts none whose request is there."""
+        loop = asyncio.get_running_loop()
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # the peer has already given up
+            return
+        except OSError as err:
+            if loop.time() - self._failed_s > REPORT_PAUSE_S:
+                self._log.error("cannot accept connections: %s", os.strerror(err.errno or 0))
+            self._failed_s = loop.time()
+            self._make_room(refused=False)  # frees a descriptor
+            loop.remove_reader(listener)  # which stays readable
+            loop.call_later(ACCEPT_PAUSE_S, self._watch, listener)
+            return
+        try:
+            self._admit(sock)
+        except OSError:  # the peer has given up since
+            sock.close()
+
+    def _admit(self, sock: socket.socket) -> None:
         """Serve a new connection, if necessary in place of another one, or refuse it."""
-        full = len(self._served) >= self._limits.connections_max
+        served = sum(not connection.refused for connection in self._connections)
+        full = served >= self._limits.connections_max
         if full and not self._full:
-            self._log.warning(
-                "%d connections: from now on the longest idle one is closed for a new one",
-                len(self._served),
-            )
+            text = "%d connections: from now on the longest idle one is closed for a new one"
+            self._log.warning(text, served)
         self._full = full
-        refused = full and not self._evict(self._served)
-        if (
-            refused
-            and len(self._refused) >= self._limits.refusals_max
-            and not self._evict(self._refused)
-        ):
+        refused = full and not self._make_room(refused=False)
+        refusals = len(self._connections) - served
+        if refused and refusals >= self._limits.refusals_max and not self._make_room(refused=True):
             sock.close()
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         credentials = self._certificates.current() if self._certificates else None
         connection = Connection(
-            transport=TlsTransport(sock, credentials.context)
-            if credentials
-            else PlainTransport(sock),
-            routes=routes,
+            open_stream(sock, credentials),
+            routes=self._routes,
             limits=self._limits,
             certificates=self._certificates,
             credentials=credentials,
             refused=refused,
-            log=self._log,
+            ended=self._forget,
         )
-        task = asyncio.create_task(connection.serve())
-        (self._refused if refused else self._served)[connection] = task
-        task.add_done_callback(lambda ended: self._ended(connection, ended))
+        self._connections.add(connection)
+        HTTP1ServerConnection(connection.stream, self._parameters).start_serving(connection)
 
-    def _evict(self, among: dict[Connection, asyncio.Task[None]]) -> bool:
-        """End the connection that has waited longest for its peer. Returns False if none waits.
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._log.debug("connection ended: %r", connection.stream.error)
+
+    def _make_room(self, *, refused: bool) -> bool:
+        """Close the connection that has waited longest for its peer. Returns False if none waits.
 
         Slow readers go first. Otherwise slow readers could hold all places but one, and new
         connections would only evict each other.
         """
-        now_s = asyncio.get_running_loop().time()
-        grace_s = self._limits.write_grace_s
-        waiting = [
-            connection
-            for connection in among
-            if connection.phase is Phase.WAITING
-            or (connection.phase is Phase.WRITING and now_s - connection.since_s >= grace_s)
-        ]
-        if not waiting:
-            return False
-        longest = min(
-            waiting, key=lambda connection: (connection.phase is Phase.WAITING, connection.since_s)
-        )
-        longest.finish()
-        among.pop(longest).cancel()
-        return True
-
-    def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
-        self._served.pop(connection, None)
-        self._refused.pop(connection, None)
-        connection.close()  # here: a task cancelled before its first step runs no code
-        if not task.cancelled() and task.exception() is not None:  # a bug, on one connection only
-            self._log.error("connection failed", exc_info=task.exception())
+        slow_s = asyncio.get_running_loop().time() - self._limits.write_grace_s
+        waiting = []
+        for connection in self._connections:
+            slow = connection.stream.writing() and connection.since_s <= slow_s
+            if connection.refused is refused and (slow or not connection.busy):
+                rank = 0 if connection.stream.closed() else 1 if slow else 2
+                waiting.append((rank, connection.since_s, connection))
+        if waiting:
+            *_, longest = min(waiting, key=lambda entry: entry[:2])
+            self._connections.remove(longest)
+            longest.stream.close()
+        return bool(waiting)
 
 
 def _descriptors_left() -> int:
@@ -228,51 +190,3 @@ def _descriptors_left() -> int:
     if most == resource.RLIM_INFINITY:
         most = sys.maxsize
     return max(0, most - len([*Path("/proc/self/fd").iterdir()]))
-
-
-def _pending(listener: socket.socket) -> bool:
-    """Whether a connection waits to be accepted."""
-    poll = select.poll()  # select() cannot take descriptors from 1024 on
-    poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _bind(listen: Listen) -> list[socket.socket]:
-    """Listen on each address of the host. Raises BindError when none of them can be used."""
-    sockets: list[socket.socket] = []
-    why = "no such address"
-    try:
-        for host in (listen.host,) if listen.host else _EVERY_ADDRESS:
-            found = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM)
-            for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
-                try:
-                    sockets.append(_listening(family, address))
-                except OSError as err:
-                    # "localhost" often includes ::1 even where IPv6 is disabled.
-                    if err.errno not in _NO_SUCH_ADDRESS:
-                        raise
-                    why = err.strerror or why
-            if sockets:
-                return sockets
-    except OSError as err:  # socket.gaierror is one
-        for sock in sockets:
-            sock.close()
-        why = err.strerror or why
-        raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen") from err
-    raise BindError(f"cannot listen on {listen}: {why}; choose another with --listen")
-
-
-def _listening(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # inherited
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
-        sock.setblocking(False)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock

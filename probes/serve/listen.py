@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses where to listen, and holds the paths and the state of the TLS files. Pure.
-
-Must not know sockets, nor what the files contain.
-"""
+"""Parses where to listen, and holds the paths and the state of the TLS files. Pure."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -27,29 +24,27 @@ def parse_listen(text: str) -> Listen:
 
     Raises ValueError when the text has another form; one line says why.
     """
-
-    def wrong(why: str) -> ValueError:
-        return ValueError(
-            f"listen address {text!r}: {why}; write HOST:PORT, e.g. 0.0.0.0:9747 or [::]:9747"
-        )
-
     host, colon, digits = text.rpartition(":")
+    why = None
     if not colon or text.endswith("]"):
-        raise wrong("there is no port")
-    if host.startswith("[") != host.endswith("]") or "[" in host[1:] or "]" in host[:-1]:
-        raise wrong("a bracket is missing or misplaced")
-    if not digits.isascii() or not digits.isdecimal() or int(digits) > 65535:
-        raise wrong(f"port {digits!r} is not a number from 0 to 65535")
-    if host.startswith("["):
+        why = "there is no port"
+    elif host.startswith("[") != host.endswith("]") or "[" in host[1:] or "]" in host[:-1]:
+        why = "a bracket is missing or misplaced"
+    elif not digits.isascii() or not digits.isdecimal() or int(digits) > 65535:
+        why = f"port {digits!r} is not a number from 0 to 65535"
+    elif host.startswith("["):
         host = host[1:-1]
         try:
             ipaddress.IPv6Address(host)
-        except ValueError as err:
-            raise wrong(f"{host!r} is not an IPv6 address") from err
+        except ValueError:
+            why = f"{host!r} is not an IPv6 address"
     elif "/" in host or any(character.isspace() for character in host):
-        raise wrong(f"{host!r} is not a host name or address")
+        why = f"{host!r} is not a host name or address"
     elif ":" in host:
-        raise wrong("an IPv6 address must be in brackets")
+        why = "an IPv6 address must be in brackets"
+    if why is not None:
+        form = "write HOST:PORT, e.g. 0.0.0.0:9747 or [::]:9747"
+        raise ValueError(f"listen address {text!r}: {why}; {form}")
     return Listen(host=host, port=int(digits))
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: turns a request into an answer by its route, and compresses the answer if the client can.
 
-Must not know sockets, TLS or how messages are written (see ``connection``), nor what a handler
-says: a route is a path and an async function. A handler that fails or hangs does not harm the
-server.
+Must not know sockets, TLS or how messages are written (see ``http``), nor what a handler says: a
+route is a path and an async function. A handler that fails or hangs does not harm the server.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from weakref import WeakKeyDictionary
 
-import h11
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 GZIP_LEVEL = 3
 """The level with the best ratio at almost no cost.
@@ -61,6 +60,9 @@ class Response:
 
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers one request. A HEAD request is answered like GET; its body is then not sent."""
+
+Message = tuple[ResponseStartLine, HTTPHeaders, bytes]
+"""An answer as it is sent: status line, headers and body."""
 
 BELOW = "/*"
 """End of a route for all paths below a folder: ``/vmi/*`` for ``/vmi/default/alpha``."""
@@ -141,7 +143,7 @@ class Routes:
         self._compressed: WeakKeyDictionary[Response, bytes] = WeakKeyDictionary()
         """Compressed bodies, each kept as long as its answer exists."""
 
-    async def answer(self, request: Request) -> tuple[h11.Response, bytes]:
+    async def answer(self, request: Request) -> Message:
         """Return head and body of the answer to a request.
 
         403: the client is not admitted; 404: there is no such route; 500, 503: the handler failed.
@@ -176,7 +178,7 @@ class Routes:
         folder, slash, _ = path[1:].partition("/")
         return path if path in self._handlers or not slash else f"/{folder}{BELOW}"
 
-    async def _work(self, handler: Handler, request: Request) -> tuple[h11.Response, bytes]:
+    async def _work(self, handler: Handler, request: Request) -> Message:
         response = await handler(request)
         if len(response.body) < GZIP_BYTES_MIN:
             return message(response)
@@ -198,15 +200,15 @@ class Routes:
             self._log.error("cannot answer %s: %s", route, what, exc_info=failure)
 
 
-def message(response: Response) -> tuple[h11.Response, bytes]:
-    """Convert a response to the form that h11 sends.
-
-    Raises h11.LocalProtocolError when a header is not allowed.
-    """
-    headers = [
+def message(response: Response) -> Message:
+    """Convert a response to the form that is sent. Raises HTTPInputError for a wrong header."""
+    headers = HTTPHeaders()
+    for name, value in (
         ("Date", formatdate(usegmt=True)),
         ("Content-Type", response.content_type),
         ("Content-Length", str(len(response.body))),
         *response.headers,
-    ]
-    return h11.Response(status_code=response.status, headers=headers), response.body
+    ):
+        headers.add(name, value)
+    line = ResponseStartLine("HTTP/1.1", response.status, response.status.phrase)
+    return line, headers, response.body
