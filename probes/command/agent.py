@@ -240,7 +240,7 @@ def run_live(settings: LiveSettings) -> None:
     """
     from ebpf.exit_reasons.session import ReasonsSession  # noqa: PLC0415 - of live only
     from probes.command.show import show  # noqa: PLC0415 - the agent saves rich
-    from probes.render.live.frame_data import frame_source  # noqa: PLC0415 - the agent saves rich
+    from probes.render.live.frame_source import FrameSource  # noqa: PLC0415 - the agent saves rich
     from probes.render.live.terminal import progress  # noqa: PLC0415 - the agent saves rich
 
     missing = features(settings).capabilities_missing
@@ -252,12 +252,14 @@ def run_live(settings: LiveSettings) -> None:
     with contextlib.ExitStack() as stack:
         done = stack.enter_context(progress("hvprobe: attaching the probes ..."))
         collector = stack.enter_context(observing(settings))
-        reasons = None
-        if settings.live.reasons:
-            reasons = ReasonsSession(sys_root=settings.sys_root)
-            stack.callback(reasons.close)
         options = settings.live
-        show(frame_source(collector.refresh, options.selection, reasons), options, begin=done)
+        source = FrameSource(
+            collector.refresh, options.selection, lambda: ReasonsSession(sys_root=settings.sys_root)
+        )
+        stack.callback(source.close)
+        if options.reasons:
+            source.count_all()
+        show(source, options, begin=done)
 
 
 def features(settings: NodeSettings) -> KernelFeatures:

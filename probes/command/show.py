@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: runs the refresh loop of the live view, on a screen or line by line.
+"""EDGE: runs the live view, as an application on a screen or line by line.
 
-Owns when to refresh and when to draw. Must not know how the data of a frame are made (the caller
-passes a function) nor what a frame looks like (frames.py).
+Owns the deadline of a refresh, and when to refresh where there is no screen. Must not know how the
+data of a frame are made (frame_source.py) nor what a frame looks like (frames.py).
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,26 +18,18 @@ from rich.console import Console
 
 from probes.command.console import ascii_only, console_for
 from probes.command.deadline import REFRESH_DEADLINE_S, StoppedError, within
-from probes.render.live.frames import FrameData, TerminalSize, frame, frame_json, page_lines, plain
+from probes.render.live.frame_data import FrameData
+from probes.render.live.frame_source import Feed, FrameSource
+from probes.render.live.frames import frame_json, plain
 from probes.render.live.options import LiveOptions
-from probes.render.live.terminal import (
-    ESCAPE_WAIT_S,
-    Keyboard,
-    Screen,
-    Signals,
-    stderr_held,
-)
-from probes.render.live.view import Key, ViewState, pressed
+from probes.render.live.terminal import Signals, stderr_held
 
 ONCE_WINDOW_S = 0.5
 """How long ``--once`` observes, at most, before it shows rates."""
 
 
 def show(
-    next_data: Callable[[], FrameData],
-    options: LiveOptions,
-    *,
-    begin: Callable[[], None] = lambda: None,
+    source: FrameSource, options: LiveOptions, *, begin: Callable[[], None] = lambda: None
 ) -> None:
     """Show frames until the user or a signal ends it, on the entire screen or one after another.
 
@@ -45,65 +38,45 @@ def show(
     """
     console = console_for(os.environ)
     terminal = sys.stdout.isatty() and sys.stdin.isatty() and not console.is_dumb_terminal
+    stop = threading.Event()
     with Signals() as signals, contextlib.suppress(StoppedError):
 
         def timed() -> FrameData:
-            return within(next_data, deadline_s=REFRESH_DEADLINE_S, stopped=lambda: signals.over)
+            return within(
+                source,
+                deadline_s=REFRESH_DEADLINE_S,
+                stopped=lambda: signals.over or stop.is_set(),
+            )
 
         if terminal and not options.once and not options.json:
-            first = timed()
-            begin()
-            _show_on_screen(first, timed, options, console=console, signals=signals)
+            feed = Feed(next_data=timed, stop=stop.set, count_of=source.count_of)
+            _show_on_screen(feed, options, console, signals, begin=begin)
         else:
             _show_in_turn(timed, options, console, signals, begin=begin)
 
 
 def _show_on_screen(
-    data: FrameData,
-    next_data: Callable[[], FrameData],
+    feed: Feed,
     options: LiveOptions,
-    *,
     console: Console,
     signals: Signals,
+    *,
+    begin: Callable[[], None],
 ) -> None:
-    def stop(*_: object) -> None:
-        signals.stop_wanted = True
+    """Run the application, and raise what ended it unless the user or a signal did."""
+    from probes.render.live.app import LiveApp  # noqa: PLC0415 - pipes and --once save Textual
 
-    keyboard = Keyboard(sys.stdin.fileno())
-    plain_text = ascii_only(console, os.environ)
-    view = ViewState()
-    due_s = time.monotonic() + options.interval_s
-    with stderr_held(), Screen(console, keyboard.fd) as screen:
-        signals.handle((signal.SIGTSTP,), stop)
-        # These signals only have to wake the loop, which then draws again.
-        signals.handle((signal.SIGWINCH, signal.SIGCONT), lambda *_: None)
-        while not (view.over or signals.over):
-            width, height = screen.size()
-            size = TerminalSize(width=width, height=height, ascii_only=plain_text)
-            lines, view = frame(data, view, size, interval_s=options.interval_s)
-            screen.draw(lines)
-            keys = _wait_for_keys(keyboard, signals, None if view.paused else due_s)
-            if keys is None:
-                return
-            for key in keys:
-                view = pressed(view, key, page=page_lines(size))
-            if signals.stop_wanted:
-                signals.stop_wanted = False
-                screen.suspend()
-            if not view.paused and time.monotonic() >= due_s:
-                data = next_data()
-                due_s = max(due_s + options.interval_s, time.monotonic() + options.interval_s / 2)
-
-
-def _wait_for_keys(
-    keyboard: Keyboard, signals: Signals, until_s: float | None
-) -> list[Key | str] | None:
-    """Wait for keys, a signal or a time. Returns the keys; None: the terminal has gone."""
-    if keyboard.unfinished:
-        if not signals.wait(time.monotonic() + ESCAPE_WAIT_S, keyboard.fd):
-            return keyboard.finish()
-        return keyboard.read()
-    return keyboard.read() if signals.wait(until_s, keyboard.fd) else []
+    first = feed.next_data()
+    begin()
+    app = LiveApp(
+        first, feed, interval_s=options.interval_s, ascii_only=ascii_only(console, os.environ)
+    )
+    # Textual leaves its own handlers of these signals behind.
+    signals.restore_later(signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+    with stderr_held():
+        app.run(mouse=False)
+    if app.failure is not None:
+        raise app.failure
 
 
 def _show_in_turn(

@@ -23,11 +23,21 @@ def why_text(
     explanation: Explanation, *, width: int = WIDTH, ascii_only: bool = False
 ) -> Iterator[str]:
     """Yield the lines of the page, none of which is wider than the width."""
-    yield from _wrapped(headline(explanation), width, ascii_only=ascii_only)
+    yield from headline_text(explanation, width=width, ascii_only=ascii_only)
     for section in sections(explanation):
         yield ""
-        yield from _wrapped(section.title, width, ascii_only=ascii_only)
-        yield from _lines(section, width, ascii_only=ascii_only)
+        yield from section_text(section, width=width, ascii_only=ascii_only)
+
+
+def section_text(section: Section, *, width: int, ascii_only: bool) -> Iterator[str]:
+    """Yield the title of a section and its labelled lines, which begin with blanks."""
+    yield from _wrapped(section.title, width, ascii_only=ascii_only)
+    yield from _lines(section, width, ascii_only=ascii_only)
+
+
+def headline_text(explanation: Explanation, *, width: int, ascii_only: bool) -> Iterator[str]:
+    """Yield the lines of the verdict's sentence."""
+    yield from _wrapped(headline(explanation), width, ascii_only=ascii_only)
 
 
 def _lines(section: Section, width: int, *, ascii_only: bool) -> Iterator[str]:

@@ -102,19 +102,54 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         terminal.wait_for("by exits")
         terminal.press("/", "p", "a", "u", "s")
         terminal.wait_for("filter: paus_")
-        assert names(terminal.frame()) == ["live/paused"]
+        wait_for(lambda: names(terminal.frame()) == ["live/paused"], "only one is shown")
         terminal.press("Enter")
         terminal.wait_for("1-1 of 1")
         terminal.press("Escape")
         wait_for(lambda: "live/alpha" in names(terminal.frame()), "all are shown again")
         terminal.press("p")
-        terminal.wait_for("paused")
-        terminal.wait_for("p resume")  # the last line, which the terminal draws last
+        wait_for(lambda: terminal.frame()[0].endswith("paused"), "the header says so")
         still = terminal.frame()
         guests.step(3000)
         assert terminal.frame() == still
         terminal.press("p")
         wait_for(lambda: terminal.frame()[0] != still[0], "the view continues")
+        terminal.press("q")
+        terminal.wait_for("ended with 0")
+
+
+def test_a_vm_is_opened(tmp_path: Path, guests: KvmLoad) -> None:
+    """Enter shows what ``why`` shows of the selected VM, e counts its exits by reason."""
+    with live(tmp_path, columns=100, lines=40) as terminal:
+        terminal.wait_for("live/alpha")
+        terminal.press("/", *"beta")
+        wait_for(lambda: names(terminal.frame()) == ["live/beta"], "only one is shown")
+        terminal.press("Enter")
+        terminal.wait_for("filter: beta  by")
+        terminal.press("Enter")
+        terminal.wait_for("live/beta is emulated in software (tcg)")
+        terminal.wait_for("Why it is emulated")
+        terminal.press("Escape")
+        terminal.wait_for("by severity")
+        terminal.press("/", *str(guests.tgid))
+        wait_for(lambda: terminal.row(f"{guests.tgid} kvmload"), "kvmload is shown")
+        terminal.press("Enter")
+        terminal.wait_for(f"filter: {guests.tgid}  by")
+        terminal.press("Enter")
+        terminal.wait_for(f"process {guests.tgid} runs on KVM")
+        terminal.press("e")
+        terminal.wait_for("by reason")
+
+        def counted() -> bool:
+            guests.step(3000)
+            text = "\n".join(terminal.frame())
+            return bool(
+                re.search(r"(vmx|svm|arm64) .*/s|by reason +(unavailable|nothing yet)", text)
+            )
+
+        wait_for(counted, "exits are counted by reason, or the screen says why not")
+        terminal.press("?")
+        terminal.wait_for("the most urgent VMs come first")
         terminal.press("q")
         terminal.wait_for("ended with 0")
 
@@ -128,9 +163,9 @@ def test_paging_and_resizing(tmp_path: Path, guests: KvmLoad) -> None:
         terminal.press("End")
         wait_for(lambda: terminal.frame()[5:9] != top[5:9], "it has scrolled")
         terminal.press("Home")
-        terminal.wait_for(" 1-" if top[-1].startswith(" ") else "1-")
-        terminal.press("Down")
-        terminal.wait_for("2-")
+        wait_for(lambda: terminal.frame()[-1].startswith("1-"), "the first line is shown again")
+        terminal.press("PageDown", "PageDown")
+        wait_for(lambda: not terminal.frame()[-1].startswith("1-"), "it has scrolled by a page")
         terminal.resize(200, 40)
         wait_for(
             lambda: (
@@ -165,12 +200,13 @@ def test_a_signal_restores_the_terminal(
 def test_an_error_restores_the_terminal(tmp_path: Path, guests: KvmLoad) -> None:
     """An error while the view runs restores the terminal and is then printed."""
     program = (
-        "import sys, probes.command.cli, probes.command.show as show; of = show.frame; left = [3]\n"
+        "import sys, probes.command.cli, probes.render.live.table_screen as screen\n"
+        "of = screen.table_frame; left = [6]\n"
         "def frame(*a, **k):\n"
         "    left[0] -= 1\n"
         "    if not left[0]: raise RuntimeError('while it runs')\n"
         "    return of(*a, **k)\n"
-        "show.frame = frame\n"
+        "screen.table_frame = frame\n"
         "sys.exit(probes.command.cli.main(sys.argv[1:]))\n"
     )
     with Terminal(tmp_path, [HVPROBE[0], "-c", program, *SELECTED]) as terminal:

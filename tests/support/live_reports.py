@@ -10,7 +10,7 @@ from probes.host.hypervisors import HypervisorType
 from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Reason
 from probes.judge.verdict import Verdict
-from probes.render.live.frames import FrameData
+from probes.render.live.frame_data import FrameData
 from probes.render.live.history import History
 from probes.report.model import NodeReport, ProcessReport, ProcessState
 from tests.support.facts import ALL_HOOKS, COUNTER_NAMES, counted, hooks, trusts

@@ -8,10 +8,11 @@ from rich.cells import cell_len
 
 from probes.judge.cause import Cause, CauseFound
 from probes.render.live.cause_lines import cause_lines
-from probes.render.live.frames import TerminalSize, frame
+from probes.render.live.frame_data import TerminalSize
 from probes.render.live.history import History
 from probes.render.live.rows import Row, rows_of
-from probes.render.live.view import ViewState, pressed
+from probes.render.live.view import ViewState
+from tests.support.live_frames import shown
 from tests.support.live_reports import RUNNING, guest, report, scene
 from tests.support.rich_report import ALLOWED, TCG
 
@@ -30,16 +31,14 @@ def test_only_emulated_vms_have_a_cause() -> None:
     assert list(cause_lines(row(None), width=None, ascii_only=False)) == []
 
 
-def test_a_key_hides_the_causes() -> None:
-    """Key c hides the cause of each row; the footer of a wide terminal names the key."""
+def test_causes_can_be_hidden() -> None:
+    """The cause of each row can be hidden; the line below a wide table names the key."""
     data = scene(report(1, guest(12, TCG, "alpha", cause=ALLOWED)))
     size = TerminalSize(width=120, height=24)
-    view = ViewState()
-    for found in (True, False, True):
-        lines, _ = frame(data, view, size, interval_s=1.0)
-        assert any(line.plain.startswith("     cause ") for line in lines) is found
-        assert "c details" in lines[-1].plain
-        view = pressed(view, "c", page=10)
+    for details in (True, False):
+        lines = shown(data, size, ViewState(details=details)).splitlines()
+        assert any(line.startswith("     cause ") for line in lines) is details
+        assert "c details" in lines[-1]
 
 
 def test_every_word_is_shown() -> None:

@@ -15,7 +15,8 @@ from ebpf.ledger import PLACES
 from probes.judge.tracked import Tracking
 from probes.render.doctor import checks
 from probes.render.exposition import Exposition, Format
-from probes.render.live.frames import FrameData, frame_json, plain
+from probes.render.live.frame_data import FrameData
+from probes.render.live.frames import frame_json, plain
 from probes.render.live.history import History
 from probes.render.metrics import families
 from probes.render.page import page

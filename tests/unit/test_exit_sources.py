@@ -7,12 +7,12 @@ import pytest
 
 from ebpf.hooks import KVM_EXIT
 from probes.judge.exit_counts import ExitSource
-from probes.render.live.frames import TerminalSize, frame
-from probes.render.live.view import ViewState
+from probes.render.live.frame_data import TerminalSize
 from probes.render.page import page
 from probes.report.exit_sources import EXIT_SOURCES, exit_sources, statistics_count_all
 from probes.report.model import CounterTrust, NodeReport
 from tests.support.facts import ALL_HOOKS, hooks, trusts
+from tests.support.live_frames import shown
 from tests.support.live_reports import RUNNING, guest, report, scene
 from tests.support.page_reader import Read
 from tests.support.rich_report import KVM, TCG, vmi
@@ -109,10 +109,7 @@ def test_the_page_of_a_node_that_counts_no_exits() -> None:
 
 
 def live_of(found: NodeReport) -> str:
-    size = TerminalSize(width=160, height=24)
-    return "\n".join(
-        line.plain for line in frame(scene(found), ViewState(), size, interval_s=1.0)[0]
-    )
+    return shown(scene(found), TerminalSize(width=160, height=24))
 
 
 def test_the_live_view_names_the_source() -> None:

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from probes.render.live.frames import FrameData, TerminalSize, frame, plain
+from probes.render.live.frame_data import TerminalSize
+from probes.render.live.frames import plain
 from probes.render.live.history import GUEST_CPU
 from probes.render.live.rows import Row, rows_of
 from probes.render.live.vcpu_line import vcpu_line
 from probes.render.live.view import ViewState
 from probes.report.model import NodeReport, VcpuStatistics
+from tests.support.live_app import screen_of
+from tests.support.live_frames import shown
 from tests.support.live_reports import RUNNING, guest, report, scene
 from tests.support.rich_report import MEASURED, MEASURED_ARM64, TCG, UNCOUNTED
 
@@ -40,18 +43,13 @@ def later(seconds: int) -> NodeReport:
     )
 
 
-def shown(of: FrameData, shape: TerminalSize, view: ViewState | None = None) -> str:
-    lines, _ = frame(of, view or ViewState(), shape, interval_s=1.0)
-    return "".join(f"{line.plain.rstrip()}\n" for line in lines)
-
-
 def test_golden_frames() -> None:
     """Each VM with statistics has a line with its rates, which a narrow terminal shortens.
 
     After an intended change, run the test with HVPROBE_UPDATE_GOLDEN=1 and read the difference.
     """
     of = scene(later(1), later(2))
-    text = shown(of, WIDE) + shown(of, SMALL)
+    text = "".join(screen_of(of, size=(size.width, size.height)) for size in (WIDE, SMALL))
     if os.environ.get("HVPROBE_UPDATE_GOLDEN") == "1":
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()

@@ -1,103 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys: from the bytes of a terminal to keys, and from keys to the state of the view."""
+"""What the user of the live view chooses, and the table of its keys."""
 
 from functools import reduce
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from probes.render.live.help import help_lines
+from probes.render.live.keys import (
+    COMMON_KEYS,
+    HELP_KEYS,
+    SCROLL_KEYS,
+    SORT_KEYS,
+    TABLE_KEYS,
+    VM_KEYS,
+)
 from probes.render.live.rows import Order
-from probes.render.live.view import FILTER_MAX, Key, ViewState, keys_of, pressed, scrolled
-
-
-def after(*keys: Key | str) -> ViewState:
-    return reduce(lambda view, key: pressed(view, key, page=10), keys, ViewState())
+from probes.render.live.view import ViewState
 
 
 @pytest.mark.parametrize(
-    ("sent", "keys"),
+    ("orders", "order"),
     [
-        (b"q", ["q"]),
-        (b"\x1b[A\x1b[B\x1bOA\x1bOB", [Key.UP, Key.DOWN, Key.UP, Key.DOWN]),
-        (b"\x1b[5~\x1b[6~", [Key.PAGE_UP, Key.PAGE_DOWN]),
-        (b"\x1b[H\x1b[F\x1b[1~\x1b[4~", [Key.HOME, Key.END, Key.HOME, Key.END]),
-        (b"\r\n\x7f\x08", [Key.ENTER, Key.ENTER, Key.BACKSPACE, Key.BACKSPACE]),
-        (b"\x1b[15~\x1b[1;5Cx", [Key.OTHER, Key.OTHER, "x"]),
-        ("é日".encode(), ["é", "日"]),
-        (b"\xff\xfea", ["a"]),
-        (b"\x1bq", [Key.ESCAPE, "q"]),
-        (b"\x01\x1b\x1b[A", [Key.OTHER, Key.ESCAPE, Key.UP]),
+        ([], Order.SEVERITY),
+        ([Order.EXITS], Order.EXITS),
+        ([Order.NAME, Order.EXITS], Order.EXITS),
+        ([Order.EXITS, Order.EXITS], Order.SEVERITY),
+        ([Order.SEVERITY], Order.SEVERITY),
     ],
 )
-def test_keys(sent: bytes, keys: list[Key | str]) -> None:
-    """Escape sequences of several terminals, UTF-8 and other bytes are decoded."""
-    assert keys_of(sent) == (keys, b"")
+def test_sorting(orders: list[Order], order: Order) -> None:
+    """An order is chosen, and the same one again restores the order by severity."""
+    assert reduce(ViewState.sorted_by, orders, ViewState()).order is order
 
 
-@pytest.mark.parametrize("sent", [b"\x1b", b"\x1b[", b"\x1b[5", b"\x1bO", "日".encode()[:2]])
-def test_unfinished_keys_wait(sent: bytes) -> None:
-    """The beginning of a key is kept until the rest arrives."""
-    assert keys_of(b"q" + sent) == (["q"], sent)
+def test_every_order_has_a_key() -> None:
+    """Each order but that by severity has a key."""
+    assert {*SORT_KEYS.values(), Order.SEVERITY} == {*Order}
 
 
-@given(sent=st.binary(max_size=60), cut=st.integers(0, 60))
-def test_keys_do_not_depend_on_how_they_arrive(sent: bytes, cut: int) -> None:
-    """Bytes that arrive in two parts give the same keys, and no input waits without a limit."""
-    complete, rest = keys_of(sent)
-    first, kept = keys_of(sent[:cut])
-    second, kept = keys_of(kept + sent[cut:])
-    assert (first + second, kept) == (complete, rest)
-    assert len(rest) < 4 or rest.startswith(b"\x1b[")
+def test_the_help_names_every_key() -> None:
+    """Each key of every screen is in the help, which fits 80 columns."""
+    lines = [line.plain for line in help_lines()]
+    for key in (*TABLE_KEYS, *VM_KEYS, *SCROLL_KEYS, *COMMON_KEYS):
+        assert any(line.split("  ")[1:2] == [key.shown] and key.meaning in line for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize(
-    ("keys", "order"),
-    [
-        ("", Order.SEVERITY),
-        ("r", Order.EXITS),
-        ("t", Order.TYPE),
-        ("n", Order.NAME),
-        ("nr", Order.EXITS),
-        ("rr", Order.SEVERITY),
-    ],
-)
-def test_sorting(keys: str, order: Order) -> None:
-    """A key sorts, the same key again restores the severity order, and both scroll to the top."""
-    assert after(*keys).order is order
-    assert after(Key.DOWN, *keys, "r").top == 0
-
-
-def test_filter() -> None:
-    """After ``/`` every key is a letter, until Enter keeps the filter or Escape drops it."""
-    assert after(*"/rtnpq").words == "rtnpq"
-    assert after(*"/rtnpq").order is Order.SEVERITY
-    assert not after(*"/q").over
-    assert after(*"/ab", Key.BACKSPACE, Key.ENTER) == ViewState(words="a")
-    assert after(*"/ab", Key.ENTER, "n").order is Order.NAME
-    assert after(*"/ab", Key.ESCAPE) == ViewState()
-    assert after(*"/ab", Key.ENTER, Key.ESCAPE) == ViewState()
-    assert after(*"/a", Key.OTHER, Key.DOWN).words == "a"
-    assert len(after("/", *"a" * 200).words) == FILTER_MAX
-
-
-def test_pause_and_quit() -> None:
-    """p pauses and continues, q quits, and other keys do nothing."""
-    assert after("p").paused
-    assert not after("p", "p").paused
-    assert not after("c").details
-    assert after("c", "c").details
-    assert after(Key.DOWN, "c").top == 0
-    assert after("q").over
-    assert after("x", Key.OTHER, Key.ENTER, Key.BACKSPACE) == ViewState()
-
-
-def test_scrolling() -> None:
-    """Keys scroll by line, by page and to both ends but not beyond them, even while filtering."""
-    assert after(Key.DOWN, Key.DOWN, Key.UP).top == 1
-    assert after(Key.UP).top == 0
-    assert after(Key.PAGE_DOWN, Key.PAGE_DOWN, Key.PAGE_UP).top == 10
-    assert scrolled(after(Key.END), lines=100, page=10).top == 90
-    assert scrolled(after(Key.END), lines=3, page=10).top == 0
-    assert after(Key.END, Key.HOME).top == 0
-    assert after("/", Key.DOWN).top == 1
+def test_no_key_has_two_meanings() -> None:
+    """No screen has a key twice."""
+    for keys in (TABLE_KEYS, (*VM_KEYS, *SCROLL_KEYS), (*HELP_KEYS, *SCROLL_KEYS)):
+        names = [name for key in (*keys, *COMMON_KEYS) for name in key.keys.split(",")]
+        if keys[0] in HELP_KEYS:
+            names.remove("question_mark")  # closes the help that it has opened
+        assert len(names) == len(set(names))

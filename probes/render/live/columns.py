@@ -9,18 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rich.style import Style
 from rich.text import Text
 
 from ebpf.counters import Counter
 from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.reasons import Severity
 from probes.render.live.history import MINUTE_S, History
-from probes.render.live.rows import Row
+from probes.render.live.rows import Order, Row
 from probes.render.terminal_text import cells, fit, visible
 from probes.report.vocabulary import deciding_reason
 
 MINUTE_CELLS = int(MINUTE_S)
 """The most cells of the last minute. More cells would show nothing more."""
+ORDER_META = "order"
+"""The name under which a heading's style carries the order that it stands for."""
 LONG_HEADINGS_FROM = 110
 """Terminal width from which the counters' headings are written in full."""
 
@@ -49,6 +52,8 @@ class Layout:
     """Whether the table has a column that draws the last minute."""
     counters: tuple[Counter, ...]
     """The counters that have a column, in order."""
+    order: Order | None = None
+    """By what the rows are sorted; that heading is marked. None: no heading is."""
 
 
 Key = str
@@ -88,6 +93,14 @@ _GROWING = (
 
 The last minute gets the rest.
 """
+_ORDERS: Mapping[Key, Order] = {
+    Column.VMI: Order.NAME,
+    Column.TYPE: Order.TYPE,
+    Column.PROOF: Order.SEVERITY,
+    Column.VCPUS: Order.VCPUS,
+    Column.AGE: Order.AGE,
+}
+"""The order that the heading of a column stands for. A counter's stands for EXITS."""
 _CUT: frozenset[Key] = frozenset(column for column, _ in _GROWING)
 
 _STYLES: Mapping[HypervisorType, str] = {
@@ -102,11 +115,8 @@ _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
     """Return the heading and one line per row, none of them wider than layout.width."""
     contents = [_contents(row, layout) for row in rows]
-    widths, headings = _widths(contents, layout), _headings(layout)
-    heading = Text()
-    for column, width in widths.items():
-        _append(heading, fit(headings[column], width, right=column not in _LEFT), "bold")
-    lines = [_cut(heading, layout)]
+    widths = _widths(contents, layout)
+    lines = [_heading(widths, layout)]
     for row, content in zip(rows, contents, strict=True):
         line = Text()
         for column, width in widths.items():
@@ -119,6 +129,20 @@ def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
             _append(line, text, _style(row, column))
         lines.append(_cut(line, layout))
     return lines
+
+
+def _heading(widths: Mapping[Key, int], layout: Layout) -> Text:
+    """Return the headings; each carries the order that a click on it chooses."""
+    heading, headings = Text(), _headings(layout)
+    for column, width in widths.items():
+        order = _ORDERS.get(column) if column in _MINIMUM_CELLS else Order.EXITS
+        style = Style(
+            bold=True,
+            reverse=order is not None and order is layout.order,
+            meta={ORDER_META: order.value} if order is not None else None,
+        )
+        _append(heading, fit(headings[column], width, right=column not in _LEFT), style)
+    return _cut(heading, layout)
 
 
 def number(value: float | None) -> str:
@@ -248,7 +272,7 @@ def _line_cells(columns: Sequence[Key], widths: Mapping[Key, int]) -> int:
     return sum(widths[column] + 1 for column in columns) - 1
 
 
-def _append(line: Text, text: str, style: str) -> None:
+def _append(line: Text, text: str, style: str | Style) -> None:
     if line:
         line.append(" ")
     line.append(text, style)

@@ -16,6 +16,7 @@ from probes.judge.verdict import Verdict
 from probes.render.live.history import History, Rates, ReasonRate, most_telling
 from probes.report.model import NodeReport, ProcessReport, VcpuStatistics, VmiReport
 from probes.report.vocabulary import cause_parts, subject_of_process, subject_of_vmi
+from probes.vmi.attribution import VmName
 
 
 class Order(StrEnum):
@@ -25,12 +26,19 @@ class Order(StrEnum):
     EXITS = "exits"
     TYPE = "type"
     NAME = "name"
+    VCPUS = "vCPUs"
+    AGE = "age"
+
+
+RowKey = VmmId | VmName
+"""What a row is about, from frame to frame: a process, or a VM without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A process that uses an accelerator or is a QEMU, or a VM without a process."""
 
+    key: RowKey
     vmm: VmmId | None
     """The process; None: none was found."""
     command: str
@@ -90,6 +98,7 @@ def _row(
 ) -> Row:
     subject = subject_of_process(process, vmi)
     return Row(
+        key=process.vmm,
         vmm=process.vmm,
         command=process.comm,
         name=subject.name,
@@ -108,6 +117,7 @@ def _row(
 def _orphan(vmi: VmiReport) -> Row:
     subject = subject_of_vmi(vmi)
     return Row(
+        key=vmi.vm,
         vmm=None,
         command="-",
         name=subject.name,
@@ -134,4 +144,6 @@ _KEYS: Mapping[Order, Callable[[Row], tuple[object, ...]]] = {
     Order.EXITS: lambda row: (-_activity(row), *_by_name(row)),
     Order.TYPE: lambda row: (row.verdict.type.value, row.verdict.verified, *_by_name(row)),
     Order.NAME: _by_name,
+    Order.VCPUS: lambda row: (-(row.vcpus or 0), *_by_name(row)),
+    Order.AGE: lambda row: (row.age_s is None, row.age_s or 0.0, *_by_name(row)),
 }

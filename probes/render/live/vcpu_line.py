@@ -19,7 +19,7 @@ _BEGIN = "     "
 def vcpu_line(row: Row, *, width: int | None) -> Text | None:
     """Return the line of a row, made of parts that fit the width; None: nothing is known."""
     line = Text(_BEGIN)
-    for name, value in _parts(row):
+    for name, value in vcpu_parts(row):
         if width is not None and line.cell_len + len(f"{name} {value}") > width:
             break
         line.append(f"{name} ", "dim")
@@ -28,7 +28,7 @@ def vcpu_line(row: Row, *, width: int | None) -> Text | None:
     return line or None
 
 
-def _parts(row: Row) -> Iterator[tuple[str, str]]:
+def vcpu_parts(row: Row) -> Iterator[tuple[str, str]]:
     """Yield name and value of each part of the line, the most important first."""
     if row.statistics is None:
         return
