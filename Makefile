@@ -23,7 +23,7 @@ export HVPROBE_KERNELS
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-python run test demo lint format test-unit test-kernel test-kernels kernel-matrix \
+.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels kernel-matrix \
 	test-cluster test-server test-monitoring screenshots image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
@@ -53,8 +53,9 @@ install-dev: ## install what tests and linters need as well
 install-python: ## install what lint and unit tests need: .venv alone, without root
 	@scripts/install.sh python
 
-lint: install-python ## check style, types, layers, words, C, shell and workflows
-	@echo "lint: ruff, mypy, import-linter, prose, clang-format, shellcheck, zizmor"
+lint: install-python ## check style, types, layers, words, locks, C, shell and workflows
+	@echo "lint: locks, ruff, mypy, import-linter, prose, clang-format, shellcheck, zizmor"
+	@$(PYTHON) scripts/lock.py --check
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --quiet --check . || \
 		{ echo "lint: files are not formatted (see above or run: make format)" >&2; exit 1; }
@@ -69,6 +70,11 @@ format: install-python ## format Python and C, and fix what can be fixed
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix --quiet .
 	@.venv/bin/clang-format -i $(C_FILES)
+
+# Does not install first, because the locks that would be installed are the ones to write.
+lock: ## write the locks of Python packages from pyproject.toml (ARGS=--upgrade for newest versions)
+	@[ -x .venv/bin/uv ] || scripts/install.sh python
+	@$(PYTHON) scripts/lock.py $(ARGS)
 
 test-unit: install-python ## tests that need no root, no distribution package and no kernel features
 	@exec $(PYTEST) tests/unit $(ARGS)

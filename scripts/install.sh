@@ -7,6 +7,7 @@
 # GROUP is run, demo, test, image or bench, see packages.txt; test also installs the dependency group
 # "dev" of pyproject.toml. GROUP may be python instead: hvprobe and the group "dev", and no
 # distribution package. That is enough for lint and unit tests, on any Linux and for any user.
+# Python packages are those of requirements.lock, or of requirements-dev.lock with the group "dev".
 # --root: the caller's next step needs root, so the script says so before it installs anything.
 #
 # Nothing is installed twice: dpkg knows the packages, and a stamp in .venv records the Python side.
@@ -163,7 +164,8 @@ disable_service() {
 fingerprint() {
 	{
 		printf '%s\n' "$1" "$venv" "$("$venv/bin/python" -V 2>/dev/null)"
-		cat "$venv/pyvenv.cfg" "$root/pyproject.toml" "$root/scripts/install.sh" "$root/scripts/isolate.sh"
+		cat "$venv/pyvenv.cfg" "$root/pyproject.toml" "$root"/requirements{,-dev}.lock \
+			"$root/scripts/install.sh" "$root/scripts/isolate.sh"
 	} | sha256sum
 }
 
@@ -215,29 +217,27 @@ make_venv() {
 	}
 }
 
-# Prints the dependency group "dev", one requirement per line, because Debian 12's pip has no --group.
-dev_requirements() {
-	"$venv/bin/python" -c 'import sys, tomllib
-with open(sys.argv[1], "rb") as file:
-    print(*tomllib.load(file)["dependency-groups"]["dev"], sep="\n")' "$root/pyproject.toml"
+pip_install() {
+	"$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1 </dev/null || {
+		keep_log
+		die "pip install hvprobe: $(why_pip): whole output in $log"
+	}
 }
 
 install_project() {
-	local kind=$1 label="hvprobe and its Python packages" requirements=()
+	local kind=$1 label="hvprobe and its Python packages" lock=requirements.lock
 	if up_to_date "$kind"; then return 0; fi
 	if ! venv_is_sound || { [ "$kind" != python ] && ! venv_sees_bcc; }; then make_venv "$kind"; fi
 	rm -f "$venv"/.installed-*
 	if [ "$kind" != run ]; then
-		mapfile -t requirements < <(dev_requirements)
-		[ ${#requirements[@]} -gt 0 ] || die "pyproject.toml has no dependency group dev: restore it"
+		lock=requirements-dev.lock
 		label="hvprobe, its Python packages and those of lint and tests"
 	fi
+	[ -r "$root/$lock" ] || die "$lock is missing: restore it"
 	say "installing $label into .venv"
-	if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
-		--editable "$root" "${requirements[@]}" >"$log" 2>&1 </dev/null; then
-		keep_log
-		die "pip install hvprobe: $(why_pip): whole output in $log"
-	fi
+	# Two calls, because pip that requires hashes refuses a project in a folder, which has none.
+	pip_install --require-hashes --requirement "$root/$lock"
+	pip_install --no-deps --editable "$root"
 	"$root/scripts/isolate.sh" "$venv/bin/hvprobe" || exit 1
 	write_stamps "$kind"
 }

@@ -1,123 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes requirements.lock: what the image takes from the Python index, pinned with hashes.
+"""Writes the locks with uv: every package of the Python index that is shipped or tested with.
 
-    python scripts/lock.py            # the versions the index has now
-    python scripts/lock.py --check    # does the lock still answer pyproject.toml? Needs no network
+    python scripts/lock.py             # a locked version stays while it answers pyproject.toml
+    python scripts/lock.py --upgrade   # the newest versions
+    python scripts/lock.py --check     # do the locks answer pyproject.toml? Needs no network
 
-Wheels only, for the image's interpreter and each of its architectures: what has to be compiled
-would need a compiler, and runs code of its own at build time.
+requirements.lock is what hvprobe needs, in the image as in .venv; requirements-dev.lock adds the
+dependency group dev. Both have the same versions of what they share, so what is tested is shipped.
+They are requirements files, because uv.lock would name the index of the machine that wrote it.
 """
 
 import argparse
 import hashlib
+import json
 import subprocess
 import sys
-import tempfile
 import tomllib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import Version
-from pip_config import effective, environment, listed
+from pip_config import effective, listed, uv_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = ROOT / "requirements.lock"
-PYTHON = "3.13"
-"""Of Debian 13."""
-MACHINES = ("x86_64", "aarch64")
-GLIBC_MINOR = 41
-"""Of Debian 13: wheels for it and for any glibc 2.x before it will do."""
-OLDEST_GLIBC_MINOR = 17
-HEADER = f"""\
-# What the image takes from the Python index, for CPython {PYTHON} on {" and ".join(MACHINES)}:
-# wheels only, each with its hash. Written by scripts/lock.py from pyproject.toml; not by hand.
-"""
-
-Wheels = Mapping[tuple[str, Version], set[str]]
-"""SHA-256 of the files by name and version."""
+PRODUCT, DEV = "requirements.lock", "requirements-dev.lock"
+COMPILE = (
+    # One version for all interpreters and machines; with wheels, because what has to be compiled
+    # needs a compiler and runs code of its own. Indexes are equal, as they are for pip.
+    *("compile", "--universal", "--python-version=3.11", "--fork-strategy=fewest"),
+    *("--only-binary=:all:", "--index-strategy=unsafe-best-match", "--generate-hashes"),
+    *("--no-header", "--no-annotate", "pyproject.toml"),
+)
+IMAGE = ("compile", "--python-version=3.13", "--only-binary=:all:", "--no-deps", PRODUCT)
+"""Fails where a package has no wheel for the image, which has the interpreter of Debian 13."""
 
 
 def main() -> int:
-    """The exit status: 1 when the lock does not answer pyproject.toml."""
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    arguments.add_argument("--check", action="store_true", help="compare, write nothing")
-    wanted = requirements()
-    if arguments.parse_args().check:
-        wrong = list(unanswered(wanted, LOCK.read_text()))
-        for line in wrong:
-            print(f"lock: {line}: run scripts/lock.py", file=sys.stderr)
-        return 1 if wrong else 0
-    found: dict[tuple[str, Version], set[str]] = defaultdict(set)
-    for machine in MACHINES:
-        with tempfile.TemporaryDirectory() as directory:
-            download(wanted, machine, Path(directory))
-            for wheel in Path(directory).iterdir():
-                name, version, _, _ = parse_wheel_filename(wheel.name)
-                found[name, version].add(hashlib.sha256(wheel.read_bytes()).hexdigest())
-    check_one_version_each(found)
-    LOCK.write_text(HEADER + "".join(lines(found)))
-    print(f"lock: {len(found)} packages in {LOCK.name}")
+    """The exit status: 1 when uv fails or a lock does not answer pyproject.toml."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    arguments = parser.parse_args()
+    first = header()
+    if arguments.check:
+        stale = [name for name in (PRODUCT, DEV) if not answers(ROOT / name, first)]
+        for name in stale:
+            print(f"lock: {name} does not answer pyproject.toml: run make lock", file=sys.stderr)
+        return 1 if stale else 0
+    upgrade = ["--upgrade"] if arguments.upgrade else []
+    try:
+        uv(*COMPILE, "--group=dev", f"--output-file={DEV}", *upgrade)
+        uv(*COMPILE, f"--constraints={DEV}", f"--output-file={PRODUCT}")
+        for machine in ("x86_64", "aarch64"):
+            uv(*IMAGE, f"--python-platform={machine}-manylinux_2_40")
+    except subprocess.CalledProcessError:
+        return 1  # uv has said why
+    for name in (PRODUCT, DEV):
+        lock = ROOT / name
+        # Written last: without this line the lock answers nothing.
+        lock.write_text(first + lock.read_text())
+        print(f"lock: wrote {name}")
     return 0
 
 
-def requirements() -> list[Requirement]:
-    """What pyproject.toml says hvprobe needs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in project["dependencies"]]
-
-
-def unanswered(wanted: Iterable[Requirement], lock: str) -> Iterable[str]:
-    """What is wanted and not in the lock in a version that will do."""
-    pinned: dict[str, Version] = {}
-    for line in lock.splitlines():
-        name, equals, text = line.removesuffix(" \\").partition("==")
-        if equals:
-            pinned[canonicalize_name(name)] = Version(text)
-    for requirement in wanted:
-        version = pinned.get(canonicalize_name(requirement.name))
-        if version is None or version not in requirement.specifier:
-            yield f"{requirement} is wanted, {LOCK.name} has {version}"
-
-
-def download(wanted: Iterable[Requirement], machine: str, directory: Path) -> None:
-    """Let pip choose versions and fetch the wheels for a machine that this one need not be."""
-    platforms = [
-        f"--platform=manylinux_2_{minor}_{machine}"
-        for minor in range(GLIBC_MINOR, OLDEST_GLIBC_MINOR - 1, -1)
+def header() -> str:
+    """The first lines of both locks, with a checksum of the requirements that they answer."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = document["project"]
+    wanted = [
+        *(project["requires-python"], project["dependencies"]),
+        document["dependency-groups"]["dev"],
     ]
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)),
-        *("--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"),
-        *(*platforms, f"--platform=manylinux2014_{machine}"),
-        *map(str, wanted),
-    ]
-    # The lock is for every machine: constraints and wheels of this one have no say in it.
-    subprocess.run(
-        command, check=True, stdin=subprocess.DEVNULL, env=environment(effective(listed()))
+    digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    return (
+        "# Packages of the Python index with the hashes of their files. Written by: make lock\n"
+        f"# SHA-256 of the requirements in pyproject.toml: {digest}\n"
     )
 
 
-def check_one_version_each(found: Wheels) -> None:
-    """Both architectures must get the same versions."""
-    versions: dict[str, list[Version]] = defaultdict(list)
-    for name, version in found:
-        versions[name].append(version)
-    torn = {name: several for name, several in versions.items() if len(several) > 1}
-    if torn:
-        sys.exit(f"lock: the architectures differ, no lock for both: {torn}")
+def answers(lock: Path, first: str) -> bool:
+    """Whether the lock was written from these requirements."""
+    return lock.exists() and lock.read_text().startswith(first)
 
 
-def lines(found: Wheels) -> Sequence[str]:
-    """As pip's --require-hashes reads it, in the order of names."""
-    return [
-        f"{name}=={version}"
-        + "".join(f" \\\n    --hash=sha256:{digest}" for digest in sorted(found[name, version]))
-        + "\n"
-        for name, version in sorted(found)
-    ]
+def uv(*arguments: str) -> None:
+    """Run ``uv pip``. Raises CalledProcessError when it fails."""
+    subprocess.run(
+        [sys.executable, "-m", "uv", "pip", *arguments, "--quiet", "--no-python-downloads"],
+        check=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # The locks are for every machine: constraints and wheels of this one have no say in them.
+        env=uv_environment(effective(listed())),
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python scripts/pip_config.py --certificates    # print the file of certificates that pip trusts
 
 The image build sees none of this machine's files, so an option that names one (constraint,
-find-links, an index in a directory) makes pip fail there. requirements.lock leaves the machine as
-well, and what lies on this machine's disk must not decide what is in it. All levels count:
+find-links, an index in a directory) makes pip fail there. The locks leave the machine as well, and
+what lies on this machine's disk must not decide what is in them. All levels count:
 /etc/pip.conf, /etc/xdg, the user's file, the environment's file, PIP_CONFIG_FILE, PIP_* variables.
 """
 
@@ -23,6 +23,18 @@ INDEXES = frozenset({"index-url", "extra-index-url"})
 """Options whose values are addresses, separated by white space; an address may be a directory."""
 REACHING = INDEXES | {"proxy", "trusted-host", "timeout", "retries"}
 ALIASES = {"pypi-url": "index-url", "default-timeout": "timeout"}
+UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "proxy": "ALL_PROXY",
+    "trusted-host": "UV_INSECURE_HOST",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "retries": "UV_HTTP_RETRIES",
+    "cert": "SSL_CERT_FILE",
+}
+"""The variable by which uv, which does not read pip's configuration, takes each of these."""
+UV_KEPT = frozenset({"UV_CACHE_DIR", "UV_DEFAULT_INDEX", "UV_INDEX"})
+"""Variables of uv itself that are obeyed, because they say where it reaches and keeps packages."""
 SECTIONS = ("global", "install", ":env:")
 """The ones that `pip install` obeys, the strongest last; :env: is the PIP_* variables."""
 _LINE = re.compile(r"(?P<section>[^.=]+)\.(?P<option>[a-z-]+)=(?P<value>['\"].*)")
@@ -95,15 +107,13 @@ def reaching(options: Mapping[str, str]) -> list[tuple[str, str]]:
     return reduced
 
 
-def environment(options: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables under which pip, run on this machine, obeys the reduced ones only."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    kept = dict(reaching(options))
-    if "cert" in options:
-        kept["cert"] = options["cert"]
-    variables = {f"PIP_{name.replace('-', '_').upper()}": value for name, value in kept.items()}
-    # pip reads no file at all when it is given this one.
-    return {**others, **variables, "PIP_CONFIG_FILE": os.devnull}
+def uv_environment(options: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables under which uv, run on this machine, reaches the index as pip does."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    kept = {name: os.environ[name] for name in UV_KEPT & os.environ.keys()}
+    kept["UV_NO_CONFIG"] = "1"
+    named = {"cert": options.get("cert", ""), **dict(reaching(options))}
+    return {**others, **kept, **{UV[name]: value for name, value in named.items() if value}}
 
 
 def reason(stderr: str) -> str:

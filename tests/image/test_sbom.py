@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.deploy_tools import python_tools
 from tests.support.image_build import ROOT, Image
+from tests.support.locks import pinned_in_image
 
 pytestmark = pytest.mark.timeout(900)
 VALIDATE = """
@@ -64,11 +65,6 @@ def test_names_everything(bill: str, image: Image) -> None:
     debian = {line.split()[0] for line in asked.stdout.splitlines() if line.endswith(" installed")}
     assert {name for kind, name in found if kind == "pkg:deb"} == debian
     assert {"python3-bpfcc", "libllvm19"} <= debian
-    pinned = {
-        line.partition("==")[0]
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    }
     python = {name.replace("_", "-") for kind, name in found if kind == "pkg:pypi"}
-    assert python == pinned
+    assert python == pinned_in_image().keys()
     assert document["metadata"]["component"]["name"] == "hvprobe"

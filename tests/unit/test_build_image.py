@@ -145,27 +145,29 @@ def test_pip_reads_what_is_passed_on(machine: dict[str, str], tmp_path: Path) ->
 
 
 def test_the_lock_depends_on_nothing_else(machine: dict[str, str]) -> None:
-    """scripts/lock.py runs pip with only the options for an index and the certificates."""
-    program = "from pip_config import *; print(json.dumps(environment(effective(listed()))))"
+    """uv gets only the options for an index and the certificates, and the user's own index."""
+    program = "from pip_config import *; print(json.dumps(uv_environment(effective(listed()))))"
+    of_uv = {"UV_CACHE_DIR": "/srv/uv", "UV_CONSTRAINT": "/srv/constraints.txt"}
     made = json.loads(
         subprocess.run(
             [sys.executable, "-c", f"import json; {program}"],
             capture_output=True,
             check=True,
-            env={**machine, "PYTHONPATH": str(ROOT / "scripts")},
+            env={**machine, **of_uv, "PYTHONPATH": str(ROOT / "scripts")},
             text=True,
         ).stdout
     )
-    seen = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"],
-        capture_output=True,
-        check=True,
-        env=made,
-        text=True,
-    ).stdout.splitlines()
-    kept = {**PASSED_ON, "cert": "/etc/pip/ca.pem"}
-    expected = {f":env:.{name}={value!r}" for name, value in kept.items()}
-    assert set(seen) - {f":env:.config-file={os.devnull!r}"} == expected
+    assert {name: value for name, value in made.items() if name.startswith("UV_")} == {
+        "UV_NO_CONFIG": "1",
+        "UV_CACHE_DIR": "/srv/uv",
+        "UV_DEFAULT_INDEX": INDEX,
+        "UV_INDEX": PASSED_ON["extra-index-url"],
+        "UV_INSECURE_HOST": PASSED_ON["trusted-host"],
+        "UV_HTTP_TIMEOUT": PASSED_ON["timeout"],
+        "UV_HTTP_RETRIES": PASSED_ON["retries"],
+    }
+    assert made["ALL_PROXY"] == PASSED_ON["proxy"]
+    assert made["SSL_CERT_FILE"] == "/etc/pip/ca.pem"
 
 
 def test_the_certificates_are_those_of_pip(machine: dict[str, str]) -> None:

@@ -4,13 +4,13 @@
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 NEEDED = (
     *("awk", "bash", "cat", "chmod", "cp", "dirname", "env", "flock", "grep", "head", "id", "ln"),
     *("mkdir", "mktemp", "mv", "rm", "sed", "sh", "sha256sum", "tail", "uname"),
@@ -111,7 +111,7 @@ def machine(tmp_path: Path) -> Machine:
     made = Machine(root=tmp_path)
     (made.root / "bin").mkdir()
     (made.tree / "scripts").mkdir(parents=True)
-    for name in ("pyproject.toml", "scripts/isolate.sh", "scripts/packages.txt"):
+    for name in (*LOCKS, "pyproject.toml", "scripts/isolate.sh", "scripts/packages.txt"):
         shutil.copy(ROOT / name, made.tree / name)
     text = (ROOT / "scripts/install.sh").read_text()
     assert text.count("/usr/bin/python3") == 1
@@ -132,7 +132,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_python_needs_no_distribution(machine: Machine) -> None:
-    """Any recent python3 makes .venv, and pip gets each requirement of the group as an argument."""
+    """Any recent python3 makes .venv, and pip installs the lock of dev, then the project."""
     machine.add_python("bin/python3", too_old=True)
     machine.add_python("bin/python3.12")
     lines = succeeded(machine.install("python"))
@@ -140,25 +140,43 @@ def test_python_needs_no_distribution(machine: Machine) -> None:
     calls = machine.calls("")
     (venv,) = [line for line in calls if "-m venv" in line]
     assert venv.endswith(f"bin: -m venv --clear {machine.tree}/.venv")
-    (pip,) = [line for line in calls if "pip install" in line]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert pip.startswith(".venv/bin: ")
-    assert pip.endswith(
-        f"--editable {machine.tree} {' '.join(project['dependency-groups']['dev'])}"
-    )
+    lock, project = [line for line in calls if "pip install" in line]
+    assert lock.startswith(".venv/bin: ")
+    assert lock.endswith(f"--require-hashes --requirement {machine.tree}/requirements-dev.lock")
+    assert project.startswith(".venv/bin: ")
+    assert project.endswith(f"--no-deps --editable {machine.tree}")
 
 
-def test_second_call_installs_nothing(machine: Machine) -> None:
-    """Nothing is installed again until pyproject.toml changes."""
+def test_run_installs_the_lock_of_the_image(machine: Machine) -> None:
+    """``run`` installs exactly the packages that the image contains."""
+    machine.add_debian()
+    succeeded(machine.install("run"))
+    lock, _ = machine.calls("pip install")
+    assert lock.endswith(f"--require-hashes --requirement {machine.tree}/requirements.lock")
+
+
+def test_no_lock(machine: Machine) -> None:
+    """Without the lock nothing is installed, and one line says which file is missing."""
+    machine.add_python("bin/python3")
+    (machine.tree / "requirements-dev.lock").unlink()
+    done = machine.install("python")
+    assert done.returncode == 1
+    assert "requirements-dev.lock is missing" in done.stderr
+    assert machine.calls("pip install") == []
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", *LOCKS])
+def test_second_call_installs_nothing(machine: Machine, changed: str) -> None:
+    """Nothing is installed again until pyproject.toml or a lock changes."""
     machine.add_python("bin/python3")
     succeeded(machine.install("python"))
     machine.calls("")
     assert succeeded(machine.install("python")) == ["install: up to date"]
     assert machine.calls("-m") == []
-    with (machine.tree / "pyproject.toml").open("a") as file:
+    with (machine.tree / changed).open("a") as file:
         file.write("# changed\n")
     succeeded(machine.install("python"))
-    assert len(machine.calls("pip install")) == 1
+    assert len(machine.calls("pip install")) == 2
 
 
 def test_no_recent_python(machine: Machine) -> None:
