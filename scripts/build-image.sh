@@ -47,6 +47,9 @@ check_machine() {
 	for tool in buildah debootstrap; do
 		command -v "$tool" >/dev/null || die "$tool is missing: make image installs it, or install the package of that name"
 	done
+	for tool in debsbom cyclonedx-py; do
+		[ -x "$root/.venv/bin/$tool" ] || die "$tool is missing in .venv: run make image or make install-python"
+	done
 }
 
 # Registers the interpreter of another machine's programs with the kernel (binfmt_misc). Flag F makes it
@@ -167,7 +170,7 @@ mkdir -p "$root/build/image"
 container=$(store from --arch "$arch" --pull-never "$tag")
 bill=$root/build/image/sbom.cdx.json
 [ "$arch" = "$native" ] || bill=$root/build/image/sbom-$arch.cdx.json
-python3 "$root/scripts/sbom.py" "$(store mount "$container")" >"$bill.new" || die "the bill of materials could not be written"
+"$root/.venv/bin/python" "$root/scripts/sbom.py" "$(store mount "$container")" >"$bill.new" || die "the bill of materials could not be written"
 store rm "$container" >/dev/null
 mv "$bill.new" "$bill"
 forget "$before"

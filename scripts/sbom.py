@@ -1,79 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a software bill of materials (CycloneDX 1.6, JSON) of an image's root file system.
 
-    python scripts/sbom.py ROOT > sbom.json
+    .venv/bin/python scripts/sbom.py ROOT > sbom.json
 
-Two kinds of components are in the image, and both keep books of their own: Debian's packages in
-dpkg's status file, Python's in their metadata. Nothing is fetched and nothing of ROOT is run.
+debsbom reads dpkg's database, cyclonedx-py reads the metadata of hvprobe's environment, and this
+script merges what they report. Nothing is fetched and nothing of ROOT is run.
 """
 
 import argparse
 import json
 import re
+import shlex
+import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.metadata import Distribution, distributions
+import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 Json = dict[str, Any]
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def main() -> int:
-    """Print it."""
+    """The exit status: 1 when one of the two tools fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("root", type=Path, help="the image's root directory")
-    print(json.dumps(bill(parser.parse_args().root), indent=1, sort_keys=True))
+    try:
+        print(json.dumps(bill(parser.parse_args().root), indent=1, sort_keys=True))
+    except subprocess.CalledProcessError as err:
+        *_, reason = err.stderr.strip().splitlines() or ["no reason given"]
+        print(f"sbom: {Path(err.cmd[0]).name}: {reason}", file=sys.stderr)
+        return 1
     return 0
 
 
 def bill(root: Path) -> Json:
-    """The document."""
-    python = {found.name.lower(): found for found in installed(root)}
-    itself = python.pop("hvprobe")
-    components = [*map(python_component, python.values()), *debian_components(root)]
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {"component": {**python_component(itself), "type": "application"}},
-        "components": sorted(components, key=lambda found: str(found["purl"])),
-    }
+    """The document. hvprobe is what it describes, and depends on the distribution as well."""
+    identifier, version = release_of(root)
+    document = python_bill(root)
+    debian = debian_bill(root, identifier, version)
+    system = debian["metadata"]["component"]
+    for component in debian["components"]:
+        # Scanners for vulnerabilities choose the distribution's advisories by this qualifier.
+        component["purl"] += f"&distro={identifier}-{version}"
+    document["components"] += [system, *debian["components"]]
+    for dependency in document["dependencies"]:
+        if dependency["ref"] == document["metadata"]["component"]["bom-ref"]:
+            dependency.setdefault("dependsOn", []).append(system["bom-ref"])
+    document["dependencies"] += debian["dependencies"]
+    document["metadata"]["tools"]["components"] += debian["metadata"]["tools"]["components"]
+    return document
 
 
-def installed(root: Path) -> Iterator[Distribution]:
-    """Python distributions of hvprobe's environment."""
-    for site in (root / "opt/hvprobe/lib").glob("python3*/site-packages"):
-        yield from distributions(path=[str(site)])
+def python_bill(root: Path) -> Json:
+    """hvprobe and the packages of its environment, with licences and dependencies."""
+    (site,) = (root.resolve() / "opt/hvprobe/lib").glob("python3*/site-packages")
+    with tempfile.TemporaryDirectory() as directory:
+        # cyclonedx-py asks an environment's interpreter for sys.path. The image's may be of another
+        # architecture, so this one answers for it.
+        interpreter = Path(directory) / "python"
+        interpreter.write_text(f"#!/bin/sh\necho {shlex.quote(json.dumps([str(site)]))}\n")
+        interpreter.chmod(0o755)
+        return output_of(
+            *("cyclonedx-py", "environment", "--pyproject", str(PROJECT), "--spec-version=1.6"),
+            *("--output-reproducible", str(interpreter)),
+        )
 
 
-def python_component(found: Distribution) -> Json:
-    """One distribution; its licence as its metadata words it."""
-    purl = f"pkg:pypi/{re.sub(r'[-_.]+', '-', found.name).lower()}@{quote(found.version)}"
-    component = component_of(found.name, found.version, purl)
-    expression, *_ = found.metadata.get_all("License-Expression") or [None]
-    if expression:
-        component["licenses"] = [{"expression": expression}]
-    return component
-
-
-def debian_components(root: Path) -> Iterator[Json]:
-    """Installed packages of dpkg's status file."""
-    distribution, version_id = release_of(root)
-    fields: dict[str, str] = {}
-    for line in [*(root / "var/lib/dpkg/status").read_text().splitlines(), ""]:
-        name, colon, value = line.partition(": ")
-        if colon and not line.startswith(" "):
-            fields[name] = value
-        if line or not fields:
-            continue
-        if fields["Status"].endswith(" installed"):
-            package, version = fields["Package"], fields["Version"]
-            where = f"arch={fields['Architecture']}&distro={distribution}-{version_id}"
-            purl = f"pkg:deb/{distribution}/{quote(package)}@{quote(version, safe='')}?{where}"
-            yield component_of(package, version, purl)
-        fields = {}
+def debian_bill(root: Path, identifier: str, version: str) -> Json:
+    """Packages of the distribution and their sources, with suppliers and dependencies."""
+    return output_of(
+        *("debsbom", "generate", "--sbom-type=cdx", "--cdx-schema-version=1.6", "--out=-"),
+        *(f"--root={root}", f"--distro-name={identifier}", f"--distro-version={version}"),
+        "--no-recommends-deps",
+    )
 
 
 def release_of(root: Path) -> tuple[str, str]:
@@ -83,9 +83,14 @@ def release_of(root: Path) -> tuple[str, str]:
     return found["ID"], found["VERSION_ID"]
 
 
-def component_of(name: str, version: str, purl: str) -> Json:
-    """A library; its package URL is its reference in the document, too."""
-    return {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
+def output_of(program: str, *arguments: str) -> Json:
+    """The document that a program of .venv prints. Raises CalledProcessError when it fails."""
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    done = subprocess.run(
+        command, check=True, capture_output=True, stdin=subprocess.DEVNULL, text=True
+    )
+    document: Json = json.loads(done.stdout)
+    return document
 
 
 if __name__ == "__main__":

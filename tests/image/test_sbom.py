@@ -55,6 +55,7 @@ def test_names_everything(bill: str, image: Image) -> None:
     found = {
         (component["purl"].split("/")[0], component["name"].lower())
         for component in document["components"]
+        if "purl" in component and "arch=source" not in component["purl"]
     }
     asked = subprocess.run(
         ["dpkg-query", "--root", str(image.root), "-W", "-f", "${Package} ${db:Status-Status}\n"],
@@ -68,3 +69,19 @@ def test_names_everything(bill: str, image: Image) -> None:
     python = {name.replace("_", "-") for kind, name in found if kind == "pkg:pypi"}
     assert python == pinned_in_image().keys()
     assert document["metadata"]["component"]["name"] == "hvprobe"
+
+
+def test_says_where_each_package_comes_from(bill: str) -> None:
+    """Debian's BCC has a supplier, its source, and what it needs; hvprobe leads to it."""
+    document: dict[str, Any] = json.loads(bill)
+    named = {component["bom-ref"]: component for component in document["components"]}
+    needs = {found["ref"]: found.get("dependsOn", []) for found in document["dependencies"]}
+    (bcc,) = [ref for ref, found in named.items() if found["name"] == "python3-bpfcc"]
+    assert named[bcc]["supplier"]["name"]
+    assert {"bpfcc", "libbpfcc"} <= {named[ref]["name"] for ref in needs[bcc]}
+    (system,) = (
+        set(needs[document["metadata"]["component"]["bom-ref"]])
+        & needs.keys()
+        & {ref for ref, found in named.items() if found["type"] == "operating-system"}
+    )
+    assert bcc in needs[system]
