@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 COPIES = {
     "CHANGELOG.md": r"^## (\S+?),? ",
-    "README.md": r"^hvprobe (\d\S*)  ",
     "deploy/base/daemonset.yaml": r"image: hvprobe:(\S+)",
     "docs/operators.md": r"/hvprobe:(\d\S*)",
     **{
