@@ -54,8 +54,9 @@ install-python: ## install what lint and unit tests need: .venv alone, without r
 	@scripts/install.sh python
 
 lint: install-python ## check style, types, layers, words, locks, C, shell and workflows
-	@echo "lint: locks, ruff, mypy, import-linter, prose, clang-format, shellcheck, zizmor"
+	@echo "lint: locks, vulnerabilities, ruff, mypy, import-linter, prose, clang-format, shellcheck, zizmor"
 	@$(PYTHON) scripts/lock.py --check
+	@$(PYTHON) scripts/audit.py
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --quiet --check . || \
 		{ echo "lint: files are not formatted (see above or run: make format)" >&2; exit 1; }
