@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real agent on a node that does not make it easy: names that are hostile, reads that hang."""
 
-import html
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from probes.serve.refresh import SHARED_FOR_S
 from tests.support.kernel_agent import ROOT, Agent
@@ -105,7 +105,7 @@ def test_hostile_node_name_end_to_end(tmp_path: Path) -> None:
             check=False,
         )
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
-        assert "<h1><bdi>" + html.escape(HOSTILE_NODE) + "<" in agent.get("/")
+        assert "<h1><bdi>" + str(escape(HOSTILE_NODE)) + "<" in agent.get("/")
         config = {
             "global": {"scrape_interval": "1s"},
             "scrape_configs": [
