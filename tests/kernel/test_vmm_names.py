@@ -64,7 +64,9 @@ def test_guest_with_workers_of_the_kernel() -> None:
         assert found.unread is None
 
 
-@pytest.mark.parametrize("words", [["-c", "read line # qemu-system-x86_64 -accel kvm"], ["-s", "-"]])
+@pytest.mark.parametrize(
+    "words", [["-c", "read line # qemu-system-x86_64 -accel kvm"], ["-s", "-"]]
+)
 def test_shells_that_speak_of_it(words: list[str]) -> None:
     """A shell is no VMM because its script names one."""
     with Started(["sh", *words]) as shell:
