@@ -61,7 +61,12 @@ class AptTree:
         return self.directory / "cache" / "archives"
 
 
-def run(command: Sequence[str | Path], *, what: str) -> str:
+def program_path() -> str:
+    """Where programs are looked for. Users other than root lack the directory of kmod's."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def run(command: Sequence[str | Path], *, what: str, stdin: str = "") -> str:
     """Run a command and return its stdout. Raises BuildError naming `what` and the last error."""
     try:
         done = subprocess.run(
@@ -69,8 +74,13 @@ def run(command: Sequence[str | Path], *, what: str) -> str:
             check=True,
             capture_output=True,
             text=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+            input=stdin,
+            env={
+                **os.environ,
+                "PATH": program_path(),
+                "LC_ALL": "C.UTF-8",
+                "DEBIAN_FRONTEND": "noninteractive",
+            },
         )
     except FileNotFoundError as err:
         raise BuildError(f"{what}: {command[0]} is missing: install it") from err

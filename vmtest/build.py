@@ -4,11 +4,13 @@
 Owns the composition: kernel, modules, root file system, Python packages, initramfs.
 """
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmtest.image import build_kernel
-from vmtest.initramfs import cpio
+from vmtest.initramfs import pack
 from vmtest.kernels import GuestKernel
 from vmtest.packages import python_packages
 from vmtest.root import build_root
@@ -47,13 +49,16 @@ def build(kernel: GuestKernel) -> BuiltGuest:
     )
 
 
-def initramfs(guest: BuiltGuest) -> bytes:
+def write_initramfs(guest: BuiltGuest, archive: Path) -> None:
     """The archive that the kernel starts from: a busybox, the modules and the two scripts."""
     here = Path(__file__).resolve().parent
-    files = {name: (0o100755, (here / script).read_bytes()) for name, script in _SCRIPTS.items()}
-    files["bin/busybox"] = (0o100755, (guest.root / "usr/bin/busybox").read_bytes())
-    for path in sorted(guest.modules.rglob("*")):
-        if path.is_file():
-            relative = path.relative_to(guest.modules)
-            files[f"modules/{relative}"] = (0o100644, path.read_bytes())
-    return cpio(files)
+    programs = {name: here / script for name, script in _SCRIPTS.items()}
+    programs["bin/busybox"] = guest.root / "usr/bin/busybox"
+    with tempfile.TemporaryDirectory(dir=archive.parent) as made:
+        tree = Path(made)
+        shutil.copytree(guest.modules, tree / "modules")
+        (tree / "bin").mkdir()
+        for name, source in programs.items():
+            shutil.copyfile(source, tree / name)
+            (tree / name).chmod(0o755)
+        pack(tree, archive)

@@ -7,7 +7,6 @@ the kernel is booted.
 
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from vmtest.apt import (
@@ -20,10 +19,10 @@ from vmtest.apt import (
     unpack,
 )
 from vmtest.cache import made_once, say
-from vmtest.initramfs import BOOT_MODULES, Module, ModuleTree
+from vmtest.initramfs import BOOT_MODULES, copy_module, index_modules, load_order
 from vmtest.kernels import GuestKernel
 
-_RECIPE = "3"
+_RECIPE = "4"
 """Raise it when the way a kernel is unpacked changes."""
 
 
@@ -32,18 +31,19 @@ def build_kernel(kernel: GuestKernel) -> Path:
 
     def make(directory: Path) -> None:
         unpacked = directory / "unpacked"
-        unpacked.mkdir()
+        # Newer packages have the modules in usr/lib. kmod looks for them in lib.
+        (unpacked / "usr/lib").mkdir(parents=True)
+        (unpacked / "lib").symlink_to("usr/lib")
         with apt_tree(kernel.kernel_suite, kernel.architecture) as tree:
             release = _newest_release(tree, kernel)
             say(f"kernel {kernel.name}: downloading {release}")
             archives = download_only(tree, _kernel_packages(tree, release))
             unpack(archives, unpacked)
             forget(archives)
-        below_usr = unpacked / "usr/lib/modules" / release
-        tree_directory = below_usr if below_usr.is_dir() else unpacked / "lib/modules" / release
+        tree_directory = unpacked / "lib/modules" / release
         image = unpacked / "boot" / f"vmlinuz-{release}"
         shutil.copy(image if image.exists() else tree_directory / "vmlinuz", directory / "vmlinuz")
-        _pick_modules(tree_directory, kernel, directory / "modules")
+        _pick_modules(unpacked, release, kernel, directory / "modules")
         (directory / "release").write_text(release)
         shutil.rmtree(unpacked)
 
@@ -69,19 +69,14 @@ def _kernel_packages(tree: AptTree, release: str) -> list[str]:
     return [f"linux-{part}-{release}" for part in parts if f"linux-{part}-{release}" in offered]
 
 
-def _pick_modules(source: Path, kernel: GuestKernel, target: Path) -> None:
-    found = ModuleTree(source)
-    boot = found.in_load_order(BOOT_MODULES)
-    _write_modules(boot, target)
-    _write_modules(found.in_load_order(kernel.kvm_modules), target)
-    (target / "boot-order").write_text("".join(f"tree/{module.path}\n" for module in boot))
+def _pick_modules(unpacked: Path, release: str, kernel: GuestKernel, target: Path) -> None:
+    index_modules(unpacked, release)
+    source = unpacked / "lib/modules" / release
+    boot = load_order(unpacked, release, BOOT_MODULES)
+    copied = [copy_module(source, target / "tree", file) for file in boot]
+    for file in load_order(unpacked, release, kernel.kvm_modules):
+        copy_module(source, target / "tree", file)
+    (target / "boot-order").write_text("".join(f"tree/{file}\n" for file in copied))
     (target / "kvm").write_text("".join(f"{name}\n" for name in kernel.kvm_modules))
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         shutil.copy(source / name, target / "tree" / name)
-
-
-def _write_modules(modules: Iterable[Module], target: Path) -> None:
-    for module in modules:
-        path = target / "tree" / module.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(module.content)

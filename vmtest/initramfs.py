@@ -1,100 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel modules in load order, and the initramfs that carries them.
+"""EDGE: kernel modules in load order, and the initramfs that carries them.
 
-Owns the resolution of module names to files and the newc archive format. Pure but for reading
-the unpacked kernel packages. Must not know packages, suites or QEMU.
+Owns the calls of kmod and cpio. Must not know packages, suites or QEMU.
 """
 
 import lzma
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from vmtest.apt import BuildError
+from vmtest.apt import BuildError, run
 
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """What the initramfs needs to reach the root file system."""
+_MACHINE_IGNORED = ("--config", "/dev/null")
+"""The settings in /etc/modprobe.d and /etc/depmod.d are for this machine's own kernel."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
-    """A loadable kernel module, decompressed."""
-
-    name: str
-    """As lsmod shows it, with underscores."""
-    path: str
-    """Below /lib/modules/RELEASE, without a compression suffix."""
-    content: bytes
+def index_modules(root: Path, release: str) -> None:
+    """Find what the modules in `root`/lib/modules/RELEASE depend on, as their package would."""
+    depmod: list[str | Path] = ["depmod", *_MACHINE_IGNORED, "--basedir", root, release]
+    run(depmod, what=f"dependencies of the modules of {release}")
 
 
-def module_name(file_name: str) -> str:
-    """`kvm-amd.ko.xz` → `kvm_amd`."""
-    return file_name.split(".ko", 1)[0].replace("-", "_")
+def load_order(root: Path, release: str, names: Iterable[str]) -> list[str]:
+    """The files of these modules and of all that they need, each after what it depends on.
 
-
-class ModuleTree:
-    """The modules of one unpacked kernel, by name."""
-
-    def __init__(self, directory: Path) -> None:
-        """`directory` is …/lib/modules/RELEASE."""
-        self._directory = directory
-        self._paths = {module_name(path.name): path for path in directory.rglob("*.ko*")}
-        builtin = (directory / "modules.builtin").read_text().split()
-        self._builtin = {module_name(Path(line).name) for line in builtin}
-
-    def in_load_order(self, names: Iterable[str]) -> list[Module]:
-        """The modules of these names and all that they need, each after what it depends on."""
-        ordered: dict[str, Module] = {}
-        for name in names:
-            self._add(name, ordered)
-        return list(ordered.values())
-
-    def _add(self, name: str, ordered: dict[str, Module]) -> None:
-        if name in ordered or name in self._builtin:
-            return
-        path = self._paths.get(name)
-        if path is None:
-            raise BuildError(f"this kernel has no module {name} in {self._directory.name}")
-        content = _decompressed(path)
-        for needed in depends(content):
-            self._add(needed, ordered)
-        relative = str(path.relative_to(self._directory)).removesuffix(".xz")
-        ordered[name] = Module(name=name, path=relative, content=content)
-
-
-def depends(module: bytes) -> list[str]:
-    """The names in the module's `depends=` entry (.modinfo section: NUL-separated key=value)."""
-    found = re.search(rb"(?<![a-z_])depends=([^\0]*)\0", module)
-    names = found.group(1).decode("ascii").split(",") if found else []
-    return [name.replace("-", "_") for name in names if name]
-
-
-def _decompressed(path: Path) -> bytes:
-    if path.name.endswith(".ko"):
-        return path.read_bytes()
-    if path.name.endswith(".ko.xz"):
-        return lzma.decompress(path.read_bytes())
-    raise BuildError(f"module {path.name} is compressed in a way this bench cannot undo")
-
-
-def cpio(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """A newc archive (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
-
-    `files` maps a path without leading slash to (mode, content). Parent directories are made.
+    The paths are below `root`/lib/modules/RELEASE. Built-in modules have none.
     """
-    entries: dict[str, tuple[int, bytes]] = {}
-    for path, entry in files.items():
-        for parent in reversed(Path(path).parents[:-1]):
-            entries.setdefault(str(parent), (0o040755, b""))
-        entries[path] = entry
-    entries["TRAILER!!!"] = (0, b"")
-    archive = bytearray()
-    for inode, (path, (mode, content)) in enumerate(entries.items(), start=1):
-        name = path.encode() + b"\0"
-        # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
-        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + name
-        archive += bytes(-len(archive) % 4) + content
-        archive += bytes(-len(archive) % 4)
-    return bytes(archive)
+    modprobe: list[str | Path] = ["modprobe", *_MACHINE_IGNORED, "--dirname", root]
+    modprobe += ["--set-version", release, "--show-depends"]
+    directory = root / "lib/modules" / release
+    files: dict[str, None] = {}
+    for name in names:
+        for line in run([*modprobe, name], what=f"the module {name}").splitlines():
+            verb, _, path = line.strip().partition(" ")
+            if verb == "insmod":
+                files[str(Path(path).relative_to(directory))] = None
+    return list(files)
+
+
+def copy_module(source: Path, directory: Path, file: str) -> str:
+    """Copy a module of load_order() to another directory, and give its path there.
+
+    It is decompressed, because busybox, which loads modules in the initramfs, does not do that.
+    """
+    content = (source / file).read_bytes()
+    if file.endswith(".ko.xz"):
+        content = lzma.decompress(content)
+    elif not file.endswith(".ko"):
+        raise BuildError(f"module {file} is compressed in a way this bench cannot undo")
+    target = directory / file.removesuffix(".xz")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    return str(target.relative_to(directory))
+
+
+def pack(tree: Path, archive: Path) -> None:
+    """Write the archive of a directory that the kernel unpacks as its first root."""
+    names = "".join(f"{path.relative_to(tree)}\0" for path in sorted(tree.rglob("*")))
+    cpio: list[str | Path] = ["env", "-C", tree, "cpio", "--create", "--format=newc", "--null"]
+    cpio += ["--owner=root:root", "--reproducible", "--quiet", "--file", archive.absolute()]
+    run(cpio, what="the initramfs", stdin=names)

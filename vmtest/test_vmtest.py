@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.required import require
-from vmtest.build import BUILD_S, BuiltGuest, build
+from vmtest.apt import BuildError
+from vmtest.build import BUILD_S, BuiltGuest, build, write_initramfs
 from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
-from vmtest.initramfs import cpio, depends
+from vmtest.initramfs import load_order
 from vmtest.kernels import UnknownKernelError, kernel_named, selected
 from vmtest.results import results_of
 from vmtest.vm import boot, unavailable
@@ -130,23 +131,36 @@ def test_two_runs_at_once_build_once(empty_cache: Path) -> None:
     assert (made / "made").read_text() == "complete"
 
 
-def test_the_initramfs_is_an_archive_that_cpio_reads(tmp_path: Path) -> None:
-    """Extracted files have the paths, parent directories, modes and contents they were given."""
-    archive = cpio({"init": (0o100755, b"#!"), "modules/tree/a.ko": (0o100644, b"abcde")})
+def test_the_initramfs_is_an_archive_that_busybox_reads(guest: BuiltGuest, tmp_path: Path) -> None:
+    """Extracted files have the paths, modes and contents that the kernel and the scripts expect."""
+    write_initramfs(guest, tmp_path / "archive")
+    root = tmp_path / "root"
+    root.mkdir()
+    archive = (tmp_path / "archive").read_bytes()
     subprocess.run(
-        ["busybox", "cpio", "-i"], input=archive, cwd=tmp_path, check=True, capture_output=True
+        ["busybox", "cpio", "-i"], input=archive, cwd=root, check=True, capture_output=True
     )
-    assert (tmp_path / "modules/tree/a.ko").read_bytes() == b"abcde"
-    assert (tmp_path / "init").stat().st_mode & 0o777 == 0o755
+    modules = (guest.modules / "boot-order").read_text().splitlines()
+    for name in ("boot-order", *modules):
+        assert (root / "modules" / name).read_bytes() == (guest.modules / name).read_bytes()
+    assert (root / "init").read_text().startswith("#!/bin/busybox sh")
+    for program in ("init", "bin/busybox"):
+        assert (root / program).stat().st_mode & 0o777 == 0o755
 
 
-def test_module_dependencies_are_read_from_the_module() -> None:
-    """The dependencies are those of .modinfo, with underscores; the list may be empty."""
-    assert depends(b"\x7fELF\0softdepends=no\0depends=kvm,irq-bypass\0name=kvm_amd\0") == [
-        "kvm",
-        "irq_bypass",
-    ]
-    assert depends(b"\0depends=\0") == []
+def test_modules_load_after_what_they_depend_on(guest: BuiltGuest, tmp_path: Path) -> None:
+    """Modules that need each other have an order. A module that does not exist is an error."""
+    (tmp_path / "lib/modules").mkdir(parents=True)
+    (tmp_path / "lib/modules" / guest.release).symlink_to(guest.modules / "tree")
+    made = [Path(name).name for name in (guest.modules / "boot-order").read_text().splitlines()]
+    for first, second in (
+        ("virtio_ring.ko", "virtio_pci.ko"),
+        ("9pnet.ko", "9pnet_virtio.ko"),
+        ("9pnet.ko", "9p.ko"),
+    ):
+        assert made.index(first) < made.index(second)
+    with pytest.raises(BuildError, match="no_such not found"):
+        load_order(tmp_path, guest.release, ["no_such"])
 
 
 def test_kernels_are_selected_by_name() -> None:

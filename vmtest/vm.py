@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmtest.build import BuiltGuest, initramfs
+from vmtest.apt import program_path
+from vmtest.build import BuiltGuest, write_initramfs
 from vmtest.kernels import Architecture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def boot(
     (results / COMMAND).write_text("".join(exports) + command + "\n")
     begun_s = time.monotonic()
     archive = results / "initramfs"
-    archive.write_bytes(initramfs(guest))
+    write_initramfs(guest, archive)
     line = qemu_command(guest, archive, results, kernel_arguments=kernel_arguments)
     boots = 1
     while _hung(line, results, deadline_s, silent_s) and boots < boots_max:
@@ -158,9 +159,11 @@ def unavailable(architecture: Architecture) -> str | None:
         "setpriv": "util-linux",
         "apt-get": "apt",
         "dpkg-deb": "dpkg",
+        "depmod": "kmod",
+        "cpio": "cpio",
     }
     for program, package in needed.items():
-        if shutil.which(program) is None:
+        if shutil.which(program, path=program_path()) is None:
             return f"{program} is missing: install the package {package}"
     return None
 
