@@ -52,24 +52,25 @@ check_machine() {
 	done
 }
 
-# Registers the interpreter of another machine's programs with the kernel (binfmt_misc). Flag F makes it
+# Registers qemu-user-static with the kernel (binfmt_misc), as systemd-binfmt would. Its flag F makes it
 # work in a root without that interpreter. A registration that the machine has is used; ours is removed.
+misc=/proc/sys/fs/binfmt_misc
+formats=/usr/lib/binfmt.d
 registered=
 run_foreign() {
-	local misc=/proc/sys/fs/binfmt_misc machine magic
+	local machine
 	case $arch in
-	arm64) machine=aarch64 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00' ;;
-	amd64) machine=x86_64 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00' ;;
+	arm64) machine=aarch64 ;;
+	amd64) machine=x86_64 ;;
 	*) die "no image for '$arch': ARCH is amd64 or arm64" ;;
 	esac
 	[ "$arch" != "$native" ] || return 0
 	[ -e "$misc/register" ] || mount -t binfmt_misc binfmt_misc "$misc" ||
 		die "this kernel has no binfmt_misc to run $machine programs with: build on a machine of that kind"
 	if grep -qsx enabled "$misc/qemu-$machine" && grep -qs '^flags:.*F' "$misc/qemu-$machine"; then return 0; fi
-	command -v "qemu-$machine-static" >/dev/null || die "qemu-$machine-static is missing: install the package qemu-user-static"
+	[ -r "$formats/qemu-$machine.conf" ] || die "$formats/qemu-$machine.conf is missing: install the package qemu-user-static"
 	registered=$misc/hvprobe-$machine
-	[ ! -e "$registered" ] || return 0
-	printf '%s' ":${registered##*/}:M::$magic:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:$(command -v "qemu-$machine-static"):OCF" >"$misc/register"
+	[ -e "$registered" ] || sed 's/^:qemu-/:hvprobe-/' "$formats/qemu-$machine.conf" >"$misc/register"
 }
 clean_up() {
 	rm -rf "$secrets"

@@ -232,3 +232,39 @@ def test_the_error_shown_is_the_tools_own(tmp_path: Path, log: str, shown: str) 
     file = tmp_path / "build.log"
     file.write_text(log)
     assert in_script('why "$1"', str(file)) == shown
+
+
+FORMAT = r":qemu-aarch64:M::\x7f\x45:\xff\xff:/usr/libexec/qemu-binfmt/aarch64-binfmt-P:OPF"
+BINFMT = """
+misc=$1 formats=$1 arch=arm64 native=amd64 secrets=
+machine() { printf 'enabled\\nflags: %s\\n' "$1" >"$misc/qemu-aarch64"; }
+"""
+"""A machine that builds for arm64. ``machine`` registers a format before the build does."""
+
+
+@pytest.mark.parametrize("machine", ["", "machine OC"], ids=["no format", "without flag F"])
+def test_the_format_that_the_build_registers_is_removed(tmp_path: Path, machine: str) -> None:
+    """The distribution's line is registered under a name of the build's own until it ends."""
+    (tmp_path / "register").touch()
+    (tmp_path / "qemu-aarch64.conf").write_text(FORMAT + "\n")
+    in_script(f"{BINFMT}{machine}\nrun_foreign; clean_up", str(tmp_path))
+    registered = (tmp_path / "register").read_text()
+    assert registered == FORMAT.replace("qemu", "hvprobe", 1) + "\n"
+    assert (tmp_path / "hvprobe-aarch64").read_text() == "-1"
+
+
+def test_the_machines_own_format_is_used_and_stays(tmp_path: Path) -> None:
+    """A build leaves a registration that works in roots as it is."""
+    (tmp_path / "register").touch()
+    in_script(f"{BINFMT}machine POCF; run_foreign; clean_up", str(tmp_path))
+    assert (tmp_path / "register").read_text() == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["qemu-aarch64", "register"]
+
+
+def test_a_missing_interpreter_is_one_line(tmp_path: Path) -> None:
+    """The error names the package, and nothing is removed at the end."""
+    (tmp_path / "register").touch()
+    build = "(trap clean_up EXIT; run_foreign) 2>&1 || true"
+    (line,) = in_script(BINFMT + build, str(tmp_path)).splitlines()
+    assert line.endswith("qemu-aarch64.conf is missing: install the package qemu-user-static")
+    assert [path.name for path in tmp_path.iterdir()] == ["register"]
