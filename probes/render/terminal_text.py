@@ -34,17 +34,12 @@ def visible(text: str, *, ascii_only: bool = False) -> str:
     return "".join(_shown(char, ascii_only=ascii_only) for char in text)
 
 
-def cells(text: str) -> int:
-    """Return the cells that a text from visible() takes."""
-    return len(text) if text.isascii() else sum(_width(char) for char in text)
-
-
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
     """Pad or cut a text from visible() to exactly ``width`` cells; a cut text ends in a mark."""
-    if cells(text) > width:
+    if cell_len(text) > width:
         mark = "~" if ascii_only else "…"
         text = cut(text, width - 1) + mark if width > 0 else ""
-    space = " " * (width - cells(text))
+    space = " " * (width - cell_len(text))
     return space + text if right else text + space
 
 
@@ -54,7 +49,7 @@ def cut(text: str, width: int) -> str:
         return text[: max(width, 0)]
     used = 0
     for index, char in enumerate(text):
-        used += _width(char)
+        used += cell_len(char)
         if used > width:
             return text[:index]
     return text
@@ -77,11 +72,6 @@ def _shown(char: str, *, ascii_only: bool) -> str:
         and unicodedata.category(char)[0] in _SHOWN_CATEGORIES
         and unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT
         and not any(first <= ord(char) <= last for first, last in _ESCAPED_RANGES)
-        and cell_len(char) == _width(char)
+        and cell_len(char) == (2 if unicodedata.east_asian_width(char) in "WF" else 1)
     )
     return char if plain else char.encode("unicode_escape").decode("ascii")
-
-
-@lru_cache(maxsize=4096)
-def _width(char: str) -> int:
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
@@ -17,7 +18,7 @@ from probes.host.hypervisors import HYPERVISORS, HypervisorType
 from probes.judge.reasons import Severity
 from probes.render.live.history import MINUTE_S, History
 from probes.render.live.rows import Order, Row
-from probes.render.terminal_text import cells, fit, visible
+from probes.render.terminal_text import fit, visible
 from probes.report.vocabulary import deciding_reason
 
 MINUTE_CELLS = int(MINUTE_S)
@@ -121,7 +122,7 @@ def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
         line = Text()
         for column, width in widths.items():
             text = content.get(column, "")
-            if column is Column.PROOF and cells(text) > width:
+            if column is Column.PROOF and cell_len(text) > width:
                 text = _proof(row, short=True)
             if column is Column.MINUTE and row.vmm is not None:
                 text = bars(history.minute(row.vmm, width), ascii_only=layout.ascii_only)
@@ -225,7 +226,7 @@ def _widths(contents: Sequence[Mapping[Key, str]], layout: Layout) -> dict[Key, 
     """Return the widths of the columns that are shown, in order."""
     headings = _headings(layout)
     wants = {
-        column: max((cells(row.get(column, "")) for row in contents), default=0)
+        column: max((cell_len(row.get(column, "")) for row in contents), default=0)
         for column in headings
     }
     minimums = {
