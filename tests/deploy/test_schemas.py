@@ -3,10 +3,8 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -48,14 +46,12 @@ DOCKERFILE = {
 
 def tool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run a Python module of tools.txt."""
-    environment = {**os.environ, "PYTHONPATH": str(python_tools())}
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [python_tools(), "-m", *arguments],
         check=False,
         capture_output=True,
         text=True,
         input=stdin,
-        env=environment,
     )
 
 

@@ -28,6 +28,8 @@ ALL = (BPF, PERFMON, PTRACE, READ, RESOURCE)
 MAINLINE, DEBIAN = 2, 3
 """kernel.perf_event_paranoid as kernel.org's sources and as Debian's set it."""
 KPROBES = {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
+NOT_NEEDED = {"kvm_exit"}
+"""Detached once KVM's statistics, which QEMU 10 holds open, count the exits of every VM."""
 Json = dict[str, Any]
 
 
@@ -101,10 +103,10 @@ def test_attaches_kprobes_with_capabilities_alone(image: Image) -> None:
     seen = seen_in(image, "6.12", [open_, strict])
     assert verified(seen[open_])
     assert attached_as(seen[open_], "kprobe") == KPROBES
-    assert "none" not in backends(seen[open_]).values()
+    assert attached_as(seen[open_], "none") <= NOT_NEEDED
     assert "kubevirt_vmi_vcpu_exits_total{" in seen[open_]["metrics"]
     assert verified(seen[strict])
-    lost = attached_as(seen[strict], "none")
+    lost = attached_as(seen[strict], "none") - NOT_NEEDED
     assert lost == KPROBES | {"sched_process_fork", "sched_process_free"}
     refusals = [line for line in seen[strict]["log"] if "not permitted" in line]
     assert len(refusals) == len(lost)

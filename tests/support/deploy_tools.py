@@ -34,20 +34,21 @@ def kustomize() -> Path:
 
 
 def python_tools() -> Path:
-    """A directory for PYTHONPATH with what tools.txt names, for the interpreter of the tests."""
+    """An interpreter that has what tools.txt names and nothing else of this machine."""
 
     def make(directory: Path) -> None:
-        packages = directory / "packages"
-        builder = directory / "pip"
-        venv.create(builder, with_pip=True)
-        install: list[str | Path] = [builder / "bin/python", "-m", "pip", "install", "--quiet"]
-        install += ["--target", packages]
+        venv.create(directory / "venv", with_pip=True)
+        install: list[str | Path] = [directory / "venv/bin/python", "-m", "pip", "install"]
         done = subprocess.run(
-            [*install, "--requirement", _REQUIREMENTS], check=False, capture_output=True, text=True
+            [*install, "--quiet", "--requirement", _REQUIREMENTS],
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
 
-    return made_once("tools-python", [_REQUIREMENTS.read_text(), sys.version], make) / "packages"
+    recipe = ["interpreter", _REQUIREMENTS.read_text(), sys.version]
+    return made_once("tools-python", recipe, make) / "venv/bin/python"
 
 
 def source_distribution(requirement: str) -> Path:
