@@ -6,6 +6,7 @@ data of a frame are made (frame_source.py) nor what a frame looks like (frames.p
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -69,7 +70,11 @@ def _show_on_screen(
     first = feed.next_data()
     begin()
     app = LiveApp(
-        first, feed, interval_s=options.interval_s, ascii_only=ascii_only(console, os.environ)
+        first,
+        feed,
+        interval_s=options.interval_s,
+        ascii_only=ascii_only(console, os.environ),
+        ended=lambda: signals.over,
     )
     # Textual leaves its own handlers of these signals behind.
     signals.restore_later(signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
@@ -107,6 +112,16 @@ def _show_in_turn(
 
 
 def _print(data: FrameData, options: LiveOptions, console: Console) -> None:
+    """Print a frame. Raises BrokenPipeError when the reader or the terminal has gone."""
+    try:
+        _print_frame(data, options, console)
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        raise BrokenPipeError("the terminal has gone") from err
+
+
+def _print_frame(data: FrameData, options: LiveOptions, console: Console) -> None:
     if options.json:
         print(frame_json(data.report, data.reasons), flush=True)  # noqa: T201 - data
         return

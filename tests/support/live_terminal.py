@@ -76,6 +76,10 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         self._tmux("resize-window", "-x", str(columns), "-y", str(lines))
 
+    def order(self, *words: str) -> None:
+        """Have tmux carry out a command, which may be its end."""
+        self._tmux(*words, check=False)
+
     def frame(self) -> list[str]:
         """The lines on the screen now, without colours."""
         return (self._tmux("capture-pane", "-p") or "").rstrip("\n").split("\n")

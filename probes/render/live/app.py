@@ -6,12 +6,14 @@ data are made, nor how they are laid out.
 """
 
 import asyncio
-import signal
 import time
+from collections.abc import Callable
 
 from textual.app import App
 from textual.driver import Driver
+from textual.events import Event, Key
 from textual.timer import Timer
+from textual.worker import Worker
 
 from probes.host.process import VmmId
 from probes.render.live.detail import DetailLayout, detail_lines
@@ -46,8 +48,10 @@ class LiveApp(App[None]):
         *,
         interval_s: float,
         ascii_only: bool = False,
+        ended: Callable[[], bool] = lambda: False,
         driver: type[Driver] = TerminalDriver,
     ) -> None:
+        """Make the application; ended says whether a signal has asked it to end."""
         # The terminal's own colours, as those of the plain output.
         super().__init__(driver_class=driver, ansi_color=True)
         self.failure: BaseException | None = None
@@ -56,9 +60,13 @@ class LiveApp(App[None]):
         self._feed = feed
         self._interval_s = interval_s
         self._ascii_only = ascii_only
+        self._ended = ended
+        self._leaves = False
+        """Whether the application is to end."""
         self._due_s = time.monotonic() + interval_s
         self._began_s: float | None = None
         """When the refresh that is under way began; None: there is none."""
+        self._worker: Worker[None] | None = None
         self._timer: Timer | None = None
         """When to refresh next."""
         self._mouse = False
@@ -69,17 +77,22 @@ class LiveApp(App[None]):
         return self._table
 
     def on_mount(self) -> None:
-        """Begin to refresh, and end on signals."""
-        if not self.is_headless:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.add_signal_handler(number, self.leave)
-        self.set_interval(_TICK_S, self._look_around)
+        """Begin to refresh, and to look whether to end."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.ends = lambda: self._leaves or self._ended()
+        # No timer of Textual's, whose turn comes after every key that was typed before.
+        self._watch = asyncio.create_task(self._look_around())
         self._schedule()
 
     def on_unmount(self) -> None:
         """End a refresh that is under way, however the application ends."""
+        self._watch.cancel()
         self._feed.stop()
+
+    async def on_event(self, event: Event) -> None:
+        """Ignore the keys that were typed before the end and not yet had their effect."""
+        if not (self._leaves and isinstance(event, Key)):
+            await super().on_event(event)
 
     async def action_quit(self) -> None:
         """End the application."""
@@ -99,6 +112,7 @@ class LiveApp(App[None]):
     def leave(self, failure: BaseException | None = None) -> None:
         """End the application at once, whatever a refresh does."""
         self.failure = self.failure or failure
+        self._leaves = True
         self._feed.stop()
         self.exit()
 
@@ -137,11 +151,14 @@ class LiveApp(App[None]):
             return f"no answer for {late_s:.0f} s"
         return f"every {self._interval_s:g} s"
 
-    def _look_around(self) -> None:
-        if isinstance(self._driver, TerminalDriver) and self._driver.has_gone:
-            self.leave()
-        elif self._began_s is not None and time.monotonic() - self._began_s >= LATE_S:
-            self._table.show_status(self._status)
+    async def _look_around(self) -> None:
+        while not self._leaves:
+            await asyncio.sleep(_TICK_S)
+            gone = isinstance(self._driver, TerminalDriver) and self._driver.has_gone
+            if gone or self._ended():
+                self.leave()
+            elif self._began_s is not None and time.monotonic() - self._began_s >= LATE_S:
+                self._table.show_status(self._status)
 
     def _schedule(self) -> None:
         """Refresh when it is due, unless one is under way or the user has paused."""
@@ -152,7 +169,7 @@ class LiveApp(App[None]):
             self._timer = self.set_timer(wait_s, self._schedule)
         elif self._began_s is None and not self._table.view.paused:
             self._began_s = time.monotonic()
-            self.run_worker(self._refresh_data(), exit_on_error=False)
+            self._worker = self.run_worker(self._refresh_data, exit_on_error=False)
 
     async def _refresh_data(self) -> None:
         try:

@@ -71,7 +71,13 @@ COMMON_KEYS = (
     Key(keys="m", action="mouse", shown="m", meaning="use the mouse here, or leave it alone"),
     Key(keys="question_mark,h,f1", action="help", shown="?, h, F1", meaning="this help"),
     Key(keys="q", action="quit", shown="q", meaning="quit"),
-    Key(keys="ctrl+c,ctrl+q", action="quit", shown="Ctrl-C", meaning="quit", priority=True),
+    Key(
+        keys="ctrl+c,ctrl+d,ctrl+q,ctrl+backslash",
+        action="quit",
+        shown="Ctrl-C, Ctrl-D",
+        meaning="quit",
+        priority=True,
+    ),
     Key(
         keys="ctrl+z",
         action="suspend_process",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import Resize
 from textual.message import Message
 from textual.screen import Screen
 
@@ -27,7 +28,26 @@ def bindings(keys: Iterable[Key]) -> list[BindingType]:
     ]
 
 
-class LinesScreen(Screen[None]):
+class SizedScreen(Screen[None]):
+    """A screen that is laid out for the size that the terminal has now.
+
+    Textual sends a screen the size for which it was laid out once more. Of two sizes that follow
+    each other quickly, each would have the screen laid out for it again, for ever.
+    """
+
+    def on_resize(self, event: Resize) -> None:
+        """Lay everything out for the new size, unless there is another one by now."""
+        if event.size == self.app.size:
+            self.lay_out()
+        else:
+            event.prevent_default()
+
+    def lay_out(self) -> None:
+        """Lay everything out for the size of the screen."""
+        raise NotImplementedError
+
+
+class LinesScreen(SizedScreen):
     """Lines that scroll, above one line about the keys."""
 
     BINDINGS = bindings(SCROLL_KEYS)
@@ -81,7 +101,7 @@ class HelpScreen(LinesScreen):
 
     BINDINGS = bindings(HELP_KEYS)
 
-    def on_resize(self) -> None:
+    def lay_out(self) -> None:
         """Show the lines once there is a size."""
         self.show(list(help_lines()), "Escape back  Up/Down scroll  q quit")
 
@@ -102,7 +122,7 @@ class VmScreen(LinesScreen):
         """Whether the user wants the VM's exits by reason."""
         self._last: Sequence[Text] = ()
 
-    def on_resize(self) -> None:
+    def lay_out(self) -> None:
         """Have the lines laid out for the new size."""
         self.post_message(VmChanged())
 

@@ -13,14 +13,13 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.events import Click, Key, Paste
 from textual.message import Message
-from textual.screen import Screen
 
 from probes.render.live.columns import ORDER_META
 from probes.render.live.frame_data import FrameData, TerminalSize
 from probes.render.live.frames import bottom_line, table_frame, top_lines
 from probes.render.live.keys import TABLE_KEYS
 from probes.render.live.rows import Order, RowKey
-from probes.render.live.screens import bindings
+from probes.render.live.screens import SizedScreen, bindings
 from probes.render.live.text_lines import LINE_META, TextLines
 from probes.render.live.view import FILTER_MAX, ViewState
 from probes.render.terminal_text import visible
@@ -38,7 +37,7 @@ class PauseToggled(Message):
     """The user pauses the refreshes, or continues them."""
 
 
-class TableScreen(Screen[None]):
+class TableScreen(SizedScreen):
     """The header, the table, and a line about the keys or the filter."""
 
     BINDINGS = bindings(TABLE_KEYS)
@@ -66,7 +65,7 @@ class TableScreen(Screen[None]):
         yield TextLines(id="table")
         yield TextLines(id="keys")
 
-    def on_resize(self) -> None:
+    def lay_out(self) -> None:
         """Lay everything out for the new size."""
         self._draw()
 

@@ -17,7 +17,7 @@ from typing import Self
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 """What ``signal.signal`` returns and accepts."""
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @contextlib.contextmanager
@@ -28,20 +28,24 @@ def progress(line: str) -> Iterator[Callable[[], None]]:
     """
     on_terminal = sys.stderr.isatty()
     said = True
-    sys.stderr.write(line if on_terminal else f"{line}\n")
-    sys.stderr.flush()
+    _write_stderr(line if on_terminal else f"{line}\n")
 
     def away() -> None:
         nonlocal said
         if said and on_terminal:
-            sys.stderr.write("\r" + " " * len(line) + "\r")
-            sys.stderr.flush()
+            _write_stderr("\r" + " " * len(line) + "\r")
         said = False
 
     try:
         yield away
     finally:
         away()
+
+
+def _write_stderr(text: str) -> None:
+    """Write to stderr, which may be a terminal that has gone."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="replace"))
 
 
 class Signals:
@@ -98,4 +102,5 @@ def stderr_held() -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
             held.seek(0)
-            os.write(2, held.read())
+            with contextlib.suppress(OSError):  # the terminal has gone
+                os.write(2, held.read())
