@@ -240,6 +240,7 @@ def run_live(settings: LiveSettings) -> None:
     """
     from ebpf.exit_reasons.session import ReasonsSession  # noqa: PLC0415 - of live only
     from probes.command.show import show  # noqa: PLC0415 - the agent saves rich
+    from probes.host.vcpu_thread_reader import VcpuThreadReader  # noqa: PLC0415 - of live only
     from probes.render.live.frame_source import FrameSource  # noqa: PLC0415 - the agent saves rich
     from probes.render.live.terminal import progress  # noqa: PLC0415 - the agent saves rich
 
@@ -249,12 +250,14 @@ def run_live(settings: LiveSettings) -> None:
             f"live may not look at other users' VMs, {' and '.join(missing)} missing: "
             "run it as root, or by kubectl exec in the agent's pod"
         )
-    with contextlib.ExitStack() as stack:
-        done = stack.enter_context(progress("hvprobe: attaching the probes ..."))
+    with progress("hvprobe: attaching the probes ...") as done, contextlib.ExitStack() as stack:
         collector = stack.enter_context(observing(settings))
         options = settings.live
         source = FrameSource(
-            collector.refresh, options.selection, lambda: ReasonsSession(sys_root=settings.sys_root)
+            collector.refresh,
+            options.selection,
+            lambda: ReasonsSession(sys_root=settings.sys_root),
+            VcpuThreadReader(proc_root=settings.proc_root).read,
         )
         stack.callback(source.close)
         if options.reasons:

@@ -50,7 +50,9 @@ def show(
             )
 
         if terminal and not options.once and not options.json:
-            feed = Feed(next_data=timed, stop=stop.set, count_of=source.count_of)
+            feed = Feed(
+                next_data=timed, stop=stop.set, count_of=source.count_of, watch=source.watch
+            )
             _show_on_screen(feed, options, console, signals, begin=begin)
         else:
             _show_in_turn(timed, options, console, signals, begin=begin)

@@ -129,6 +129,8 @@ def test_a_vm_is_opened(tmp_path: Path, guests: KvmLoad) -> None:
         terminal.press("Enter")
         terminal.wait_for("live/beta is emulated in software (tcg)")
         terminal.wait_for("Why it is emulated")
+        for words in ("NAME", "CPU 0/TCG", "CPU 1/TCG"):
+            terminal.wait_for(words)
         terminal.press("Escape")
         terminal.wait_for("by severity")
         terminal.press("/", *str(guests.tgid))
@@ -137,6 +139,7 @@ def test_a_vm_is_opened(tmp_path: Path, guests: KvmLoad) -> None:
         terminal.wait_for(f"filter: {guests.tgid}  by")
         terminal.press("Enter")
         terminal.wait_for(f"process {guests.tgid} runs on KVM")
+        terminal.wait_for("vCPU threads")
         terminal.press("e")
         terminal.wait_for("by reason")
 
@@ -152,6 +155,28 @@ def test_a_vm_is_opened(tmp_path: Path, guests: KvmLoad) -> None:
         terminal.wait_for("the most urgent VMs come first")
         terminal.press("q")
         terminal.wait_for("ended with 0")
+
+
+@pytest.mark.parametrize(
+    ("name", "thread", "inside"),
+    [
+        ("alpha", "CPU 0/KVM", "KVM: halted|guest code|on a CPU|outside .*|user space: asleep"),
+        ("paused", "CPU 0/KVM", "user space: asleep"),
+        ("beta", "CPU 1/TCG", "emulating the guest|user space: asleep"),
+    ],
+)
+def test_what_the_vcpus_are_in(
+    tmp_path: Path, guests: KvmLoad, name: str, thread: str, inside: str
+) -> None:
+    """The screen of a VM shows what each of its vCPU threads is in, with its shares of a CPU."""
+    line = re.compile(rf" {thread} +\d+ +\d+% +\d+% +\d+[smhd] +({inside})$", re.MULTILINE)
+    with live(tmp_path) as terminal:
+        terminal.wait_for("live/alpha")
+        terminal.press("/", *name, "Enter")
+        wait_for(lambda: names(terminal.frame()) == [f"live/{name}"], "only one is shown")
+        terminal.wait_for(f"filter: {name}  by")
+        terminal.press("Enter")
+        wait_for(lambda: line.search("\n".join(terminal.frame())), "its threads are shown")
 
 
 def test_paging_and_resizing(tmp_path: Path, guests: KvmLoad) -> None:

@@ -8,9 +8,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pytest
+from textual.events import Resize
+from textual.geometry import Size
 
 from ebpf.errors import BpfUnavailableError
 from ebpf.exit_reasons.reasons import Isa, ReasonCount
+from probes.host.process import VmmId
+from probes.host.vcpu_threads import ThreadsReading, VcpuThread
 from probes.render.live.app import LATE_S, LiveApp
 from probes.render.live.frame_data import FrameData
 from probes.render.live.frame_source import ExitReasons, Feed, FrameSource
@@ -266,6 +270,81 @@ def test_exits_by_reason_on_demand() -> None:
         assert len(opened) == 1
 
     run(steps, source(), feed=feed, interval_s=0.1, size=(100, 50))
+
+
+def test_what_the_vcpus_of_the_shown_vm_are_in() -> None:
+    """The threads of the shown VM are read while its screen is open, and of no other VM."""
+    wanted: list[VmmId] = []
+
+    def read(vmm: VmmId) -> ThreadsReading:
+        wanted.append(vmm)
+        thread = VcpuThread(
+            tid=4712,
+            comm="CPU 0/KVM\x1b",
+            emulates=False,
+            on_cpu=True,
+            run_call_of=None,
+            cpu_s=3.0 + len(wanted),
+            guest_s=2.0 + len(wanted),
+        )
+        return ThreadsReading(vmm=vmm, at_s=float(len(wanted)), threads=(thread,), complete=True)
+
+    def no_exits() -> ExitReasons:
+        raise BpfUnavailableError("not wanted")
+
+    source = FrameSource(lambda: busy_vm(1), Selection(), no_exits, read)
+    feed = Feed(next_data=source, stop=lambda: None, count_of=source.count_of, watch=source.watch)
+
+    async def steps(screen: Screen) -> None:
+        assert wanted == []
+        await screen.press("enter")
+        await until(screen, r"CPU 0/KVM\x1b")
+        await until(screen, "100%  100%   ")
+        await until(screen, "guest code")
+        await screen.press("escape")
+        seen = len(wanted)
+        await screen.pilot.pause(0.5)
+        assert len(wanted) <= seen + 1
+        assert {vmm.tgid for vmm in wanted} == {11}
+
+    run(steps, source(), feed=feed, interval_s=0.1)
+
+
+def test_two_sizes_at_once() -> None:
+    """The screen settles on the last of two sizes, and does not lay itself out for ever."""
+    layouts = 0
+
+    async def steps(screen: Screen) -> None:
+        nonlocal layouts
+
+        def count(_: object) -> None:
+            nonlocal layouts
+            layouts += 1
+
+        table = screen.app.screen
+        table.screen_layout_refresh_signal.subscribe(table, count)
+        for width, height in ((90, 20), (80, 24), (90, 20), (80, 24)):
+            table.post_message(Resize(Size(width, height), Size(width, height)))
+        await screen.pilot.pause(1.0)
+        assert len(screen.lines) == 24
+        assert layouts < 20
+
+    run(steps, scene(*busy_node()))
+
+
+def test_a_signal_ends_the_view() -> None:
+    """The view ends after a signal, whatever keys wait for their turn."""
+    ended = threading.Event()
+
+    async def steps(screen: Screen) -> None:
+        ended.set()
+        end_s = time.monotonic() + WAIT_S
+        while screen.app.is_running:
+            assert time.monotonic() < end_s
+            await screen.pilot.pause(0.02)
+
+    app = run(steps, scene(*busy_node()), ended=ended.is_set)
+    assert app.failure is None
 
 
 def test_exits_by_reason_that_cannot_be_counted() -> None:

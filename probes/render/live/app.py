@@ -21,6 +21,7 @@ from probes.render.live.driver import TerminalDriver
 from probes.render.live.frame_data import FrameData
 from probes.render.live.frame_source import Feed
 from probes.render.live.keys import COMMON_KEYS
+from probes.render.live.rows import RowKey
 from probes.render.live.screens import HelpScreen, VmScreen, bindings
 from probes.render.live.table_screen import Opened, TableScreen
 
@@ -66,6 +67,8 @@ class LiveApp(App[None]):
         self._due_s = time.monotonic() + interval_s
         self._began_s: float | None = None
         """When the refresh that is under way began; None: there is none."""
+        self._watched: RowKey | None = None
+        """The VM whose threads are read."""
         self._worker: Worker[None] | None = None
         self._timer: Timer | None = None
         """When to refresh next."""
@@ -118,7 +121,7 @@ class LiveApp(App[None]):
 
     def on_opened(self, event: Opened) -> None:
         """Show the screen of a VM."""
-        self.push_screen(VmScreen(event.key), lambda _: self._feed.count_of(None))
+        self.push_screen(VmScreen(event.key), lambda _: self._close_vm())
 
     def on_pause_toggled(self) -> None:
         """Refresh at once if that is overdue."""
@@ -130,12 +133,27 @@ class LiveApp(App[None]):
             return
         key = self.screen.key if self.screen.by_reason else None
         self._feed.count_of(key.tgid if isinstance(key, VmmId) else None)
+        self._watch_vm(self.screen.key)
         self._show_vm(self.screen)
+
+    def _watch_vm(self, key: RowKey | None) -> None:
+        """Have the threads of a VM read, and soon if it is another one than before."""
+        if key == self._watched:
+            return
+        self._watched = key
+        self._feed.watch(key if isinstance(key, VmmId) else None)
+        if key is not None:
+            self._due_s = time.monotonic()
+            self._schedule()
+
+    def _close_vm(self) -> None:
+        self._feed.count_of(None)
+        self._watch_vm(None)
 
     def _show(self) -> None:
         self._table.show_data(self._data, self._status)
         for screen in self.screen_stack:
-            if isinstance(screen, VmScreen):
+            if isinstance(screen, VmScreen) and screen.is_mounted:
                 self._show_vm(screen)
 
     def _show_vm(self, screen: VmScreen) -> None:

@@ -19,6 +19,7 @@ from probes.render.live.frame_data import FrameData
 from probes.render.live.options import REASONS_COST
 from probes.render.live.reason_line import reason_line
 from probes.render.live.rows import Row, RowKey, rows_of
+from probes.render.live.thread_lines import thread_lines
 from probes.render.live.vcpu_line import vcpu_parts
 from probes.render.terminal_text import visible
 from probes.render.why_text import headline_text, section_text
@@ -90,12 +91,23 @@ def _present(row: Row, data: FrameData, layout: DetailLayout) -> Iterator[Text]:
     yield from _wrapped("rates", "  ".join(rates), layout)
     parts = [f"{name} {value}" for name, value in vcpu_parts(row)]
     yield from _wrapped("statistics", "  ".join(parts), layout)
-    for label, words in _threads(row, data):
-        yield from _wrapped(label, words, layout)
+    yield from _threads(row, data, layout)
     yield from _reasons(row, data, layout)
 
 
-def _threads(row: Row, data: FrameData) -> Iterator[tuple[str, str]]:
+def _threads(row: Row, data: FrameData, layout: DetailLayout) -> Iterator[Text]:
+    """Yield what each vCPU thread is in, or what was seen when the process was last judged."""
+    if data.threads is None or data.threads.vmm != row.vmm or not data.threads.threads:
+        for label, words in _last_seen(row, data):
+            yield from _wrapped(label, words, layout)
+        return
+    label = "vCPU threads"
+    for line in thread_lines(data.threads, data.threads_before, ascii_only=layout.ascii_only):
+        yield _labelled(label, line)
+        label = ""
+
+
+def _last_seen(row: Row, data: FrameData) -> Iterator[tuple[str, str]]:
     """Yield what the vCPU threads were in when the process was last read."""
     process = next((each for each in data.report.processes if each.vmm == row.vmm), None)
     evidence = process.tracked.evidence if process and process.tracked else None

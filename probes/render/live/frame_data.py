@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from probes.host.vcpu_threads import ThreadsReading
 from probes.render.live.history import History, Reasons
 from probes.report.model import NodeReport
 
@@ -22,6 +23,10 @@ class FrameData:
     """Why exits are not counted by reason although the user wants it; None: no error."""
     reasons_lost_total: int = 0
     """Exits whose reason was dropped because the table was full."""
+    threads: ThreadsReading | None = None
+    """The vCPU threads of the VM whose screen is open; None: they were not read."""
+    threads_before: ThreadsReading | None = None
+    """The same of the refresh before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

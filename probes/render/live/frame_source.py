@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ebpf.errors import BpfUnavailableError
+from probes.host.process import VmmId
+from probes.host.vcpu_threads import ThreadsReading
 from probes.render.live.frame_data import FrameData
 from probes.render.live.history import History, Reasons
 from probes.render.live.options import Selection
@@ -48,6 +50,8 @@ class Feed:
     """Ends a refresh that is under way; its result is no longer wanted."""
     count_of: Callable[[int | None], None] = lambda _: None
     """Has the exits of one process counted by reason from the next refresh; None: of none."""
+    watch: Callable[[VmmId | None], None] = lambda _: None
+    """Has the vCPU threads of one process read from the next refresh; None: of none."""
 
 
 class FrameSource:
@@ -58,10 +62,12 @@ class FrameSource:
         refresh: Callable[[], NodeReport],
         selection: Selection,
         open_exits: Callable[[], ExitReasons],
+        read_threads: Callable[[VmmId], ThreadsReading | None] = lambda _: None,
     ) -> None:
-        """Make a source that counts no exits by reason yet.
+        """Make a source that counts no exits by reason yet, and reads no threads.
 
         open_exits begins to count them, and raises BpfUnavailableError when that is impossible.
+        read_threads reads the vCPU threads of a process.
         """
         self._refresh = refresh
         self._selection = selection
@@ -72,6 +78,10 @@ class FrameSource:
         self._wanted: int | None = None
         self._refused: tuple[int, str] | None = None
         """The process for which counting was impossible, and why."""
+        self._read_threads = read_threads
+        self._watched: VmmId | None = None
+        self._threads: ThreadsReading | None = None
+        """What was read last."""
 
     def count_all(self) -> None:
         """Count the exits of all processes that are shown. Raises BpfUnavailableError."""
@@ -85,12 +95,21 @@ class FrameSource:
         """
         self._wanted = tgid
 
+    def watch(self, vmm: VmmId | None) -> None:
+        """Have the next frames show the vCPU threads of one process; None: of no process.
+
+        Any thread may call it.
+        """
+        self._watched = vmm
+
     def __call__(self) -> FrameData:
         """Refresh, and return the data of the next frame."""
         complete = self._refresh()
         report = self._selection.of(complete)
         reasons = self._reasons_of_all(report) if self._counts_all else self._reasons_of_one()
         self._history.add(report, reasons)
+        before, watched = self._threads, self._watched
+        self._threads = None if watched is None else self._read_threads(watched)
         return FrameData(
             report=report,
             complete=complete,
@@ -98,6 +117,8 @@ class FrameSource:
             reasons=reasons,
             reasons_error=self._refused[1] if self._refused else None,
             reasons_lost_total=self._exits.lost_total if self._exits else 0,
+            threads=self._threads,
+            threads_before=before if before and before.vmm == watched else None,
         )
 
     def close(self) -> None:
