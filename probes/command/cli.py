@@ -2,7 +2,8 @@
 """Runs the command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
 
 Exit codes: 0 success, 1 failure at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py),
-and so has ``why`` (see why_show.py).
+and so has ``why`` (see why_show.py). ``live`` succeeds when its user, a signal or the end of its
+terminal ends it.
 Data go to stdout, everything else to stderr.
 """
 
