@@ -113,6 +113,9 @@ def _run(settings: NodeSettings) -> int:
             case DoctorSettings():
                 return _examine(settings)
             case LiveSettings():
+                from probes.command.show import import_early
+
+                import_early(settings.live)
                 agent.run_live(settings)
     except (BindError, TlsFilesError, BpfUnavailableError, agent.NotPermittedError) as err:
         return _fail(str(err), 1)

@@ -7,6 +7,7 @@ data of a frame are made (frame_source.py) nor what a frame looks like (frames.p
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import signal
@@ -29,6 +30,21 @@ ONCE_WINDOW_S = 0.5
 """How long ``--once`` observes, at most, before it shows rates."""
 
 
+def import_early(options: LiveOptions) -> None:
+    """Begin to import what draws the screen, if there will be one, while the probes are attached.
+
+    Both take about as long, and the probes are compiled by another process.
+    """
+    if _on_screen(options, console_for(os.environ)):
+        module = "probes.render.live.app"
+        threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
+
+
+def _on_screen(options: LiveOptions, console: Console) -> bool:
+    terminal = sys.stdout.isatty() and sys.stdin.isatty() and not console.is_dumb_terminal
+    return terminal and not options.once and not options.json
+
+
 def show(
     source: FrameSource, options: LiveOptions, *, begin: Callable[[], None] = lambda: None
 ) -> None:
@@ -38,7 +54,6 @@ def show(
     stdout has gone, and RefreshTimeoutError when a refresh takes too long.
     """
     console = console_for(os.environ)
-    terminal = sys.stdout.isatty() and sys.stdin.isatty() and not console.is_dumb_terminal
     stop = threading.Event()
     with Signals() as signals, contextlib.suppress(StoppedError):
 
@@ -49,7 +64,7 @@ def show(
                 stopped=lambda: signals.over or stop.is_set(),
             )
 
-        if terminal and not options.once and not options.json:
+        if _on_screen(options, console):
             feed = Feed(
                 next_data=timed, stop=stop.set, count_of=source.count_of, watch=source.watch
             )

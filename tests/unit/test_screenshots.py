@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("live.svg", "live-vm.svg", "live-help.svg")
+NAMES = ("live.svg", "live-vm.svg", "live-vcpus.svg", "live-help.svg")
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,8 @@ class History:
         """
         past = self._processes.get(vmm)
         sums, seen = [0.0] * parts, [0] * parts
-        for at_s, rate in past.steps if past else ():
+        # A copy, because a refresh in another thread may add to the original now.
+        for at_s, rate in tuple(past.steps) if past else ():
             part = int((at_s - (self._at_s - MINUTE_S)) / MINUTE_S * parts - 1e-9)
             if 0 <= part < parts:
                 sums[part] += rate
