@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -64,7 +65,12 @@ def test_a_terminal_that_is_not_read(
     assert 0.2 <= time.monotonic() - began_s < 5
     assert out.has_stalled
     out.write("restored")
-    assert os.read(master, 65536).endswith(b"restored")
+    got = b""
+    while select.select([master], [], [], 0.5)[0]:
+        got += os.read(master, 65536)
+    assert got.endswith(b"restored")
+    # The kernel hands some text on to the reader's side, where it is out of reach.
+    assert len(got) < 100_000
 
 
 def test_the_end_does_not_wait_long(terminal: tuple[int, int]) -> None:
