@@ -21,21 +21,18 @@ from ebpf.session import Session
 from probes.command.deadline import (
     REFRESH_DEADLINE_S,
     STOP_DEADLINE_S,
-    RefreshTimeoutError,
     end_after,
     within,
 )
 from probes.command.event_feed import EventFeed
+from probes.command.examine import examine, features
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
 from probes.host.emulation_facts import EmulationReader
-from probes.host.features import find_features
 from probes.host.hypervisors import BY_TYPE, HypervisorType
-from probes.host.kvm_support_reader import KvmSupportReader
-from probes.host.node import KernelFeatures
 from probes.host.reader import Host
-from probes.judge.accelerator_absence import AbsenceFound, absence_of
+from probes.render.doctor_json import doctor_json
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, to_json
 from probes.report.ports import HostEdges
@@ -55,8 +52,6 @@ FIRST_LIST_WAIT_S = 5.0
 """How long commands that refresh only once wait for the first list of VMIs."""
 _COLLECTED_AFTER = 50_000
 """How many more objects than before have to exist until the cycle collector examines them."""
-ABSENCE_DEADLINE_S = 5.0
-"""How long ``doctor`` reads why the node has no KVM."""
 
 
 @contextlib.contextmanager
@@ -205,7 +200,13 @@ async def _serve(settings: AgentSettings, refresh: Callable[[], NodeReport]) -> 
         loop.add_signal_handler(number, stop.set)
     cache = RefreshCache(refresh)
     server = Server(listen=settings.listen, tls=settings.tls, limits=Limits(), log=log)
-    endpoints = Endpoints(cache, tls=(lambda: server.tls_state) if settings.tls else None)
+
+    def examined(report: NodeReport) -> dict[str, object]:
+        return doctor_json(*examine(settings, report))
+
+    endpoints = Endpoints(
+        cache, tls=(lambda: server.tls_state) if settings.tls else None, examine=examined
+    )
     await server.start(endpoints.routes, open_to_all=OPEN_TO_ALL)
     scheme = "https" if settings.tls else "http"
     for host, port in server.addresses:
@@ -263,20 +264,6 @@ def run_live(settings: LiveSettings) -> None:
         if options.reasons:
             source.count_all()
         show(source, options, begin=done)
-
-
-def features(settings: NodeSettings) -> KernelFeatures:
-    """Return what the kernel and this process's privileges permit."""
-    return find_features(proc_root=settings.proc_root, sys_root=settings.sys_root)
-
-
-def accelerator_absence(settings: NodeSettings) -> AbsenceFound:
-    """Return why the node has no KVM, which only a node without it is to be asked."""
-    reader = KvmSupportReader(proc_root=settings.proc_root, sys_root=settings.sys_root)
-    try:
-        return absence_of(within(reader.read, deadline_s=ABSENCE_DEADLINE_S))
-    except RefreshTimeoutError:
-        return absence_of(reader.unread(f"a file blocked for {ABSENCE_DEADLINE_S:g} s"))
 
 
 def report_once(settings: NodeSettings) -> NodeReport:

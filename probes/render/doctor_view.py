@@ -11,9 +11,9 @@ from rich.text import Text
 
 from probes.judge.reasons import Outcome
 from probes.render.doctor import Ability, Check
+from probes.render.doctor_json import doctor_json
 from probes.render.terminal_text import cut, visible
 
-SCHEMA = "hvprobe-doctor/v1"
 SUMMARIES = {
     Ability.VERIFIED: "verdicts can be verified on this node",
     Ability.INFERRED: "verdicts can only be inferred on this node",
@@ -67,24 +67,8 @@ def screen(
 
 
 def to_json(checks: Sequence[Check], ability: Ability) -> str:
-    """Render the checks as one JSON object. Its keys are a public interface."""
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "ability": ability.name.lower(),
-            "exit_code": ability.value,
-            "checks": [
-                {
-                    "question": check.label,
-                    "outcome": check.outcome.value,
-                    "finding": check.finding,
-                    "remedy": check.remedy,
-                }
-                for check in checks
-            ],
-        },
-        indent=2,
-    )
+    """Render the checks as one JSON object."""
+    return json.dumps(doctor_json(checks, ability), indent=2)
 
 
 def _indented(first: Text, text: Text, indent: int, width: int) -> list[Text]:

@@ -19,11 +19,10 @@ from probes.render.page_frame import Frame, framed, vm_address
 from probes.render.page_health import has_hook_problem, health_items, hook_rows, hook_summary
 from probes.render.page_templates import MAX_NAME_CHARS
 from probes.render.page_trouble import troubles
-from probes.render.rates import rates_of
+from probes.render.rates import rates_by_vm
 from probes.report.exit_sources import EXIT_SOURCES, exit_sources
 from probes.report.model import NodeReport, ProcessReport, ProcessState, VmiReport
 from probes.report.vocabulary import Subject, cause_parts, subject_of_process, subject_of_vmi
-from probes.vmi.attribution import VmName
 
 Rates = Mapping[str, float]
 """Events per second by the counter's name; absent: not counted, or only one report has it."""
@@ -102,7 +101,7 @@ def page(
 
 def _values(report: NodeReport, previous: NodeReport | None) -> dict[str, object]:
     window_s = report.taken_unix_s - previous.taken_unix_s if previous else 0.0
-    rates = _rates(report, previous, window_s)
+    rates = rates_by_vm(report, previous)
     counted = [counter for counter in counters.ranked() if counter.page_heading is not None]
     subjects = [(subject_of_vmi(vmi), vmi) for vmi in report.vmis]
     subjects.sort(key=lambda pair: pair[0].order)
@@ -145,19 +144,6 @@ def _tiles(report: NodeReport, subjects: Sequence[Subject]) -> Iterator[Tile]:
     if inferred:
         unverified = Severity.UNVERIFIED
         yield Tile(count=inferred, label=unverified.label, outcome=unverified.outcome)
-
-
-def _rates(report: NodeReport, previous: NodeReport | None, window_s: float) -> dict[VmName, Rates]:
-    """Return rates by VM.
-
-    A VM that was restarted between the reports is a different process, so it has no rate.
-    """
-    before = {vmi.vm: vmi for vmi in previous.vmis} if previous else {}
-    return {
-        vmi.vm: rates_of(old.counters, vmi.counters, window_s)
-        for vmi in report.vmis
-        if (old := before.get(vmi.vm)) is not None and old.vmm == vmi.vmm
-    }
 
 
 def _rate(vmi: VmiReport, counter: Counter, rates: Rates) -> Rate:

@@ -6,6 +6,27 @@ Owns when there is a rate at all. Must not know what is counted.
 
 from collections.abc import Mapping
 
+from probes.report.model import NodeReport
+from probes.vmi.attribution import VmName
+
+
+def rates_by_vm(
+    report: NodeReport, previous: NodeReport | None
+) -> dict[VmName, Mapping[str, float]]:
+    """Return rates by VM, between two reports.
+
+    A VM that was restarted between the reports is a different process, so it has no rate.
+    """
+    if previous is None:
+        return {}
+    seconds = report.taken_unix_s - previous.taken_unix_s
+    before = {vmi.vm: vmi for vmi in previous.vmis}
+    return {
+        vmi.vm: rates_of(old.counters, vmi.counters, seconds)
+        for vmi in report.vmis
+        if (old := before.get(vmi.vm)) is not None and old.vmm == vmi.vmm
+    }
+
 
 def rates_of(
     before: Mapping[str, float], now: Mapping[str, float], seconds: float

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from probes.report.model import process_json, vmi_json
 from probes.report.why import WHY_SCHEMA, Explanation, ProcessExplanation
 from probes.report.why_evidence import Piece
-from probes.report.why_words import headline
+from probes.report.why_words import headline, sections
 
 
 def why_json(explanation: Explanation) -> dict[str, object]:
@@ -33,6 +33,13 @@ def why_json(explanation: Explanation) -> dict[str, object]:
         "evidence": _evidence(explanation.evidence),
         "processes": [_process(explained) for explained in explanation.processes],
         "processes_left_out": explanation.others_left_out,
+        "sections": [
+            {
+                "title": section.title,
+                "lines": [[line.label, line.words] for line in section.lines],
+            }
+            for section in sections(explanation)
+        ],
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.command import agent, cli
+from probes.command import agent, cli, examine
 from probes.command.settings import NodeSettings, parse
 from probes.host.kvm_support import KvmSupport
 from probes.host.kvm_support_reader import KvmSupportReader
@@ -42,8 +42,8 @@ def test_why_is_read_where_kvm_is_absent(
     accelerator = KVM_AVAILABLE if has_kvm else KVM_ABSENT
     report = replace(rich_report(), accelerators=(accelerator,))
     monkeypatch.setattr(agent, "report_once", lambda _: report)
-    monkeypatch.setattr(agent, "features", lambda _: replace(CAPABLE, kvm_device=has_kvm))
-    monkeypatch.setattr(agent, "accelerator_absence", absence)
+    monkeypatch.setattr(examine, "features", lambda _: replace(CAPABLE, kvm_device=has_kvm))
+    monkeypatch.setattr(examine, "accelerator_absence", absence)
     monkeypatch.setattr(cli, "_start_logging", lambda _: None)
     code = cli.main(["doctor", "--standalone"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line[6:].startswith("KVM:")]
@@ -63,7 +63,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return self.unread("too late")
 
     monkeypatch.setattr(KvmSupportReader, "read", read)
-    monkeypatch.setattr(agent, "ABSENCE_DEADLINE_S", 0.1)
+    monkeypatch.setattr(examine, "ABSENCE_DEADLINE_S", 0.1)
     yield
     end.set()
 
@@ -71,14 +71,14 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.timeout(20)
 def test_a_file_that_blocks(stuck: None, settings: NodeSettings) -> None:
     """A file system that does not answer costs the reason, and nothing else."""
-    found = agent.accelerator_absence(settings)
+    found = examine.accelerator_absence(settings)
     assert found.reason is Absence.UNKNOWN
     assert "a file blocked for 0.1 s" in found.sentence
 
 
 def test_on_this_node(settings: NodeSettings) -> None:
     """Whatever this node is, there is a reason with a remedy, one line each."""
-    found = agent.accelerator_absence(settings)
+    found = examine.accelerator_absence(settings)
     assert "\n" not in found.sentence + found.remedy
     assert found.sentence
     assert found.remedy
@@ -88,7 +88,7 @@ def test_the_hosts_proc(settings: NodeSettings, tmp_path: Path) -> None:
     """The facts come from the /proc and /sys that the flags name."""
     for name in ("proc", "sys"):
         (tmp_path / name).mkdir()
-    found = agent.accelerator_absence(
+    found = examine.accelerator_absence(
         replace(settings, proc_root=tmp_path / "proc", sys_root=tmp_path / "sys")
     )
     assert found.reason in (Absence.UNKNOWN, Absence.FIRMWARE, Absence.NOT_IN_EL2)
