@@ -51,11 +51,7 @@ class ApiReader:
         self._deadline_s = answer_deadline_s
         self._answered = False
         self._transport = transport_of(config)
-        self.credentials: str = (
-            f"the service account in {config.token_file.parent}"
-            if isinstance(config, InCluster)
-            else f"the credentials in {config.file}"
-        )
+        self.credentials: str = config.words
         self.server: str = self._transport.configuration.host.rstrip("/")
 
     def close(self) -> None:
@@ -72,7 +68,7 @@ class ApiReader:
         response = self._send("GET", PATH, fields=params)
         if response.status == HTTPStatus.OK:
             if silence_s is not None:
-                _allow_silence(response, silence_s)
+                allow_silence(response, silence_s)
                 self._deadline_s = silence_s
             return response
         refused = _answer(response)
@@ -101,7 +97,7 @@ class ApiReader:
         """Send a request and return the unread answer."""
         self._answered = False
         self._deadline_s = self._answer_deadline_s
-        headers = self._headers()
+        headers = self._transport.headers(self.credentials)
         if body is not None:
             headers["Content-Type"] = "application/json"
         response = self._transport.pool.request(
@@ -131,7 +127,7 @@ class ApiReader:
             ) from err
         except SSLError as err:
             raise ApiError(
-                f"TLS to API server {self.server} failed: {_cause(err)}: check that its "
+                f"TLS to API server {self.server} failed: {cause_of(err)}: check that its "
                 f"certificate is signed by the CA that came with {self.credentials}"
             ) from err
         except PayloadError as err:
@@ -140,28 +136,12 @@ class ApiReader:
             ) from err
         except (HTTPError, OSError) as err:
             raise ApiError(
-                f"cannot {verb.value} {resource} at {self.server}: {_cause(err)}: trying again",
+                f"cannot {verb.value} {resource} at {self.server}: {cause_of(err)}: trying again",
                 Failure.BROKEN if self._answered else Failure.UNANSWERED,
             ) from err
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "hvprobe"}
-        try:
-            # The package re-reads a rotated token only when the settings are read.
-            settings = self._transport.configuration.auth_settings()
-        except self._transport.errors as err:
-            raise ApiError(f"cannot use {self.credentials}: {one_line(str(err))}") from err
-        for setting in settings.values():
-            value = (setting["value"] or "").strip()
-            if not (value.isascii() and value.isprintable()):
-                # http.client would refuse it, with the token in the message.
-                raise ApiError(f"cannot use {self.credentials}: it contains no token")
-            if setting["in"] == "header" and value:
-                headers[setting["key"]] = value
-        return headers
 
-
-def _allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None:
+def allow_silence(response: urllib3.BaseHTTPResponse, silence_s: float) -> None:
     """Allow the body of an answer to pause for longer than its head may take.
 
     urllib3 has one time-out for both. The socket is taken from an attribute of urllib3's response,
@@ -194,7 +174,7 @@ def interrupt(response: urllib3.BaseHTTPResponse) -> None:
         return  # Closed already, or read to its end: no read is blocked in it.
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Return the innermost cause of a transport error, without urllib3's wrapping."""
     for inner in (error.__cause__, *error.args, error.__context__):
         if isinstance(inner, ssl.SSLCertVerificationError):

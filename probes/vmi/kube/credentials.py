@@ -23,6 +23,11 @@ class InCluster:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     """Holds KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT."""
 
+    @property
+    def words(self) -> str:
+        """What these credentials are called in an error."""
+        return f"the service account in {self.token_file.parent}"
+
     def mounted(self) -> bool:
         """Whether this process runs in a pod that has a service account."""
         return "KUBERNETES_SERVICE_HOST" in self.environ and self.token_file.is_file()
@@ -30,6 +35,13 @@ class InCluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubeconfig:
-    """A kubeconfig file in kubectl's format, of which the current context is used."""
+    """A kubeconfig file in kubectl's format, or several as $KUBECONFIG lists them."""
 
     file: Path
+    context: str | None = None
+    """The context that is used; None: the current one."""
+
+    @property
+    def words(self) -> str:
+        """What these credentials are called in an error."""
+        return f"the credentials in {self.file}"

@@ -22,9 +22,13 @@ from probes.vmi.foreign_text import one_line
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
 from probes.vmi.kube.listwatch import ApiError
 
+if sys.platform == "darwin":
+    _KEEPIDLE = socket.TCP_KEEPALIVE
+else:
+    _KEEPIDLE = socket.TCP_KEEPIDLE
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, _KEEPIDLE, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
@@ -41,13 +45,38 @@ class Transport:
     errors: tuple[type[Exception], ...]
     """What reading the token from the configuration may raise."""
 
+    def headers(self, credentials: str) -> dict[str, str]:
+        """Return the headers of a request. credentials is what errors call them.
 
-def transport_of(config: InCluster | Kubeconfig) -> Transport:
-    """Make a pool from credentials as they are now. Raises ApiError when they cannot be used."""
-    return _in_cluster(config) if isinstance(config, InCluster) else _from_kubeconfig(config)
+        Raises ApiError when the token cannot be read.
+        """
+        headers = {"Accept": "application/json", "User-Agent": "hvprobe"}
+        try:
+            # The package re-reads a rotated token only when the settings are read.
+            settings = self.configuration.auth_settings()
+        except self.errors as err:
+            raise ApiError(f"cannot use {credentials}: {one_line(str(err))}") from err
+        for setting in settings.values():
+            value = (setting["value"] or "").strip()
+            if not (value.isascii() and value.isprintable()):
+                # http.client would refuse it, with the token in the message.
+                raise ApiError(f"cannot use {credentials}: it contains no token")
+            if setting["in"] == "header" and value:
+                headers[setting["key"]] = value
+        return headers
 
 
-def _in_cluster(config: InCluster) -> Transport:
+def transport_of(config: InCluster | Kubeconfig, *, connections: int = 4) -> Transport:
+    """Make a pool from credentials as they are now. Raises ApiError when they cannot be used.
+
+    connections is how many are kept for further requests.
+    """
+    if isinstance(config, InCluster):
+        return _in_cluster(config, connections)
+    return _from_kubeconfig(config, connections)
+
+
+def _in_cluster(config: InCluster, connections: int) -> Transport:
     """Make the package's configuration from the mounted service account."""
     try:
         incluster, rest = _lean_client()
@@ -67,10 +96,10 @@ def _in_cluster(config: InCluster) -> Transport:
             f"no service account to use in {config.token_file.parent}: {one_line(str(err))}: "
             "mount one, or give --kubeconfig or --standalone"
         ) from err
-    return _transport(configuration, rest, errors)
+    return _transport(configuration, rest, errors, connections)
 
 
-def _from_kubeconfig(config: Kubeconfig) -> Transport:
+def _from_kubeconfig(config: Kubeconfig, connections: int) -> Transport:
     """Make the package's configuration from a kubeconfig file.
 
     This imports the entire package.
@@ -86,6 +115,7 @@ def _from_kubeconfig(config: Kubeconfig) -> Transport:
     try:
         kube_config.load_kube_config(
             config_file=str(config.file),
+            context=config.context,
             client_configuration=configuration,
             persist_config=False,
         )
@@ -95,14 +125,16 @@ def _from_kubeconfig(config: Kubeconfig) -> Transport:
             f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
             "check that kubectl --kubeconfig works with it"
         ) from err
-    return _transport(configuration, rest, errors)
+    return _transport(configuration, rest, errors, connections)
 
 
 def _transport(
     configuration: Any,  # noqa: ANN401 - the package has no types
     rest: Any,  # noqa: ANN401 - the package has no types
     errors: tuple[type[Exception], ...],
+    connections: int,
 ) -> Transport:
+    configuration.connection_pool_maxsize = connections
     configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
     return Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
 
