@@ -28,6 +28,12 @@ sys.exit(main())
 """
 
 
+def kubectl() -> int:
+    """Run ``hvprobe fleet``, which kubectl knows as its plugin ``kubectl hvprobe``."""
+    sys.argv.insert(1, "fleet")
+    return main()
+
+
 def main() -> int:
     """Run the command in an isolated interpreter. Returns the exit code."""
     if not sys.flags.isolated and sys.executable:

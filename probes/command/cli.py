@@ -2,8 +2,8 @@
 """Runs the command ``hvprobe``: parses, logs, runs, and turns expected errors into one line each.
 
 Exit codes: 0 success, 1 failure at run time, 2 wrong usage; ``doctor`` has its own (see doctor.py),
-and so has ``why`` (see why_show.py). ``live`` succeeds when its user, a signal or the end of its
-terminal ends it.
+and so have ``why`` (see why_show.py) and ``fleet`` (see fleet_show.py). ``live`` succeeds when its
+user, a signal or the end of its terminal ends it.
 Data go to stdout, everything else to stderr.
 """
 
@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from probes.command import deadline, inputs
 from probes.command.flags import UsageError, command_line
+from probes.command.fleet_settings import FleetSettings
 from probes.command.settings import (
     EXIT_USAGE,
     AgentSettings,
@@ -76,17 +77,39 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
         parser = command_line({}, version=version())
         print(completion.script(parser, settings.shell), end="", flush=True)
         return 0
+    if isinstance(settings, FleetSettings):
+        return _run_fleet(settings)
     _start_logging(settings)
     if apart and settings.refreshes_once:
         return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
     return _finish(settings)
 
 
+def _run_fleet(settings: FleetSettings) -> int:
+    # Imported here, because it needs the API server's client. It runs on machines that are no
+    # nodes, so nothing of it may need BPF, /proc or Linux.
+    from probes.command import fleet_show
+    from probes.fleet.model import FleetError
+    from probes.render.terminal_text import visible
+
+    logging.basicConfig(level=logging.ERROR, format="hvprobe: %(message)s")
+    try:
+        return _ended(lambda: fleet_show.run(settings))
+    except FleetError as err:
+        return _fail(visible(str(err)), 1)
+
+
 def _finish(settings: NodeSettings) -> int:
     try:
-        return _run(settings)
+        return _ended(lambda: _run(settings))
     except deadline.RefreshTimeoutError as err:
         return _fail(str(err), 1)
+
+
+def _ended(run: Callable[[], int]) -> int:
+    """Run a command that Ctrl-C or the reader of stdout may end."""
+    try:
+        return run()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -125,13 +148,9 @@ def _run(settings: NodeSettings) -> int:
 def _examine(settings: DoctorSettings) -> int:
     from probes.command import agent
     from probes.command.doctor_show import print_checks
-    from probes.render import doctor
+    from probes.command.examine import examine
 
-    report = agent.report_once(settings)
-    ability = doctor.ability(report)
-    kernel = agent.features(settings)
-    absence = None if kernel.kvm_device else agent.accelerator_absence(settings)
-    checks = doctor.checks(report, kernel, absence)
+    checks, ability = examine(settings, agent.report_once(settings))
     print_checks(checks, ability, as_json=settings.json)
     return ability
 

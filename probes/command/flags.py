@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Defines the command line's grammar: commands, flags, their variables and help. Pure.
 
-Every flag has a variable ``HVPROBE_<FLAG>``; a flag takes precedence over its variable. Must not
-know which values are valid: values.py decides that.
+Every flag has a variable ``HVPROBE_<FLAG>``; a flag takes precedence over its variable. The flags
+of ``fleet`` are in fleet_flags.py. Must not know which values are valid: values.py decides that.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NoReturn
 
+from probes.command.arguments import Flags, Parser, UsageError, parsed
+from probes.command.fleet_flags import add_fleet
 from probes.host.hypervisors import HypervisorType
 from probes.render.live.options import REASONS_COST
 
+__all__ = ["UsageError", "command_line", "parsed"]
+
 DEFAULT_LISTEN = "0.0.0.0:9747"
 TYPES = tuple(kind.value for kind in HypervisorType)
-TRUE_WORDS = ("1", "true", "yes", "on")
-FALSE_WORDS = ("0", "false", "no", "off", "")
 
 
 class Command(StrEnum):
@@ -28,6 +28,7 @@ class Command(StrEnum):
     SNAPSHOT = "snapshot"
     WHY = "why"
     DOCTOR = "doctor"
+    FLEET = "fleet"
     COMPLETION = "completion"
 
 
@@ -38,89 +39,6 @@ class Shell(StrEnum):
     ZSH = "zsh"
     FISH = "fish"
     TCSH = "tcsh"
-
-
-class UsageError(Exception):
-    """A flag or variable is wrong.
-
-    The message is one line; the exit code is 2.
-    """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong usage as one line and as UsageError, unlike argparse."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SwitchVariable:
-    """The value of a switch's variable, which is checked only when the switch's command is run.
-
-    The grammar covers all commands at once, and the variable of another command's switch must break
-    neither this command nor ``--help``.
-    """
-
-    name: str
-    word: str
-
-    def on(self) -> bool:
-        """Return whether the switch is on.
-
-        Raises UsageError when the word is neither true nor false.
-        """
-        word = self.word.strip().lower()
-        if word in TRUE_WORDS:
-            return True
-        if word in FALSE_WORDS:
-            return False
-        raise UsageError(
-            f"{self.name}={self.word!r} is neither true nor false; use one of "
-            f"{', '.join(TRUE_WORDS)} or {', '.join(word for word in FALSE_WORDS if word)}"
-        )
-
-
-def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line and its switches. Raises UsageError when one is wrong."""
-    found = parser.parse_args(arguments)
-    for name, value in [*vars(found).items()]:
-        if isinstance(value, _SwitchVariable):
-            setattr(found, name, value.on())
-    return found
-
-
-class _Flags:
-    """Adds flags, each with its environment variable as default."""
-
-    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-        self._parser = parser
-        self._environment = environment
-
-    def add(self, flag: str, *, metavar: str, default: str | None, text: str) -> None:
-        """Add a flag with a value."""
-        variable = _variable(flag)
-        shown = f"; default {default}" if default else ""
-        self._parser.add_argument(
-            flag,
-            metavar=metavar,
-            default=self._environment.get(variable) or default,
-            help=f"{text} ({variable}{shown})",
-        )
-
-    def add_switch(self, flag: str, *, text: str) -> None:
-        """Add a flag that is on or off; its variable says so in words."""
-        variable = _variable(flag)
-        self._parser.add_argument(
-            flag,
-            action="store_true",
-            default=_SwitchVariable(name=variable, word=self._environment.get(variable, "")),
-            help=f"{text} ({variable})",
-        )
-
-
-def _variable(flag: str) -> str:
-    return "HVPROBE_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
 _EXAMPLES: Mapping[Command, str] = {
@@ -139,6 +57,10 @@ _EXAMPLES: Mapping[Command, str] = {
     Command.DOCTOR: "  hvprobe doctor\n"
     "  hvprobe doctor && echo verdicts can be verified here\n"
     "  hvprobe doctor --json | jq -r '.checks[] | select(.outcome != \"ok\") | .remedy'",
+    Command.FLEET: "  kubectl hvprobe\n"
+    "  kubectl hvprobe nodes -o wide\n"
+    "  kubectl hvprobe why default/alpha\n"
+    "  hvprobe fleet --type tcg,unknown -o csv",
     Command.COMPLETION: '  eval "$(hvprobe completion bash)"\n'
     "  hvprobe completion zsh > ~/.zfunc/_hvprobe\n"
     "  hvprobe completion fish > ~/.config/fish/completions/hvprobe.fish\n"
@@ -150,6 +72,7 @@ _SUMMARIES: Mapping[Command, str] = {
     Command.SNAPSHOT: "print one report as JSON on stdout",
     Command.WHY: "explain one VM: its type, the evidence, the cause of emulation and the remedy",
     Command.DOCTOR: "report what this node can and cannot prove, with remedies",
+    Command.FLEET: "the same for a whole cluster, from an administrator's machine: kubectl hvprobe",
     Command.COMPLETION: "print a shell completion script for hvprobe",
 }
 
@@ -162,7 +85,7 @@ _EXIT_CODES: Mapping[Command, str] = {
 
 def command_line(environment: Mapping[str, str], *, version: str) -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="hvprobe",
         description="Proves, from the kernel, which hypervisor every KubeVirt VM really runs on.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -180,28 +103,36 @@ def command_line(environment: Mapping[str, str], *, version: str) -> argparse.Ar
             epilog=f"examples:\n{_EXAMPLES[command]}",
             allow_abbrev=False,
         )
-        if command is Command.COMPLETION:
-            sub.add_argument(
-                "shell", choices=[shell.value for shell in Shell], help="shell to generate for"
-            )
-            continue
-        flags = _Flags(sub, environment)
-        _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
-        if command is Command.AGENT:
-            _agent_flags(flags)
-        if command is Command.LIVE:
-            _live_flags(flags)
-        if command is Command.WHY:
-            sub.add_argument(
-                "subject",
-                metavar="NAMESPACE/NAME|PID",
-                help="a VM of this node, or the process that runs it",
-            )
-        if command in (Command.LIVE, Command.WHY, Command.DOCTOR):
-            flags.add_switch(
-                "--json", text="JSON instead of text; live prints one object per frame"
-            )
+        _command_flags(command, sub, environment)
     return parser
+
+
+def _command_flags(
+    command: Command, sub: argparse.ArgumentParser, environment: Mapping[str, str]
+) -> None:
+    """Add the flags of one command to its parser."""
+    if command is Command.COMPLETION:
+        sub.add_argument(
+            "shell", choices=[shell.value for shell in Shell], help="shell to generate for"
+        )
+        return
+    if command is Command.FLEET:
+        add_fleet(sub, environment, types=TYPES)
+        return
+    flags = Flags(sub, environment)
+    _common_flags(flags, log_level="info" if command is Command.AGENT else "warning")
+    if command is Command.AGENT:
+        _agent_flags(flags)
+    if command is Command.LIVE:
+        _live_flags(flags)
+    if command is Command.WHY:
+        sub.add_argument(
+            "subject",
+            metavar="NAMESPACE/NAME|PID",
+            help="a VM of this node, or the process that runs it",
+        )
+    if command in (Command.LIVE, Command.WHY, Command.DOCTOR):
+        flags.add_switch("--json", text="JSON instead of text; live prints one object per frame")
 
 
 def _description(command: Command) -> str:
@@ -209,7 +140,7 @@ def _description(command: Command) -> str:
     return f"{_SUMMARIES[command]}\n\nexit codes: {codes}" if codes else _SUMMARIES[command]
 
 
-def _common_flags(flags: _Flags, *, log_level: str) -> None:
+def _common_flags(flags: Flags, *, log_level: str) -> None:
     flags.add(
         "--node",
         metavar="NAME",
@@ -238,7 +169,7 @@ def _common_flags(flags: _Flags, *, log_level: str) -> None:
     )
 
 
-def _agent_flags(flags: _Flags) -> None:
+def _agent_flags(flags: Flags) -> None:
     flags.add(
         "--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, text="address and port to serve on"
     )
@@ -261,7 +192,7 @@ def _agent_flags(flags: _Flags) -> None:
     )
 
 
-def _live_flags(flags: _Flags) -> None:
+def _live_flags(flags: Flags) -> None:
     flags.add("--interval", metavar="SECONDS", default="1", text="refresh interval")
     flags.add_switch("--once", text="print one frame and exit")
     flags.add_switch("--reasons", text=f"show VM exits by reason; {REASONS_COST}")

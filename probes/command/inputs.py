@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from probes.command.flags import UsageError
+from probes.command.fleet_settings import FleetSettings
 from probes.command.settings import AgentSettings, CompletionSettings, Settings
 from probes.vmi.foreign_text import one_line
 from probes.vmi.kube.credentials import InCluster
@@ -19,6 +20,10 @@ from probes.vmi.kube.credentials import InCluster
 def check(settings: Settings) -> None:
     """Check all inputs. Raises UsageError when one cannot be what it should be."""
     if isinstance(settings, CompletionSettings):
+        return
+    if isinstance(settings, FleetSettings):
+        if settings.kubeconfig is not None and os.pathsep not in str(settings.kubeconfig):
+            _check_kubeconfig(settings.kubeconfig)
         return
     _check_root(settings.proc_root, "stat", flag="--proc", what="/proc")
     _check_root(settings.sys_root, "kernel", flag="--sys", what="/sys")

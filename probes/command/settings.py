@@ -15,6 +15,8 @@ from typing import TypedDict
 
 from probes.command import values
 from probes.command.flags import Command, Shell, UsageError, command_line, parsed
+from probes.command.fleet_flags import with_command
+from probes.command.fleet_settings import FleetSettings, fleet_settings
 from probes.render.live.options import LiveOptions, Selection
 from probes.report.why import Subject
 from probes.serve.listen import Listen, TlsFiles
@@ -133,6 +135,7 @@ Settings = (
     | WhySettings
     | DoctorSettings
     | CompletionSettings
+    | FleetSettings
 )
 
 
@@ -155,10 +158,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
 
     Raises UsageError when a flag or a variable is wrong.
     """
-    found = parsed(command_line(environment, version=version), arguments)
+    if [*arguments[:1]] == [Command.FLEET.value]:
+        arguments = [Command.FLEET.value, *with_command(arguments[1:])]
+    found = parsed(command_line(environment, version=version), [*arguments])
     match Command(found.command):
         case Command.COMPLETION:
             return CompletionSettings(shell=Shell(found.shell))
+        case Command.FLEET:
+            return fleet_settings(found, environment, version=version)
         case Command.AGENT:
             common = _common(found, environment, version)
             return AgentSettings(

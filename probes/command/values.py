@@ -35,12 +35,17 @@ def listen(text: str) -> Listen:
         raise UsageError(str(err)) from err
 
 
+def number(word: str) -> float:
+    """Parse a number; NaN: it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
+
+
 def interval_s(word: str) -> float:
     """Parse an interval in seconds."""
-    try:
-        seconds = float(word)
-    except ValueError:
-        seconds = math.nan
+    seconds = number(word)
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise UsageError(
             f"interval {word!r} is not a number of seconds from {MIN_INTERVAL_S:g} to "

@@ -5,7 +5,7 @@ Owns the layout; the words are those of probes.report.why_words. Must not judge.
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from probes.render.terminal_text import fit, visible
 from probes.report.why import Explanation
@@ -23,8 +23,16 @@ def why_text(
     explanation: Explanation, *, width: int = WIDTH, ascii_only: bool = False
 ) -> Iterator[str]:
     """Yield the lines of the page, none of which is wider than the width."""
-    yield from headline_text(explanation, width=width, ascii_only=ascii_only)
-    for section in sections(explanation):
+    words = headline(explanation)
+    yield from laid_out(words, sections(explanation), width=width, ascii_only=ascii_only)
+
+
+def laid_out(
+    words: str, shown: Iterable[Section], *, width: int, ascii_only: bool
+) -> Iterator[str]:
+    """Yield the lines of a page that begins with these words. A section has at least one line."""
+    yield from _wrapped(words, width, ascii_only=ascii_only)
+    for section in shown:
         yield ""
         yield from section_text(section, width=width, ascii_only=ascii_only)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.support import apievents
+from tests.support import apievents, apipods
 from tests.support.apievents import EventRefusedError, EventStore
 from tests.support.apistore import (
     ApiStore,
@@ -120,6 +120,7 @@ class ApiServer:
     def __init__(self, directory: Path, *, bookmark_interval_s: float = 60.0) -> None:
         self.store = ApiStore()
         self.events = EventStore()
+        self.pods = apipods.PodStore()
         self.authority = Authority(directory / "ca", "kubernetes")
         self.tokens = {"token-1": USER}
         """Accepted bearer tokens and the user each names."""
@@ -338,6 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self._params = dict(parse_qsl(split.query, keep_blank_values=True))
         self._verb = "watch" if _true(self._params.get("watch")) else "list"
+        if apipods.PROXY.fullmatch(split.path):
+            self._verb = "proxy"
         route = _ROUTE.fullmatch(split.path)
         if route is not None and route[2] is not None:
             self._verb = "get"
@@ -346,6 +349,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._authorize(route)
+            if route is None and self._serve_pods(split.path, split.query):
+                return
             if route is None:
                 raise _not_found("the server could not find the requested resource")
             self._serve(route[1], route[2], fault)
@@ -366,6 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         split = urlsplit(self.path)
         route = apievents.ROUTE.fullmatch(split.path)
+        if route is None and apipods.TOKEN.fullmatch(split.path):
+            self._serve_token(split.path)
+            return
         if route is None:
             self._refuse_verb()
             return
@@ -384,6 +392,24 @@ class _Handler(BaseHTTPRequestHandler):
             refused = StatusError(error.code, error.reason, str(error)).body
             refused["details"] = error.details
             self._answer(error.code, json.dumps(refused).encode())
+        except StatusError as error:
+            self._answer(error.code, json.dumps(error.body).encode())
+
+    def _serve_token(self, path: str) -> None:
+        """Make the token of a service account, as its TokenRequest asks for."""
+        self._api, self._verb, self._params = self.server.api, "create", {}
+        spec = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["spec"]
+        found = apipods.TOKEN.fullmatch(path)
+        assert found is not None
+        try:
+            self._authorize(None)
+            if not self._api.pods.may_have_token:
+                scope = f'in the namespace "{found[1]}"'
+                what = f'serviceaccounts "{found[2]}" is'
+                raise _forbidden(what, "create", "serviceaccounts/token", scope)
+            token = f"{found[1]}/{found[2]} {','.join(spec['audiences'])}"
+            answer = {"kind": "TokenRequest", "spec": spec, "status": {"token": token}}
+            self._answer(201, json.dumps(answer).encode())
         except StatusError as error:
             self._answer(error.code, json.dumps(error.body).encode())
 
@@ -438,6 +464,35 @@ class _Handler(BaseHTTPRequestHandler):
                 slow=fault is not None and fault.kind is FaultKind.SLOW,
                 truncated=fault is not None and fault.kind is FaultKind.TRUNCATE,
             )
+
+    def _serve_pods(self, path: str, query: str) -> bool:
+        """Answer a request that is about pods. Returns False for any other."""
+        pods = self._api.pods
+        if listed := apipods.LIST.fullmatch(path):
+            if not {None, listed[1]} & pods.may_list:
+                scope = f'in the namespace "{listed[1]}"' if listed[1] else "at the cluster scope"
+                raise _forbidden("pods is", "list", "pods", scope)
+            self._answer(200, json.dumps(pods.listed(listed[1], self._params)).encode())
+            return True
+        proxy = apipods.PROXY.fullmatch(path)
+        if proxy is None:
+            return False
+        if not pods.may_proxy:
+            scope = f'in the namespace "{proxy[1]}"'
+            raise _forbidden(f'pods "{proxy[3]}" is', "get", "pods/proxy", scope)
+        try:
+            found = pods.proxied(proxy, query, dict(self.headers))
+        except apipods.UnreachableError as error:
+            message = f"error trying to reach service: {error}"
+            raise StatusError(503, "ServiceUnavailable", message) from error
+        self._record(found.status)
+        self.send_response(found.status)
+        for name, value in found.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(found.body)))
+        self.end_headers()
+        self.wfile.write(found.body)
+        return True
 
     def _list(self, matches: Matcher, *, slow: bool, truncated: bool) -> None:
         limit = self._integer("limit") or 0
@@ -648,6 +703,15 @@ def _true(text: str | None) -> bool:
 
 def _bad(message: str) -> StatusError:
     return StatusError(400, "BadRequest", message)
+
+
+def _forbidden(what: str, verb: str, resource: str, scope: str) -> StatusError:
+    return StatusError(
+        403,
+        "Forbidden",
+        f'{what} forbidden: User "{USER}" cannot {verb} resource "{resource}" in API group "" '
+        f"{scope}",
+    )
 
 
 def _not_found(message: str) -> StatusError:

@@ -13,7 +13,7 @@ from probes.command.completion import script
 from probes.command.flags import Shell, command_line
 from tests.support.required import require
 
-COMMANDS = ["agent", "completion", "doctor", "live", "snapshot", "why"]
+COMMANDS = ["agent", "completion", "doctor", "fleet", "live", "snapshot", "why"]
 COMPLETIONS = [
     ("", COMMANDS),
     ("li", ["live"]),
@@ -35,6 +35,11 @@ COMPLETIONS = [
     ("live --interval ", []),
     ("agent --kubeconfig wor", ["words.conf"]),
     ("agent --proc ", ["folder"]),
+    ("fleet ", ["doctor", "nodes", "vmis", "why"]),
+    ("fleet no", ["nodes"]),
+    ("fleet vmis --fail-on ", ["kvm", "mshv", "tcg", "unknown"]),
+    ("fleet vmis --cause dev", ["device_inaccessible", "device_missing_in_pod"]),
+    ("fleet nodes --output ", ["csv", "json", "wide"]),
 ]
 
 
@@ -170,7 +175,7 @@ def test_tcsh(folder: Path) -> None:
     )
     assert done.stderr == ""
     for rule in (
-        "p/1/(agent live snapshot why doctor completion)/",
+        "p/1/(agent live snapshot why doctor fleet completion)/",
         "n/completion/(bash zsh fish tcsh)/",
         "n/--type/(kvm tcg mshv unknown)/",
         "n/--kubeconfig/f/",

@@ -101,12 +101,15 @@ def test_nothing_else_is_shipped(wheel: zipfile.ZipFile) -> None:
     assert {path.suffix for path in shipped(wheel)} <= suffixes
 
 
-def test_command_is_named_hvprobe(wheel: zipfile.ZipFile) -> None:
-    """Installing the wheel installs one command, ``hvprobe``."""
+def test_commands_are_hvprobe_and_kubectls_plugin(wheel: zipfile.ZipFile) -> None:
+    """Installing the wheel installs ``hvprobe``, and the same as a plugin of kubectl."""
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata(wheel, "entry_points.txt"))
 
-    assert dict(entry_points["console_scripts"]) == {"hvprobe": "probes.__main__:main"}
+    assert dict(entry_points["console_scripts"]) == {
+        "hvprobe": "probes.__main__:main",
+        "kubectl-hvprobe": "probes.__main__:kubectl",
+    }
 
 
 def test_bcc_is_not_a_dependency(wheel: zipfile.ZipFile) -> None:
