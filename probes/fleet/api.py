@@ -26,6 +26,7 @@ from probes.vmi.kube.timing import retry_after_s
 BODY_BYTES_MAX = 64 << 20
 """The longest answer that is read. The report of a node with 1000 VMs has 2 MB."""
 _CHUNK_BYTES = 1 << 16
+_ENCODINGS = frozenset({"identity", "gzip"})
 _RETRY_S = 1.0
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -162,6 +163,9 @@ def _body(response: BaseHTTPResponse, end_s: float, late: LateAnswerError) -> by
     chunks: list[bytes] = []
     held_bytes = 0
     try:
+        # More than one layer of compression could make gigabytes of one chunk.
+        if response.headers.get("Content-Encoding", "identity").lower() not in _ENCODINGS:
+            raise RequestError("its answer has an encoding that was not requested")
         while True:
             left_s = _left_s(end_s, late)
             # A connection that ends with its answer may be closed before the end is read.

@@ -53,7 +53,7 @@ def ask(api: ApiServer) -> Iterator[Asker]:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ({"path": "/api/v1/pods"}, 404, "could not find the requested resource"),
+        ({"path": "/api/v1/secrets"}, 404, "could not find the requested resource"),
         ({"path": "/apis/kubevirt.io/v2/virtualmachineinstances"}, 404, "could not find"),
         ({"path": BASE + "/"}, 404, "could not find"),
         ({"path": NAMESPACED + "/absent"}, 404, '"absent" not found'),

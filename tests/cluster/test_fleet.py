@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from probes.command import cli
+from probes.fleet import api as fleet_api
 from probes.serve.routes import Request, Response, plain_text
 from tests.support.apiserver import ApiServer, Fault, FaultKind
 from tests.support.certificates import Authority
@@ -395,6 +396,21 @@ def test_an_agent_that_names_impossible_vms_is_not_believed(
     assert "names a VM 'a\\nb'/'x'" in failure_of(shown(capsys, code=3), "n1")
 
 
+def test_an_answer_without_bounds(
+    world: FleetWorld, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs its node only: one that is too long, also when compressed, or compressed twice."""
+    world.node(report_of("good", "alpha"))
+    monkeypatch.setattr(fleet_api, "BODY_BYTES_MAX", 1 << 20)
+    world.agent("long", {"/snapshot": text(b" " * (1 << 22))})
+    twice = (("Content-Encoding", "gzip, gzip"),)
+    world.agent("twice", {"/snapshot": json_of({}, *twice)})
+    found = shown(capsys, code=3)
+    assert failure_of(found, "long") == "its answer is longer than 1048576 bytes"
+    assert failure_of(found, "twice") == "its answer has an encoding that was not requested"
+    assert failure_of(found, "good") == "None"
+
+
 def test_a_hundred_nodes_take_seconds(world: FleetWorld, capsys: Captured) -> None:
     """They are asked in parallel, and never more than allowed at the same time."""
     report = report_of("n0", "alpha")
@@ -418,9 +434,10 @@ def test_without_an_api_server(world: FleetWorld, capsys: Captured) -> None:
     assert f"cannot reach API server {world.api.url}: Connection refused" in err
 
 
-def json_of(found: object) -> Any:  # noqa: ANN401 - a handler
+def json_of(found: object, *headers: tuple[str, str]) -> Any:  # noqa: ANN401 - a handler
     async def handler(_: Request) -> Response:
-        return Response(content_type="application/json", body=json.dumps(found).encode())
+        body = json.dumps(found).encode()
+        return Response(content_type="application/json", body=body, headers=headers)
 
     return handler
 
