@@ -72,7 +72,7 @@ _SUMMARIES: Mapping[Command, str] = {
     Command.SNAPSHOT: "print one report as JSON on stdout",
     Command.WHY: "explain one VM: its type, the evidence, the cause of emulation and the remedy",
     Command.DOCTOR: "report what this node can and cannot prove, with remedies",
-    Command.FLEET: "the same for a whole cluster, from an administrator's machine: kubectl hvprobe",
+    Command.FLEET: "show the VMs and nodes of a whole cluster, from any machine: kubectl hvprobe",
     Command.COMPLETION: "print a shell completion script for hvprobe",
 }
 

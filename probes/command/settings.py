@@ -158,6 +158,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
 
     Raises UsageError when a flag or a variable is wrong.
     """
+    if [*arguments] == [Command.FLEET.value, "--version"]:
+        arguments = ["--version"]  # of the plugin: kubectl hvprobe --version
     if [*arguments[:1]] == [Command.FLEET.value]:
         arguments = [Command.FLEET.value, *with_command(arguments[1:])]
     found = parsed(command_line(environment, version=version), [*arguments])

@@ -49,6 +49,13 @@ def test_commands() -> None:
     assert settings("doctor", "-v").verbose
 
 
+def test_the_version_of_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    """``kubectl hvprobe --version`` prints it."""
+    with pytest.raises(SystemExit) as ended:
+        settings("--version")
+    assert (ended.value.code, capsys.readouterr().out) == (0, "hvprobe 1\n")
+
+
 def test_variables() -> None:
     """They have a prefix of their own, so a node's variables do not filter a cluster."""
     found = settings(HVPROBE_NODE="n1", HVPROBE_FLEET_TIMEOUT="9", KUBECONFIG="/a:/b")
