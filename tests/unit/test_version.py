@@ -15,10 +15,15 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 COPIES = {
     "CHANGELOG.md": r"^## (\S+?),? ",
     "deploy/base/daemonset.yaml": r"image: hvprobe:(\S+)",
+    "deploy/helm/hvprobe/Chart.yaml": r"^(?:version|appVersion): (\S+)",
     "docs/operators.md": r"/hvprobe:(\d\S*)",
     **{
         path.relative_to(ROOT).as_posix(): r"image: hvprobe:(\S+)"
         for path in sorted((ROOT / "tests/golden/deploy").glob("*.yaml"))
+    },
+    **{
+        path.relative_to(ROOT).as_posix(): r"(?:image: \"hvprobe:|helm.sh/chart: hvprobe-)([\d.]+)"
+        for path in sorted((ROOT / "tests/golden/helm").glob("*.yaml"))
     },
 }
 """The pattern of the version by file.
