@@ -19,12 +19,12 @@ LINT_WITH = if [ ! -x .venv/bin/$(1) ]; then \
 # Kernels that vmtest boots: versions separated by commas, or all.
 HVPROBE_KERNELS ?= 6.1
 export HVPROBE_KERNELS
-# HVPROBE_REQUIRE=kernel,guests,cluster,prometheus,image,kubelet turns skipped tests into failed
+# HVPROBE_REQUIRE=kernel,guests,cluster,prometheus,image,kubelet,helm turns skipped tests into failed
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring screenshots image test-image image-cost bench bench-guard mutants clean
+	test-cluster test-server test-monitoring screenshots manifests image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,12 @@ test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a
 
 screenshots: install-dev ## draw the pages of docs/screenshots in a real Chromium
 	@exec $(PYTHON) -m tests.support.screenshots $(ARGS)
+
+# KUBECTL names the kubectl that renders. Without it this is the one of the tests, so that every
+# machine writes the same bytes.
+manifests: install-python ## write dist/install-*.yaml for kubectl apply -f (IMAGE=name@sha256:digest)
+	@kubectl=$${KUBECTL:-$$($(PYTHON) -m tests.support.helm_tools kubectl)} && \
+		$(PYTHON) scripts/manifests.py $(ARGS) --kubectl "$$kubectl" '$(IMAGE)'
 
 image: ## build the container image and its bill of materials, in build/image (ARCH=arm64 for such machines)
 	@scripts/install.sh run test image
