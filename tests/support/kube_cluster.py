@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support import kube_build
+from tests.support import helm_tools, kube_build
 from tests.support.kernel_world import Started, wait_for
 from tests.support.kube_cgroups import KubeCgroups
 
@@ -64,7 +64,7 @@ _NETWORK = {
 
 
 class Cluster:
-    """The cluster, with kubectl as its administrator. `prepared` makes it."""
+    """The cluster, with kubectl and helm as its administrator. `prepared` makes it."""
 
     def __init__(self, work: Path, cgroups: KubeCgroups, stack: contextlib.ExitStack) -> None:
         self._work = work
@@ -161,6 +161,13 @@ class Cluster:
         """Run kubectl and return the result, whether it succeeds or not. given: standard input."""
         home = self._kubeconfig("admin")
         return self._call(self._programs / "kubectl", "--kubeconfig", home, *words, given=given)
+
+    def helm(
+        self, *words: str | Path, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run helm as the cluster's administrator. given: standard input."""
+        home = self._kubeconfig("admin")
+        return self._call(helm_tools.helm(), "--kubeconfig", home, *words, given=given)
 
     def get(self, *words: str) -> Json:
         """The objects that `kubectl get -o json` shows."""

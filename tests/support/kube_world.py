@@ -59,6 +59,11 @@ def install(cluster: Cluster, given: str) -> None:
     --validate=false is needed because this kubectl is older than the field appArmorProfile.
     """
     cluster.kubectl("apply", "--validate=false", "-f", "-", given=given)
+    until_rolled_out(cluster)
+
+
+def until_rolled_out(cluster: Cluster) -> None:
+    """Wait until the node's agent is ready. Raises AssertionError with what pod and log say."""
     done = cluster.kubectl_try(
         *("-n", NAMESPACE, "rollout", "status", "daemonset/hvprobe", f"--timeout={ROLLOUT_S}s")
     )
