@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel tests on other kernels: each boots in QEMU and runs tests/kernel inside.
 
-As many guests run at once as there is room for.
+As many guests run at once as there is room for. One begins earlier, see conftest.py.
 
 HVPROBE_KERNELS chooses kernels by name, comma separated. On those that HVPROBE_BRIEF names only the
 tests run that are marked ``every_kernel``; HVPROBE_GUEST_PYTEST replaces the choice by arguments of
@@ -22,7 +22,7 @@ from vmtest.build import BUILD_S, build
 from vmtest.kernels import GuestKernel, selected
 from vmtest.programs import build_programs
 from vmtest.results import RESULTS, results_of
-from vmtest.runs import Runs, room
+from vmtest.runs import Runs
 from vmtest.vm import CONSOLE, GuestResult, boot, unavailable
 
 DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "2100"))
@@ -107,13 +107,6 @@ def run(kernel: GuestKernel) -> Outcome:
             wrong=verdict(result, results),
             console_tail=result.console_tail(),
         )
-
-
-@pytest.fixture(scope="module")
-def runs() -> Runs[GuestKernel, Outcome]:
-    """All guests that this machine can boot, begun at once or as soon as there is room."""
-    possible = [kernel for kernel in selected() if unavailable(kernel.architecture) is None]
-    return Runs(run, possible, at_once=room())
 
 
 @pytest.mark.timeout(len(selected()) * (DEADLINE_S + BUILD_S))

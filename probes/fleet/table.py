@@ -10,8 +10,10 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+
 from probes.judge.reasons import Outcome
-from probes.render.terminal_text import cells, fit, visible
+from probes.render.terminal_text import fit, visible
 
 _GAP = "   "
 
@@ -51,7 +53,7 @@ def lines(table: Table, *, ascii_only: bool) -> Iterator[TableLine]:
         for row in table.rows
     ]
     widths = [
-        max(cells(texts[at]) for texts in (table.headings, *(texts for texts, _ in shown)))
+        max(cell_len(texts[at]) for texts in (table.headings, *(texts for texts, _ in shown)))
         for at in range(len(table.headings))
     ]
     yield TableLine(text=_line(table, table.headings, widths), outcome=None)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vmtest/runs.py: which guests run when, and at what priority."""
+
+import os
+import threading
+
+import pytest
+
+from vmtest.runs import NICE, Runs
+
+
+def priority() -> int:
+    """The nice value of the calling thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_the_last_runs_alone_until_the_others_begin() -> None:
+    """It has a lower priority than the others and than the tests beside it."""
+    before, begun = priority(), []
+
+    def run(key: str) -> tuple[str, int]:
+        begun.append(key)
+        return key, priority() - before
+
+    runs = Runs(run, ["first", "second", "last"])
+    runs.begin_last()
+    assert runs.result("last") == ("last", NICE)
+    assert begun == ["last"]
+    runs.begin(at_once=2)
+    assert [runs.result(key) for key in ("first", "second")] == [("first", 0), ("second", 0)]
+    assert priority() == before
+
+
+def test_no_more_at_once_than_there_is_room_for() -> None:
+    """Runs begin in the order of the keys, and one begins where another has ended."""
+    going, most, order = 0, 0, []
+    lock, both = threading.Lock(), threading.Barrier(2)
+
+    def run(key: int) -> int:
+        nonlocal going, most
+        with lock:
+            going += 1
+            most = max(most, going)
+            order.append(key)
+        both.wait(timeout=10)
+        with lock:
+            going -= 1
+        return key
+
+    runs = Runs(run, range(4))
+    runs.begin(at_once=2)
+    assert [runs.result(key) for key in range(4)] == [0, 1, 2, 3]
+    assert most == 2
+    assert sorted(order[:2]) == [0, 1]
+
+
+def test_what_a_run_raises() -> None:
+    """result() raises it; the other runs go on."""
+
+    def run(key: str) -> str:
+        if key == "bad":
+            raise ValueError(key)
+        return key
+
+    runs = Runs(run, ["bad", "good"])
+    runs.begin(at_once=1)
+    assert runs.result("good") == "good"
+    with pytest.raises(ValueError, match="bad"):
+        runs.result("bad")
