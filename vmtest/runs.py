@@ -22,7 +22,7 @@ NICE = 10
 
 
 class Runs(Generic[K, R]):
-    """One run for each key, in the order of the keys. None begins before it is told to."""
+    """One run for each key, in the order of the keys. None begins by itself."""
 
     def __init__(self, run: Callable[[K], R], keys: Sequence[K]) -> None:
         self._run = run
