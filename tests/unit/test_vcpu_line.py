@@ -14,7 +14,7 @@ from probes.render.live.frame_data import TerminalSize
 from probes.render.live.frames import plain
 from probes.render.live.history import GUEST_CPU
 from probes.render.live.rows import Row, rows_of
-from probes.render.live.vcpu_line import vcpu_line
+from probes.render.live.vcpu_line import has_vcpu_line, vcpu_line
 from probes.render.live.view import ViewState
 from probes.report.model import NodeReport, VcpuStatistics
 from tests.support.live_app import screen_of
@@ -82,8 +82,8 @@ def test_plain_output_has_every_part() -> None:
 def line_of(statistics: VcpuStatistics | None, *, width: int | None = None) -> str | None:
     """Return the line of a row at its first frame."""
     (row,) = rows_of(later(1), scene(later(1)).history)[:1]
-    line = vcpu_line(replace(row, statistics=statistics, statistics_rates={}), width=width)
-    return None if line is None else line.plain
+    row = replace(row, statistics=statistics, statistics_rates={})
+    return vcpu_line(row, width=width).plain if has_vcpu_line(row, width=width) else None
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_a_line_fits(width: int, value: float) -> None:
     rates = dict.fromkeys((*MEASURED.counts, GUEST_CPU), value)
     row = replace(row, statistics=MEASURED, statistics_rates=rates)
     complete, line = vcpu_line(row, width=None), vcpu_line(row, width=width)
-    assert complete is not None
-    if line is not None:
-        assert cell_len(line.plain) <= width
-        assert complete.plain.startswith(line.plain)
+    assert complete.plain
+    assert cell_len(line.plain) <= width
+    assert complete.plain.startswith(line.plain)
+    assert has_vcpu_line(row, width=width) == bool(line.plain)
 
 
 def test_rows_are_the_same_without_statistics() -> None:

@@ -113,27 +113,39 @@ _URGENT = "bold red"
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
-def table(rows: Sequence[Row], history: History, layout: Layout) -> list[Text]:
-    """Return the heading and one line per row, none of them wider than layout.width."""
-    contents = [_contents(row, layout) for row in rows]
-    widths = _widths(contents, layout)
-    lines = [_heading(widths, layout)]
-    for row, content in zip(rows, contents, strict=True):
+class Table:
+    """The heading and the line of each row, none of them wider than ``layout.width``.
+
+    The widths follow all rows. A line is laid out when it is asked for.
+    """
+
+    def __init__(self, rows: Sequence[Row], history: History, layout: Layout) -> None:
+        self._rows = rows
+        self._history = history
+        self._layout = layout
+        self._contents = [_contents(row, layout) for row in rows]
+        self._widths = _widths(self._contents, layout)
+
+    def heading(self) -> Text:
+        """Return the headings; each carries the order that a click on it chooses."""
+        return _heading(self._widths, self._layout)
+
+    def line(self, index: int) -> Text:
+        """Return the line of a row."""
+        row, content, layout = self._rows[index], self._contents[index], self._layout
         line = Text()
-        for column, width in widths.items():
+        for column, width in self._widths.items():
             text = content.get(column, "")
             if column is Column.PROOF and cell_len(text) > width:
                 text = _proof(row, short=True)
             if column is Column.MINUTE and row.vmm is not None:
-                text = bars(history.minute(row.vmm, width), ascii_only=layout.ascii_only)
+                text = bars(self._history.minute(row.vmm, width), ascii_only=layout.ascii_only)
             text = fit(text, width, right=column not in _LEFT, ascii_only=layout.ascii_only)
             _append(line, text, _style(row, column))
-        lines.append(_cut(line, layout))
-    return lines
+        return _cut(line, layout)
 
 
 def _heading(widths: Mapping[Key, int], layout: Layout) -> Text:
-    """Return the headings; each carries the order that a click on it chooses."""
     heading, headings = Text(), _headings(layout)
     for column, width in widths.items():
         order = _ORDERS.get(column) if column in _MINIMUM_CELLS else Order.EXITS

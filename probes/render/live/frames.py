@@ -6,20 +6,21 @@ anything.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import partial
+from typing import cast, overload
 
 from rich.text import Text
 
 from probes.render.live.cause_lines import cause_lines
-from probes.render.live.columns import Layout, table
+from probes.render.live.columns import Layout, Table
 from probes.render.live.frame_data import FrameData, TerminalSize
 from probes.render.live.header import header, notes
 from probes.render.live.history import Reasons
 from probes.render.live.reason_line import reason_line
 from probes.render.live.rows import Row, ordered, rows_of
-from probes.render.live.vcpu_line import vcpu_line
+from probes.render.live.vcpu_line import has_vcpu_line, vcpu_line
 from probes.render.live.view import ViewState
 from probes.render.terminal_text import visible
 from probes.report.model import NodeReport, to_json
@@ -32,12 +33,36 @@ _ALL_HINTS_FROM = 100
 """Terminal width from which the line below the table names all keys."""
 
 
+Line = Callable[[], Text]
+"""Lays out one line below the heading."""
+
+
+class FrameLines(Sequence[Text]):
+    """Lines that are laid out when they are asked for, because few of many are on the screen."""
+
+    def __init__(self, lines: Sequence[Line], width: int) -> None:
+        self._lines = lines
+        self._width = width
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Text: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FrameLines": ...
+    def __getitem__(self, index: int | slice) -> "Text | FrameLines":
+        if isinstance(index, slice):
+            return FrameLines(self._lines[index], self._width)
+        return _fitted(self._lines[index](), self._width)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFrame:
     """The table of one frame, with every line of it."""
 
     heading: Text
-    lines: tuple[Text, ...]
+    lines: FrameLines
     rows: tuple[Row, ...]
     row_of_line: tuple[int, ...]
     """For each line the index of its row; the first line of a row has its columns."""
@@ -56,11 +81,11 @@ def table_frame(data: FrameData, view: ViewState, size: TerminalSize) -> TableFr
     """Render the complete table, of which no line is wider than the terminal."""
     rows = _chosen(data, view)
     layout = _layout(data, width=size.width, ascii_only=size.ascii_only, minute=True)
-    heading, *lines = table(rows, data.history, replace(layout, order=view.order))
-    found = list(_with_details(rows, lines, data, layout, shown=view.details))
+    table = Table(rows, data.history, replace(layout, order=view.order))
+    found = list(_with_details(rows, table, data, layout, shown=view.details))
     return TableFrame(
-        heading=_fitted(heading, size.width),
-        lines=tuple(_fitted(line, size.width) for _, line in found),
+        heading=_fitted(table.heading(), size.width),
+        lines=FrameLines([line for _, line in found], size.width),
         rows=tuple(rows),
         row_of_line=tuple(index for index, _ in found),
     )
@@ -70,10 +95,10 @@ def plain(data: FrameData, *, width: int | None, ascii_only: bool) -> list[Text]
     """Render header, notes and the complete table; width None: nothing is cut."""
     rows = _chosen(data, ViewState())
     layout = _layout(data, width=width, ascii_only=ascii_only, minute=False)
-    heading, *lines = table(rows, data.history, layout)
-    lines = [line for _, line in _with_details(rows, lines, data, layout, shown=True)]
+    table = Table(rows, data.history, layout)
+    lines = (line() for _, line in _with_details(rows, table, data, layout, shown=True))
     top = [*header(data, layout, ""), *notes(data, layout)]
-    return [_fitted(line, width) for line in (*top, heading, *lines)]
+    return [_fitted(line, width) for line in (*top, table.heading(), *lines)]
 
 
 def frame_json(report: NodeReport, reasons: Reasons | None = None) -> str:
@@ -112,29 +137,23 @@ def _layout(data: FrameData, *, width: int | None, ascii_only: bool, minute: boo
 
 
 def _with_details(
-    rows: Sequence[Row],
-    lines: Sequence[Text],
-    data: FrameData,
-    layout: Layout,
-    *,
-    shown: bool,
-) -> Iterator[tuple[int, Text]]:
+    rows: Sequence[Row], table: Table, data: FrameData, layout: Layout, *, shown: bool
+) -> Iterator[tuple[int, Line]]:
     """Yield the line of each row, followed by its cause, its statistics and its exit reasons.
 
     Each line comes with the index of its row. shown says whether cause and statistics are shown.
     """
-    for index, (row, line) in enumerate(zip(rows, lines, strict=True)):
-        yield index, line
+    for index, row in enumerate(rows):
+        yield index, partial(table.line, index)
         if shown:
             for part in cause_lines(row, width=layout.width, ascii_only=layout.ascii_only):
-                yield index, part
-        details = vcpu_line(row, width=layout.width) if shown else None
-        if details is not None:
-            yield index, details
+                yield index, part.copy
+            if has_vcpu_line(row, width=layout.width):
+                yield index, partial(vcpu_line, row, width=layout.width)
         if data.reasons is not None:
             most = max((reason.count.total for reason in row.reasons), default=0)
             for reason in row.reasons:
-                yield index, reason_line(reason, most, ascii_only=layout.ascii_only)
+                yield index, partial(reason_line, reason, most, ascii_only=layout.ascii_only)
 
 
 def bottom_line(

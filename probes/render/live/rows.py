@@ -64,6 +64,8 @@ class Row:
 
     def matches(self, words: str) -> bool:
         """Whether the row shows every one of the words, in upper or lower case."""
+        if not words:
+            return True
         shown = " ".join(
             (
                 str(self.tgid),

@@ -16,16 +16,26 @@ from probes.render.live.rows import Row
 _BEGIN = "     "
 
 
-def vcpu_line(row: Row, *, width: int | None) -> Text | None:
-    """Return the line of a row, made of parts that fit the width; None: nothing is known."""
+def vcpu_line(row: Row, *, width: int | None) -> Text:
+    """Return the line of a row, made of parts that fit the width; empty: nothing is known."""
     line = Text(_BEGIN)
     for name, value in vcpu_parts(row):
-        if width is not None and line.cell_len + len(f"{name} {value}") > width:
+        if not _fits(line.cell_len, name, value, width):
             break
         line.append(f"{name} ", "dim")
         line.append(f"{value}  ")
     line.rstrip()
-    return line or None
+    return line
+
+
+def has_vcpu_line(row: Row, *, width: int | None) -> bool:
+    """Whether vcpu_line() is not empty. It is not laid out for that."""
+    first = next(vcpu_parts(row), None)
+    return first is not None and _fits(len(_BEGIN), *first, width)
+
+
+def _fits(used: int, name: str, value: str, width: int | None) -> bool:
+    return width is None or used + len(f"{name} {value}") <= width
 
 
 def vcpu_parts(row: Row) -> Iterator[tuple[str, str]]:
