@@ -104,8 +104,9 @@ test-server: install-dev ## tests of the HTTP server
 test-monitoring: install-dev ## tests of rules, alerts and dashboard, and with a real Prometheus
 	@exec $(PYTEST) $(wildcard tests/monitoring tests/prometheus) $(ARGS)
 
-screenshots: install-dev ## draw the pages of docs/screenshots in a real Chromium
-	@exec $(PYTHON) -m tests.support.screenshots $(ARGS)
+screenshots: install-dev ## draw the pictures of the docs: the pages in a real Chromium, and the live view
+	@$(PYTHON) -m tests.support.screenshots $(ARGS)
+	@$(PYTHON) scripts/screenshots.py
 
 # KUBECTL names the kubectl that renders. Without it this is the one of the tests, so that every
 # machine writes the same bytes.
