@@ -216,9 +216,13 @@ def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.Mon
     """The loader is killed, and the error says what to do."""
     monkeypatch.setattr("ebpf.programs.LOADING_S", 0.2)
     monkeypatch.setattr("ebpf.programs._MAIN", "import time; time.sleep(600)")
+    # A unit test may have left another one.
+    monkeypatch.setattr(psutil, "PROCFS_PATH", "/proc")
+    # A guest of vmtest may run beside this test.
+    before = psutil.Process().children()
     with pytest.raises(BpfUnavailableError, match=r"within 0\.2 s; restart hvprobe"):
         Programs((), (), maps=(), loadable=(), sys_root=Path("/sys"))
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
 
 
 @pytest.mark.host_only
