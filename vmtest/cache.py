@@ -15,9 +15,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 CACHE_VARIABLE = "HVPROBE_CACHE"
+SILENT: ContextVar[bool] = ContextVar("SILENT", default=False)
+"""True in a thread beside tests, of which some look at what is written to stderr."""
 
 
 def cache_directory() -> Path:
@@ -30,7 +33,9 @@ def cache_directory() -> Path:
 
 
 def say(line: str) -> None:
-    """Report progress on stderr."""
+    """Report progress on stderr, unless SILENT says otherwise."""
+    if SILENT.get():
+        return
     print(f"guests: {line}", file=sys.stderr, flush=True)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from vmtest.cache import SILENT
 from vmtest.vm import MEMORY_MIB
 
 K = TypeVar("K")
@@ -30,7 +31,7 @@ class Runs(Generic[K, R]):
         self._waiting = deque(keys)
 
     def begin_last(self) -> None:
-        """Begin the run of the last key alone, and below the priority of everything else."""
+        """Begin the run of the last key alone, silently, and below everybody's priority."""
         if self._waiting:
             self._start(self._alone, self._waiting.pop())
 
@@ -49,6 +50,7 @@ class Runs(Generic[K, R]):
     def _alone(self, key: K) -> None:
         # Of this thread, and of the processes that it starts.
         os.nice(NICE)
+        SILENT.set(True)
         self._finish(key)
 
     def _in_turn(self) -> None:

@@ -25,8 +25,8 @@ from vmtest.results import RESULTS, results_of
 from vmtest.runs import Runs
 from vmtest.vm import CONSOLE, GuestResult, boot, unavailable
 
-DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "2100"))
-"""For one guest, boot included."""
+DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "3000"))
+"""For one guest, boot included, also for one that gets little of a CPU beside other tests."""
 JUNIT = "junit.xml"
 FACTS = "facts.json"
 BRIEF_VARIABLE = "HVPROBE_BRIEF"

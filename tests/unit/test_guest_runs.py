@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from vmtest.cache import say
 from vmtest.runs import NICE, Runs
-
 
 LOWEST = 19
 """The nice value of the lowest priority."""
@@ -18,12 +18,13 @@ def priority() -> int:
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-def test_the_last_runs_alone_until_the_others_begin() -> None:
-    """It has a lower priority than the others and than the tests beside it."""
+def test_the_last_runs_alone_until_the_others_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has a lower priority than the others and than the tests beside it, and says nothing."""
     before, begun = priority(), []
 
     def run(key: str) -> tuple[str, int]:
         begun.append(key)
+        say(key)
         return key, priority() - before
 
     runs = Runs(run, ["first", "second", "last"])
@@ -33,6 +34,7 @@ def test_the_last_runs_alone_until_the_others_begin() -> None:
     runs.begin(at_once=2)
     assert [runs.result(key) for key in ("first", "second")] == [("first", 0), ("second", 0)]
     assert priority() == before
+    assert sorted(capsys.readouterr().err.splitlines()) == ["guests: first", "guests: second"]
 
 
 def test_no_more_at_once_than_there_is_room_for() -> None:
