@@ -28,26 +28,20 @@ def bindings(keys: Iterable[Key]) -> list[BindingType]:
     ]
 
 
-class SizedScreen(Screen[None]):
-    """A screen that is laid out for the size that the terminal has now.
+def has_settled(screen: Screen[None], event: Resize) -> bool:
+    """Whether the terminal still has the size that a screen is to be laid out for.
 
-    Textual sends a screen the size for which it was laid out once more. Of two sizes that follow
-    each other quickly, each would have the screen laid out for it again, for ever.
+    If not, Textual ignores the event, too. It sends a screen the size for which it was laid out
+    once more. Of two sizes that follow each other quickly, each would have the screen laid out for
+    it again, for ever.
     """
-
-    def on_resize(self, event: Resize) -> None:
-        """Lay everything out for the new size, unless there is another one by now."""
-        if event.size == self.app.size:
-            self.lay_out()
-        else:
-            event.prevent_default()
-
-    def lay_out(self) -> None:
-        """Lay everything out for the size of the screen."""
-        raise NotImplementedError
+    if event.size == screen.app.size:
+        return True
+    event.prevent_default()
+    return False
 
 
-class LinesScreen(SizedScreen):
+class LinesScreen(Screen[None]):
     """Lines that scroll, above one line about the keys."""
 
     BINDINGS = bindings(SCROLL_KEYS)
@@ -101,9 +95,10 @@ class HelpScreen(LinesScreen):
 
     BINDINGS = bindings(HELP_KEYS)
 
-    def lay_out(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """Show the lines once there is a size."""
-        self.show(list(help_lines()), "Escape back  Up/Down scroll  q quit")
+        if has_settled(self, event):
+            self.show(list(help_lines()), "Escape back  Up/Down scroll  q quit")
 
 
 class VmChanged(Message):
@@ -122,9 +117,10 @@ class VmScreen(LinesScreen):
         """Whether the user wants the VM's exits by reason."""
         self._last: Sequence[Text] = ()
 
-    def lay_out(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """Have the lines laid out for the new size."""
-        self.post_message(VmChanged())
+        if has_settled(self, event):
+            self.post_message(VmChanged())
 
     def action_reasons(self) -> None:
         """Count the VM's exits by reason, or stop."""

@@ -11,15 +11,16 @@ from dataclasses import replace
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.events import Click, Key, Paste
+from textual.events import Click, Key, Paste, Resize
 from textual.message import Message
+from textual.screen import Screen
 
 from probes.render.live.columns import ORDER_META
 from probes.render.live.frame_data import FrameData, TerminalSize
 from probes.render.live.frames import bottom_line, table_frame, top_lines
 from probes.render.live.keys import TABLE_KEYS
 from probes.render.live.rows import Order, RowKey
-from probes.render.live.screens import SizedScreen, bindings
+from probes.render.live.screens import bindings, has_settled
 from probes.render.live.text_lines import LINE_META, TextLines
 from probes.render.live.view import FILTER_MAX, ViewState
 from probes.render.terminal_text import visible
@@ -37,7 +38,7 @@ class PauseToggled(Message):
     """The user pauses the refreshes, or continues them."""
 
 
-class TableScreen(SizedScreen):
+class TableScreen(Screen[None]):
     """The header, the table, and a line about the keys or the filter."""
 
     BINDINGS = bindings(TABLE_KEYS)
@@ -65,9 +66,10 @@ class TableScreen(SizedScreen):
         yield TextLines(id="table")
         yield TextLines(id="keys")
 
-    def lay_out(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """Lay everything out for the new size."""
-        self._draw()
+        if has_settled(self, event):
+            self._draw()
 
     def show_data(self, data: FrameData, status: str) -> None:
         """Show other data; status says when they are refreshed."""
