@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Begins the guests of test_kernels.py, one of them before the other tests.
+"""Begins the guests of test_kernels.py, one after another beside the other tests.
 
 Those use one CPU most of the time, and a guest needs one for minutes.
 """
@@ -15,7 +15,7 @@ _RUNS = pytest.StashKey[Runs[GuestKernel, test_kernels.Outcome]]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin the last guest if all guests are to run, whatever runs before them."""
+    """Begin guests from the last one if all are to run, whatever runs before them."""
     possible = [kernel for kernel in selected() if unavailable(kernel.architecture) is None]
     session.stash[_RUNS] = Runs(test_kernels.run, possible)
     tested = [
@@ -25,7 +25,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         and item.originalname == test_kernels.test_kernel.__name__
     ]
     if len(tested) == len(selected()) and not session.config.option.collectonly:
-        session.stash[_RUNS].begin_last()
+        session.stash[_RUNS].begin_early()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Owns the order in which they start. Must not know what a run does. The threads a
 test run that is interrupted does not wait for them, and QEMU dies with the thread that started it.
 """
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -29,14 +30,20 @@ class Runs(Generic[K, R]):
         self._run = run
         self._futures: dict[K, Future[R]] = {key: Future() for key in keys}
         self._waiting = deque(keys)
+        self._early = threading.Event()
+        """Set until all runs are to begin."""
 
-    def begin_last(self) -> None:
-        """Begin the run of the last key alone, silently, and below everybody's priority."""
-        if self._waiting:
-            self._start(self._alone, self._waiting.pop())
+    def begin_early(self) -> None:
+        """Begin runs one after another, the last key first, until ``begin`` is called.
+
+        They are silent, and have a lower priority than everything else.
+        """
+        self._early.set()
+        self._start(self._from_the_last)
 
     def begin(self, *, at_once: int) -> None:
         """Begin the runs that have not begun, ``at_once`` at a time."""
+        self._early.clear()
         for _ in range(min(at_once, len(self._waiting))):
             self._start(self._in_turn)
 
@@ -44,22 +51,21 @@ class Runs(Generic[K, R]):
         """Wait for a run's result. Raises the exception that the run raised."""
         return self._futures[key].result()
 
-    def _start(self, work: Callable[..., None], *keys: K) -> None:
-        threading.Thread(target=work, args=keys, name="guest", daemon=True).start()
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name="guest", daemon=True).start()
 
-    def _alone(self, key: K) -> None:
+    def _from_the_last(self) -> None:
         # Of this thread, and of the processes that it starts.
         os.nice(NICE)
         SILENT.set(True)
-        self._finish(key)
+        with contextlib.suppress(IndexError):
+            while self._early.is_set():
+                self._finish(self._waiting.pop())
 
     def _in_turn(self) -> None:
-        while True:
-            try:
-                key = self._waiting.popleft()
-            except IndexError:
-                return
-            self._finish(key)
+        with contextlib.suppress(IndexError):
+            while True:
+                self._finish(self._waiting.popleft())
 
     def _finish(self, key: K) -> None:
         future = self._futures[key]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel tests on other kernels: each boots in QEMU and runs tests/kernel inside.
 
-As many guests run at once as there is room for. One begins earlier, see conftest.py.
+As many guests run at once as there is room for. Some begin earlier, see conftest.py.
 
 HVPROBE_KERNELS chooses kernels by name, comma separated. On those that HVPROBE_BRIEF names only the
 tests run that are marked ``every_kernel``; HVPROBE_GUEST_PYTEST replaces the choice by arguments of

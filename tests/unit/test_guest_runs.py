@@ -18,21 +18,35 @@ def priority() -> int:
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-def test_the_last_runs_alone_until_the_others_begin(capsys: pytest.CaptureFixture[str]) -> None:
-    """It has a lower priority than the others and than the tests beside it, and says nothing."""
-    before, begun = priority(), []
+def test_the_last_run_one_by_one_until_the_others_begin(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They have a lower priority than the others and than the tests beside them, and say nothing.
+
+    An early run that is in progress when the others begin goes on, and no other one follows it.
+    """
+    before, begun = priority(), list[str]()
+    reached, go_on = threading.Event(), threading.Event()
 
     def run(key: str) -> tuple[str, int]:
         begun.append(key)
         say(key)
+        if key == "third":
+            reached.set()
+            assert go_on.wait(timeout=10)
         return key, priority() - before
 
-    runs = Runs(run, ["first", "second", "last"])
-    runs.begin_last()
-    assert runs.result("last") == ("last", min(NICE, LOWEST - before))
-    assert begun == ["last"]
-    runs.begin(at_once=2)
+    runs = Runs(run, ["first", "second", "third", "last"])
+    runs.begin_early()
+    low = min(NICE, LOWEST - before)
+    assert runs.result("last") == ("last", low)
+    assert reached.wait(timeout=10)
+    assert begun == ["last", "third"]
+    runs.begin(at_once=1)
     assert [runs.result(key) for key in ("first", "second")] == [("first", 0), ("second", 0)]
+    go_on.set()
+    assert runs.result("third") == ("third", low)
+    assert begun == ["last", "third", "first", "second"]
     assert priority() == before
     assert sorted(capsys.readouterr().err.splitlines()) == ["guests: first", "guests: second"]
 
