@@ -88,8 +88,8 @@ IN_THE_CAUSE = (
     ),
     HandMade(
         file="probes/judge/emulation_tracker.py",
-        text=" or _is_incomplete(before[vmm])]",
-        replacement="]",
+        text="        wanted += self._due(vmms)\n",
+        replacement="",
         test=f"{_EMULATION}an_unknown_fact_is_asked_for_again",
         breaks="what could not be read at first stays unknown",
     ),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remembers what is known of the processes that emulate their guests.
 
-Owns which of them are read again: those of which something is unknown. A fact that is known stays
-while the process emulates. Must not know how facts are read, nor which cause follows.
+Owns which of them are read again: those of which something is unknown, each more rarely the longer
+it stays unknown, because some can never be known: a VM that virt-launcher did not start has no pod.
+A fact that is known stays while the process emulates. Must not know how facts are read, nor which
+cause follows.
 """
 
 import os
@@ -16,6 +18,10 @@ from probes.judge.ports import Device, Emulation
 from probes.judge.tracked import TrackedProcess
 
 _FACTS = tuple(each.name for each in fields(EmulationFacts))
+MAX_READ_AGAIN = 16
+"""The most processes that a refresh reads again."""
+MAX_PAUSE = 16
+"""The most refreshes after which a process of which something is unknown is read again."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -38,16 +44,53 @@ class EmulationTracker:
         self._device = device
         self.known = KnownEmulation()
         """What the last refresh knew."""
+        self._refreshes = 0
+        self._unknown: dict[VmmId, _Pause] = {}
+        """The processes of which something is unknown."""
 
     def refresh(self, processes: Iterable[TrackedProcess]) -> None:
         """Read what is unknown of those that emulate, and forget the others."""
         vmms = [each.vmm for each in processes if each.verdict.type is HypervisorType.TCG]
         before = self.known.facts
-        wanted = [vmm for vmm in vmms if vmm not in before or _is_incomplete(before[vmm])]
+        self._refreshes += 1
+        wanted = [vmm for vmm in vmms if vmm not in before]
+        wanted += self._due(vmms)
         read = self._emulation.read(wanted) if wanted else {}
-        self.known = KnownEmulation(
-            facts=_after(before, vmms, read), registered=self._device.observe()
-        )
+        facts = _after(before, vmms, read)
+        self._unknown = {
+            vmm: pause
+            for vmm, found in facts.items()
+            if (pause := self._pause_of(vmm, found, was_read=vmm in read)) is not None
+        }
+        self.known = KnownEmulation(facts=facts, registered=self._device.observe())
+
+    def _due(self, vmms: Collection[VmmId]) -> list[VmmId]:
+        """Return the processes to read again, of which something is unknown, the oldest first."""
+        due = [
+            vmm
+            for vmm in vmms
+            if (pause := self._unknown.get(vmm)) is not None and pause.until <= self._refreshes
+        ]
+        return sorted(due, key=lambda vmm: self._unknown[vmm].until)[:MAX_READ_AGAIN]
+
+    def _pause_of(self, vmm: VmmId, facts: EmulationFacts, *, was_read: bool) -> "_Pause | None":
+        """Return when to read a process again; None: everything is known."""
+        if not was_read:
+            return self._unknown.get(vmm)
+        if not _is_incomplete(facts):
+            return None
+        last = self._unknown.get(vmm)
+        length = 1 if last is None else min(2 * last.length, MAX_PAUSE)
+        return _Pause(until=self._refreshes + length, length=length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pause:
+    """How long a process is not read, in refreshes."""
+
+    until: int
+    """The number of the refresh that may read it again."""
+    length: int
 
 
 def _is_incomplete(facts: EmulationFacts) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from probes.host.emulation import EmulationFacts, Finding, RegisteredBetween, unknown
 from probes.judge.cause import Cause, CauseFound
+from probes.judge.emulation_tracker import MAX_PAUSE, MAX_READ_AGAIN
 from tests.support.doubles import TCG, World, kvm_world, tcg_world
 from tests.support.facts import KVM_ABSENT, VMM, kvm_process, tcg_process
 
@@ -45,7 +46,7 @@ def test_known_facts_are_read_once() -> None:
     "name", ["architecture", "emulation_allowed", "device_in_pod", "asked_for", "device_accessible"]
 )
 def test_an_unknown_fact_is_asked_for_again(name: str) -> None:
-    """A process of which something is unknown is read at each refresh, until it is known."""
+    """A process of which something is unknown is read again, until it is known."""
     world = tcg_world()
     complete = replace(
         ALLOWED,
@@ -59,6 +60,32 @@ def test_an_unknown_fact_is_asked_for_again(name: str) -> None:
     assert cause_of(world).cause is Cause.UNKNOWN  # the age of the accelerator is unknown
     world.refresh()
     assert world.pods.asked == [[VMM]] * 3
+
+
+def test_what_stays_unknown_is_read_more_rarely() -> None:
+    """Each pause is twice as long as the one before, up to a bound."""
+    world = tcg_world()
+    world.pods.facts[VMM] = replace(ALLOWED, emulation_allowed=unknown("unreadable"))
+    read_at = []
+    for refresh in range(1, 4 * MAX_PAUSE + 1):
+        before = len(world.pods.asked)
+        world.refresh()
+        if len(world.pods.asked) > before:
+            read_at.append(refresh)
+    assert read_at == [1, 2, 4, 8, 16, 32, 48, 64]
+
+
+def test_a_refresh_reads_few_processes_again() -> None:
+    """Of many processes with something unknown, each refresh reads some, and none is forgotten."""
+    vmms = [VMM._replace(tgid=VMM.tgid + number) for number in range(3 * MAX_READ_AGAIN)]
+    world = World(processes=tuple(tcg_process(vmm) for vmm in vmms))
+    world.pods.facts = dict.fromkeys(vmms, replace(ALLOWED, asked_for=unknown("unreadable")))
+    for _ in range(4):
+        world.refresh()
+    first, *again = world.pods.asked
+    assert len(first) == len(vmms)
+    assert [len(each) for each in again] == [MAX_READ_AGAIN] * 3
+    assert {vmm for each in again for vmm in each} == {*vmms}
 
 
 def test_what_is_known_stays() -> None:
