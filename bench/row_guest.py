@@ -97,7 +97,7 @@ def statistics_read(tgid: int) -> Iterator[None]:
     assert vmm is not None
 
     def count() -> int:
-        reading = host.read_statistics([(vmm, 1)], follow_threads=False)[tgid]
+        reading = host.read_statistics([(vmm, 1)], new_threads=())[tgid]
         assert reading.counts is not None
         return reading.counts[0][0]
 

@@ -102,5 +102,5 @@ def _reading_ms(vms: int, readings: int) -> list[float]:
 
 def _counted(host: Host, wanted: list[tuple[VmmId, int]]) -> list[int]:
     """Read the statistics; the exits of each VM that could be read."""
-    readings = host.read_statistics(wanted, follow_threads=False)
+    readings = host.read_statistics(wanted, new_threads=())
     return [reading.counts[0][0] for reading in readings.values() if reading.counts]

@@ -130,8 +130,15 @@ class HookSet:
         A hook that is not on demand is always needed. While the driver of a needed hook is gone,
         the hook stays inactive; follow_drivers() attaches it when the driver is back.
         """
-        self._needed = frozenset(hook.name for hook in hooks)
-        self._follow()
+        needed = frozenset(hook.name for hook in hooks)
+        if needed != self._needed:
+            self._needed = needed
+            self._follow()
+
+    @property
+    def misses_counted(self) -> bool:
+        """Whether the kernel counts every run of a program that it skips."""
+        return self._programs.misses_counted
 
     def missed_lives(self) -> int:
         """Return how many forks, execs and exits the kernel has skipped the marking program for.

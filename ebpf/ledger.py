@@ -145,6 +145,8 @@ class KernelSnapshot:
     """One status per wanted hook, in the order of hooks.HOOKS."""
     error: str | None = None
     """Why there is no ledger, in one line; None: there is one."""
+    misses_counted: bool = False
+    """Whether the kernel counts every run of a hook's program that it skips."""
 
 
 def owner_of(tgid: int, slot: int) -> int:

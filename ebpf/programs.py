@@ -82,7 +82,8 @@ class Programs:
             raise BpfUnavailableError(self._why_unavailable(failure), refused=refused)
         self.bcc_version = self._loaded.bcc_version
         """Version of the library that compiled."""
-        self._misses_counted = counts_skipped_runs(sys_root)
+        self.misses_counted = counts_skipped_runs(sys_root)
+        """Whether this kernel counts every run of a program that it skips."""
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map by its name in the text; it stays owned by this object."""
@@ -134,7 +135,7 @@ class Programs:
             if (missed := self._missed_by((name, backend.value))) is not None
         ]
         total = sum(counted)
-        return total if total or (counted and self._misses_counted) else None
+        return total if total or (counted and self.misses_counted) else None
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""

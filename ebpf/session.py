@@ -126,6 +126,7 @@ class Session:
             capacity=self._sizes.capacity,
             dropped_total=dropped_total,
             hooks=self.hooks,
+            misses_counted=self._hook_set.misses_counted,
         )
 
     def new_lives(self) -> frozenset[int] | None:

@@ -92,6 +92,10 @@ class Host:
         None: there is none, it has ended, or it blocks its readers.
         """
         draft = self._draft(tgid)
+        if tgid == self._own == os.getpid():  # reading itself never blocks, and needs no thread
+            with self._reads.folder(tgid, lambda _: None) as folder:
+                draft.read_identity(folder)
+            return draft.vmm
         self._reads.run(
             [tgid],
             lambda _, folder: draft.read_identity(folder),
@@ -172,12 +176,12 @@ class Host:
         return self._inspections(wanted, drafts, unread)
 
     def read_statistics(
-        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+        self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
     ) -> Mapping[int, StatisticsReading]:
         """Read KVM's statistics of these processes' vCPUs (StatisticsReader.read)."""
         if self._own != os.getpid():
             return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
-        return self._statistics.read(wanted, follow_threads=follow_threads)
+        return self._statistics.read(wanted, new_threads=new_threads)
 
     def close(self) -> None:
         """Close what is kept of processes. No method may be called afterwards."""

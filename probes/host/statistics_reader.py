@@ -4,19 +4,20 @@
 Owns when the descriptors of a process are listed again, and how long a reading may take. Must not
 judge: probes.judge.exit_counts makes totals of the readings.
 
-A reading is one pass over all processes by a thread that the
-caller watches, because a copy may wait for a process that wants it to (vcpu_statistics). A thread
-that makes no progress is left behind, another one continues with the next process, and the process
-is not read again until the thread has returned.
+A reading is one pass over all processes by a thread that the caller watches (statistics_pass). A
+thread that makes no progress is left behind, another one continues with the next process, and the
+process is not read again until the thread has returned.
 
 The descriptors of a process are listed again when a read fails, when the ledger shows new vCPUs,
 once more when a listing shows a new vCPU without statistics, and, where no hook sees vCPUs, when
-its number of threads has changed, because QEMU starts a thread for each vCPU. What is listed late
-is not lost: KVM counts a vCPU's exits from its first one.
+it has new threads, because QEMU starts a thread for each vCPU. The kernel's marks say which threads
+are new; where they may be incomplete, the number of threads of each process does. What is listed
+late is not lost: KVM counts a vCPU's exits from its first one.
 """
 
 import errno
-import threading
+import os
+import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -32,8 +33,9 @@ from probes.host.kvm_stats import (
 from probes.host.process import Unread, VmmId
 from probes.host.process_folder import ProcessFolder
 from probes.host.statistics_listing import KeptProcess, opened
+from probes.host.statistics_pass import Found, StatisticsPass
 from probes.host.vcpu_statistics import StatisticsFiles
-from probes.host.watched_reads import OVERTIME_S, WatchedReads, waits_for_processor
+from probes.host.watched_reads import WatchedReads
 
 MAX_LISTING_S = 0.4
 """How long all listings of a reading may take."""
@@ -44,18 +46,16 @@ MAX_LISTED_FOR_THREADS = 16
 
 QEMU's worker threads come and go as well.
 """
+MAX_NEW_THREADS = 64
+"""The most new threads whose processes are looked for. With more, the threads of every process are
+counted, which then takes less time."""
 MAX_STUCK = 64
 """The most threads that are left behind at a time. With more, nothing is read."""
 MAX_KEPT = 65_536
 """The most processes of which descriptors are kept."""
-PATIENCE_S = 0.3
-"""How long one process may hold up a pass."""
-_POLL_S = 0.02
+_OWNER = re.compile(rb"^Tgid:\t([0-9]+)$", re.MULTILINE)
 _LAYOUTS = 16
 """The most layouts that are remembered; a kernel has one."""
-
-_Found = StatisticsReading | int | None
-"""A reading; ESRCH: the process has ended; None: its statistics could not be read."""
 
 
 class StatisticsReader:
@@ -71,23 +71,28 @@ class StatisticsReader:
         self._files = StatisticsFiles()
         self._kept: dict[int, KeptProcess] = {}
         self._spans: dict[bytes, Span | None] = {}
+        self._wanted: Sequence[tuple[VmmId, int]] = ()
+        """What was wanted last."""
+        self._settled: set[tuple[VmmId, int]] = set()
+        """What of it has needed no listing since."""
         self._unread: frozenset[int] = frozenset()
         """Tgids for which the last reading had no time. They come first in the next one."""
-        self._stuck: list[tuple[_Pass, int]] = []
+        self._stuck: list[tuple[StatisticsPass, int]] = []
         """The passes that were left behind, each with the process that it is at."""
 
     def read(
-        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+        self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
     ) -> Mapping[int, StatisticsReading]:
         """Read processes now; return readings by tgid.
 
-        wanted holds each process with the vCPUs that the ledger saw it create. follow_threads says
-        that the ledger does not see them. A process that has ended is left out of the result.
+        wanted holds each process with the vCPUs that the ledger saw it create. new_threads are the
+        numbers at which a thread may have begun since the last reading, any of which may run a new
+        vCPU; None: they are unknown. It is empty where the ledger sees new vCPUs. A process that
+        has ended is left out of the result.
         """
-        self._forget_all_but({vmm.tgid for vmm, _ in wanted})
         self._stuck = [(stuck, tgid) for stuck, tgid in self._stuck if stuck.is_alive()]
-        to_list = self._to_list(wanted, follow_threads=follow_threads)
-        unlisted = self._list(to_list, follow_threads=follow_threads)
+        owners = self._owners(new_threads)
+        unlisted = self._follow(wanted, owners)
         todo = self._readable(self._kept.values())
         if self._unread:
             todo.sort(key=lambda kept: kept.vmm.tgid not in self._unread)
@@ -96,7 +101,8 @@ class StatisticsReader:
         again = self._readable(kept for kept in todo if found.get(kept.vmm.tgid, ()) is None)
         if again:
             to_list = [(kept.vmm, kept.vcpus_created) for kept in again]
-            self._list(to_list, follow_threads=follow_threads)
+            self._settled.difference_update(to_list)
+            self._list(to_list, follow_threads=owners is None)
             found.update(self._run(self._readable(again), until))
         self._unread = frozenset(kept.vmm.tgid for kept in todo) - found.keys()
         return self._readings(wanted, found, unlisted)
@@ -114,7 +120,7 @@ class StatisticsReader:
     def _readings(
         self,
         wanted: Iterable[tuple[VmmId, int]],
-        found: Mapping[int, _Found],
+        found: Mapping[int, Found],
         unlisted: Mapping[int, Unread],
     ) -> Mapping[int, StatisticsReading]:
         readings = {
@@ -139,12 +145,55 @@ class StatisticsReader:
                 readings[tgid] = reading
         return readings
 
+    def _owners(self, threads: Collection[int] | None) -> Collection[int] | None:
+        """Return the processes of these threads that are alive; None: they are unknown."""
+        if threads is None or len(threads) > MAX_NEW_THREADS:
+            return None
+        owners: set[int] = set()
+
+        def read(_: int, folder: ProcessFolder) -> None:
+            owner = _OWNER.search(folder.read("status") or b"")
+            if owner is not None:
+                owners.add(int(owner[1]))
+
+        alive = [number for number in threads if os.access(f"{self._reads.proc}/{number}", os.F_OK)]
+        unread = self._reads.run(alive, read, until=time.monotonic() + MAX_LISTING_S)
+        return None if unread else owners
+
+    def _follow(
+        self, wanted: Sequence[tuple[VmmId, int]], owners: Collection[int] | None
+    ) -> Mapping[int, Unread]:
+        """List the descriptors that have to be listed, and forget the processes not wanted.
+
+        owners are the processes with new threads; None: any may have one. Returns the processes
+        that were not listed, and why.
+        """
+        settled = self._settled
+        same = wanted == self._wanted
+        if not same:
+            self._wanted = [*wanted]
+            settled.intersection_update(wanted)
+            self._forget_all_but({vmm.tgid for vmm, _ in wanted})
+        if owners is None:
+            asked = wanted
+        elif same and not owners and len(settled) == len(wanted):
+            return {}  # usual, and much faster than to ask for each process
+        else:
+            asked = [each for each in wanted if each not in settled or each[0].tgid in owners]
+        new, changed = self._to_list(asked, owners)
+        settled.update(asked)
+        settled.difference_update(new, changed)
+        return self._list(new + changed[:MAX_LISTED_FOR_THREADS], follow_threads=owners is None)
+
     def _to_list(
-        self, wanted: Iterable[tuple[VmmId, int]], *, follow_threads: bool
-    ) -> list[tuple[VmmId, int]]:
-        """Return the processes whose descriptors have to be listed now."""
-        changed: list[tuple[VmmId, int]] = []
+        self, wanted: Iterable[tuple[VmmId, int]], owners: Collection[int] | None
+    ) -> tuple[list[tuple[VmmId, int]], list[tuple[VmmId, int]]]:
+        """Return the processes whose descriptors have to be listed now.
+
+        Those that are listed because of their threads alone are apart.
+        """
         new: list[tuple[VmmId, int]] = []
+        changed: list[tuple[VmmId, int]] = []
         for each in wanted:
             vmm, vcpus_created = each
             kept = self._kept.get(vmm.tgid)
@@ -161,9 +210,9 @@ class StatisticsReader:
                 or kept.vcpus_created != vcpus_created
             ):
                 new.append(each)
-            elif follow_threads and kept.threads_changed():
+            elif vmm.tgid in owners if owners is not None else kept.threads_changed():
                 changed.append(each)
-        return new + changed[:MAX_LISTED_FOR_THREADS]
+        return new, changed
 
     # listing
 
@@ -217,11 +266,11 @@ class StatisticsReader:
 
     # reading
 
-    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, _Found]:
+    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, Found]:
         """Read these processes, and leave behind a thread that makes no progress."""
-        found: dict[int, _Found] = {}
+        found: dict[int, Found] = {}
         while todo and len(self._stuck) < MAX_STUCK:
-            turn = _Pass(self._files, todo, until)
+            turn = StatisticsPass(self._files, todo, until)
             turn.start()
             if turn.wait():
                 found.update(turn.found)
@@ -237,67 +286,3 @@ class StatisticsReader:
     def _forget_all_but(self, tgids: Collection[int]) -> None:
         for tgid in self._kept.keys() - tgids:
             self._kept.pop(tgid).close()
-
-
-class _Pass(threading.Thread):
-    """Reads one process after another, until there are none, time is over, or it is left behind."""
-
-    def __init__(self, files: StatisticsFiles, todo: Sequence[KeptProcess], until: float) -> None:
-        super().__init__(name="hvprobe-statistics", daemon=True)
-        self._files = files
-        self._todo = todo
-        self._until = until
-        self._ended = threading.Event()
-        self.at = 0
-        """Index of the process that is read now."""
-        self.given_up = False
-        self.found: dict[int, _Found] = {}
-        """What was found, by tgid."""
-
-    def run(self) -> None:
-        """Read until the end."""
-        try:
-            monotonic, found, until = time.monotonic, self.found, self._until
-            for index, kept in enumerate(self._todo):
-                self.at = index
-                if self.given_up or monotonic() >= until:
-                    break
-                reading = self._reading(kept)
-                if not self.given_up:
-                    found[kept.vmm.tgid] = reading
-        finally:
-            self._ended.set()
-
-    def wait(self) -> bool:
-        """Wait for the end; return False as soon as one process has held it up too long.
-
-        Time is counted in polls of the waiting thread: if the entire machine pauses, no process is
-        to blame.
-        """
-        seen, polls = -1, 0
-        while not self._ended.wait(_POLL_S):
-            polls = polls + 1 if seen == self.at else 0
-            seen = self.at
-            if polls * _POLL_S >= PATIENCE_S and (
-                not waits_for_processor(self) or time.monotonic() >= self._until + OVERTIME_S
-            ):
-                return False
-        return True
-
-    def _reading(self, kept: KeptProcess) -> _Found:
-        """Read the counts of each vCPU of a process."""
-        span, listing, pidfd = kept.span, kept.listing, kept.pidfd
-        if span is None or listing is None:
-            return None
-        offset, size, _, measures = span
-        read, counts_in = self._files.read, span.counts
-        found: list[tuple[int, ...]] = []
-        try:
-            for fd, target in listing.fds:
-                counts = counts_in(read(pidfd, fd, target, size, offset))
-                if counts is None or self.given_up:
-                    return None
-                found.append(counts)
-        except OSError as err:
-            return errno.ESRCH if err.errno == errno.ESRCH else None
-        return StatisticsReading(listing, tuple(found), measures)

@@ -17,7 +17,7 @@ execve(2) and for such a server, so callers must be ready to leave the reading t
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from probes.host.hypervisors import HypervisorType
 from probes.host.kvm_stats import EXITS, MAX_BYTES, layout_of
@@ -43,19 +43,32 @@ class StatisticsFiles:
     def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
         """Return a part of a process's descriptor whose link has exactly this target.
 
-        Raises OSError when it cannot be copied or read, and with ESTALE when the number has another
+        Raises OSError like read_each().
+        """
+        return self.read_each(pidfd, [(fd, target)], size, offset)[0]
+
+    def read_each(
+        self, pidfd: int, fds: Iterable[tuple[int, str]], size: int, offset: int
+    ) -> list[bytes]:
+        """Return the same part of several descriptors, each given with the target of its link.
+
+        Raises OSError when one cannot be copied or read, and with ESTALE when a number has another
         file by now.
         """
-        copy: int = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
-        if copy < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        try:
-            if os.readlink(str(copy), dir_fd=self._own) != target:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            return os.pread(copy, size, offset)
-        finally:
-            os.close(copy)
+        readlink, pread, close, own = os.readlink, os.pread, os.close, self._own
+        found: list[bytes] = []
+        for fd, target in fds:
+            copy: int = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
+            if copy < 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            try:
+                if readlink(str(copy), dir_fd=own) != target:
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                found.append(pread(copy, size, offset))
+            finally:
+                close(copy)
+        return found
 
     def close(self) -> None:
         """Close what is kept."""

@@ -77,7 +77,7 @@ class WatchedReads:
 
     def __init__(self, proc: Path, *, effect: str = "It is reported as unknown") -> None:
         """Make the readers. effect says in the log what a process that blocks them loses."""
-        self._proc = proc
+        self.proc = proc
         self._effect = effect
         self._lock = threading.Lock()
         self._stuck: list[_Stuck] = []
@@ -108,7 +108,7 @@ class WatchedReads:
 
     def folder(self, tgid: int, at: Callable[[str], None]) -> ProcessFolder:
         """Return the folder of a process, which the caller enters."""
-        return ProcessFolder(f"{self._proc}/{tgid}", at)
+        return ProcessFolder(f"{self.proc}/{tgid}", at)
 
     def full_pods(self) -> frozenset[PodUid]:
         """Return the pods that have too many stuck processes."""

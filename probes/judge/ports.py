@@ -74,12 +74,14 @@ class Processes(Protocol):
         ...
 
     def read_statistics(
-        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+        self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
     ) -> Mapping[int, StatisticsReading]:
         """Read KVM's statistics of these processes' vCPUs now; return readings by tgid.
 
-        wanted holds each process with the vCPUs that the ledger saw it create. follow_threads says
-        that the ledger does not see them. A process that has ended is left out.
+        wanted holds each process with the vCPUs that the ledger saw it create. new_threads are the
+        numbers at which a thread may have begun since the last reading, any of which may run a new
+        vCPU; None: they are unknown. It is empty where the ledger sees new vCPUs. A process that
+        has ended is left out.
         """
         ...
 

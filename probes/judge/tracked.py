@@ -149,6 +149,9 @@ class Tracking:
     """The records of these processes by tgid, without those of previous owners."""
     pending: int
     """Processes that could not be classified or judged yet."""
+    new_threads: frozenset[int] | None = None
+    """Numbers at which a thread may have begun since the last refresh, that is a life of which
+    /proc lists no process; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,8 @@ that record contradicts it.
 
 A mark can be lost: the kernel runs no tracepoint program on a CPU whose process is in a system call
 on a BPF map. Newer kernels count that, and the next refresh then scans everything. Because others
-do not, each refresh also scans a share of all processes, and removes a record that outlives its
-process.
+do not, each refresh also scans a share of all processes, which is smaller where the kernel counts,
+and removes a record that outlives its process.
 """
 
 import contextlib
@@ -40,6 +40,8 @@ from probes.judge.verdict import judge
 
 RECHECK_EVERY = 64
 """Each refresh scans one in this many processes, whether they are marked or not."""
+RECHECK_EVERY_IF_COUNTED = 1024
+"""The same where the kernel counts the runs that it skips, so that no mark is lost unnoticed."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ class ProcessTracker:
         self._memory = _Memory()
         self._in_order: tuple[TrackedProcess, ...] = ()
         self._dropped_total: int | None = None
-        self._recheck_slot = 0
+        self._refreshes = 0
 
     def refresh(self, kernel: KernelSnapshot, lives: frozenset[int] | None) -> Tracking:
         """Return all VMM processes; the tuple is the same object until something changes.
@@ -98,7 +100,9 @@ class ProcessTracker:
         work = self._begin(kernel, listed - {os.getpid()}, lives)
         why_unread = self._scan(work) | self._read(work)
         self._memory.searching = work.every_fd and Unread.NO_TIME in why_unread
-        tracking = self._remember(work)
+        # Where the kernel does not count the marks that it skips, one may be missing.
+        marked = lives if kernel.misses_counted else None
+        tracking = self._remember(work, None if marked is None else marked - listed)
         self._remove_stale_records(work, tracking, listed)
         return tracking
 
@@ -116,8 +120,9 @@ class ProcessTracker:
             del others[tgid]
         lost_events = self._dropped_total is None or kernel.dropped_total > self._dropped_total
         self._dropped_total = kernel.dropped_total
-        recheck_slot = self._recheck_slot
-        self._recheck_slot = (recheck_slot + 1) % RECHECK_EVERY
+        every = RECHECK_EVERY_IF_COUNTED if kernel.misses_counted else RECHECK_EVERY
+        recheck_slot = self._refreshes % every
+        self._refreshes += 1
         work = _Refresh(
             kernel=kernel,
             known={tgid: tracked for tgid, tracked in known.items() if tgid in tgids},
@@ -125,7 +130,7 @@ class ProcessTracker:
         )
         concerned = tgids
         if lives is not None and not lost_events:
-            rechecked = {tgid for tgid in others if tgid % RECHECK_EVERY == recheck_slot}
+            rechecked = {tgid for tgid in others if tgid % every == recheck_slot}
             concerned -= others.keys() - lives - kernel.entries.keys() - rechecked
         for tgid in concerned:
             tracked = known.get(tgid)
@@ -133,7 +138,7 @@ class ProcessTracker:
                 event = Event.UNFOLLOWED
             elif tgid in lives:
                 event = Event.MARKED
-            elif lost_events or tgid % RECHECK_EVERY == recheck_slot:
+            elif lost_events or tgid % every == recheck_slot:
                 event = Event.DUE
             elif (
                 tracked is not None
@@ -232,7 +237,7 @@ class ProcessTracker:
         work.known.pop(tgid, None)
         self._memory.others[tgid] = work.seen[tgid]
 
-    def _remember(self, work: _Refresh) -> Tracking:
+    def _remember(self, work: _Refresh, new_threads: frozenset[int] | None) -> Tracking:
         """Remember what the next refresh needs, and match each process with its record."""
         memory = self._memory
         memory.pending = work.waiting
@@ -244,7 +249,12 @@ class ProcessTracker:
             entry = work.kernel.entries.get(tracked.vmm.tgid)
             if entry is not None and tracked.owns(entry):
                 records[tracked.vmm.tgid] = entry
-        return Tracking(processes=self._in_order, records=records, pending=len(memory.pending))
+        return Tracking(
+            processes=self._in_order,
+            records=records,
+            pending=len(memory.pending),
+            new_threads=new_threads,
+        )
 
     def _remove_stale_records(
         self, work: _Refresh, tracking: Tracking, listed: frozenset[int]

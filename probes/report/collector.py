@@ -113,7 +113,8 @@ class NodeCollector:
         """
         wanted = statistics_wanted(self._accounts, tracking)
         sees_vcpus = any(hook.attached for hook in kernel.hooks if hook.is_of(KVM_VM_IOCTL))
-        readings = self._host.read_statistics(wanted, follow_threads=not sees_vcpus)
+        new_threads = frozenset[int]() if sees_vcpus else tracking.new_threads
+        readings = self._host.read_statistics(wanted, new_threads=new_threads)
         self._accounts = accounts_after(self._accounts, tracking, readings)
         if statistics_failed(self._accounts, readings):
             self._failed_refreshes[Source.KVM_STATISTICS] += 1

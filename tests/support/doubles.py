@@ -98,7 +98,7 @@ class Node:
         """Readings of statistics by tgid; other processes have no statistics."""
         self.wanted: list[tuple[VmmId, int]] = []
         """The processes whose statistics were wanted last."""
-        self.follows_threads = False
+        self.new_threads: Collection[int] | None = None
         self.guest_times: dict[int, float] = {}
         """CPU time in guest code by tgid; other processes cannot be read."""
         self.timed: list[VmmId] = []
@@ -110,9 +110,9 @@ class Node:
         return {tgid: time_s for tgid, time_s in self.guest_times.items() if tgid in tgids}
 
     def read_statistics(
-        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+        self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
     ) -> Mapping[int, StatisticsReading]:
-        self.wanted, self.follows_threads = [*wanted], follow_threads
+        self.wanted, self.new_threads = [*wanted], new_threads
         nothing = StatisticsReading(NO_STATISTICS, None)
         return {vmm.tgid: self.statistics.get(vmm.tgid, nothing) for vmm, _ in wanted}
 

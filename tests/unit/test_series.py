@@ -60,7 +60,7 @@ class ChangingNode:
         pass
 
     def read_statistics(
-        self, wanted: Sequence[tuple[VmmId, int]], *, follow_threads: bool
+        self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
     ) -> Mapping[int, StatisticsReading]:
         return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
 

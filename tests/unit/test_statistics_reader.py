@@ -12,12 +12,12 @@ import re
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from probes.host import statistics_reader
+from probes.host import statistics_pass, statistics_reader
 from probes.host.kvm_stats import EXITS, NO_STATISTICS, Measure, StatisticsReading
 from probes.host.process import VmmId
 from probes.host.process_folder import ProcessFolder
@@ -85,7 +85,12 @@ class Files(StatisticsFiles):
         self.reads: Counter[int] = Counter()
         self.sizes: set[int] = set()
 
-    def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
+    def read_each(
+        self, pidfd: int, fds: Iterable[tuple[int, str]], size: int, offset: int
+    ) -> list[bytes]:
+        return [self._read_one(pidfd, fd, target, size, offset) for fd, target in fds]
+
+    def _read_one(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
         text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
         found = re.search(r"^Pid:\s*(\d+)", text, re.MULTILINE)
         assert found is not None
@@ -129,17 +134,17 @@ class World:
         return guest
 
     def read(
-        self, *, created: int = 0, follow_threads: bool = False
+        self, *, created: int = 0, new_threads: Collection[int] | None = ()
     ) -> dict[int, StatisticsReading]:
         """Read all guests."""
         wanted = [(guest.vmm, created) for guest in self.files.guests]
-        return dict(self.reader.read(wanted, follow_threads=follow_threads))
+        return dict(self.reader.read(wanted, new_threads=new_threads))
 
     def exits(
-        self, guest: Guest, *, created: int = 0, follow_threads: bool = False
+        self, guest: Guest, *, created: int = 0, new_threads: Collection[int] | None = ()
     ) -> list[int] | None:
         """Read all guests; return one's exits by vCPU, None: they were not read."""
-        reading = self.read(created=created, follow_threads=follow_threads)[guest.vmm.tgid]
+        reading = self.read(created=created, new_threads=new_threads)[guest.vmm.tgid]
         return None if reading.counts is None else [exits for (exits,) in reading.counts]
 
 
@@ -234,16 +239,48 @@ def test_a_vcpu_that_the_ledger_saw(world: World) -> None:
 
 
 def test_a_vcpu_that_only_its_thread_shows(world: World) -> None:
-    """Where the ledger does not see vCPUs, another number of threads causes a listing."""
+    """Where new threads are unknown, another number of threads causes a listing."""
     guest = world.guest(5)
-    assert world.exits(guest, follow_threads=True) == [5]
+    assert world.exits(guest, new_threads=None) == [5]
     guest.plug(20, 1, 3)
-    assert world.exits(guest, follow_threads=True) == [5]
+    assert world.exits(guest, new_threads=None) == [5]
     guest.start_thread()
     if (guest.root / "task").stat().st_nlink != 4:
         pytest.skip("this file system does not count directories as /proc does")
-    assert world.exits(guest, follow_threads=True) == [5, 3]
+    assert world.exits(guest, new_threads=None) == [5, 3]
     assert world.listings == 2
+
+
+def test_a_vcpu_whose_thread_is_known_to_be_new(world: World) -> None:
+    """A new thread causes a listing of its process alone, and one that has ended causes none."""
+    guest, other = world.guest(5), world.guest(6)
+    world.read()
+    assert world.listings == 2
+    guest.plug(20, 1, 3)
+    thread, ended = guest.vmm.tgid + 1000, guest.vmm.tgid + 1001
+    (world.proc / str(thread)).mkdir()
+    (world.proc / str(thread) / "status").write_text(
+        f"Name:\tx\nTgid:\t{guest.vmm.tgid}\nPid:\t1\n"
+    )
+    assert world.exits(guest, new_threads=(ended,)) == [5]
+    assert world.listings == 2
+    assert world.exits(guest, new_threads=(thread, ended)) == [5, 3]
+    assert world.listings == 3
+    assert world.exits(other) == [6]
+    assert world.exits(guest) == [5, 3]
+    assert world.listings == 3
+
+
+def test_many_new_threads_are_not_looked_at(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many new threads the processes are not looked for: their numbers of threads decide."""
+    monkeypatch.setattr(statistics_reader, "MAX_NEW_THREADS", 1)
+    guest = world.guest(5)
+    assert world.exits(guest, new_threads=None) == [5]
+    guest.plug(20, 1, 3)
+    guest.start_thread()
+    if (guest.root / "task").stat().st_nlink != 4:
+        pytest.skip("this file system does not count directories as /proc does")
+    assert world.exits(guest, new_threads=(1, 2)) == [5, 3]
 
 
 def test_a_vcpu_whose_statistics_open_a_moment_later(world: World) -> None:
@@ -273,7 +310,7 @@ def test_a_listing_without_time_is_made_up_for(
 ) -> None:
     """A thread that was noticed without time for a listing causes one in the next reading."""
     guest = world.guest(5)
-    world.read(follow_threads=True)
+    world.read(new_threads=None)
     guest.plug(20, 1, 3)
     guest.start_thread()
     if (guest.root / "task").stat().st_nlink != 4:
@@ -284,8 +321,8 @@ def test_a_listing_without_time_is_made_up_for(
 
     with monkeypatch.context() as hurry:
         hurry.setattr(ProcessFolder, "target", no_time)
-        assert world.exits(guest, follow_threads=True) == [5]
-    assert world.exits(guest, follow_threads=True) == [5, 3]
+        assert world.exits(guest, new_threads=None) == [5]
+    assert world.exits(guest, new_threads=None) == [5, 3]
 
 
 def test_real_threads_are_links() -> None:
@@ -309,14 +346,14 @@ def test_threads_that_come_and_go_are_bounded(
     """Of many processes with another number of threads, each reading lists some."""
     monkeypatch.setattr(statistics_reader, "MAX_LISTED_FOR_THREADS", 1)
     guests = [world.guest(5), world.guest(6)]
-    world.read(follow_threads=True)
+    world.read(new_threads=None)
     for guest in guests:
         guest.start_thread()
     if (guests[0].root / "task").stat().st_nlink != 4:
         pytest.skip("this file system does not count directories as /proc does")
     assert world.listings == 2
     for listings in (3, 4, 4):
-        world.read(follow_threads=True)
+        world.read(new_threads=None)
         assert world.listings == listings
 
 
@@ -341,7 +378,7 @@ def test_a_process_that_has_ended(world: World) -> None:
     assert world.read().keys() == {other.vmm.tgid}
     other.be(START_TICKS + 1)
     later = StatisticsReader(WatchedReads(world.proc))
-    assert later.read([(other.vmm, 0)], follow_threads=False) == {}
+    assert later.read([(other.vmm, 0)], new_threads=()) == {}
     later._files = StatisticsFiles()  # the first reader closes the double
     later.close()
 
@@ -350,11 +387,11 @@ def test_descriptors_are_kept_for_tracked_processes_only(world: World) -> None:
     """A pidfd is kept for each process that is wanted, and nothing of any other one."""
     before = open_fds()
     guests = [world.guest(5), world.guest(6)]
-    world.read(follow_threads=True)
+    world.read(new_threads=None)
     assert sum("pidfd" in fd for fd in open_fds() - before) == 2
-    world.reader.read([(guests[0].vmm, 0)], follow_threads=True)
+    world.reader.read([(guests[0].vmm, 0)], new_threads=None)
     assert sum("pidfd" in fd for fd in open_fds() - before) == 1
-    world.reader.read([], follow_threads=True)
+    world.reader.read([], new_threads=None)
     assert open_fds() == before
 
 
@@ -373,7 +410,7 @@ def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPat
 
     It is not read again until that read has returned.
     """
-    monkeypatch.setattr(statistics_reader, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(statistics_pass, "PATIENCE_S", 0.1)
     guests = [world.guest(5), world.guest(6), world.guest(7)]
     world.read()
     bad = guests[1]
@@ -392,7 +429,7 @@ def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPat
 
 def test_too_many_reads_that_do_not_return(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With too many threads left behind nothing is read, and all readings fail."""
-    monkeypatch.setattr(statistics_reader, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(statistics_pass, "PATIENCE_S", 0.1)
     monkeypatch.setattr(statistics_reader, "MAX_STUCK", 1)
     bad, other = world.guest(5), world.guest(6)
     world.read()
@@ -429,7 +466,7 @@ def test_no_more_processes_are_kept_than_allowed(
 def test_malformed_statistics_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that hvprobe does not understand are a failed reading."""
     guest = world.guest(5)
-    monkeypatch.setattr(Files, "read", lambda *_: b"x" * 100)
+    monkeypatch.setattr(Files, "_read_one", lambda *_: b"x" * 100)
     assert world.read()[guest.vmm.tgid].failed
 
 
