@@ -28,7 +28,7 @@ IN_THE_JUDGEMENT = (
     ),
     HandMade(
         file="ebpf/programs.py",
-        text="return total if total or (counted and self._misses_counted) else None",
+        text="return total if total or (counted and self.misses_counted) else None",
         replacement="return total if counted else None",
         test="tests/unit/test_programs.py::test_a_zero_counts_only_where_the_kernel_counts",
         breaks="a kernel that does not count skipped runs is said to skip none",
@@ -91,8 +91,8 @@ IN_THE_JUDGEMENT = (
     ),
     HandMade(
         file="probes/judge/count_sums.py",
-        text="all(map(operator.ge, now, before))",
-        replacement="True or all(now)",
+        text="all(map(operator.ge, later, earlier))",
+        replacement="(True or earlier or later)",
         test="tests/unit/test_exit_counts.py::test_a_vm_that_is_made_again_unseen",
         breaks="a count that has fallen is taken for the same vCPU's",
     ),

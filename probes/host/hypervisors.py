@@ -6,7 +6,7 @@ run call, thread names, counters) and the trial of its availability. Reading, ev
 report and outputs iterate over ``HYPERVISORS``. Must not know the rules of judgement.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -166,8 +166,8 @@ def entries_are_seen(hooks: Collection[HookStatus]) -> bool:
     return True
 
 
-def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
-    """Yield the hypervisors of which any use of a vCPU was counted.
+def recorded_type(entry: LedgerEntry) -> HypervisorType | None:
+    """Return the first hypervisor of which any use of a vCPU was counted; None: there is none.
 
     Every refresh calls this for each record, so it looks up no more than it has to.
     """
@@ -175,8 +175,8 @@ def recorded_types(entry: LedgerEntry) -> Iterator[HypervisorType]:
     for kind, places in _RUN_PLACES:
         for place in places:
             if counts[place]:
-                yield kind
-                break
+                return kind
+    return None
 
 
 def _is_watched(hypervisor: Hypervisor, hooks: Collection[HookStatus]) -> bool:

@@ -10,7 +10,7 @@ import sys
 from ebpf.hooks import SCHED_PROCESS_FREE
 from ebpf.ledger import KernelSnapshot, LedgerEntry
 from probes.host.cgroup import pod_of
-from probes.host.hypervisors import HypervisorType, recorded_types
+from probes.host.hypervisors import HypervisorType, recorded_type
 from probes.host.process import VmmProcess
 from probes.judge.evidence import Evidence
 from probes.judge.tracked import Action, Event, State, Step, TrackedProcess
@@ -119,13 +119,8 @@ def _verdict_stands(
 
 def _contradicts(tracked: TrackedProcess, entry: LedgerEntry) -> bool:
     """Whether the kernel observed it using another accelerator than the verdict says."""
-    used = _recorded_type(entry)
+    used = recorded_type(entry)
     return used is not None and used is not tracked.verdict.type
-
-
-def _recorded_type(entry: LedgerEntry) -> HypervisorType | None:
-    """Return the hypervisor whose use by the process the ledger recorded; None: there is none."""
-    return next(recorded_types(entry), None)
 
 
 def event_of_reading(
@@ -135,7 +130,7 @@ def event_of_reading(
 
     A VMM is named or started like one, or uses an accelerator.
     """
-    recorded = evidence.ledger is not None and _recorded_type(evidence.ledger) is not None
+    recorded = evidence.ledger is not None and recorded_type(evidence.ledger) is not None
     used = any(seen.held or seen.runs_unheld for seen in evidence.seen.values())
     if not (process.named_like_qemu or used or recorded):
         return Event.NO_VMM

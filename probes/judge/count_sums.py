@@ -6,15 +6,20 @@ exit_counts.py does. All counts of a process have the same length.
 """
 
 import operator
+from collections.abc import Sequence
 
 Counts = tuple[int, ...]
 """The counts of one vCPU, or totals of a process, in the order in which they are wanted: the exits
 come first."""
 
 
-def grew(before: Counts, now: Counts) -> bool:
-    """Return whether no count is lower than before."""
-    return all(map(operator.ge, now, before))
+def grew(before: Sequence[Counts], now: Sequence[Counts]) -> bool:
+    """Return whether no count of any vCPU is lower than before."""
+    if len(now) == 1 == len(now[0]):  # much faster, and usual: the exits of a VM of one vCPU
+        return now[0] >= before[0]
+    return all(
+        all(map(operator.ge, later, earlier)) for earlier, later in zip(before, now, strict=True)
+    )
 
 
 def begun_again(before: Counts, now: Counts) -> Counts:
@@ -34,7 +39,8 @@ def begun_again(before: Counts, now: Counts) -> Counts:
 def added(total: Counts, *more: Counts) -> Counts:
     """Return the sum of each count."""
     if len(more) == 1:  # much faster, and usual: a VM of one vCPU
-        return tuple(map(operator.add, total, more[0]))
+        one = more[0]
+        return (total[0] + one[0],) if len(total) == 1 else tuple(map(operator.add, total, one))
     return tuple(map(sum, zip(total, *more, strict=True)))
 
 

@@ -110,7 +110,7 @@ class ExitAccount(NamedTuple):
         if same and (listing is self.listing or listing == self.listing):
             if counts == self.last:
                 return self
-            if all(map(grew, self.last, counts)):
+            if grew(self.last, counts):
                 totals = added(self.base, *counts)
                 # Arguments are positional because _replace() would take twice as long.
                 return ExitAccount(
@@ -223,8 +223,11 @@ def accounts_after(
     """
     after: dict[int, ExitAccount] = {}
     for process in tracking.processes:
-        vmm, tgid = process.vmm, process.vmm.tgid
-        account = _account_of(vmm, accounts)
+        vmm = process.vmm
+        tgid = vmm.tgid
+        account = accounts.get(tgid)
+        if account is not None and account.vmm is not vmm:
+            account = _taken_over(account, vmm)
         if account is None:
             if not runs_on_kvm(process):
                 continue
@@ -248,8 +251,8 @@ def statistics_wanted(
     wanted: list[tuple[VmmId, int]] = []
     for process in tracking.processes:
         vmm = process.vmm
-        account = _account_of(vmm, accounts)
-        if account is None:
+        account = accounts.get(vmm.tgid)
+        if account is None or (account.vmm is not vmm and account.vmm != vmm):
             if not runs_on_kvm(process):
                 continue
         elif account.source is not ExitSource.KVM_STATISTICS:
@@ -284,13 +287,12 @@ def runs_on_kvm(process: TrackedProcess) -> bool:
     return process.verdict.type is HypervisorType.KVM and process.verdict.verified
 
 
-def _account_of(vmm: VmmId, accounts: Mapping[int, ExitAccount]) -> ExitAccount | None:
-    """Return the account of exactly this process, not of a previous owner of its number."""
-    account = accounts.get(vmm.tgid)
-    if account is None or account.vmm is vmm:
-        return account
-    # Each reading of a process names it by a new object. The account takes that one over, because
-    # two objects take much longer to compare than one with itself.
+def _taken_over(account: ExitAccount, vmm: VmmId) -> ExitAccount | None:
+    """Return the account if it is of exactly this process, not of a previous owner of its number.
+
+    Each reading of a process names it by a new object. The account takes that one over, because two
+    objects take much longer to compare than one with itself.
+    """
     return account._replace(vmm=vmm) if account.vmm == vmm else None
 
 

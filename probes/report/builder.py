@@ -130,17 +130,22 @@ def process_reports(
     """
     reported = {hypervisor.type: _reported(hypervisor) for hypervisor in HYPERVISORS}
     records = tracking.records
-    return tuple(
-        _process_report(
-            process,
-            counted=_counted(process.verdict.type, records.get(process.vmm.tgid), reported),
-            account=accounts.get(process.vmm.tgid),
-            guest_time=guest_times.get(process.vmm.tgid),
-            vm=names.get(process.vmm),
-            cause=causes.get(process.vmm) if causes else None,
+    found: list[ProcessReport] = []
+    for process in tracking.processes:
+        vmm = process.vmm
+        tgid = vmm.tgid
+        # Arguments are positional because keywords would double the time that each report takes.
+        found.append(
+            _process_report(
+                process,
+                _counted(process.verdict.type, records.get(tgid), reported),
+                accounts.get(tgid),
+                guest_times.get(tgid) if guest_times else None,
+                names.get(vmm),
+                causes.get(vmm) if causes else None,
+            )
         )
-        for process in tracking.processes
-    )
+    return tuple(found)
 
 
 def vmi_reports(
@@ -164,7 +169,6 @@ def vmi_reports(
 
 def _process_report(
     process: TrackedProcess,
-    *,
     counted: dict[str, int],
     account: ExitAccount | None,
     guest_time: GuestTime | None,
@@ -182,7 +186,6 @@ def _process_report(
         counted.pop(EXITS.name, None)
         if account is not None and source is not None and account.totals:
             counted[EXITS.name] = account.totals[0]
-    # Arguments are positional because keywords would double the time that each report takes.
     return ProcessReport(
         process.vmm,
         process.comm,
@@ -202,6 +205,8 @@ def _process_report(
 
 def _statistics(account: ExitAccount | None, guest_time: GuestTime | None) -> VcpuStatistics | None:
     """Return what was read of a process on KVM on request; None: nothing."""
+    if guest_time is None and (account is None or len(account.measures) <= 1):
+        return None
     counts: Mapping[str, float] = {}
     if account is not None and len(account.measures) > 1:
         counts = counts_of(account.measures, account.totals)

@@ -31,6 +31,9 @@ def causes_of(
 
     machine is the node's architecture in ``uname -m`` words.
     """
+    emulating = [each for each in processes if each.verdict.type is HypervisorType.TCG]
+    if not emulating:
+        return {}
     architectures = {vm.vmm: vm.architecture for vm in vms}
     available = is_any_available(accelerators)
     return {
@@ -44,8 +47,7 @@ def causes_of(
                 start_s=process.vmm.start_ticks / known.ticks_per_s,
             )
         )
-        for process in processes
-        if process.verdict.type is HypervisorType.TCG
+        for process in emulating
     }
 
 

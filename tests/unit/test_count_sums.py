@@ -95,6 +95,6 @@ def test_no_total_falls(steps: list[list[tuple[int, int]]]) -> None:
         alone = opened(VMM, only, ONCE) if alone is None else alone.after(only, ONCE)
         assert later is not None
         assert alone is not None
-        assert found is None or grew(found.totals, later.totals)
+        assert found is None or grew([found.totals], [later.totals])
         assert later.exits == alone.exits
         found = later
