@@ -2,6 +2,9 @@
 """Only pyproject.toml defines the version, and every copy that a person reads agrees with it."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -9,37 +12,126 @@ from pathlib import Path
 import pytest
 
 from probes.command.cli import version
+from tests.support.scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
+script_version = script("version")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-COPIES = {
-    "CHANGELOG.md": r"^## (\S+?),? ",
-    "deploy/base/daemonset.yaml": r"image: hvprobe:(\S+)",
-    "deploy/helm/hvprobe/Chart.yaml": r"^(?:version|appVersion): (\S+)",
-    "docs/operators.md": r"/hvprobe:(\d\S*)",
-    **{
-        path.relative_to(ROOT).as_posix(): r"image: hvprobe:(\S+)"
-        for path in sorted((ROOT / "tests/golden/deploy").glob("*.yaml"))
-    },
-    **{
-        path.relative_to(ROOT).as_posix(): r"(?:image: \"hvprobe:|helm.sh/chart: hvprobe-)([\d.]+)"
-        for path in sorted((ROOT / "tests/golden/helm").glob("*.yaml"))
-    },
-}
-"""The pattern of the version by file.
-
-Only the first match counts in CHANGELOG.md, because the others are older releases. Measurements and
-captured output of tests keep the version that made them.
-"""
 
 
-@pytest.mark.parametrize("name", COPIES)
-def test_each_copy_agrees(name: str) -> None:
-    """The file names the version of pyproject.toml and no other version."""
-    found = re.findall(COPIES[name], (ROOT / name).read_text(), flags=re.MULTILINE)
-    if name == "CHANGELOG.md":
-        found = found[:1]
-    assert set(found) == {VERSION}, f"set the version in {name} to that of pyproject.toml"
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What holds a version, in a folder of its own."""
+    files = [ROOT / "pyproject.toml", ROOT / "CHANGELOG.md"]
+    files += [file for copy in script_version.COPIES for file in ROOT.glob(copy.files)]
+    for file in files:
+        target = tmp_path / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return tmp_path
+
+
+def headings(tree: Path) -> list[str]:
+    lines = (tree / "CHANGELOG.md").read_text().splitlines()
+    return [line for line in lines if line.startswith("## ")]
+
+
+def test_each_copy_agrees() -> None:
+    """Every file that repeats the version has that of pyproject.toml and no other."""
+    assert script_version.disagreeing(ROOT) == []
+
+
+def test_each_copy_exists() -> None:
+    """Each row of the table matches files, and these name a version."""
+    for copy in script_version.COPIES:
+        files = sorted(ROOT.glob(copy.files))
+        assert files, copy.files
+        for file in files:
+            assert copy.pattern.findall(file.read_text()), file
+
+
+def test_every_copy_can_be_set(tree: Path) -> None:
+    """After a change no file has the old version, and every other text stays."""
+    before = {file: file.read_text() for file in tree.rglob("*") if file.is_file()}
+    script_version.set_version(tree, "12.34.56")
+    assert script_version.read(tree) == "12.34.56"
+    assert script_version.disagreeing(tree) == []
+    for file, text in before.items():
+        assert file.read_text() != text, file
+        changed = [
+            (old, new)
+            for old, new in zip(text.splitlines(), file.read_text().splitlines(), strict=False)
+            if old != new
+        ]
+        if file.name != "CHANGELOG.md":
+            assert all(new == old.replace(VERSION, "12.34.56") for old, new in changed), file
+    script_version.set_version(tree, VERSION)
+    assert script_version.disagreeing(tree) == []
+
+
+@pytest.mark.parametrize("name", ["deploy/helm/hvprobe/Chart.yaml", "docs/operators.md"])
+def test_a_copy_that_differs_is_named(name: str, tree: Path) -> None:
+    """The line has the file, both versions, and what to do."""
+    file = tree / name
+    file.write_text(file.read_text().replace(VERSION, "9.9.9"))
+    (line,) = script_version.disagreeing(tree)
+    assert line == (
+        f"{name} has 9.9.9, pyproject.toml has {VERSION}: set it with make version SET={VERSION}"
+    )
+
+
+def test_the_changelog_follows(tree: Path) -> None:
+    """A section without date is renamed, is dated once, and a next version begins another."""
+    script_version.set_version(tree, "3.0.0")
+    (tree / "CHANGELOG.md").write_text("# Changelog\n\n## 3.0.0, unreleased\n\n- one\n")
+    script_version.set_version(tree, "3.1.0")
+    assert headings(tree) == ["## 3.1.0, unreleased"]
+    script_version.set_date(tree, "2026-12-31")
+    assert headings(tree) == ["## 3.1.0, 2026-12-31"]
+    script_version.set_date(tree, "2026-12-31")
+    with pytest.raises(script_version.VersionError, match=r"3\.1\.0, 2026-12-31"):
+        script_version.set_date(tree, "2027-01-01")
+    script_version.set_version(tree, "3.1.0")
+    assert headings(tree) == ["## 3.1.0, 2026-12-31"]
+    script_version.set_version(tree, "3.2.0")
+    assert headings(tree) == ["## 3.2.0, unreleased", "## 3.1.0, 2026-12-31"]
+    assert (tree / "CHANGELOG.md").read_text().endswith("2026-12-31\n\n- one\n")
+
+
+def test_a_local_part_fits_each_place(tree: Path) -> None:
+    """A snapshot's + is no character of an image's tag, and stays where versions are versions."""
+    script_version.set_version(tree, "1.2.3+snapshot.g12")
+    assert script_version.disagreeing(tree) == []
+    assert "image: hvprobe:1.2.3_snapshot.g12" in (tree / "deploy/base/daemonset.yaml").read_text()
+    assert (
+        "\nversion: 1.2.3+snapshot.g12\n" in (tree / "deploy/helm/hvprobe/Chart.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["1.2"], ["v1.2.3"], ["1.2.3rc1"], ["01.2.3"], ["--date", "soon"]]
+)
+def test_refuses_what_is_no_version_or_date(words: list[str]) -> None:
+    """One line says what is wanted, and nothing is written."""
+    before = (ROOT / "pyproject.toml").read_bytes()
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/version.py", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"version: {words[-1]!r} is not ")
+    assert (ROOT / "pyproject.toml").read_bytes() == before
+
+
+def test_prints_the_version() -> None:
+    """The output is the version alone, for scripts."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/version.py"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"{VERSION}\n"
 
 
 def test_every_manifest_is_in_the_table() -> None:
@@ -49,7 +141,12 @@ def test_every_manifest_is_in_the_table() -> None:
         for path in (ROOT / "deploy").rglob("*.yaml")
         if re.search(r"image: hvprobe:", path.read_text())
     }
-    assert naming <= COPIES.keys()
+    listed = {
+        file.relative_to(ROOT).as_posix()
+        for copy in script_version.COPIES
+        for file in ROOT.glob(copy.files)
+    }
+    assert naming <= listed
 
 
 def test_no_module_holds_a_version() -> None:
