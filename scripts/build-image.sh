@@ -143,6 +143,14 @@ certificates() {
 	printf '/dev/null'
 }
 
+# Prints the commit, with -dirty where files differ from it or are in none: a release refuses that image.
+revision() {
+	local commit
+	commit=$(git -C "$root" rev-parse HEAD 2>/dev/null) || commit=unknown
+	[ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] || commit+=-dirty
+	printf '%s' "$commit"
+}
+
 # A test sources this file to use its functions.
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
@@ -163,17 +171,18 @@ log=$cache/build.log
 store build --quiet --arch "$arch" --layers --format docker --file "$root/Dockerfile" --tag "$tag" \
 	--build-arg "BASE=$BASE" \
 	--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")" \
-	--build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
+	--build-arg "REVISION=$(revision)" \
 	--secret "id=pip-config,src=$secrets/pip.conf" --secret "id=ca,src=$(certificates)" \
 	"$root" >"$log" 2>&1 </dev/null || die "$(why "$log"): whole output in $log"
 # Writes the bill of materials from the actual contents of the image.
 mkdir -p "$root/build/image"
 container=$(store from --arch "$arch" --pull-never "$tag")
+image=$(store inspect --type image --format '{{.FromImageID}}' "$tag")
 bill=$root/build/image/sbom.cdx.json
 [ "$arch" = "$native" ] || bill=$root/build/image/sbom-$arch.cdx.json
-"$root/.venv/bin/python" "$root/scripts/sbom.py" "$(store mount "$container")" >"$bill.new" || die "the bill of materials could not be written"
+"$root/.venv/bin/python" "$root/scripts/sbom.py" "$(store mount "$container")" --image "sha256:$image" >"$bill.new" || die "the bill of materials could not be written"
 store rm "$container" >/dev/null
 mv "$bill.new" "$bill"
 forget "$before"
-say "built $tag: $(store inspect --type image --format '{{.FromImageID}}' "$tag" | cut -c1-12)"
+say "built $tag: ${image:0:12}"
 say "to take it elsewhere: buildah --root $cache/storage --runroot $cache/run push $tag docker://REGISTRY/NAME:TAG (or oci-archive:FILE)"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a software bill of materials (CycloneDX 1.6, JSON) of an image's root file system.
 
-    .venv/bin/python scripts/sbom.py ROOT > sbom.json
+    .venv/bin/python scripts/sbom.py ROOT [--image sha256:ID] > sbom.json
 
 debsbom reads dpkg's database, cyclonedx-py reads the metadata of hvprobe's environment, and this
-script merges what they report. Nothing is fetched and nothing of ROOT is run.
+script merges what they report. Nothing is fetched and nothing of ROOT is run. The
+image's ID, if given, is a property of the document, by which a release finds the bill of its image.
 """
 
 import argparse
@@ -19,14 +20,17 @@ from typing import Any
 
 Json = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+IMAGE_PROPERTY = "hvprobe:image"
 
 
 def main() -> int:
     """The exit status: 1 when one of the two tools fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("root", type=Path, help="the image's root directory")
+    parser.add_argument("--image", help="the image's ID, sha256:…")
+    given = parser.parse_args()
     try:
-        print(json.dumps(bill(parser.parse_args().root), indent=1, sort_keys=True))
+        print(json.dumps(bill(given.root, given.image), indent=1, sort_keys=True))
     except subprocess.CalledProcessError as err:
         *_, reason = err.stderr.strip().splitlines() or ["no reason given"]
         print(f"sbom: {Path(err.cmd[0]).name}: {reason}", file=sys.stderr)
@@ -34,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def bill(root: Path) -> Json:
+def bill(root: Path, image: str | None = None) -> Json:
     """The document. hvprobe is what it describes, and depends on the distribution as well."""
     identifier, version = release_of(root)
     document = python_bill(root)
@@ -49,6 +53,9 @@ def bill(root: Path) -> Json:
             dependency.setdefault("dependsOn", []).append(system["bom-ref"])
     document["dependencies"] += debian["dependencies"]
     document["metadata"]["tools"]["components"] += debian["metadata"]["tools"]["components"]
+    if image is not None:
+        properties = document["metadata"].setdefault("properties", [])
+        properties.append({"name": IMAGE_PROPERTY, "value": image})
     return document
 
 

@@ -48,7 +48,7 @@ def test_says_what_it_is(image: Image) -> None:
     }
     version = in_image(image, "hvprobe", "--version").stdout.split()[1]
     assert (labels["title"], labels["version"]) == ("hvprobe", version)
-    assert re.fullmatch(r"[0-9a-f]{40}|unknown", labels["revision"])
+    assert re.fullmatch(r"([0-9a-f]{40}|unknown)(-dirty)?", labels["revision"])
     assert labels["licenses"] == "Apache-2.0 AND (GPL-2.0-only OR Apache-2.0)"
 
 

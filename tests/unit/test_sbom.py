@@ -55,9 +55,9 @@ def image(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sbom(root: Path) -> subprocess.CompletedProcess[str]:
+def sbom(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/sbom.py"), str(root)],
+        [sys.executable, str(ROOT / "scripts/sbom.py"), str(root), *words],
         capture_output=True,
         check=False,
         text=True,
@@ -88,6 +88,17 @@ def test_both_parts_hang_together(image: Path) -> None:
     }
     assert {bcc, library} <= set(needs[system])
     assert set(needs[bcc]) == {library, source}
+
+
+def test_names_the_image(image: Path) -> None:
+    """The ID of the image is a property of the document, and nothing else changes by it."""
+    document = json.loads(sbom(image, "--image", "sha256:12ab").stdout)
+    named = {"name": "hvprobe:image", "value": "sha256:12ab"}
+    assert named in document["metadata"]["properties"]
+    document["metadata"]["properties"].remove(named)
+    without = json.loads(sbom(image).stdout)
+    without["metadata"].setdefault("properties", [])
+    assert document == without
 
 
 def test_a_failed_tool_is_one_line(image: Path) -> None:
