@@ -24,7 +24,7 @@ export HVPROBE_KERNELS
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels kernel-matrix \
-	test-cluster test-server test-monitoring screenshots manifests image test-image image-cost bench bench-guard mutants clean
+	test-cluster test-server test-monitoring screenshots manifests release version image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,18 @@ screenshots: install-dev ## draw the pictures of the docs: the pages in a real C
 manifests: install-python ## write dist/install-*.yaml for kubectl apply -f (IMAGE=name@sha256:digest)
 	@kubectl=$${KUBECTL:-$$($(PYTHON) -m tests.support.helm_tools kubectl)} && \
 		$(PYTHON) scripts/manifests.py $(ARGS) --kubectl "$$kubectl" '$(IMAGE)'
+
+# ARGS: --snapshot for a tree without the version's tag, --images none or amd64,arm64.
+release: install-python ## write a release into dist (IMAGE=name@sha256:digest, or name; make image first)
+	@kubectl=$${KUBECTL:-$$($(PYTHON) -m tests.support.helm_tools kubectl)} && \
+		$(PYTHON) scripts/release.py $(ARGS) --kubectl "$$kubectl" '$(IMAGE)'
+
+# Without .venv any Python 3.11 will do, because this needs no package. Variables of the environment that
+# happen to have these names change nothing.
+version: ## print the version, or set it everywhere (SET=1.2.3), or date its changelog (DATE=2026-12-31)
+	@$(or $(wildcard $(PYTHON)),python3) scripts/version.py $(ARGS) \
+		$(if $(findstring command,$(origin SET)),'$(SET)') \
+		$(if $(findstring command,$(origin DATE)),--date '$(DATE)')
 
 image: ## build the container image and its bill of materials, in build/image (ARCH=arm64 for such machines)
 	@scripts/install.sh run test image
