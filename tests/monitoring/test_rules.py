@@ -13,6 +13,7 @@ import yaml
 
 from ebpf.hooks import HOOKS, KVM_EXIT, KVM_USERSPACE_EXIT, KVM_VCPU_IOCTL, MSHV_VP_IOCTL
 from probes.judge.cause import Cause
+from tests.support.podmonitor import listed, scrape_job, shipped
 from tests.support.prometheus_process import missing_programs
 from tests.support.rule_files import MONITORING, all_rules, faster, load_groups, write_rules
 
@@ -144,6 +145,7 @@ CUTS = [
     ("HvprobeDown", 'up{job="hvprobe"} == 1 and', ""),
     ("HvprobeDown", 'absent(up{job="hvprobe"})', "(vector(1) > 1)"),
     ("HvprobeDown", "unless on ()", "or"),
+    ("HvprobeDown", "(job, instance, pod, node)", "(job, instance, node)"),
 ]
 
 
@@ -279,18 +281,19 @@ def test_a_hook_that_may_be_detached_is_never_called_lost() -> None:
 
 def test_podmonitor_gives_the_rules_what_they_lean_on() -> None:
     """The labels of a VMI win, the job is called hvprobe, every series has its node."""
-    spec = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text(encoding="utf-8"))["spec"]
+    job = scrape_job(listed([]), interval="30s")
+    assert job["honor_labels"] is True
+    spec = shipped()["spec"]
     (endpoint,) = spec["podMetricsEndpoints"]
-    assert endpoint["honorLabels"] is True
     assert endpoint["port"] == "metrics"
     assert spec["jobLabel"] == "app.kubernetes.io/name"
     assert spec["selector"]["matchLabels"]["app.kubernetes.io/name"] == "hvprobe"
     node = {
-        "sourceLabels": ["__meta_kubernetes_pod_node_name"],
-        "targetLabel": "node",
+        "source_labels": ["__meta_kubernetes_pod_node_name"],
+        "target_label": "node",
         "action": "replace",
     }
-    assert node in endpoint["relabelings"]
+    assert node in job["relabel_configs"]
 
 
 @needs_promtool

@@ -25,7 +25,7 @@ from tests.support.queries import (
     wait_until_all_answer,
 )
 from tests.support.rule_files import all_rules, faster, load_groups, write_rules
-from tests.support.scraped_cluster import Machine, World, scrape_configs, served
+from tests.support.scraped_cluster import Machine, World, scrape_configs_of_others, served
 from tests.support.secure_agent import Keys, SecureAgent, scrape_config
 from tests.support.watched_node import DEADLINE_S, Alerts, WatchedNode
 
@@ -73,11 +73,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     keys = Keys(tmp_path)
     rules = write_rules(faster(load_groups(), FACTOR), tmp_path / "rules.yaml")
     with served(kubevirt()) as address, SecureAgent(keys, NODE) as agent:
-        others = [
-            job
-            for job in scrape_configs(address)
-            if job["static_configs"][0]["labels"]["job"] != "hvprobe"
-        ]
+        others = scrape_configs_of_others(address)
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules)],

@@ -20,11 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ebpf import hooks
+from tests.support.podmonitor import Pod, listed, scrape_job
 
 HOOKS = {hook.name: hook.points[0].backend for hook in hooks.HOOKS if not hook.optional}
 """The hooks of a node that can attach all of them, each with its preferred backend."""
 AGENT_NODES = ("n1", "n2", "n4")
-PORTS = {"hvprobe": 9747, "kubevirt-prometheus-metrics": 8443, "kube-state-metrics": 8080}
+PORTS = {"kubevirt-prometheus-metrics": 8443, "kube-state-metrics": 8080}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,15 +257,22 @@ def served(world: World) -> Iterator[str]:
 
 
 def scrape_configs(address: str) -> list[dict[str, Any]]:
+    """Scrape jobs of the agents, by the shipped PodMonitor, and of KubeVirt's components."""
+    agents = [
+        Pod(name=f"hvprobe-{node}", node=node, address=address, path=f"/agent/{node}")
+        for node in AGENT_NODES
+    ]
+    return [scrape_job(listed(agents), interval="1s"), *scrape_configs_of_others(address)]
+
+
+def scrape_configs_of_others(address: str) -> list[dict[str, Any]]:
     """Scrape jobs with the target labels that prometheus-operator gives to each component.
 
-    The labels of hvprobe are those of deploy/monitoring/podmonitor.yaml, and KubeVirt's are those
-    of its ServiceMonitor. Both honour the exposed labels. virt-controller and virt-operator have
-    two replicas.
+    The labels are those of KubeVirt's ServiceMonitor, which honours the exposed ones.
+    virt-controller and virt-operator have two replicas.
     """
-    targets = [("hvprobe", "agent", "hvprobe", node, f"hvprobe-{node}") for node in AGENT_NODES]
     kubevirt = "kubevirt-prometheus-metrics"
-    targets += [
+    targets = [
         (kubevirt, "virt-handler", "kubevirt", node, f"virt-handler-{node}")
         for node in ("n1", "n2", "n3")
     ]
@@ -288,8 +296,6 @@ def _scrape_config(
         "endpoint": "metrics",
         "instance": f"{pod}:{PORTS[job]}",
     }
-    if job == "hvprobe":
-        labels["node"] = node
     return {
         "job_name": f"{job}/{pod}",
         "honor_labels": True,

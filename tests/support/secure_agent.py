@@ -13,6 +13,7 @@ from typing import Any
 from tests.support.certificates import Authority, MountedSecret, Pair
 from tests.support.kernel_agent import Agent
 from tests.support.kernel_world import DEADLINE_S
+from tests.support.podmonitor import Pod, listed, scrape_job
 
 
 class Keys:
@@ -73,9 +74,9 @@ class SecureAgent(Agent):
 
 def scrape_config(keys: Keys, port: int, node: str) -> dict[str, Any]:
     """The scrape job of deploy/monitoring, for one agent, over TLS with a client certificate."""
+    pod = Pod(name=f"hvprobe-{node}", node=node, address=f"127.0.0.1:{port}")
     return {
-        "job_name": "hvprobe",
-        "honor_labels": True,
+        **scrape_job(listed([pod]), interval="1s"),
         "scheme": "https",
         "tls_config": {
             "ca_file": str(keys.authority.cert),
@@ -83,5 +84,4 @@ def scrape_config(keys: Keys, port: int, node: str) -> dict[str, Any]:
             "key_file": str(keys.scraper.key),
             "min_version": "TLS12",
         },
-        "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"node": node}}],
     }

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Prometheus has of a VMI whose agent is restarted, scraped as the shipped PodMonitor asks."""
+
+import copy
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.kernel_agent import Agent
+from tests.support.kernel_world import KvmLoad, Qemu, build_kvmload, wait_for
+from tests.support.podmonitor import Pod, in_file, scrape_job, shipped, write_pods
+from tests.support.prometheus_process import running_prometheus
+from tests.support.queries import ask, run_query
+
+NODE = "n1"
+ACCELERATED, EMULATED = (f"{name}-{os.getpid()}" for name in ("accelerated", "emulated"))
+INTERVAL_S = 10
+"""A third of the shipped interval."""
+MISSED_SCRAPES = 2
+"""How many a restart may cost a series."""
+JITTER_S = 0.5
+WINDOW = "10m"
+"""Longer than this test."""
+BEFORE, AFTER = 100_003, 20_011
+"""VM exits that the accelerated guest makes before the restart, and while no agent runs."""
+PER_VMI = "kubevirt_vmi_.+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """The Prometheus, the file in which it looks for pods, and the accelerated guest."""
+
+    url: str
+    pods: Path
+    load: KvmLoad
+
+    def series(self, job: str, metric: str, name: str) -> list[dict[str, str]]:
+        """The label sets of all series of a VMI that a job has ever had."""
+        selector = f'{{__name__=~"{metric}",job="{job}",name="{name}"}}'
+        found: Any = ask(self.url, "series", {"match[]": selector})
+        return list(found)
+
+    def samples(self, metric: str, name: str) -> list[tuple[float, float]]:
+        """Time and value of each sample of the one series that the shipped job has of a VMI."""
+        selector = f'{metric}{{job="hvprobe",name="{name}"}}'
+        (series,) = run_query_of_range(self.url, selector)
+        return [(float(at), float(value)) for at, value in series["values"]]
+
+    def wait_for_samples(self, number: int, *, since: float = 0) -> None:
+        """Wait until the accelerated guest's exits have been scraped that often after a time."""
+
+        def enough() -> bool:
+            query = f'kubevirt_vmi_vcpu_exits_total{{job="hvprobe",name="{ACCELERATED}"}}'
+            found = run_query_of_range(self.url, query)
+            times = [float(at) for series in found for at, _ in series["values"]]
+            return len([at for at in times if at > since]) >= number
+
+        deadline_s = (number + MISSED_SCRAPES + 4) * INTERVAL_S
+        wait_for(enough, f"{number} samples", deadline_s)
+
+
+def run_query_of_range(url: str, selector: str) -> list[dict[str, Any]]:
+    """Every stored sample of each series that the selector has."""
+    found: list[dict[str, Any]] = ask(url, "query", {"query": f"{selector}[{WINDOW}]"})["result"]
+    return found
+
+
+def bare_job(pods: Path) -> dict[str, Any]:
+    """The same PodMonitor without any relabelling of ours, which is job="hvprobe/bare"."""
+    monitor = copy.deepcopy(shipped())
+    monitor["metadata"]["name"] = "bare"
+    del monitor["spec"]["jobLabel"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    del endpoint["relabelings"], endpoint["metricRelabelings"]
+    return scrape_job(in_file(pods), interval=f"{INTERVAL_S}s", monitor=monitor)
+
+
+@contextmanager
+def agent_in(pod: str, pods: Path) -> Iterator[Agent]:
+    """A real agent, discovered as the pod of that name as long as the block lasts."""
+    with Agent("--standalone", "--node", NODE) as agent:
+        address = agent.url.partition("://")[2]
+        write_pods(pods, [Pod(name=pod, node=NODE, address=address)])
+        yield agent
+        assert agent.end(signal.SIGTERM, 20) == 0
+    write_pods(pods, [])
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    """Two guests and a Prometheus that scrapes whatever pod is in the file."""
+    pods = tmp_path / "pods.json"
+    write_pods(pods, [])
+    config = {
+        "scrape_configs": [
+            scrape_job(in_file(pods), interval=f"{INTERVAL_S}s"),
+            bare_job(pods),
+        ]
+    }
+    named = ("-name", f"guest=lab_{ACCELERATED}", "--statistics", "--step")
+    with (
+        KvmLoad(build_kvmload(tmp_path), *named).finish_counted_part() as load,
+        Qemu(f"lab_{EMULATED}", accel=("tcg",)),
+        running_prometheus(tmp_path, config) as url,
+    ):
+        yield Watched(url=url, pods=pods, load=load)
+
+
+@pytest.mark.timeout(400)
+def test_a_vmi_keeps_its_series_when_its_agent_is_restarted(watched: Watched) -> None:
+    """One series per VMI and metric under two pods' names, no long gap, and no counter restarts.
+
+    The same pods without our relabelling have two of each, so one is not what any scrape gives.
+    """
+    with agent_in("hvprobe-first", watched.pods):
+        watched.load.step(BEFORE)
+        watched.wait_for_samples(3)
+    watched.load.step(AFTER)
+    with agent_in("hvprobe-second", watched.pods):
+        second_began = watched.samples("kubevirt_vmi_vcpu_exits_total", ACCELERATED)[-1][0]
+        watched.wait_for_samples(3, since=second_began)
+        kinds = {series["__name__"] for series in watched.series("hvprobe", PER_VMI, ACCELERATED)}
+        assert {"kubevirt_vmi_hypervisor_info", "kubevirt_vmi_vcpu_exits_total"} <= kinds
+        for name in (ACCELERATED, EMULATED):
+            ours = watched.series("hvprobe", "kubevirt_vmi_hypervisor_(info|fallback)", name)
+            assert [each["__name__"] for each in ours] == sorted(
+                {each["__name__"] for each in ours}
+            )
+            assert all(each["instance"] == NODE for each in ours)
+            assert not any({"pod", "container"} & each.keys() for each in ours)
+            bare = watched.series("hvprobe/bare", "kubevirt_vmi_hypervisor_info", name)
+            assert {each["pod"] for each in bare} == {"hvprobe-first", "hvprobe-second"}
+            times = [at for at, _ in watched.samples("kubevirt_vmi_hypervisor_info", name)]
+            gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+            assert max(gaps) <= (MISSED_SCRAPES + 1) * INTERVAL_S + JITTER_S
+        made = watched.load.totals["exits"]
+        assert made >= BEFORE + AFTER
+        counted = [
+            value for _, value in watched.samples("kubevirt_vmi_vcpu_exits_total", ACCELERATED)
+        ]
+        assert counted == sorted(counted)
+        assert counted[0] <= made - AFTER
+        assert counted[-1] == made
+    # up and what the agent says of itself keep the pod: whose log to read.
+    found = run_query(
+        watched.url, f'count by (pod) (last_over_time(up{{job="hvprobe"}}[{WINDOW}]))'
+    )
+    assert {each["metric"]["pod"] for each in found} == {"hvprobe-first", "hvprobe-second"}
+    for metric in ("hvprobe_build_info", "process_start_time_seconds"):
+        query = f'count by (pod, instance) (last_over_time({metric}{{job="hvprobe"}}[{WINDOW}]))'
+        labels = {tuple(sorted(each["metric"].items())) for each in run_query(watched.url, query)}
+        assert labels == {
+            (("instance", NODE), ("pod", pod)) for pod in ("hvprobe-first", "hvprobe-second")
+        }
