@@ -108,6 +108,9 @@ screenshots: install-dev ## draw the pictures of the docs: the pages in a real C
 	@$(PYTHON) -m tests.support.screenshots $(ARGS)
 	@$(PYTHON) scripts/screenshots.py
 
+dashboards: install-python ## write the dashboards for Grafana and Perses from deploy/monitoring/dashboard.toml
+	@$(PYTHON) scripts/dashboards.py $(ARGS)
+
 # KUBECTL names the kubectl that renders. Without it this is the one of the tests, so that every
 # machine writes the same bytes.
 manifests: install-python ## write dist/install-*.yaml for kubectl apply -f (IMAGE=name@sha256:digest)

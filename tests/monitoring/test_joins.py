@@ -12,8 +12,8 @@ import pytest
 from probes.judge.cause import Cause
 from tests.support.prometheus_process import missing_programs, running_prometheus
 from tests.support.queries import (
+    all_queries,
     ask,
-    dashboard_queries,
     documented_queries,
     run_query,
     wait_until_all_answer,
@@ -109,9 +109,7 @@ def test_every_query_answers_and_every_alert_fires_and_resolves(scene: Scene) ->
     moved = Machine(node="n2", namespace="lab", name="mover", hypervisor_type="tcg")
     scene.world.replace("mover", moved)
     scene.world.lost_hooks.add(("n1", "kvm_vcpu_ioctl"))
-    wait_until_all_answer(
-        scene.url, [*documented_queries(), *dashboard_queries()], deadline_s=DEADLINE_S
-    )
+    wait_until_all_answer(scene.url, all_queries(), deadline_s=DEADLINE_S)
     lost = ("HvprobeHookDetached", "kvm_vcpu_ioctl")
     wait_until(lambda: lost in scene.firing(), scene.firing)
 
@@ -163,3 +161,20 @@ def test_joins_give_the_right_numbers(scene: Scene) -> None:
         assert float(each["value"][1]) == pytest.approx(30 / 900, rel=0.05)
     missing = run_query(scene.url, documented["Running VMIs that no agent reports"])
     assert [each["metric"]["name"] for each in missing] == ["orphan"]
+
+    def by_name(heading: str) -> dict[str, float]:
+        samples = run_query(scene.url, documented[heading])
+        return {each["metric"]["name"]: float(each["value"][1]) for each in samples}
+
+    # The exporter counts n3's VMI as well, and both VMIs that hvprobe knows to be accelerated.
+    assert by_name("VM exits by hvprobe over those by the exporter") == {
+        "alpha": pytest.approx(1, rel=0.1),
+        "mover": pytest.approx(1, rel=0.1),
+    }
+    assert by_name("Share of VM exits of idle vCPUs") == {
+        "alpha": pytest.approx(100 / 900, rel=0.1),
+        "mover": pytest.approx(100 / 900, rel=0.1),
+    }
+    assert set(by_name("VMIs with KVM exits that hvprobe does not call kvm")) == {"delta", "orphan"}
+    guest = by_name("Share of CPU time in guest code")
+    assert guest == {name: pytest.approx(0.75, rel=0.1) for name in ("alpha", "mover")}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The PodMonitor as shipped, translated to a scrape job as prometheus-operator does it.
 
-Owns the way from a PodMonitor and pods to a plain Prometheus configuration, so no test has a copy of
-the relabelling. prometheus-operator generates the relabelling of a pod's labels first and adds the
-PodMonitor's own after it (``generatePodMonitorConfig`` in its pkg/prometheus/promcfg.go). Instead of
-Kubernetes' service discovery, the targets are listed with the meta labels that it gives to a pod.
-Must not know what is scraped.
+Owns the way from a PodMonitor and pods to a plain Prometheus configuration, so no test has a copy
+of the relabelling. prometheus-operator generates the relabelling of a pod's labels first and adds
+the PodMonitor's own after it (``generatePodMonitorConfig`` in its pkg/prometheus/promcfg.go).
+Instead of Kubernetes' service discovery, the targets are listed with the meta labels that it gives
+to a pod. Must not know what is scraped.
 """
 
 import json
@@ -61,8 +61,8 @@ def shipped() -> Json:
 def scrape_job(discovery: Json, *, interval: str, monitor: Json | None = None) -> Json:
     """The scrape job of a PodMonitor: the shipped one unless another is given.
 
-    discovery: ``listed`` or ``in_file``. interval: instead of the PodMonitor's, for tests that cannot
-    wait as long.
+    discovery: ``listed`` or ``in_file``. interval: instead of the PodMonitor's, for tests that
+    cannot wait as long.
     """
     monitor = shipped() if monitor is None else monitor
     spec, metadata = monitor["spec"], monitor["metadata"]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every query the project documents or draws, and a way to run them all against a Prometheus.
 
-Owns finding the queries (dashboard.json, queries.md) and asking a Prometheus server for them. Must
-not know where the series come from: tests/monitoring serves made-up ones, tests of other folders
-call ``wait_until_all_answer`` with a real agent behind the same dashboard.
+Owns finding the queries (dashboard.json, perses-dashboard.yaml, queries.md) and asking a Prometheus
+server for them. Must not know where the series come from: tests/monitoring serves made-up ones,
+tests of other folders call ``wait_until_all_answer`` with a real agent behind the same dashboards.
 """
 
 import json
@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.support.rule_files import MONITORING
 
 DASHBOARD = MONITORING / "dashboard.json"
+PERSES_DASHBOARD = MONITORING / "perses-dashboard.yaml"
 DOCUMENT = MONITORING / "queries.md"
 
 _FENCE = re.compile(r"^```promql\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -74,6 +77,31 @@ def dashboard_queries(path: Path = DASHBOARD) -> list[Query]:
     return queries
 
 
+def perses_queries(path: Path = PERSES_DASHBOARD) -> list[Query]:
+    """Every query of the Perses dashboard's panels and variables."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["config"]
+    queries = [
+        Query(
+            where=f"Perses panel {panel['spec']['display']['name']!r}",
+            expr=_substitute(query["spec"]["plugin"]["spec"]["query"]),
+        )
+        for panel in config["panels"].values()
+        for query in panel["spec"]["queries"]
+    ]
+    for variable in config["variables"]:
+        values = variable["spec"]["plugin"]["spec"]
+        (series,) = values["matchers"]
+        expr = _variable_query(f"label_values({series}, {values['labelName']})")
+        queries.append(Query(where=f"Perses variable {variable['spec']['name']!r}", expr=expr))
+    return queries
+
+
+def all_queries() -> list[Query]:
+    """The queries of the document and of both dashboards, each expression once."""
+    found = [*documented_queries(), *dashboard_queries(), *perses_queries()]
+    return list({" ".join(query.expr.split()): query for query in reversed(found)}.values())
+
+
 def leave_out(queries: Iterable[Query], *, metrics: Iterable[str]) -> list[Query]:
     """Without the queries over metrics that the caller's world cannot have, named one by one."""
     unwanted = tuple(metrics)
@@ -90,7 +118,7 @@ def _substitute(expr: str) -> str:
     """Replace Grafana's variables as Grafana does when "All" is chosen."""
     for variable, value in _VARIABLES.items():
         expr = expr.replace(variable, value)
-    if "$" in expr:
+    if re.search(r"\$(?!\d)", expr):  # label_replace has "$1"
         raise ValueError(f"a dashboard variable has no value in this test: {expr}")
     return expr
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small cluster as Prometheus sees it over HTTP: hvprobe's agents and KubeVirt's components.
+"""A small cluster as Prometheus sees it over HTTP: agents, KubeVirt's components, others.
 
 Owns the label sets. hvprobe's are those of probes/render/metrics.py, KubeVirt's those of its own
 collectors: kubevirt_vmi_info of pkg/monitoring/metrics/virt-controller/vmistats_collector.go, the
 per-VMI series of pkg/monitoring/metrics/virt-handler/domainstats (node, namespace, name, and the
 VMI's labels as kubernetes_vmi_label_…), kubevirt_configuration_emulation_enabled of virt-operator.
-Labels with an empty value are left out, as KubeVirt's library does.
+Labels with an empty value are left out, as KubeVirt's library does. kubevirt-metrics-exporter's are
+those of its pkg/kvm/collector.go, its target labels those of its deploy/podmonitor.
 
 In this cluster n1 has no fault, n2 has no kprobes, n3 runs a VMI and has no agent, and n4 has no
 accelerator.
@@ -25,7 +26,13 @@ from tests.support.podmonitor import Pod, listed, scrape_job
 HOOKS = {hook.name: hook.points[0].backend for hook in hooks.HOOKS if not hook.optional}
 """The hooks of a node that can attach all of them, each with its preferred backend."""
 AGENT_NODES = ("n1", "n2", "n4")
-PORTS = {"kubevirt-prometheus-metrics": 8443, "kube-state-metrics": 8080}
+EXITS_BY_CLASS = {"halt": 100, "io": 300, "mmio": 40, "irq": 90, "hypercall": 7}
+"""Per second and accelerated VMI."""
+PORTS = {
+    "kubevirt-prometheus-metrics": 8443,
+    "kube-state-metrics": 8080,
+    "kubevirt-metrics-exporter": 8080,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +97,7 @@ class World:
             "virt-controller": self._virt_controller,
             "virt-operator": lambda _node: ["kubevirt_configuration_emulation_enabled 0"],
             "kube-state-metrics": self._kube_state_metrics,
+            "kubevirt-metrics-exporter": self._metrics_exporter,
         }[component](node)
         return "\n".join(lines) + "\n"
 
@@ -113,8 +121,47 @@ class World:
                 lines += [
                     _line("kubevirt_vmi_vcpu_exits_total", labels, exits),
                     _line("kubevirt_vmi_vcpu_userspace_exits_total", labels, returns),
+                    *self._vcpu_statistics(labels),
                 ]
         return [*lines, *self._node_facts(node), *self._hooks(node), *self._self_metrics()]
+
+    def _vcpu_statistics(self, labels: dict[str, str]) -> list[str]:
+        """What an agent with --vcpu-stats says of an accelerated VMI."""
+        by_class = "kubevirt_vmi_vcpu_exits_by_class_total"
+        polling = "kubevirt_vmi_vcpu_halt_polling_seconds_total"
+        lines = [
+            _line(by_class, labels | {"class": name}, self.grown(rate))
+            for name, rate in EXITS_BY_CLASS.items()
+        ]
+        lines += [
+            _line(polling, labels | {"result": result}, self.grown(0.01))
+            for result in ("success", "fail")
+        ]
+        return [
+            *lines,
+            _line("kubevirt_vmi_nested_guest_runs_total", labels, self.grown(5)),
+            _line("kubevirt_vmi_guest_cpu_seconds_total", labels, self.grown(0.3)),
+        ]
+
+    def _metrics_exporter(self, node: str) -> list[str]:
+        """kubevirt-metrics-exporter, which counts every VM that KVM runs, by its own label set."""
+        lines = [
+            _line("kme_kvm_scrape_errors_total", {}, 0),
+            _line("kme_kvm_last_poll_timestamp_seconds", {}, time.time()),
+        ]
+        for machine in self.machines:
+            if machine.node == node and machine.hypervisor_type != "tcg":
+                pod = {"pod": f"virt-launcher-{machine.name}-x7k2p"}
+                lines += [
+                    _line(f"kubevirt_vmi_kvm_{name}_total", machine.labels() | pod, value)
+                    for name, value in (
+                        ("exits", self.grown(900)),
+                        ("hypercalls", self.grown(7)),
+                        ("tlb_flushes", self.grown(20)),
+                        ("halt_exits", self.grown(100)),
+                    )
+                ]
+        return lines
 
     def _node_facts(self, node: str) -> list[str]:
         usable = {"node": node, "hypervisor_type": "kvm"}
@@ -282,7 +329,20 @@ def scrape_configs_of_others(address: str) -> list[dict[str, Any]]:
         for replica in (1, 2)
     ]
     targets.append(("kube-state-metrics",) * 2 + ("monitoring", "n1", "kube-state-metrics-0"))
-    return [_scrape_config(address, *target) for target in targets]
+    jobs = [_scrape_config(address, *target) for target in targets]
+    return [*jobs, *(_exporter_config(address, node) for node in ("n1", "n2", "n3"))]
+
+
+def _exporter_config(address: str, node: str) -> dict[str, Any]:
+    """The job of kubevirt-metrics-exporter's PodMonitor, which does not honour exposed labels.
+
+    So the VMI's namespace and pod become exported_namespace and exported_pod.
+    """
+    exporter = "kubevirt-metrics-exporter"
+    return {
+        **_scrape_config(address, exporter, exporter, exporter, node, f"{exporter}-{node}"),
+        "honor_labels": False,
+    }
 
 
 def _scrape_config(

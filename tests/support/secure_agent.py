@@ -47,7 +47,7 @@ class SecureAgent(Agent):
         self._context = keys.authority.client_context(keys.scraper)
         files = keys.files
         super().__init__(
-            *("--standalone", "--node", node, "--listen", f"127.0.0.1:{port}"),
+            *("--standalone", "--vcpu-stats", "--node", node, "--listen", f"127.0.0.1:{port}"),
             *("--tls-cert", str(files.cert), "--tls-key", str(files.key)),
             *("--tls-client-ca", str(files.client_ca)),
         )
