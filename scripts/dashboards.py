@@ -7,6 +7,7 @@ python scripts/dashboards.py --check   # are both what would be written?
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ _HEAD = """\
 # Written by scripts/dashboards.py from dashboard.toml, as dashboard.json for Grafana is.
 # For perses-operator, and OpenShift's Cluster Observability Operator: see README.md.
 """
+_NO_FOLDING = 1_000_000
+"""Columns. A text stays on its line, so that no line of one looks like a key."""
 
 
 def main() -> int:
@@ -50,8 +53,10 @@ def files(dashboard: Dashboard) -> dict[str, str]:
     """The text of each file by its name."""
     grafana = json.dumps(grafana_dashboard.rendered(dashboard), indent=2, ensure_ascii=False)
     perses = yaml.safe_dump(
-        perses_dashboard.rendered(dashboard), sort_keys=False, allow_unicode=True, width=1000
+        perses_dashboard.rendered(dashboard), sort_keys=False, allow_unicode=True, width=_NO_FOLDING
     )
+    # kubectl and helm read YAML 1.1, where y without quotes is true. PyYAML writes it without.
+    perses = re.sub(r"^( +(?:- )?)y: ", r"\1'y': ", perses, flags=re.MULTILINE)
     return {"dashboard.json": grafana + "\n", "perses-dashboard.yaml": _HEAD + perses}
 
 

@@ -187,6 +187,35 @@ def test_has_the_dashboard_for_grafanas_sidecar() -> None:
     assert held == json.loads((ROOT / "deploy/monitoring/dashboard.json").read_text())
 
 
+def test_has_the_dashboard_for_perses() -> None:
+    """It is the file of deploy/monitoring in the agents' namespace, without a datasource."""
+    values = {"monitoring": {"persesDashboard": {"enabled": True, "labels": {"team": "vms"}}}}
+    dashboard = rendered_chart(values, "vms-seen").one("PersesDashboard")
+    shipped = yaml.safe_load((ROOT / "deploy/monitoring/perses-dashboard.yaml").read_text())
+    assert dashboard["spec"] == shipped["spec"]
+    assert dashboard["metadata"]["namespace"] == "vms-seen"
+    assert shipped["metadata"]["labels"].items() <= dashboard["metadata"]["labels"].items()
+    assert dashboard["metadata"]["labels"]["team"] == "vms"
+
+
+def test_gives_the_perses_dashboard_its_datasource() -> None:
+    """With a name, each query and variable uses that datasource, and nothing else changes."""
+    perses = {"enabled": True, "datasource": "thanos-querier"}
+    chart = rendered_chart({"monitoring": {"persesDashboard": perses}})
+    config = chart.one("PersesDashboard")["spec"]["config"]
+    plugins = [variable["spec"]["plugin"]["spec"] for variable in config["variables"]]
+    plugins += [
+        query["spec"]["plugin"]["spec"]
+        for panel in config["panels"].values()
+        for query in panel["spec"]["queries"]
+    ]
+    for plugin in plugins:
+        named = {"kind": "PrometheusDatasource", "name": "thanos-querier"}
+        assert plugin.pop("datasource") == named
+    shipped = yaml.safe_load((ROOT / "deploy/monitoring/perses-dashboard.yaml").read_text())
+    assert config == shipped["spec"]["config"]
+
+
 def test_uses_a_priority_class_that_exists() -> None:
     """With create false the class of that name is used, and without a name none."""
     other = rendered_chart({"priorityClass": {"create": False, "name": "system-node-critical"}})
@@ -226,7 +255,12 @@ def test_the_package_holds_the_files_themselves(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (package,) = tmp_path.glob("hvprobe-*.tgz")
     with tarfile.open(package) as packed:
-        for name in ("podmonitor.yaml", "prometheusrule.yaml", "dashboard.json"):
+        for name in (
+            "podmonitor.yaml",
+            "prometheusrule.yaml",
+            "dashboard.json",
+            "perses-dashboard.yaml",
+        ):
             member = packed.extractfile(f"hvprobe/files/{name}")
             assert member is not None
             assert member.read() == (ROOT / "deploy/monitoring" / name).read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from tests.support.deploy_render import NAMES, ROOT, Json, rendered
 from tests.support.deploy_schemas import schema_of
@@ -90,6 +91,28 @@ def test_operators_accept_their_resources(overlay: str) -> None:
     assert {"PodMonitor", "PrometheusRule"} <= {resource["kind"] for resource in custom}
     faults = [(resource["kind"], refused(resource)) for resource in custom]
     assert [(kind, lines) for kind, lines in faults if lines] == []
+
+
+def refused_dashboard(config: Json) -> list[str]:
+    """What perses-operator's schema says against a dashboard.
+
+    The cluster had version v1alpha1 of it, whose spec is the spec.config of v1alpha2.
+    """
+    spec = schema_of("perses.dev/v1alpha1", "PersesDashboard")["properties"]["spec"]
+    errors = jsonschema.Draft202012Validator(spec).iter_errors(config)
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+def test_perses_operator_accepts_the_dashboard() -> None:
+    """It is valid by the schema of the custom resource, which rejects a field that is not there."""
+    text = (ROOT / "deploy/monitoring/perses-dashboard.yaml").read_text(encoding="utf-8")
+    resource: Json = yaml.safe_load(text)
+    assert (resource["apiVersion"], resource["kind"]) == ("perses.dev/v1alpha2", "PersesDashboard")
+    assert list(resource["spec"]) == ["config"]
+    config = resource["spec"]["config"]
+    assert refused_dashboard(config) == []
+    assert len(refused_dashboard(config | {"annotations": []})) == 1
+    assert len(refused_dashboard(config | {"duration": 6})) == 1
 
 
 @pytest.mark.parametrize(

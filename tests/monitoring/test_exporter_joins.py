@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.exported_metrics import exported_metrics
 from tests.support.prometheus_process import missing_programs
 from tests.support.queries import DOCUMENT, documented_queries
 from tests.support.rule_files import all_rules, load_groups
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 QUERIES = {query.where.split(": ", 1)[1]: query.expr for query in documented_queries()}
 EXPORTER = "kubevirt-metrics-exporter"
 LABEL_SETS: Mapping[str, str] = {
@@ -155,8 +155,7 @@ def test_no_name_of_ours_is_one_of_the_exporters() -> None:
     """No metric or record of hvprobe has the exporter's name or one of its prefixes."""
     assert len(exporter_names()) == 4
     ours = {str(rule["record"]) for rule in all_rules(load_groups()) if "record" in rule}
-    for golden in GOLDEN.glob("metrics*.txt"):
-        ours |= set(re.findall(r"^# TYPE (\S+)", golden.read_text(encoding="utf-8"), re.MULTILINE))
+    ours |= exported_metrics()
     assert {"kubevirt_vmi_vcpu_exits_total", "hvprobe_build_info"} <= ours
     assert not ours & exporter_names()
     # What the exporter's README reserves: kubevirt_vmi_kvm_*, kubevirt_vmi_storage_*, kme_*.
