@@ -28,8 +28,8 @@ class _Tls:
 def exported_metrics() -> set[str]:
     """With ``--vcpu-stats``, a watch of the API server and TLS, but for process_* and python_*."""
     reports = [replace(report(), health=health(vmi_watch=_WATCH)) for report in REPORTS]
-    written = [family for report in reports for family in families(report)]
-    written += [
+    written = [
+        *(family for report in reports for family in families(report)),
         *tls_families(_Tls()),
         *refresh_families(failed=False, failures={"error": 0}, durations=[(1, 0)], total_s=0),
     ]
