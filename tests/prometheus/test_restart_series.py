@@ -5,6 +5,7 @@ import copy
 import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ INTERVAL = str(shipped()["spec"]["podMetricsEndpoints"][0]["interval"])
 INTERVAL_S = int(INTERVAL.removesuffix("s"))
 """As shipped. Prometheus takes up to 10 s to notice another pod, so a shorter one shows nothing."""
 MISSED_SCRAPES = 2
-"""How many a restart may cost a series."""
-JITTER_S = 0.5
+"""How many a restart may cost a series, besides those for which there is no agent."""
 WINDOW = "10m"
 """Longer than this test."""
 BEFORE, BETWEEN, AFTER = 100_003, 20_011, 5_003
@@ -58,17 +58,20 @@ class Watched:
         """The accelerated guest's values of a counter, in the order of their scrapes."""
         return [value for _, value in self.samples(metric, ACCELERATED)]
 
-    def wait_for_samples(self, number: int, *, since: float = 0) -> None:
-        """Wait until the accelerated guest's exits have been scraped that often after a time."""
+    def wait_for_exits(self, number: int) -> None:
+        """Wait until a scrape of the accelerated guest's exits has found that many."""
+        query = f'kubevirt_vmi_vcpu_exits_total{{job="hvprobe",name="{ACCELERATED}"}} >= {number}'
+        deadline_s = (MISSED_SCRAPES + 3) * INTERVAL_S
+        wait_for(lambda: run_query(self.url, query), f"{number} exits are scraped", deadline_s)
 
-        def enough() -> bool:
-            query = f'kubevirt_vmi_vcpu_exits_total{{job="hvprobe",name="{ACCELERATED}"}}'
-            found = run_query_of_range(self.url, query)
-            times = [float(at) for series in found for at, _ in series["values"]]
-            return len([at for at in times if at > since]) >= number
+    def wait_for_two_bare_series(self, name: str) -> None:
+        """Wait until the job without our relabelling has a series of the VMI for each pod."""
 
-        deadline_s = (number + MISSED_SCRAPES + 2) * INTERVAL_S
-        wait_for(enough, f"{number} samples", deadline_s)
+        def two() -> bool:
+            bare = self.series("hvprobe/bare", "kubevirt_vmi_hypervisor_info", name)
+            return {each["pod"] for each in bare} == {"hvprobe-first", "hvprobe-second"}
+
+        wait_for(two, "the other job has scraped both pods", (MISSED_SCRAPES + 1) * INTERVAL_S)
 
 
 def run_query_of_range(url: str, selector: str) -> list[dict[str, Any]]:
@@ -126,12 +129,13 @@ def test_a_vmi_keeps_its_series_when_its_agent_is_restarted(watched: Watched) ->
     """
     with agent_in("hvprobe-first", watched.pods):
         watched.load.step(BEFORE)
-        watched.wait_for_samples(2)
+        watched.wait_for_exits(BEFORE)
+        ended = time.monotonic()
     watched.load.step(BETWEEN)
-    last = watched.samples("kubevirt_vmi_vcpu_exits_total", ACCELERATED)[-1][0]
     with agent_in("hvprobe-second", watched.pods):
+        restart_s = time.monotonic() - ended
         watched.load.step(AFTER)
-        watched.wait_for_samples(2, since=last)
+        watched.wait_for_exits(watched.load.totals["exits"])
         kinds = {series["__name__"] for series in watched.series("hvprobe", PER_VMI, ACCELERATED)}
         assert {"kubevirt_vmi_hypervisor_info", "kubevirt_vmi_vcpu_exits_total"} <= kinds
         for name in (ACCELERATED, EMULATED):
@@ -141,11 +145,10 @@ def test_a_vmi_keeps_its_series_when_its_agent_is_restarted(watched: Watched) ->
             )
             assert all(each["instance"] == NODE for each in ours)
             assert not any({"pod", "container"} & each.keys() for each in ours)
-            bare = watched.series("hvprobe/bare", "kubevirt_vmi_hypervisor_info", name)
-            assert {each["pod"] for each in bare} == {"hvprobe-first", "hvprobe-second"}
+            watched.wait_for_two_bare_series(name)
             times = [at for at, _ in watched.samples("kubevirt_vmi_hypervisor_info", name)]
             gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-            assert max(gaps) <= (MISSED_SCRAPES + 1) * INTERVAL_S + JITTER_S
+            assert max(gaps) <= restart_s + MISSED_SCRAPES * INTERVAL_S
         made = watched.load.totals["exits"]
         assert made >= BEFORE + BETWEEN + AFTER
         by_kvm = watched.values("kubevirt_vmi_vcpu_exits_total")
