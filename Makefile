@@ -4,9 +4,11 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-# In the order in which they run. vmtest is last because it boots machines.
+# In the order in which they run. vmtest is last because it boots machines, beside the other tests.
+IMAGE_FOLDERS := tests/deploy tests/image tests/kubelet
 TEST_FOLDERS := $(wildcard $(addprefix tests/, \
-	unit server page monitoring cluster kernel prometheus live bench mutants) vmtest)
+	unit server page monitoring cluster kernel prometheus live bench mutants) \
+	$(if $(filter image,$(WITH)),$(IMAGE_FOLDERS)) vmtest)
 C_FILES := $(sort $(wildcard ebpf/*.[ch] ebpf/*/*.c tests/*/*.c bench/*.c) $(shell find ebpf/include -name '*.h'))
 SHELL_FILES := $(sort .ci/run $(wildcard scripts/*.sh tests/*/*.sh vmtest/*.sh))
 WORKFLOW_FILES := $(sort $(wildcard .github/workflows/*.yml .github/dependabot.yml))
@@ -34,8 +36,8 @@ run: ## install what is missing and run the agent without a cluster (ARGS="..." 
 	@echo "run: hvprobe agent --standalone $(ARGS)"
 	@exec .venv/bin/hvprobe agent --standalone $(ARGS)
 
-test: ## install what tests need, lint, and run all tests
-	@scripts/install.sh --root run test
+test: ## install what tests need, lint, and run all tests (WITH=image: and those of test-image)
+	@scripts/install.sh --root run test $(filter image,$(WITH))
 	@$(MAKE) --no-print-directory lint
 	@echo "test: $(TEST_FOLDERS), kernels $(HVPROBE_KERNELS)"
 	@exec $(PYTEST) $(TEST_FOLDERS) $(ARGS)
@@ -138,7 +140,7 @@ test-image: export HVPROBE_IMAGES ?= amd64,arm64
 test-image: export HVPROBE_KERNELS := $(if $(filter file,$(origin HVPROBE_KERNELS)),all,$(HVPROBE_KERNELS))
 test-image: ## build the image, run it as each DaemonSet would and in a real cluster, check deploy/
 	@scripts/install.sh --root run test image
-	@exec $(PYTEST) tests/deploy tests/image tests/kubelet $(ARGS)
+	@exec $(PYTEST) $(IMAGE_FOLDERS) $(ARGS)
 
 image-cost: ## measure what docs/operators.md says the image costs
 	@scripts/install.sh --root run test image
