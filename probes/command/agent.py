@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ebpf.errors import BpfUnavailableError
 from ebpf.privileges import in_initial_pid_namespace
 from ebpf.session import Session
+from probes.command.admission import gate_of
 from probes.command.deadline import (
     REFRESH_DEADLINE_S,
     STOP_DEADLINE_S,
@@ -207,7 +208,9 @@ async def _serve(settings: AgentSettings, refresh: Callable[[], NodeReport]) -> 
     endpoints = Endpoints(
         cache, tls=(lambda: server.tls_state) if settings.tls else None, examine=examined
     )
-    await server.start(endpoints.routes, open_to_all=OPEN_TO_ALL)
+    await server.start(
+        endpoints.routes, open_to_all=OPEN_TO_ALL, gate=gate_of(settings, _cluster(settings))
+    )
     scheme = "https" if settings.tls else "http"
     for host, port in server.addresses:
         shown = f"[{host}]" if ":" in host else host

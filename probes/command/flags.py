@@ -32,6 +32,14 @@ class Command(StrEnum):
     COMPLETION = "completion"
 
 
+class Authorizing(StrEnum):
+    """What ``hvprobe agent`` asks of clients beside a certificate."""
+
+    NONE = "none"
+    KUBERNETES = "kubernetes"
+    """A bearer token that the API server reviews."""
+
+
 class Shell(StrEnum):
     """The shells for which ``hvprobe completion`` prints a script."""
 
@@ -44,6 +52,7 @@ class Shell(StrEnum):
 _EXAMPLES: Mapping[Command, str] = {
     Command.AGENT: "  hvprobe agent --standalone\n"
     "  hvprobe agent --listen '[::]:9747' --log-format json\n"
+    "  hvprobe agent --tls-cert tls.crt --tls-key tls.key --authorization kubernetes\n"
     "  curl -s localhost:9747/metrics | grep kubevirt_vmi_hypervisor_info",
     Command.LIVE: "  hvprobe live\n"
     "  hvprobe live --once --type tcg,unknown\n"
@@ -180,6 +189,13 @@ def _agent_flags(flags: Flags) -> None:
         metavar="FILE",
         default=None,
         text="require client certificates issued by these CAs, except for /healthz and /readyz",
+    )
+    flags.add(
+        "--authorization",
+        metavar="|".join(Authorizing),
+        default=Authorizing.NONE.value,
+        text="kubernetes: require a bearer token whose user may get the path, as the API server "
+        "decides, or a client certificate, except for /healthz and /readyz; needs a cluster",
     )
     flags.add_switch(
         "--vcpu-stats",

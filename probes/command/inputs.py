@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from probes.command.flags import UsageError
+from probes.command.flags import Authorizing, UsageError
 from probes.command.fleet_settings import FleetSettings
 from probes.command.settings import AgentSettings, CompletionSettings, Settings
 from probes.vmi.foreign_text import one_line
@@ -30,7 +30,9 @@ def check(settings: Settings) -> None:
     if settings.kubeconfig is not None:
         _check_kubeconfig(settings.kubeconfig)
     if isinstance(settings, AgentSettings) and settings.events:
-        _check_cluster(settings)
+        _check_cluster(settings, "--events")
+    if isinstance(settings, AgentSettings) and settings.authorization is Authorizing.KUBERNETES:
+        _check_cluster(settings, "--authorization kubernetes")
     if isinstance(settings, AgentSettings) and settings.tls is not None:
         for file in (settings.tls.cert, settings.tls.key, settings.tls.client_ca):
             if file is not None:
@@ -49,12 +51,12 @@ def _check_root(root: Path, sign: str, *, flag: str, what: str) -> None:
         ) from err
 
 
-def _check_cluster(settings: AgentSettings) -> None:
-    """Check that there is an API server to which Events can be written."""
+def _check_cluster(settings: AgentSettings, flag: str) -> None:
+    """Check that there is an API server, which a flag needs."""
     if settings.kubeconfig is None and not InCluster().mounted():
         raise UsageError(
-            "--events needs a cluster, and no service account is mounted; give --kubeconfig, or "
-            "omit --events"
+            f"{flag} needs a cluster, and no service account is mounted; give --kubeconfig, or "
+            f"omit {flag}"
         )
 
 

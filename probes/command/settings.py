@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TypedDict
 
 from probes.command import values
-from probes.command.flags import Command, Shell, UsageError, command_line, parsed
+from probes.command.flags import (
+    Authorizing,
+    Command,
+    Shell,
+    UsageError,
+    command_line,
+    parsed,
+)
 from probes.command.fleet_flags import with_command
 from probes.command.fleet_settings import FleetSettings, fleet_settings
 from probes.render.live.options import LiveOptions, Selection
@@ -59,6 +66,7 @@ class AgentSettings(NodeSettings):
 
     listen: Listen
     tls: TlsFiles | None
+    authorization: Authorizing = Authorizing.NONE
     vcpu_stats: bool = False
     events: bool = False
     """Whether it writes Kubernetes Events."""
@@ -174,6 +182,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], *, version: 
                 **common,
                 listen=values.listen(found.listen),
                 tls=_tls(found),
+                authorization=_authorization(found),
                 vcpu_stats=found.vcpu_stats,
                 events=_events(found),
             )
@@ -235,6 +244,16 @@ def _events(found: argparse.Namespace) -> bool:
             "cluster's API server; give one"
         )
     return bool(found.events)
+
+
+def _authorization(found: argparse.Namespace) -> Authorizing:
+    wanted = values.authorization(found.authorization)
+    if wanted is Authorizing.KUBERNETES and found.standalone:
+        raise UsageError(
+            "--authorization kubernetes and --standalone exclude each other, because a cluster's "
+            "API server reviews the tokens; give one"
+        )
+    return wanted
 
 
 def _tls(found: argparse.Namespace) -> TlsFiles | None:

@@ -8,7 +8,7 @@ UsageError when the value is wrong. Must not know commands, nor whether files ex
 import math
 from enum import StrEnum
 
-from probes.command.flags import TYPES, UsageError
+from probes.command.flags import TYPES, Authorizing, UsageError
 from probes.host.hypervisors import HypervisorType
 from probes.report.why import TGID_MAX, Subject, parse_subject
 from probes.serve.listen import Listen, parse_listen
@@ -77,6 +77,13 @@ def hypervisor_type(word: str) -> HypervisorType:
     if word not in TYPES:
         raise UsageError(f"type {word!r} is not known; give {', '.join(TYPES)}")
     return HypervisorType(word)
+
+
+def authorization(word: str) -> Authorizing:
+    """Parse what clients are asked for."""
+    if word not in [known.value for known in Authorizing]:
+        raise UsageError(f"authorization {word!r} is not known; give {' or '.join(Authorizing)}")
+    return Authorizing(word)
 
 
 def node(name: str) -> str:

@@ -6,8 +6,8 @@ text, those of the API server are Status objects. Must not know sockets: request
 function of the caller.
 
 The API server removes the Authorization header from what it proxies, and shows agents no client
-certificate. An agent that wants a certificate cannot be asked in this way, and one that wants a
-token gets one in another header (agent_token.py).
+certificate. An agent that wants a certificate and accepts no token cannot be asked in this way, and
+one that wants a token gets one in another header (agent_token.py).
 """
 
 from collections.abc import Callable
@@ -152,8 +152,8 @@ def _refusal(agent: AgentPod, path: str, answer: Proxied) -> NoAnswerError:
             )
         case HTTPStatus.FORBIDDEN:
             return NoAnswerError(
-                f"{where} refuses the API server ({said or 'forbidden'}): see docs/operators.md, "
-                "From an administrator's machine"
+                f"{where} refuses what the API server passes on ({said or 'forbidden'}): see "
+                "docs/operators.md, What passes the proxy"
             )
     return NoAnswerError(f"{where} answers {answer.status}{f': {said}' if said else ''}")
 

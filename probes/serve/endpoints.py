@@ -52,8 +52,8 @@ JSON = "application/json"
 WHY_FOLDER = "why"
 
 OPEN_TO_ALL = frozenset({"/healthz", "/readyz"})
-"""Paths that kubelet's probes request. They have no client certificate and reveal nothing about any
-VM."""
+"""Paths that kubelet's probes request. They have neither client certificate nor token, and the
+paths reveal nothing about any VM."""
 
 _VARY = (("Vary", "Accept"),)
 _JSON_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))

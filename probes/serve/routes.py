@@ -9,7 +9,7 @@ import asyncio
 import gzip
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from weakref import WeakKeyDictionary
@@ -40,8 +40,13 @@ class Request:
     who is admitted."""
     accept: str | None = None
     accept_encoding: str | None = None
-    admitted: bool = True
-    """Whether the client may request paths that are not open to all."""
+    authorization: str | None = field(default=None, repr=False)
+    agent_token: str | None = field(default=None, repr=False)
+    """What the headers ``Authorization`` and ``X-Hvprobe-Token`` hold."""
+    certified: bool = False
+    """Whether the client has shown a certificate of a CA that admits clients."""
+    certificate_wanted: bool = False
+    """Whether there is such a CA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -60,6 +65,9 @@ class Response:
 
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers one request. A HEAD request is answered like GET; its body is then not sent."""
+
+Gate = Callable[[Request], Awaitable[Response | None]]
+"""Decides by a request's token whether it is answered: the refusal, or None. Never raises."""
 
 Message = tuple[ResponseStartLine, HTTPHeaders, bytes]
 """An answer as it is sent: status line, headers and body."""
@@ -130,15 +138,18 @@ class Routes:
         open_to_all: Collection[str],
         deadline_s: float,
         log: logging.Logger,
+        gate: Gate | None = None,
     ) -> None:
         """handlers are those of single paths, and of all paths below a folder (BELOW).
 
-        open_to_all lists the paths that clients may request without being admitted.
+        open_to_all lists the paths that clients may request without being admitted. gate decides
+        about clients without a certificate; None: tokens are not looked at.
         """
         self._handlers = handlers
         self._open_to_all = open_to_all
         self._deadline_s = deadline_s
         self._log = log
+        self._gate = gate
         self._failures: dict[str, str] = {}
         self._compressed: WeakKeyDictionary[Response, bytes] = WeakKeyDictionary()
         """Compressed bodies, each kept as long as its answer exists."""
@@ -146,10 +157,12 @@ class Routes:
     async def answer(self, request: Request) -> Message:
         """Return head and body of the answer to a request.
 
-        403: the client is not admitted; 404: there is no such route; 500, 503: the handler failed.
+        401, 403: the client is not admitted; 404: there is no such route; 500: the handler failed;
+        503: it failed, or there is no decision about the client.
         """
-        if not request.admitted and request.path not in self._open_to_all:
-            return message(plain_text(HTTPStatus.FORBIDDEN, "a client certificate is required"))
+        refusal = await self._refusal(request)
+        if refusal is not None:
+            return message(refusal)
         route = self._route(request.path)
         handler = self._handlers.get(route)
         if handler is None:
@@ -172,6 +185,19 @@ class Routes:
             return message(plain_text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see log"))
         self._failures.pop(route, None)
         return task.result()
+
+    async def _refusal(self, request: Request) -> Response | None:
+        """Return why the client is not admitted to a path; None: it is.
+
+        A certificate admits to everything. Without one it depends on the token, if tokens count.
+        """
+        if request.path in self._open_to_all or request.certified:
+            return None
+        if self._gate is not None:
+            return await self._gate(request)
+        if request.certificate_wanted:
+            return plain_text(HTTPStatus.FORBIDDEN, "a client certificate is required")
+        return None
 
     def _route(self, path: str) -> str:
         """Return the route of a path: itself, or that of the folder it is below."""

@@ -19,6 +19,7 @@ import pytest
 from probes.command import cli
 from probes.fleet import api as fleet_api
 from probes.serve.routes import Request, Response, plain_text
+from tests.support import apireviews
 from tests.support.apiserver import ApiServer, Fault, FaultKind
 from tests.support.certificates import Authority
 from tests.support.fleet_world import VERSION, FleetWorld, report_of
@@ -190,17 +191,41 @@ def test_an_agent_of_another_version_is_a_row(world: FleetWorld, capsys: Capture
 
 
 def test_an_agent_that_wants_a_token(world: FleetWorld, capsys: Captured) -> None:
-    """It gets one of the service account, for agents only, and never the user's own."""
-    body = {"schema": "hvprobe/v1", "version": VERSION}
+    """It gets one of the service account, for agents only, and never the user's own.
 
-    world.agent("n1", {"/snapshot": json_of(body)})
-    world.agent("n2", {"/snapshot": json_of(body)})
-    world.api.pods.guarded = "hvprobe/hvprobe-fleet hvprobe"
+    That replaces a client certificate as well, which the API server shows no agent.
+    """
+    world.node(report_of("n1", "alpha"), authorized=True)
+    world.node(report_of("n2", "beta"), authorized=True, https=True, client_ca=True)
+    world.api.reviews.allow("hvprobe", "hvprobe-fleet", "/snapshot", "/doctor", "/why/*")
     assert [row["failure"] for row in shown(capsys)["nodes"]] == [None, None]
     assert world.api.answered("create", 201) == 1
+    assert fleet("why", "default/alpha") == 0
+    assert "default/alpha" in capsys.readouterr().out
+    assert len(shown(capsys, "doctor")["nodes"]) == 2
+    specs = [spec for path, spec in world.api.reviews.asked if path == apireviews.TOKENS]
+    assert {str(spec["audiences"]) for spec in specs} == {"['hvprobe']"}
+    user_token = next(iter(world.api.tokens))
+    assert user_token not in {spec["token"] for spec in specs}
     world.api.pods.may_have_token = False
     found = shown(capsys, code=3)
     assert "grant the verb create on the resource serviceaccounts/token" in failure_of(found, "n1")
+
+
+def test_an_account_without_the_right(world: FleetWorld, capsys: Captured) -> None:
+    """The node is a row that says whom the agent refuses, and which path."""
+    world.node(report_of("n1", "alpha"), authorized=True)
+    world.api.reviews.allow("hvprobe", "hvprobe-fleet", "/doctor")
+    line = failure_of(shown(capsys, code=3), "n1")
+    assert "system:serviceaccount:hvprobe:hvprobe-fleet may not get /snapshot" in line
+
+
+def test_an_agent_that_accepts_certificates_only(world: FleetWorld, capsys: Captured) -> None:
+    """It cannot be asked through the API server, and the row says where to read about that."""
+    world.node(report_of("n1", "alpha"), https=True, client_ca=True)
+    line = failure_of(shown(capsys, code=3), "n1")
+    assert "a client certificate is required" in line
+    assert "docs/operators.md, What passes the proxy" in line
 
 
 def test_a_named_node_without_an_agent(world: FleetWorld, capsys: Captured) -> None:

@@ -14,7 +14,6 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from probes.vmi.agent_token import AGENT_HEADER
 from tests.support.apistore import JsonObject, matcher
 
 LIST = re.compile(r"/api/v1(?:/namespaces/([^/]+))?/pods")
@@ -50,8 +49,6 @@ class PodStore:
     """Namespaces in which every user may list pods; None: in all."""
     may_proxy: bool = True
     may_have_token: bool = True
-    guarded: str | None = None
-    """The token that every agent wants (``--authorization kubernetes``); None: they want none."""
     seen: list[dict[str, str]] = field(default_factory=list)
     """Headers of the requests that reached pods, names in lower case."""
     page: int = 2
@@ -120,9 +117,6 @@ class PodStore:
             raise UnreachableError("dial tcp 10.0.0.7:9747: connect: connection refused")
         passed = {key: value for key, value in headers.items() if key.lower() != "authorization"}
         self.seen.append({key.lower(): value for key, value in passed.items()})
-        if self.guarded not in (None, self.seen[-1].get(AGENT_HEADER.lower())):
-            headers = {"Content-Type": "text/plain; charset=utf-8"}
-            return Proxied(status=401, body=b"a bearer token is required\n", headers=headers)
         connection: http.client.HTTPConnection
         if scheme == "https":
             context = ssl.create_default_context()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Kubernetes API server for tests: VMIs by the real list-and-watch protocol, Events, over TLS.
+"""A Kubernetes API server for tests: VMIs by the real list-and-watch protocol, Events, reviews.
+
+All over TLS.
 
 It serves `ApiStore` the way kube-apiserver serves a custom resource: bearer tokens and RBAC verbs,
 Status objects worded as the real ones, selectors, chunked lists with continue tokens, watches as
@@ -26,7 +28,7 @@ from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.support import apievents, apipods
+from tests.support import apievents, apipods, apireviews
 from tests.support.apievents import EventRefusedError, EventStore
 from tests.support.apistore import (
     ApiStore,
@@ -42,6 +44,7 @@ from tests.support.certificates import Authority
 GROUP = "kubevirt.io"
 RESOURCE = "virtualmachineinstances"
 USER = "system:serviceaccount:hvprobe:hvprobe"
+ANONYMOUS = "system:anonymous"
 _ROUTE = re.compile(rf"/apis/{re.escape(GROUP)}/v1(?:/namespaces/([^/]+))?/{RESOURCE}(?:/([^/]+))?")
 _PARAMETERS = {
     "allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "pretty",
@@ -121,6 +124,7 @@ class ApiServer:
         self.store = ApiStore()
         self.events = EventStore()
         self.pods = apipods.PodStore()
+        self.reviews = apireviews.ReviewStore()
         self.authority = Authority(directory / "ca", "kubernetes")
         self.tokens = {"token-1": USER}
         """Accepted bearer tokens and the user each names."""
@@ -374,6 +378,9 @@ class _Handler(BaseHTTPRequestHandler):
         if route is None and apipods.TOKEN.fullmatch(split.path):
             self._serve_token(split.path)
             return
+        if split.path in apireviews.RESOURCES:
+            self._serve_review(split.path)
+            return
         if route is None:
             self._refuse_verb()
             return
@@ -407,9 +414,33 @@ class _Handler(BaseHTTPRequestHandler):
                 scope = f'in the namespace "{found[1]}"'
                 what = f'serviceaccounts "{found[2]}" is'
                 raise _forbidden(what, "create", "serviceaccounts/token", scope)
-            token = f"{found[1]}/{found[2]} {','.join(spec['audiences'])}"
+            (audience,) = spec["audiences"]
+            token = self._api.reviews.token(found[1], found[2], audience=audience)
             answer = {"kind": "TokenRequest", "spec": spec, "status": {"token": token}}
             self._answer(201, json.dumps(answer).encode())
+        except StatusError as error:
+            self._answer(error.code, json.dumps(error.body).encode())
+
+    def _serve_review(self, path: str) -> None:
+        """Answer a review of a token or of access; ``review`` is its verb for faults."""
+        self._api, self._verb, self._params = self.server.api, "review", {}
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        fault = self._api.take_fault(self._verb, False)
+        if fault is not None and self._do_fault(fault):
+            return
+        resource, group, _ = apireviews.RESOURCES[path]
+        try:
+            user = self._user()
+            if user == ANONYMOUS or resource not in self._api.reviews.may:
+                raise StatusError(
+                    403,
+                    "Forbidden",
+                    f'{resource}.{group} is forbidden: User "{user}" cannot create resource '
+                    f'"{resource}" in API group "{group}" at the cluster scope',
+                )
+            self._answer(201, json.dumps(self._api.reviews.review(path, body)).encode())
+        except apireviews.ReviewRefusedError as error:
+            self._answer(400, json.dumps(_bad(str(error)).body).encode())
         except StatusError as error:
             self._answer(error.code, json.dumps(error.body).encode())
 
@@ -419,17 +450,21 @@ class _Handler(BaseHTTPRequestHandler):
     do_DELETE = _refuse_verb  # noqa: N815
     do_HEAD = _refuse_verb  # noqa: N815
 
+    def _user(self) -> str:
+        """Whose the request's token is."""
+        scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        if not scheme:
+            return ANONYMOUS
+        known = self._api.tokens.get(token) if scheme.lower() == "bearer" else None
+        if known is None:
+            raise StatusError(401, "Unauthorized", "Unauthorized")
+        return known
+
     def _authorize(
         self, route: re.Match[str] | None, resource: str = RESOURCE, group: str = GROUP
     ) -> None:
-        scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
-        user = "system:anonymous"
-        if scheme:
-            known = self._api.tokens.get(token) if scheme.lower() == "bearer" else None
-            if known is None:
-                raise StatusError(401, "Unauthorized", "Unauthorized")
-            user = known
-        if route is not None and (user == "system:anonymous" or self._verb not in self._api.grants):
+        user = self._user()
+        if route is not None and (user == ANONYMOUS or self._verb not in self._api.grants):
             scope = f'in the namespace "{route[1]}"' if route[1] else "at the cluster scope"
             raise StatusError(
                 403,

@@ -10,14 +10,17 @@ from itertools import count
 from probes.render.doctor import ability, checks
 from probes.render.doctor_json import doctor_json
 from probes.report.model import NodeReport, VmiReport
+from probes.serve.authorization import Authorization
 from probes.serve.endpoints import Endpoints
 from probes.serve.refresh import RefreshCache
 from probes.serve.routes import Handler
+from probes.vmi.kube.credentials import Kubeconfig
+from probes.vmi.kube.reviewer import Reviewer
 from tests.support.apiserver import ApiServer
 from tests.support.certificates import Authority
 from tests.support.facts import CAPABLE
 from tests.support.rich_report import rich_report
-from tests.support.serving import Serving
+from tests.support.serving import LOG, Serving
 from tests.support.vmi_objects import vmi
 
 VERSION = "0.1.0"
@@ -41,8 +44,20 @@ class FleetWorld:
         self.authority = authority
         self._stack = stack
 
-    def node(self, report: NodeReport, *, https: bool = False, listed: bool = True) -> None:
-        """Add a node whose agent serves this report, and its VMs to the API server."""
+    def node(
+        self,
+        report: NodeReport,
+        *,
+        https: bool = False,
+        listed: bool = True,
+        authorized: bool = False,
+        client_ca: bool = False,
+    ) -> None:
+        """Add a node whose agent serves this report, and its VMs to the API server.
+
+        authorized: the agent runs with ``--authorization kubernetes``. client_ca: with HTTPS it
+        also asks for client certificates.
+        """
         taken_s = count(int(report.taken_unix_s))
 
         def refresh() -> NodeReport:
@@ -52,14 +67,28 @@ class FleetWorld:
             RefreshCache(refresh),
             examine=lambda found: doctor_json(checks(found, CAPABLE), ability(found)),
         )
-        self.agent(report.node, endpoints.routes, https=https)
+        routes = endpoints.routes
+        self.agent(report.node, routes, https=https, authorized=authorized, client_ca=client_ca)
         for each in report.vmis if listed else ():
             self.vm(each.vm.name, node=report.node)
 
-    def agent(self, node: str, routes: dict[str, Handler], *, https: bool = False) -> None:
+    def agent(
+        self,
+        node: str,
+        routes: dict[str, Handler],
+        *,
+        https: bool = False,
+        authorized: bool = False,
+        client_ca: bool = False,
+    ) -> None:
         """Add a node whose agent has these routes."""
-        tls = self.authority.server_files(f"agent-{node}") if https else None
-        serving = self._stack.enter_context(Serving(routes, tls=tls))
+        ca = self.authority.cert if client_ca else None
+        tls = self.authority.server_files(f"agent-{node}", client_ca=ca) if https else None
+        gate = None
+        if authorized:
+            reviewer = Reviewer(Kubeconfig(file=self.api.kubeconfig()))
+            gate = Authorization(reviewer.review, log=LOG).refusal
+        serving = self._stack.enter_context(Serving(routes, tls=tls, gate=gate))
         self.api.pods.add(node, port=serving.port, https=https)
 
     def vm(self, name: str, *, node: str | None, phase: str = "Running") -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from probes.serve import routes as serve_routes
 from probes.serve.http.server import Server
 from probes.serve.limits import Limits
 from probes.serve.listen import TlsFiles, parse_listen
@@ -68,7 +69,9 @@ class Serving:
         tls: TlsFiles | None = None,
         limits: Limits | None = None,
         open_to_all: Collection[str] = (),
+        gate: serve_routes.Gate | None = None,
     ) -> None:
+        """gate runs on the server's event loop."""
         self.server = Server(
             listen=parse_listen(listen),
             tls=tls,
@@ -77,10 +80,14 @@ class Serving:
         )
         self._routes = routes
         self._open_to_all = open_to_all
+        self._gate = gate
         self._runner = asyncio.Runner()
         self._loop = self._runner.get_loop()
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=lambda: self._runner.run(self._until_over()))
+
+    async def _start(self) -> None:
+        await self.server.start(self._routes, open_to_all=self._open_to_all, gate=self._gate)
 
     async def _until_over(self) -> None:
         await self._over.wait()
@@ -91,7 +98,7 @@ class Serving:
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.call(self.server.start(self._routes, open_to_all=self._open_to_all))
+            self.call(self._start())
         except BaseException:
             self._end_loop()
             raise

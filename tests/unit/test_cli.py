@@ -65,6 +65,11 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         (["agent", "--standalone", "--kubeconfig", "x"], "exclude"),
         (["agent", "--standalone", "--events"], "exclude"),
         (["agent", "--events"], "no service account is mounted; give --kubeconfig"),
+        (["agent", "--standalone", "--authorization", "kubernetes"], "exclude"),
+        (
+            ["agent", "--authorization", "kubernetes"],
+            "--authorization kubernetes needs a cluster, and no service account is mounted",
+        ),
         (["doctor", "a\nb"], "a"),
         (["why"], "NAMESPACE/NAME"),
         (["why", "nowhere"], "'nowhere' is neither NAMESPACE/NAME nor a process ID"),

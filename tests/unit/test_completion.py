@@ -23,6 +23,7 @@ COMPLETIONS = [
     ("live --once --rea", ["--reasons"]),
     ("agent --tls-c", ["--tls-cert", "--tls-client-ca"]),
     ("agent --ev", ["--events"]),
+    ("agent --authorization ", ["kubernetes", "none"]),
     ("live --ev", []),
     ("doctor --j", ["--json"]),
     ("doctor --tls", []),

@@ -9,7 +9,8 @@ import pytest
 
 from probes.vmi.event import NOTE_MAX_BYTES, VmiEvent
 from probes.vmi.foreign_text import cut_bytes
-from probes.vmi.kube.event_api import Answer, Fate, Meaning, body_of, meaning_of, name_of
+from probes.vmi.kube.answer import Answer
+from probes.vmi.kube.event_api import Fate, Meaning, body_of, meaning_of, name_of
 from tests.support.vmi_events import event
 
 DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.command.flags import UsageError
+from probes.command.flags import Authorizing, UsageError
 from probes.command.settings import (
     AgentSettings,
     DoctorSettings,
@@ -47,6 +47,16 @@ def test_defaults() -> None:
     assert (found.standalone, found.kubeconfig, found.tls) == (None, None, None)
     assert (found.log_format, found.log_level) == (LogFormat.TEXT, "INFO")
     assert found.ledger_capacity is None
+
+
+def test_authorization() -> None:
+    """Clients need no token by default; flag and variable ask for one, and the flag wins."""
+    assert settings("agent").authorization is Authorizing.NONE
+    found = settings("agent", HVPROBE_AUTHORIZATION="kubernetes")
+    assert found.authorization is Authorizing.KUBERNETES
+    found = settings("agent", "--authorization", "none", HVPROBE_AUTHORIZATION="kubernetes")
+    assert found.authorization is Authorizing.NONE
+    assert settings("agent", "--standalone", "--authorization", "none").standalone
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -222,6 +232,26 @@ WRONG: dict[str, tuple[Sequence[str], Mapping[str, str], str]] = {
         ("agent", "--standalone"),
         {"HVPROBE_EVENTS": "1"},
         "--events and --standalone",
+    ),
+    "authorization": (
+        ("agent", "--authorization", "rbac"),
+        {},
+        "'rbac' is not known; give none or kubernetes",
+    ),
+    "authorization by variable": (
+        ("agent",),
+        {"HVPROBE_AUTHORIZATION": "yes"},
+        "none or kubernetes",
+    ),
+    "authorization and standalone": (
+        ("agent", "--standalone", "--authorization", "kubernetes"),
+        {},
+        "--authorization kubernetes and --standalone exclude each other",
+    ),
+    "authorization of another command": (
+        ("doctor", "--authorization", "kubernetes"),
+        {},
+        "--authorization",
     ),
     "certificate without key": (("agent", "--tls-cert", "c"), {}, "--tls-key"),
     "key without certificate": (("agent", "--tls-key", "k"), {}, "--tls-cert"),

@@ -27,6 +27,7 @@ from probes.serve.routes import (
     unavailable,
 )
 from probes.serve.tls_files import Certificates, Credentials
+from probes.vmi.agent_token import AGENT_HEADER
 
 READ_BYTES = 8 * 1024
 """The most bytes read from a socket at once."""
@@ -175,7 +176,10 @@ class Connection(httputil.HTTPServerConnectionDelegate, httputil.HTTPMessageDele
             query=line.path.partition("?")[2],
             accept=headers.get("Accept"),
             accept_encoding=headers.get("Accept-Encoding"),
-            admitted=self._admitted(),
+            authorization=headers.get("Authorization"),
+            agent_token=headers.get(AGENT_HEADER),
+            certified=self._certified(),
+            certificate_wanted=self._certificate_wanted,
         )
         answer = await self._routes.answer(request)
         await self._write(answer, bodiless=line.method == "HEAD")
@@ -204,10 +208,15 @@ class Connection(httputil.HTTPServerConnectionDelegate, httputil.HTTPMessageDele
         self.last = self.last or newest is not self._credentials
         return newest.client_ca == self._credentials.client_ca
 
-    def _admitted(self) -> bool:
-        """Whether the client has shown a certificate, if one is requested."""
-        if self._credentials is None or self._credentials.client_ca is None:
-            return True
+    @property
+    def _certificate_wanted(self) -> bool:
+        """Whether clients are asked for a certificate."""
+        return self._credentials is not None and self._credentials.client_ca is not None
+
+    def _certified(self) -> bool:
+        """Whether the client has shown a certificate, which the handshake has then verified."""
+        if not self._certificate_wanted:
+            return False
         secured = self.stream.socket
         return isinstance(secured, ssl.SSLSocket) and bool(secured.getpeercert(binary_form=True))
 

@@ -23,7 +23,7 @@ from probes.serve.http.connection import READ_BYTES, Connection, open_stream
 from probes.serve.limits import Limits
 from probes.serve.listen import Listen, TlsFiles, TlsState
 from probes.serve.listeners import open_listeners
-from probes.serve.routes import Handler, Routes
+from probes.serve.routes import Gate, Handler, Routes
 from probes.serve.tls_files import Certificates
 
 ACCEPT_PAUSE_S = 0.1
@@ -50,12 +50,17 @@ class Server:
         self._failed_s = float("-inf")
 
     async def start(
-        self, routes: Mapping[str, Handler], *, open_to_all: Collection[str] = ()
+        self,
+        routes: Mapping[str, Handler],
+        *,
+        open_to_all: Collection[str] = (),
+        gate: Gate | None = None,
     ) -> None:
         """Listen and serve.
 
-        open_to_all lists the paths that need no client certificate even if others do. Raises
-        BindError when the address cannot be used, TlsFilesError when the files cannot.
+        open_to_all lists the paths that need neither client certificate nor token even if others
+        do. gate decides by the token; None: tokens are not looked at. Raises BindError when the
+        address cannot be used, TlsFilesError when the files cannot.
         """
         # Tornado logs there what peers do wrong. Its errors, and exceptions, stay visible.
         logging.getLogger("tornado.general").setLevel(logging.ERROR)
@@ -73,7 +78,11 @@ class Server:
         self._limits = limits
         deadline_s = limits.handler_deadline_s
         self._routes = Routes(
-            handlers=routes, open_to_all=open_to_all, deadline_s=deadline_s, log=self._log
+            handlers=routes,
+            open_to_all=open_to_all,
+            deadline_s=deadline_s,
+            log=self._log,
+            gate=gate,
         )
         self._parameters = HTTP1ConnectionParameters(
             chunk_size=READ_BYTES, max_header_size=limits.header_bytes_max

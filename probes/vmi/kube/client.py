@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: sends one request to the Kubernetes API server, through the official client.
 
-Owns the two requests that hvprobe makes, of which one reads VMIs and the other creates an Event,
+Owns the requests that hvprobe makes, which read VMIs, create an Event and have something reviewed,
 and turning every error into one line. Must not know what a request is for, what happens after a
-failure (watch.py, event_writer.py), nor how credentials become connections (pool.py).
+failure (watch.py, event_writer.py, reviewer.py), nor how credentials become connections (pool.py).
 
 Only the package's configuration and connection pool are used. listwatch.py decodes the answers,
 because the package's API classes would build a model of every field. Import this module in cluster
@@ -23,8 +23,8 @@ import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
 
 from probes.vmi.foreign_text import one_line
+from probes.vmi.kube.answer import Answer
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
-from probes.vmi.kube.event_api import Answer
 from probes.vmi.kube.listwatch import (
     PATH,
     RESOURCE,
@@ -84,6 +84,13 @@ class ApiReader:
     def create_event(self, namespace: str, body: bytes) -> Answer:
         """Create an Event in this namespace and return the server's answer, also a refusal."""
         path = f"/apis/events.k8s.io/v1/namespaces/{quote(namespace, safe='')}/events"
+        return _answer(self._send("POST", path, body=body))
+
+    def create_review(self, path: str, body: bytes) -> Answer:
+        """Have something reviewed and return the server's answer, also a refusal.
+
+        A review is an object that the server answers and does not store.
+        """
         return _answer(self._send("POST", path, body=body))
 
     def _send(

@@ -22,6 +22,7 @@ from enum import Enum
 
 from probes.vmi.event import NOTE_MAX_BYTES, VmiEvent
 from probes.vmi.foreign_text import cut_bytes, one_line
+from probes.vmi.kube.answer import Answer
 
 EVENTS = "events.events.k8s.io"
 REPORTING_CONTROLLER = "hvprobe"
@@ -30,16 +31,6 @@ ACTION = "DetectHypervisor"
 _NAME_MAX = 253
 _INSTANCE_MAX_BYTES = 128
 _DIGEST_CHARS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The server's complete answer to one request."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None
-    """The wait that the server asked for; None: it asked for none."""
 
 
 class Fate(Enum):
