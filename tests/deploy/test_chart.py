@@ -61,7 +61,16 @@ def test_renders_the_golden_output(name: str) -> None:
         ),
         (
             {"tls": {"mode": "certmanager"}},
-            "- at '/tls/mode': value must be one of 'off', false, 'certManager', 'secret'",
+            "- at '/tls/mode': value must be one of "
+            + ", ".join(("'off'", "false", "'selfSigned'", "'certManager'", "'secret'")),
+        ),
+        (
+            {"authorization": "rbac"},
+            "- at '/authorization': value must be one of 'none', 'kubernetes'",
+        ),
+        (
+            {"tls": {"selfSigned": {"validityDays": 1}}},
+            "- at '/tls/selfSigned/validityDays': minimum: got 1, want 3",
         ),
         ({"openshift": {"enabled": "yes"}}, "- at '/openshift/enabled': got string, want boolean"),
         ({"extraArgs": "--events"}, "- at '/extraArgs': got string, want array"),
@@ -95,14 +104,8 @@ def test_the_schema_refuses_a_wrong_value(values: Json, line: str) -> None:
         ),
         ({"tls": {"mode": "secret"}}, "tls.mode secret needs tls.secret.name"),
         ({"tls": {"secret": {"name": "own"}}}, "tls.secret.name is set, but tls.mode is off"),
-        (
-            {"tls": {"clientCertificates": {"enabled": True}}},
-            "tls.clientCertificates.enabled needs TLS",
-        ),
-        (
-            {"tls": {**SECRET, "clientCertificates": {"enabled": True}}},
-            "needs tls.clientCertificates.secretName",
-        ),
+        ({"tls": SECRET}, "tls.mode secret needs tls.clientCertificates.secretName"),
+        ({"fleet": {"apiServerCIDRs": ["192.0.2.0/28"]}}, "but fleet.enabled is false"),
         ({"namespace": {"create": True}}, "namespace.create cannot make the namespace"),
         ({"priorityClass": {"name": ""}}, "priorityClass.create needs priorityClass.name"),
     ],
@@ -122,7 +125,7 @@ def test_accepts_off_without_quotes() -> None:
 
 def test_serves_with_a_secret_that_exists() -> None:
     """With mode secret nothing of cert-manager is made, and pods and Prometheus use the Secrets."""
-    clients = {"enabled": True, "secretName": "scraper"}
+    clients = {"secretName": "scraper"}
     tls = {**SECRET, "serverName": "agents.example", "clientCertificates": clients}
     chart = rendered_chart({"tls": tls})
     assert chart.of_kind("Certificate") + chart.of_kind("Issuer") == []
@@ -138,14 +141,24 @@ def test_serves_with_a_secret_that_exists() -> None:
     }
 
 
+def test_a_secret_without_a_certificate_for_prometheus() -> None:
+    """A token replaces it, and so does an agent that asks for none; the agents' flags agree."""
+    for more, wanted in (
+        ({"tls": SECRET, "authorization": "kubernetes"}, True),
+        ({"tls": {**SECRET, "clientCertificates": {"enabled": False}}}, False),
+    ):
+        chart = rendered_chart(more)
+        (endpoint,) = chart.one("PodMonitor")["spec"]["podMetricsEndpoints"]
+        assert "cert" not in endpoint["tlsConfig"]
+        assert ("authorization" in endpoint) is wanted
+        names = {variable["name"] for variable in chart.container["env"]}
+        assert ({"HVPROBE_TLS_CLIENT_CA", "HVPROBE_AUTHORIZATION"} <= names) is wanted
+
+
 def test_takes_an_issuer_of_the_cluster() -> None:
     """With issuerRef both certificates come from it, and hvprobe makes no CA."""
     issuer = {"name": "vault", "kind": "ClusterIssuer", "group": "cert-manager.io"}
-    tls = {
-        "mode": "certManager",
-        "certManager": {"issuerRef": issuer},
-        "clientCertificates": {"enabled": True},
-    }
+    tls = {"mode": "certManager", "certManager": {"issuerRef": issuer}}
     chart = rendered_chart({"tls": tls})
     assert chart.of_kind("Issuer") == []
     issuers = [found["spec"]["issuerRef"] for found in chart.of_kind("Certificate")]
@@ -172,7 +185,8 @@ def namespaces(node: object) -> Iterator[str]:
 @pytest.mark.parametrize("namespace", ["monitoring", "1234"])
 def test_works_in_any_namespace(namespace: str) -> None:
     """Every object is in the release's namespace and names no other one, digits or not."""
-    chart = rendered_chart({"tls": {"mode": "certManager"}}, namespace)
+    more = {"authorization": "kubernetes", "fleet": {"enabled": True}}
+    chart = rendered_chart({"tls": {"mode": "certManager"}, **more}, namespace)
     assert set(namespaces(list(chart.objects))) == {namespace}
     (endpoint,) = chart.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert endpoint["tlsConfig"]["serverName"] == f"metrics.{namespace}.svc"
@@ -235,6 +249,18 @@ def test_can_do_without_the_network_policy() -> None:
     [
         ({}, "named by a tag"),
         ({"monitoring": NO_MONITORING}, "No PodMonitor was made"),
+        ({}, "Every pod of the namespaces in networkPolicy.monitoringNamespaces can read"),
+        ({"networkPolicy": {"enabled": False}}, "Every pod of the cluster can read"),
+        (
+            {"networkPolicy": {"monitoringNamespaces": ["*"]}},
+            "Every pod of the cluster can read",
+        ),
+        ({"authorization": "kubernetes"}, "Clients send their tokens unencrypted"),
+        ({"tls": {"mode": "selfSigned"}}, "They end 3650 days after they were made"),
+        (
+            {"fleet": {"enabled": True}},
+            "kubectl -n vms-seen create rolebinding sre-fleet --clusterrole hvprobe-fleet-agents",
+        ),
         ({"openshift": {"enabled": True}}, "openshift.io/cluster-monitoring=true"),
     ],
 )

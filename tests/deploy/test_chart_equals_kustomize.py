@@ -22,15 +22,25 @@ from tests.support.required import require
 pytestmark = pytest.mark.timeout(300)
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 TLS: Json = {"mode": "certManager"}
-STRICT_TLS: Json = {**TLS, "clientCertificates": {"enabled": True}}
+AUTHORIZATION: Json = {"authorization": "kubernetes"}
+FLEET: Json = {"fleet": {"enabled": True}}
 
 
 def patch(kind: str, *operations: tuple[str, str, object]) -> Json:
     """A kustomization's patch of the object hvprobe of a kind."""
-    steps = [{"op": verb, "path": path, "value": value} for verb, path, value in operations]
+    steps = [
+        {"op": verb, "path": path} | ({} if verb == "remove" else {"value": value})
+        for verb, path, value in operations
+    ]
     return {"target": {"kind": kind, "name": "hvprobe"}, "patch": json.dumps(steps)}
 
 
+NO_SCRAPER: Json = {
+    "apiVersion": "cert-manager.io/v1",
+    "kind": "Certificate",
+    "metadata": {"name": "hvprobe-scraper", "namespace": "hvprobe"},
+    "$patch": "delete",
+}
 _POD = "/spec/template/spec"
 _AGENT = f"{_POD}/containers/0"
 _TOLERATIONS = [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}]
@@ -58,19 +68,80 @@ CHOICES: Mapping[str, Choice] = {
         components=("capabilities", "openshift"),
     ),
     "openshift-tls": Choice(
-        values={"openshift": {"enabled": True}, "tls": STRICT_TLS},
+        values={"openshift": {"enabled": True}, "tls": TLS},
         resources=("overlays/openshift",),
-        components=("tls", "client-certificates"),
+        components=("tls",),
     ),
-    "client-certificates": Choice(
-        values={"tls": STRICT_TLS},
+    "tls-without-client-certificates": Choice(
+        values={"tls": {**TLS, "clientCertificates": {"enabled": False}}},
         resources=("overlays/tls",),
-        components=("client-certificates",),
+        more={
+            "patches": [
+                {"patch": json.dumps(NO_SCRAPER)},
+                patch("DaemonSet", ("remove", "/spec/template/spec/containers/0/env/0", None)),
+                patch(
+                    "PodMonitor",
+                    ("remove", "/spec/podMetricsEndpoints/0/tlsConfig/cert", None),
+                    ("remove", "/spec/podMetricsEndpoints/0/tlsConfig/keySecret", None),
+                ),
+            ]
+        },
+    ),
+    "authorization": Choice(
+        values=AUTHORIZATION,
+        resources=("overlays/capabilities",),
+        components=("authorization",),
+    ),
+    "authorization-without-monitoring": Choice(
+        values={**AUTHORIZATION, "monitoring": NO_MONITORING},
+        resources=("base",),
+        components=("capabilities", "authorization"),
+    ),
+    "fleet": Choice(
+        values=FLEET,
+        resources=("overlays/capabilities",),
+        components=("fleet",),
+    ),
+    "fleet-with-addresses": Choice(
+        values={"fleet": {"enabled": True, "apiServerCIDRs": ["192.0.2.0/28", "2001:db8::/64"]}},
+        resources=("overlays/capabilities",),
+        components=("fleet",),
+        more={
+            "patches": [
+                patch(
+                    "NetworkPolicy",
+                    (
+                        *("add", "/spec/ingress/1/from"),
+                        [
+                            {"ipBlock": {"cidr": "192.0.2.0/28"}},
+                            {"ipBlock": {"cidr": "2001:db8::/64"}},
+                        ],
+                    ),
+                )
+            ]
+        },
+    ),
+    "any-namespace": Choice(
+        values={"networkPolicy": {"monitoringNamespaces": ["*"]}},
+        resources=("overlays/capabilities",),
+        components=("any-namespace",),
+    ),
+    "openshift-authorization-fleet": Choice(
+        values={"openshift": {"enabled": True}, "tls": TLS, **AUTHORIZATION, **FLEET},
+        resources=("overlays/openshift",),
+        components=("tls", "authorization", "fleet"),
     ),
     "everything-on-privileged": Choice(
-        values={"variant": "privileged", "tls": STRICT_TLS, "events": True},
+        values={
+            "variant": "privileged",
+            "tls": TLS,
+            "events": True,
+            **AUTHORIZATION,
+            **FLEET,
+            "networkPolicy": {"monitoringNamespaces": ["*"]},
+        },
         resources=("overlays/privileged",),
-        components=("tls", "client-certificates", "events"),
+        components=("tls", "authorization", "events", "fleet", "any-namespace"),
     ),
     "events": Choice(
         values={"events": True},
@@ -120,7 +191,7 @@ CHOICES: Mapping[str, Choice] = {
             "updateStrategy": {"maxUnavailable": 2},
             "priorityClass": {"name": "hvprobe", "value": 2000000},
             "image": {"pullPolicy": "Always", "pullSecrets": ["registry"]},
-            "networkPolicy": {"monitoringNamespaces": ["monitoring"], "apiServerPorts": [8443]},
+            "networkPolicy": {"monitoringNamespaces": ["metrics"], "apiServerPorts": [8443]},
             "monitoring": {"labels": {"release": "kube-prometheus-stack"}},
         },
         resources=("overlays/capabilities",),
@@ -148,7 +219,7 @@ CHOICES: Mapping[str, Choice] = {
                     "NetworkPolicy",
                     (
                         *("replace", "/spec/ingress/0/from/0/namespaceSelector"),
-                        {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+                        {"matchLabels": {"kubernetes.io/metadata.name": "metrics"}},
                     ),
                     ("replace", "/spec/egress/0/ports", [{"port": 8443, "protocol": "TCP"}]),
                 ),

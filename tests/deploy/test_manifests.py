@@ -141,10 +141,9 @@ def test_tls_is_expected_where_it_is_served() -> None:
         assert objects.container[f"{kind}Probe"]["httpGet"]["scheme"] == "HTTPS"
 
 
-def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> None:
-    """Its third: Prometheus gets one of the CA that the agent is given; the probes need none."""
-    _, _, example, _, _ = examples("docs/operators.md")
-    objects = rendered_beside(tmp_path, example)
+def test_tls_admits_the_clients_of_its_ca() -> None:
+    """Prometheus gets a certificate of the CA that the agent is given; the probes need none."""
+    objects = rendered("tls")
     certificates = {
         certificate["metadata"]["name"]: certificate["spec"]
         for certificate in objects.of_kind("Certificate")
@@ -164,6 +163,15 @@ def test_the_manual_shows_how_to_demand_client_certificates(tmp_path: Path) -> N
         probe = objects.container[f"{kind}Probe"]["httpGet"]
         assert probe["scheme"] == "HTTPS"
         assert probe["path"] in OPEN_TO_ALL
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_only_monitoring_may_scrape(overlay: str) -> None:
+    """The policy admits the pods of one namespace: Prometheus', and on OpenShift the platform's."""
+    (rule,) = rendered(overlay).one("NetworkPolicy")["spec"]["ingress"]
+    namespace = "openshift-monitoring" if overlay == "openshift" else "monitoring"
+    labels = {"kubernetes.io/metadata.name": namespace}
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": labels}}]
 
 
 def test_the_manual_shows_how_to_have_events_written(tmp_path: Path) -> None:

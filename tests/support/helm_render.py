@@ -29,7 +29,12 @@ GOLDEN_VALUES: Mapping[str, Json] = {
     "privileged": {"variant": "privileged", "monitoring": NO_MONITORING, "events": True},
     "openshift": {**OWN_NAMESPACE, "openshift": {"enabled": True}, "monitoring": NO_MONITORING},
     "tls": {
-        "tls": {"mode": "certManager", "clientCertificates": {"enabled": True}},
+        "tls": {"mode": "certManager"},
+        "monitoring": {"prometheusRule": {"enabled": False}},
+    },
+    "authorization": {
+        "authorization": "kubernetes",
+        "fleet": {"enabled": True, "apiServerCIDRs": ["192.0.2.0/28"]},
         "monitoring": {"prometheusRule": {"enabled": False}},
     },
 }

@@ -142,8 +142,10 @@ class Peer:
         *,
         host: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
+        name: str | None = None,
         receive_buffer: int | None = None,
     ) -> None:
+        """name is what the server's certificate has to be for; None: the host."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer is not None:
@@ -155,7 +157,9 @@ class Peer:
             self.sock = sock
             if tls is not None:
                 # Ragged ends are not suppressed: an end without close_notify is an error.
-                self.sock = tls.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
+                self.sock = tls.wrap_socket(
+                    sock, server_hostname=name or host, suppress_ragged_eofs=False
+                )
         except OSError:
             sock.close()
             raise

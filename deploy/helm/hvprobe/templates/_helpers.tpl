@@ -24,7 +24,7 @@ app.kubernetes.io/part-of: kubevirt
 {{- end }}
 {{- end }}
 
-{{/* off, certManager or secret. YAML reads off without quotes as false. */}}
+{{/* off, selfSigned, certManager or secret. YAML reads off without quotes as false. */}}
 {{- define "hvprobe.tls" -}}
 {{ ternary "off" (toString .Values.tls.mode) (eq (toString .Values.tls.mode) "false") }}
 {{- end }}
@@ -39,6 +39,11 @@ app.kubernetes.io/part-of: kubevirt
 
 {{- define "hvprobe.serverName" -}}
 {{ .Values.tls.serverName | default (printf "metrics.%s.svc" (include "hvprobe.namespace" .)) }}
+{{- end }}
+
+{{/* Whether clients are asked for a certificate: "true" or "". */}}
+{{- define "hvprobe.clientCertificates" -}}
+{{ if and (ne (include "hvprobe.tls" .) "off") .Values.tls.clientCertificates.enabled }}true{{ end }}
 {{- end }}
 
 {{/* The issuer of the agents' certificate and of Prometheus'. */}}
