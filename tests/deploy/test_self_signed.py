@@ -211,7 +211,10 @@ def test_the_key_of_the_ca_is_kept_nowhere(folders: tuple[Path, Path]) -> None:
     ca = openssl("x509", "-noout", "-pubkey", "-in", agents / "ca.crt")
     for key in (agents / "tls.key", scraper / "tls.key"):
         assert openssl("pkey", "-in", key, "-pubout") != ca
-    assert openssl("x509", "-noout", "-ext", "basicConstraints", "-in", agents / "ca.crt")
+    for certificate in (agents / "tls.crt", scraper / "tls.crt"):
+        purposes = openssl("x509", "-noout", "-ext", "extendedKeyUsage", "-in", certificate)
+        # As docs/security.md says. If Helm's functions learn better, so should the page.
+        assert "TLS Web Server Authentication, TLS Web Client Authentication" in purposes
 
 
 def test_an_upgrade_keeps_them(cluster: Secrets) -> None:

@@ -34,7 +34,7 @@ TOLD_S = 120
 @pytest.fixture(scope="module")
 def installed(vms: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster with the privileged variant and the component events."""
-    given = manifests("privileged", tmp_path_factory.mktemp("own"), events=True)
+    given = manifests("privileged", tmp_path_factory.mktemp("own"), "events")
     install(vms, given)
     yield vms
     vms.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)

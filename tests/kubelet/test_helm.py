@@ -48,7 +48,8 @@ def empty(vms: Cluster) -> Iterator[Cluster]:
     yield vms
     vms.helm("uninstall", "hvprobe", "--namespace", NAMESPACE, "--ignore-not-found")
     vms.helm("uninstall", "hvprobe", "--namespace", "default", "--ignore-not-found")
-    vms.kubectl_try("delete", CLUSTER_WIDE, "hvprobe", "hvprobe-events", "--ignore-not-found")
+    names = ("hvprobe", "hvprobe-events", "hvprobe-authorization", "hvprobe-metrics")
+    vms.kubectl_try("delete", CLUSTER_WIDE, *names, "hvprobe-reader", "--ignore-not-found")
     vms.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
     wait_for(
         lambda: vms.kubectl_try("get", "namespace", NAMESPACE).returncode != 0,
@@ -97,6 +98,24 @@ def test_installs_upgrades_and_uninstalls(empty: Cluster) -> None:
     assert done.returncode == 0, done.stderr
     assert cluster_wide(empty) == []
     wait_for(lambda: not empty.get("-n", NAMESPACE, "pod")["items"], "the agent has ended", 120)
+
+
+def test_an_upgrade_keeps_the_certificates_that_helm_made(empty: Cluster) -> None:
+    """Agents are ready with them, over HTTPS, and an upgrade finds them in the cluster."""
+
+    def secrets() -> list[Json]:
+        names = ("hvprobe-tls", "hvprobe-scraper")
+        return [empty.get("-n", NAMESPACE, "secret", name)["data"] for name in names]
+
+    empty.kubectl("create", "namespace", NAMESPACE)
+    values = {**VALUES, "tls": {"mode": "selfSigned"}, "authorization": "kubernetes"}
+    helm(empty, "install", *RELEASE, *OLD_SERVER, values=values)
+    until_rolled_out(empty)
+    first = secrets()
+    changed = {**values, "events": True}
+    helm(empty, "upgrade", *RELEASE, "--disable-openapi-validation", values=changed)
+    until_rolled_out(empty)
+    assert secrets() == first
 
 
 def test_the_chart_makes_the_namespace(empty: Cluster) -> None:

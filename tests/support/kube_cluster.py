@@ -11,6 +11,7 @@ import contextlib
 import json
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,17 @@ class Cluster:
         done = self._call("curl", "--silent", "--show-error", "--fail", url)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def status_of(self, url: str, *headers: str) -> int:
+        """The status of an address' answer to a client on the node with these headers."""
+        words = [word for header in headers for word in ("--header", header)]
+        shown = ("--silent", "--output", "/dev/null", "--write-out", "%{http_code}")
+        return int(self._call("curl", *shown, *words, url).stdout)
+
+    def hvprobe(self, *words: str, code_root: Path) -> subprocess.CompletedProcess[str]:
+        """Run this tree's hvprobe beside the cluster, as its administrator."""
+        home = ("env", f"PYTHONPATH={code_root}", f"KUBECONFIG={self._kubeconfig('admin')}")
+        return self._call(*home, sys.executable, "-m", "probes", *words)
 
     def log(self, name: str) -> str:
         """The end of a program's log."""

@@ -24,17 +24,17 @@ ROLLOUT_S = 120
 Json = dict[str, Any]
 
 
-def manifests(variant: str, directory: Path, *, events: bool = False) -> str:
+def manifests(variant: str, directory: Path, *more: str) -> str:
     """Return the manual's manifests for clusters without prometheus-operator, with this image.
 
     Capabilities that this machine's root lacks are left out, because no container can get them.
-    events adds the component of that name.
+    more are further components.
     """
     (example,) = (
         text for text in examples("docs/operators.md") if "components/capabilities" in text
     )
     component = "../deploy/components/"
-    wanted = f"{component}{variant}" + (f", {component}events" if events else "")
+    wanted = ", ".join(f"{component}{name}" for name in (variant, *more))
     own = example.replace(f"{component}capabilities", wanted)
     own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
     own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
