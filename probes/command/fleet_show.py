@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -24,7 +23,7 @@ from probes.command.console import ascii_only, console_for
 from probes.command.fleet_flags import FleetCommand
 from probes.command.fleet_settings import FleetSettings
 from probes.fleet import table, views
-from probes.fleet.answers import DoctorAnswer, WhyAnswer
+from probes.fleet.answers import DoctorAnswer, Explained
 from probes.fleet.api import FleetApi
 from probes.fleet.explained import answered_text, doctor_lines, doctors_json
 from probes.fleet.merge import merged
@@ -101,7 +100,7 @@ def _show_rows(settings: FleetSettings, fleet: Fleet, error: str | None) -> int:
 
 
 def _show_why(
-    settings: FleetSettings, vm: VmName, said: WhyAnswer | None, failures: Mapping[str, str]
+    settings: FleetSettings, vm: VmName, said: Explained | None, failures: Mapping[str, str]
 ) -> int:
     if said is None:
         for node, why in sorted(failures.items()):
@@ -110,13 +109,17 @@ def _show_why(
             raise FleetError(f"no agent reports a VM {vm.namespace}/{vm.name} that runs")
         return EXIT_MISSING
     if settings.form is Form.JSON:
-        _print_json(msgspec.to_builtins(said))
+        _write_json(said.document)
     else:
         width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
         console = console_for(os.environ)
         plain = ascii_only(console, os.environ)
-        _write("".join(f"{line}\n" for line in answered_text(said, width=width, ascii_only=plain)))
-    return EXIT_MATCHED if said.type in settings.fail_on else 0
+        _write(
+            "".join(
+                f"{line}\n" for line in answered_text(said.answer, width=width, ascii_only=plain)
+            )
+        )
+    return EXIT_MATCHED if said.answer.type in settings.fail_on else 0
 
 
 def _show_doctor(
@@ -169,7 +172,12 @@ def _print_lines(console: Console, lines: Iterable[table.TableLine]) -> None:
 
 
 def _print_json(found: object) -> None:
-    _write(f"{json.dumps(found, indent=2)}\n")
+    _write_json(json.dumps(found, indent=2))
+
+
+def _write_json(text: str) -> None:
+    # JSON escapes every control character but this one, which an agent may send.
+    _write(text.replace("\x7f", "\\u007f") + "\n")
 
 
 def _write(text: str) -> None:

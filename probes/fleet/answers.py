@@ -6,6 +6,8 @@ skips all other keys. An agent is not trusted: texts are bounded here and made v
 shown.
 """
 
+import json
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -123,7 +125,6 @@ class WhyAnswer(_Answer, frozen=True):
     """The explanation of one VM."""
 
     summary: str = ""
-    node: str = ""
     vmi: _Typed | None = None
     sections: tuple[SectionAnswer, ...] = ()
 
@@ -131,6 +132,15 @@ class WhyAnswer(_Answer, frozen=True):
     def type(self) -> str:
         """The type of the VM."""
         return self.vmi.hypervisor_type if self.vmi else HypervisorType.UNKNOWN.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """The explanation of one VM, and all that the agent sent."""
+
+    answer: WhyAnswer
+    document: str
+    """Its JSON as text, with the keys that this version does not read."""
 
 
 class CheckAnswer(_Part, frozen=True):
@@ -166,9 +176,14 @@ def decode_snapshot(body: bytes) -> SnapshotAnswer:
     return found
 
 
-def decode_why(body: bytes) -> WhyAnswer:
+def decode_why(body: bytes) -> Explained:
     """Decode an explanation. Raises AnswerError when it is none that this version understands."""
-    return _decoded(body, _WHY, WHY_SCHEMA)
+    answer = _decoded(body, _WHY, WHY_SCHEMA)
+    try:
+        document = json.dumps(msgspec.json.decode(body), indent=2)
+    except (ValueError, RecursionError) as err:
+        raise AnswerError(f"its answer breaks {WHY_SCHEMA}: {one_line(str(err))}") from err
+    return Explained(answer=answer, document=document)
 
 
 def decode_doctor(body: bytes) -> DoctorAnswer:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from probes.fleet.answers import (
     AnswerError,
     DoctorAnswer,
-    WhyAnswer,
+    Explained,
     decode_doctor,
     decode_snapshot,
     decode_why,
@@ -152,7 +152,7 @@ class Cluster:
         )
         return [(answer, checks.get(answer.node)) for answer in answers], cluster.error
 
-    def why(self, vm: VmName) -> tuple[WhyAnswer | None, Mapping[str, str]]:
+    def why(self, vm: VmName) -> tuple[Explained | None, Mapping[str, str]]:
         """Return the explanation of a VM, and why nodes that may run it do not answer.
 
         The node that the VMI's status names is asked. Where it is not known, all are.

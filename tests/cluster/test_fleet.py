@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from probes.command import cli
 from probes.fleet import api as fleet_api
+from probes.report.json_schema import why_schema
 from probes.serve.routes import Request, Response, plain_text
 from tests.support import apireviews
 from tests.support.apiserver import ApiServer, Fault, FaultKind
@@ -346,7 +348,21 @@ def test_why(world: FleetWorld, capsys: Captured) -> None:
     assert "remove useEmulation" in out
     asked = [request.path for request in world.api.requests if request.verb == "proxy"]
     assert [path.split("/")[6] for path in asked] == ["hvprobe-n2:9747"]
-    assert shown(capsys, "why", "default/beta")["node"] == "n2"
+    found = shown(capsys, "why", "default/beta")
+    assert found["node"] == "n2"
+    # All that the agent says, as `hvprobe why --json` prints it there.
+    Draft202012Validator(why_schema()).validate(found)
+
+
+def test_why_from_an_agent_that_nests_without_end(world: FleetWorld, capsys: Captured) -> None:
+    """An answer that cannot be printed costs its node only."""
+    deep = 100_000
+    body = f'{{"schema":"hvprobe-why/v1","more":{"[" * deep}{"]" * deep}}}'.encode()
+    world.agent("n1", {"/why/*": text(body)})
+    assert fleet("why", "default/alpha", "-o", "json") == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("hvprobe: node n1: its answer")
 
 
 def test_why_without_an_explanation(world: FleetWorld, capsys: Captured) -> None:
@@ -382,7 +398,7 @@ def test_doctor(world: FleetWorld, capsys: Captured) -> None:
 
 def test_control_characters_do_not_reach_the_terminal(world: FleetWorld, capsys: Captured) -> None:
     """Nothing that an agent or the API server says can move the cursor."""
-    evil = "\x1b[2J\x9b1m\u202e\x07"
+    evil = "\x1b[2J\x9b1m\u202e\x07\x7f"
     row = {
         "namespace": "default", "name": "alpha", "hypervisor_type": evil, "verified": False,
         "cause": evil, "reasons": [evil], "remedy": evil,
@@ -395,6 +411,7 @@ def test_control_characters_do_not_reach_the_terminal(world: FleetWorld, capsys:
         "schema": "hvprobe-why/v1", "version": evil, "summary": evil,
         "sections": [{"title": evil, "lines": [[evil, evil]]}],
     }  # fmt: skip
+    why |= {evil: [evil]}
     check = {"question": evil, "outcome": evil, "finding": evil, "remedy": evil}
     doctor = {"schema": "hvprobe-doctor/v1", "ability": evil, "checks": [check]}
     world.agent("n1", {
@@ -405,6 +422,7 @@ def test_control_characters_do_not_reach_the_terminal(world: FleetWorld, capsys:
     for words in (
         [], ["-o", "wide"], ["-o", "csv"], ["-o", "json"], ["nodes"], ["nodes", "-o", "wide"],
         ["doctor"], ["doctor", "-o", "json"], ["why", "default/alpha"],
+        ["why", "default/alpha", "-o", "json"],
     ):  # fmt: skip
         fleet(*words)
         out, err = capsys.readouterr()
