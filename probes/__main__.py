@@ -34,6 +34,12 @@ def kubectl() -> int:
     return main()
 
 
+def complete() -> int:
+    """Complete a command line of ``kubectl hvprobe``, as kubectl asks for it."""
+    sys.argv[1:1] = ["fleet", "__complete"]
+    return main()
+
+
 def main() -> int:
     """Run the command in an isolated interpreter. Returns the exit code."""
     if not sys.flags.isolated and sys.executable:

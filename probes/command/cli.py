@@ -7,6 +7,7 @@ user, a signal or the end of its terminal ends it.
 Data go to stdout, everything else to stderr.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,8 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from probes.command import deadline, inputs
-from probes.command.flags import UsageError, command_line
+from probes.command import deadline, fleet_completion, inputs
+from probes.command.flags import Command, UsageError, command_line
 from probes.command.fleet_settings import FleetSettings
 from probes.command.settings import (
     EXIT_USAGE,
@@ -63,10 +64,11 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
     apart runs commands that refresh only once in a process of their own (deadline.py), so that the
     program ends even if a refresh does not.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:2] == [Command.FLEET, fleet_completion.COMPLETE]:
+        return _complete(words[2:])
     try:
-        settings = parse(
-            sys.argv[1:] if arguments is None else arguments, os.environ, version=version()
-        )
+        settings = parse(words, os.environ, version=version())
         inputs.check(settings)
     except UsageError as err:
         return _fail(str(err), EXIT_USAGE)
@@ -83,6 +85,22 @@ def main(arguments: Sequence[str] | None = None, *, apart: bool = False) -> int:
     if apart and settings.refreshes_once:
         return deadline.apart(lambda: _finish(settings), deadline_s=deadline.COMMAND_DEADLINE_S)
     return _finish(settings)
+
+
+def _complete(words: Sequence[str]) -> int:
+    """Print what continues a command line of ``kubectl hvprobe``. Errors offer nothing."""
+    found = fleet_completion.offered(words)
+    names: Sequence[str] = ()
+    if found.wanted is not None:
+        from probes.command import fleet_show
+        from probes.fleet.model import FleetError
+
+        with contextlib.suppress(FleetError, UsageError):
+            settings = parse([Command.FLEET, *found.reach], os.environ, version=version())
+            if isinstance(settings, FleetSettings):
+                names = fleet_show.names_of(found.wanted, settings, found.typed)
+    print("\n".join(found.lines(names)), flush=True)
+    return 0
 
 
 def _run_fleet(settings: FleetSettings) -> int:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes completion scripts for shells from the command line's parser. Pure.
 
-Owns what can be completed, which it reads from the parser: a metavar ``a|b`` is a choice, FILE and
-DIR are paths. shtab owns the form of the scripts. Must not know any command by name. Import this
-module only for the command that prints a script.
+Owns what can be completed, which it reads from the parser: a metavar in lower case has choices, as
+in ``a|b``; FILE and DIR are paths. shtab owns the form of the scripts. Must not know any command by
+name. Import this module only for the command that prints a script.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def script(parser: argparse.ArgumentParser, shell: Shell) -> str:
         metavar = str(action.metavar or "")
         if metavar in _PATHS:
             action.complete = _PATHS[metavar]  # type: ignore[attr-defined] # read by shtab
-        elif action.option_strings and "|" in metavar:
+        elif action.option_strings and metavar.islower():
             action.choices = metavar.split("|")
     return f"{shtab.complete(parser, shell.value).rstrip()}\n"
 

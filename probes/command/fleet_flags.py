@@ -16,6 +16,8 @@ from probes.judge.cause import Cause
 PREFIX = "HVPROBE_FLEET_"
 DEFAULT_TIMEOUT = "5"
 DEFAULT_PARALLEL = "16"
+MANY = "comma-separated"
+"""Stands in the help of each flag that takes several of its choices."""
 
 
 class FleetCommand(StrEnum):
@@ -88,7 +90,7 @@ def add_fleet(
                 "--fail-on",
                 metavar="|".join(types),
                 default=None,
-                text="exit code 4 if a VM that is shown has one of these types; comma-separated",
+                text=f"exit code 4 if a VM that is shown has one of these types; {MANY}",
             )
         if command is FleetCommand.DOCTOR:
             flags.add_switch("--verbose", short="-v", text="also show what is fine")
@@ -119,13 +121,13 @@ def _vm_flags(flags: Flags, types: Sequence[str]) -> None:
         "--type",
         metavar="|".join(types),
         default=None,
-        text="show only these types; comma-separated",
+        text=f"show only these types; {MANY}",
     )
     flags.add(
         "--cause",
         metavar="|".join(cause.value for cause in Cause),
         default=None,
-        text="show only VMs that are emulated for one of these causes; comma-separated",
+        text=f"show only VMs that are emulated for one of these causes; {MANY}",
     )
 
 

@@ -20,6 +20,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from probes.command.console import ascii_only, console_for
+from probes.command.fleet_completion import Wanted
 from probes.command.fleet_flags import FleetCommand
 from probes.command.fleet_settings import FleetSettings
 from probes.fleet import table, views
@@ -29,7 +30,7 @@ from probes.fleet.explained import answered_text, doctor_lines, doctors_json
 from probes.fleet.merge import merged
 from probes.fleet.model import Fleet, FleetError, NodeAnswer
 from probes.fleet.options import Form
-from probes.fleet.reading import Cluster, Progress, Reach
+from probes.fleet.reading import Cluster, Progress, Reach, vmis_at_once
 from probes.fleet.selection import EXIT_MATCHED, EXIT_MISSING, exit_code, selected
 from probes.judge.reasons import Outcome
 from probes.render.terminal_text import visible
@@ -65,6 +66,27 @@ def run(settings: FleetSettings) -> int:
     finally:
         api.close()
     return show()
+
+
+def names_of(wanted: Wanted, settings: FleetSettings, typed: str) -> Sequence[str]:
+    """Return what completes a name of the cluster; nothing if it cannot be read in a moment.
+
+    typed: what the name begins with.
+    """
+    within = typed.partition("/")[0] if wanted is Wanted.VM and "/" in typed else None
+    api = FleetApi(_credentials(settings), connections=1)
+    try:
+        vmis = vmis_at_once(api, frozenset({within} if within else ())).vmis
+    finally:
+        api.close()
+    match wanted:
+        case Wanted.VM:
+            found = {f"{vmi.namespace}/{vmi.name}" for vmi in vmis}
+        case Wanted.NAMESPACE:
+            found = {vmi.namespace for vmi in vmis}
+        case Wanted.NODE:
+            found = {vmi.node_name for vmi in vmis if vmi.node_name is not None}
+    return sorted(name for name in found if name.isascii() and name.isprintable())
 
 
 def _read(settings: FleetSettings, cluster: Cluster) -> Show:

@@ -6,6 +6,7 @@ means for a VM (merge.py), nor what is shown of it.
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,9 @@ LIST_DEADLINE_S = 30.0
 
 TOKEN_DEADLINE_S = 5.0
 """How long the API server may take to make a token."""
+
+_AT_ONCE_S = 2.0
+"""How long a user waits for what completes a command line."""
 
 _T = TypeVar("_T")
 
@@ -102,6 +106,24 @@ class Tokens:
         except RequestError as err:
             raise NoAnswerError(str(err)) from err
         return Proxied(status=answer.status, body=answer.body, content_type=answer.content_type)
+
+
+def vmis_at_once(api: FleetApi, namespaces: frozenset[str]) -> ClusterVmis:
+    """Return the VMIs of these namespaces (empty: of all) if they can be read in a moment."""
+    end_s = time.monotonic() + _AT_ONCE_S
+
+    def get(path: str, fields: Mapping[str, str]) -> Proxied:
+        return _listed(api, path, fields, deadline_s=max(end_s - time.monotonic(), 0.0))
+
+    return list_vmis(get, namespaces)
+
+
+def _listed(api: FleetApi, path: str, fields: Mapping[str, str], *, deadline_s: float) -> Proxied:
+    try:
+        answer = api.get(path, fields, deadline_s=deadline_s)
+    except RequestError as err:
+        raise FleetError(str(err)) from err
+    return Proxied(status=answer.status, body=answer.body, content_type=answer.content_type)
 
 
 class Cluster:
@@ -217,11 +239,7 @@ class Cluster:
         return Proxied(status=answer.status, body=answer.body, content_type=answer.content_type)
 
     def _get(self, path: str, fields: Mapping[str, str]) -> Proxied:
-        try:
-            answer = self._api.get(path, fields, deadline_s=LIST_DEADLINE_S)
-        except RequestError as err:
-            raise FleetError(str(err)) from err
-        return Proxied(status=answer.status, body=answer.body, content_type=answer.content_type)
+        return _listed(self._api, path, fields, deadline_s=LIST_DEADLINE_S)
 
 
 def _line(one: _Tried[_T]) -> str | None:

@@ -41,6 +41,7 @@ COMPLETIONS = [
     ("fleet vmis --fail-on ", ["kvm", "mshv", "tcg", "unknown"]),
     ("fleet vmis --cause dev", ["device_inaccessible", "device_missing_in_pod"]),
     ("fleet nodes --output ", ["csv", "json", "wide"]),
+    ("fleet doctor --output ", ["json"]),
 ]
 
 

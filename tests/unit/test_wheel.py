@@ -102,13 +102,14 @@ def test_nothing_else_is_shipped(wheel: zipfile.ZipFile) -> None:
 
 
 def test_commands_are_hvprobe_and_kubectls_plugin(wheel: zipfile.ZipFile) -> None:
-    """Installing the wheel installs ``hvprobe``, and the same as a plugin of kubectl."""
+    """The wheel installs ``hvprobe``, the same as a plugin of kubectl, and its completion."""
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata(wheel, "entry_points.txt"))
 
     assert dict(entry_points["console_scripts"]) == {
         "hvprobe": "probes.__main__:main",
         "kubectl-hvprobe": "probes.__main__:kubectl",
+        "kubectl_complete-hvprobe": "probes.__main__:complete",
     }
 
 
