@@ -166,10 +166,15 @@ def _credentials(settings: FleetSettings) -> InCluster | Kubeconfig:
     if settings.kubeconfig is not None:
         return Kubeconfig(file=settings.kubeconfig, context=settings.context)
     account = InCluster()
-    file = Path.home() / _DEFAULT_KUBECONFIG
-    if account.mounted() and not file.is_file():
+    try:
+        file = Path.home() / _DEFAULT_KUBECONFIG
+    except RuntimeError:  # a user of no name, without $HOME
+        file = Path("/") / _DEFAULT_KUBECONFIG
+    if file.is_file():
+        return Kubeconfig(file=file, context=settings.context)
+    if account.mounted():
         return account
-    return Kubeconfig(file=file, context=settings.context)
+    raise FleetError(f"no kubeconfig: {file} does not exist: set KUBECONFIG or give --kubeconfig")
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProxyError, SSLError
 from urllib3.exceptions import TimeoutError as LateError
 
 from probes.fleet.model import FleetError
@@ -76,6 +77,9 @@ class FleetApi:
             raise FleetError(str(err)) from err
         self.server: str = self._transport.configuration.host.rstrip("/")
         self.credentials = config.words
+        proxy = urlsplit(self._transport.configuration.proxy or "")
+        # Without the password that it may contain.
+        self._proxy = f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
 
     def close(self) -> None:
         """Close the connections."""
@@ -114,6 +118,11 @@ class FleetApi:
                 if time.monotonic() + wait_s >= end_s:
                     return answer
                 time.sleep(wait_s)
+        except ProxyError as err:
+            raise RequestError(
+                f"cannot reach API server {self.server} through the proxy {self._proxy}: "
+                f"{cause_of(err.original_error)}"
+            ) from err
         except NewConnectionError as err:
             raise RequestError(f"cannot reach API server {self.server}: {cause_of(err)}") from err
         except LateError as err:

@@ -7,11 +7,14 @@ requested (client.py).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +23,7 @@ from urllib3.connection import HTTPConnection
 
 from probes.vmi.foreign_text import one_line
 from probes.vmi.kube.credentials import InCluster, Kubeconfig
+from probes.vmi.kube.kubeconfig import KubeconfigError, context_of
 from probes.vmi.kube.listwatch import ApiError
 
 if sys.platform == "darwin":
@@ -113,19 +117,50 @@ def _from_kubeconfig(config: Kubeconfig, connections: int) -> Transport:
     configuration = kube_config.Configuration()
     errors = (kube_config.ConfigException, OSError, UnicodeDecodeError)
     try:
-        kube_config.load_kube_config(
-            config_file=str(config.file),
-            context=config.context,
-            client_configuration=configuration,
-            persist_config=False,
-        )
+        merged = kube_config.KubeConfigMerger(str(config.file))
+        if merged.config is None:
+            raise _unusable(config, "no such file")
+        context = context_of(merged.config_files.values(), config.context)
+        with _heard() as lines:
+            loader = kube_config.KubeConfigLoader(
+                merged.config, active_context=context.name, config_base_path=None
+            )
+            loader.load_and_set(configuration)
+    except (*errors, KubeconfigError, yaml.YAMLError) as err:
+        raise _unusable(config, one_line(str(err))) from err
     # The loader does not check types, so a malformed file may raise any of these errors.
-    except (*errors, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as err:
-        raise ApiError(
-            f"cannot use kubeconfig {config.file}: {one_line(str(err))}: "
-            "check that kubectl --kubeconfig works with it"
-        ) from err
+    except (ValueError, TypeError, LookupError, AttributeError) as err:
+        said = one_line(f"{type(err).__name__}: {err}")
+        raise _unusable(config, f"the Python client cannot read it ({said})") from err
+    if lines:
+        # The package only logs this, and would go on as an anonymous user.
+        raise _unusable(config, f"{context.plugin!a} gave no credentials: {one_line(lines[0])}")
+    if not configuration.host.startswith(("https://", "http://")):
+        raise _unusable(config, f"its server {configuration.host!a} does not begin with https://")
     return _transport(configuration, rest, errors, connections)
+
+
+def _unusable(config: Kubeconfig, why: str) -> ApiError:
+    return ApiError(
+        f"cannot use kubeconfig {config.file}: {why}: check that kubectl --kubeconfig works with it"
+    )
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect what the package logs in the block, which it does with the root logger."""
+    lines: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        lines.append(record.getMessage())
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(hear)
+    try:
+        yield lines
+    finally:
+        root.removeFilter(hear)
 
 
 def _transport(
@@ -134,9 +169,16 @@ def _transport(
     errors: tuple[type[Exception], ...],
     connections: int,
 ) -> Transport:
+    if not configuration.verify_ssl:
+        # The user's own choice, of which urllib3 would warn at each request.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     configuration.connection_pool_maxsize = connections
     configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
-    return Transport(configuration, rest.RESTClientObject(configuration).pool_manager, errors)
+    try:
+        pool = rest.RESTClientObject(configuration).pool_manager
+    except ImportError as err:
+        raise ApiError(f"cannot use a SOCKS proxy: {one_line(str(err))}: install PySocks") from err
+    return Transport(configuration, pool, errors)
 
 
 def _no_package(error: ImportError) -> ApiError:
