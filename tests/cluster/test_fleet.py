@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -454,18 +454,41 @@ def test_an_answer_without_bounds(
     assert failure_of(found, "good") == "None"
 
 
-def test_a_hundred_nodes_take_seconds(world: FleetWorld, capsys: Captured) -> None:
-    """They are asked in parallel, and never more than allowed at the same time."""
-    report = report_of("n0", "alpha")
-    world.node(replace(report, vmis=()))
+class Crowd:
+    """An agent that answers no request before this many are under way, and counts them."""
+
+    def __init__(self, wanted: int) -> None:
+        self.most = 0
+        self._wanted = wanted
+        self._now = 0
+        self._full = asyncio.Event()
+
+    async def __call__(self, _: Request) -> Response:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        if self._now == self._wanted:
+            self._full.set()
+        await self._full.wait()
+        self._now -= 1
+        body = json.dumps({"schema": "hvprobe/v1", "version": VERSION}).encode()
+        return Response(content_type="application/json", body=body)
+
+
+@pytest.mark.parametrize(("words", "parallel"), [([], 16), (["--parallel", "64"], 64)])
+def test_a_hundred_nodes(
+    world: FleetWorld, capsys: Captured, words: list[str], parallel: int
+) -> None:
+    """As many as allowed are asked at the same time, never more, and each is a row."""
+    crowd = Crowd(parallel)
+    world.agent("n0", {"/snapshot": crowd})
     port = next(iter(world.api.pods.addresses.values()))
     for number in range(1, 100):
         world.api.pods.add(f"n{number}", port=port)
-    begun_s = time.monotonic()
-    found = shown(capsys, "--timeout", "20")
-    assert time.monotonic() - begun_s < 15
-    assert len(found["nodes"]) == 100
+    found = shown(capsys, "--timeout", "60", *words)
+    assert crowd.most == parallel
+    assert {row["node"] for row in found["nodes"]} == {f"n{number}" for number in range(100)}
     assert [row for row in found["nodes"] if row["failure"]] == []
+    assert len(world.api.pods.seen) == 100
 
 
 def test_without_an_api_server(world: FleetWorld, capsys: Captured) -> None:
