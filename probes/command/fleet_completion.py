@@ -67,11 +67,12 @@ def offered(words: Sequence[str]) -> Offered:
     """Return what continues the words after ``hvprobe fleet``. The last one is being typed."""
     *complete, typed = words or [""]
     commands = _commands()
-    if not complete and not typed.startswith("-"):
-        shown = {name: commands.help[name] for name in commands.parsers}
+    name, *rest = with_command(complete)
+    line = _Line(commands.parsers[name], rest)
+    if len(rest) == len(complete) and line.open is None and not typed.startswith("-"):
+        # No command is named yet.
+        shown = {} if line.operands else commands.help
         return Offered(words=shown, directive=Directive.NO_FILES, typed=typed)
-    name, *rest = with_command([*complete, typed])
-    line = _Line(commands.parsers[name], rest[:-1])
     if line.open is not None:
         return _values(line.open, typed, line.reach)
     flag, equals, value = typed.partition("=")

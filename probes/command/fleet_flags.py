@@ -29,6 +29,8 @@ class FleetCommand(StrEnum):
     DOCTOR = "doctor"
 
 
+_SWITCHES = frozenset({"-h", "--help", "-v", "--verbose", "--version"})
+"""The flags that take no value."""
 _SUMMARIES: Mapping[FleetCommand, str] = {
     FleetCommand.VMIS: "one row for each VM of the cluster, trouble first (the default)",
     FleetCommand.NODES: "one row for each node: accelerator, hooks, agent, VMs by type",
@@ -54,11 +56,28 @@ _EXAMPLES: Mapping[FleetCommand, str] = {
 
 
 def with_command(arguments: Sequence[str]) -> list[str]:
-    """Return the words after ``fleet``, with the default command if the first names none."""
-    first = arguments[0] if arguments else ""
-    if first in [command.value for command in FleetCommand] or first in ("-h", "--help"):
+    """Return the words after ``fleet`` with the command first, the default one if none is named.
+
+    Flags may stand before it, as in ``kubectl hvprobe --context prod nodes``, because kubectl takes
+    none before the plugin's name.
+    """
+    if arguments[:1] in (["-h"], ["--help"]):
         return [*arguments]
+    at = _operand_at(arguments)
+    if at is not None and arguments[at] in [command.value for command in FleetCommand]:
+        return [arguments[at], *arguments[:at], *arguments[at + 1 :]]
     return [FleetCommand.VMIS.value, *arguments]
+
+
+def _operand_at(arguments: Sequence[str]) -> int | None:
+    """Return where the first word is that is no flag and no value of one; None: there is none."""
+    of_flag = False
+    for at, word in enumerate(arguments):
+        if not word.startswith("-") and not of_flag:
+            return at
+        alone = word.startswith("--") or len(word) == len("-o")
+        of_flag = not of_flag and alone and "=" not in word and word not in _SWITCHES
+    return None
 
 
 def add_fleet(

@@ -49,6 +49,23 @@ def test_commands() -> None:
     assert settings("doctor", "-v").verbose
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["--context", "prod", "nodes"], FleetCommand.NODES),
+        (["--context=prod", "nodes"], FleetCommand.NODES),
+        (["-ojson", "--context", "prod", "nodes"], FleetCommand.NODES),
+        (["-v", "doctor", "--context", "prod"], FleetCommand.DOCTOR),
+        (["--context", "prod", "-n", "nodes"], FleetCommand.VMIS),
+        (["-n", "nodes", "--context", "prod"], FleetCommand.VMIS),
+    ],
+)
+def test_flags_may_stand_before_the_command(words: list[str], command: FleetCommand) -> None:
+    """kubectl takes no flag before the plugin's name; a flag's value is no command."""
+    found = settings(*words)
+    assert (found.command, found.context) == (command, "prod")
+
+
 def test_the_version_of_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     """``kubectl hvprobe --version`` prints it."""
     with pytest.raises(SystemExit) as ended:
