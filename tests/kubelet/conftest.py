@@ -9,8 +9,8 @@ from tests.support import image_build, kube_build
 from tests.support.image_container import workplace
 from tests.support.kernel_world import wait_for
 from tests.support.kube_cluster import Cluster, prepared
-from tests.support.kube_objects import VMI_RESOURCE, VMS, launcher_pod, load_images, running_vmi
-from tests.support.kube_world import ALPHA, BETA, create, until_ready
+from tests.support.kube_objects import VMI_RESOURCE, VMS, load_images
+from tests.support.kube_world import ALPHA, BETA, add_vm, create
 from tests.support.required import missing_for_guests, require
 
 
@@ -21,7 +21,7 @@ def cluster() -> Iterator[Cluster]:
     image_build.build()
     with workplace() as work, prepared(work) as made:
         made.start()
-        load_images(made)
+        load_images(made.first)
         create(made, VMI_RESOURCE)
         made.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
         yield made
@@ -36,10 +36,5 @@ def vms(cluster: Cluster) -> Cluster:
         "the namespace has its service account",
     )
     for vm, accel in ((ALPHA, "kvm"), (BETA, "tcg")):
-        create(cluster, launcher_pod(vm, accel))
-    for vm in (ALPHA, BETA):
-        name = f"virt-launcher-{vm}"
-        until_ready(cluster, VMS, name)
-        pod = cluster.get("-n", VMS, "pod", name)
-        create(cluster, running_vmi(vm, pod["metadata"]["uid"]))
+        add_vm(cluster, vm, accel)
     return cluster

@@ -25,6 +25,7 @@ from tests.support.kube_world import (
     agent_pod,
     agent_pods,
     install,
+    main_tgid,
     manifests,
     node_restored,
     of_vm,
@@ -50,14 +51,9 @@ def installed(vms: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     vms.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)
 
 
-def main_tgid(cluster: Cluster) -> int:
+def tgid(cluster: Cluster) -> int:
     """The agent's process number on this machine."""
-    (status,) = agent_pod(cluster)["status"]["containerStatuses"]
-    number = status["containerID"].removeprefix("containerd://")
-    shown = cluster.containerd("tasks", "ls").stdout
-    found = re.search(rf"^{number} +(\d+) +RUNNING", shown, re.MULTILINE)
-    assert found, shown
-    return int(found[1])
+    return main_tgid(cluster.first, agent_pod(cluster))
 
 
 def test_names_what_runs(installed: Cluster) -> None:
@@ -112,7 +108,7 @@ def test_follows_the_cluster(installed: Cluster) -> None:
 def test_outlives_the_api_server(installed: Cluster) -> None:
     """An outage of the API server loses no series, and then the same agent watches again."""
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
-    before, url = main_tgid(installed), f"http://{agent_pod(installed)['status']['podIP']}:9747"
+    before, url = tgid(installed), f"http://{agent_pod(installed)['status']['podIP']}:9747"
     up = "hvprobe_vmi_watch_up"
     with without_api_server(installed):
         wait_for(
@@ -126,7 +122,7 @@ def test_outlives_the_api_server(installed: Cluster) -> None:
         "the watch is up again",
         60,
     )
-    assert main_tgid(installed) == before
+    assert tgid(installed) == before
     wait_for(lambda: shows_both(scrape(installed)), "both VMs are shown, verified", 60)
 
 
@@ -162,7 +158,7 @@ def test_is_wherever_vms_can_be(installed: Cluster) -> None:
 
 def test_has_what_the_manifest_asks_for(installed: Cluster) -> None:
     """containerd gives the agent the manifest's capabilities and a read-only root."""
-    status = Path(f"/proc/{main_tgid(installed)}/status").read_text()
+    status = Path(f"/proc/{tgid(installed)}/status").read_text()
     found = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
     assert found
     daemonset = rendered("capabilities")
@@ -179,7 +175,7 @@ def test_upgrades_and_leaves_nothing_behind(
     vms: Cluster, installed: Cluster, tmp_path: Path
 ) -> None:
     """One variant replaces the other. After the manual's `delete` nothing of hvprobe is left."""
-    former = main_tgid(installed)
+    former = tgid(installed)
     programs = program_ids(former)
     assert programs
     given = manifests("privileged", tmp_path / "own")
@@ -189,7 +185,7 @@ def test_upgrades_and_leaves_nothing_behind(
     assert not any(program_exists(number) for number in programs)
     text = scrape(installed)
     assert samples_of(text, "kubevirt_vmi_hypervisor_fallback")[of_vm(BETA)] == 1.0
-    programs = program_ids(main_tgid(installed))
+    programs = program_ids(tgid(installed))
     assert programs
     vms.kubectl("delete", "-f", "-", given=given)
     wait_for(

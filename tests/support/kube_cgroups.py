@@ -27,15 +27,13 @@ def hierarchies() -> list[Path]:
 
 
 class KubeCgroups:
-    """Two sibling cgroups in each hierarchy: one for the container runtime, one for pods."""
+    """In each hierarchy two cgroups for each node: one for the container runtime, one for pods."""
 
     def __init__(self) -> None:
         self._mounts = hierarchies()
         for left in {name for mount in self._mounts for name in left_behind(mount, _PREFIX)}:
             remove(left)
         self._name = own_name(_PREFIX)
-        self.pods = f"/{self._name}/pods"
-        """The pods' cgroup in the form that kubelet's --cgroup-root takes."""
         # Its standard input closes when this process ends.
         self._remover = subprocess.Popen(
             [sys.executable, __file__, self._name],
@@ -43,21 +41,33 @@ class KubeCgroups:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,
         )
-        for mount in self._mounts:
-            for part in ("pods", "runtime"):
-                (mount / self._name / part).mkdir(parents=True, exist_ok=True)
 
-    def put_runtime(self, tgid: int) -> None:
-        """Move the container runtime to its cgroup; the processes that it starts stay there."""
-        for mount in self._mounts:
+    def pods(self, node: str) -> str:
+        """Make a node's cgroup of pods. Returns it as kubelet's --cgroup-root takes it."""
+        self._make(node, "pods")
+        return f"/{self._name}/{node}/pods"
+
+    def put_runtime(self, node: str, tgid: int) -> None:
+        """Move a node's container runtime to its cgroup, where what it starts stays."""
+        for made in self._make(node, "runtime"):
             # A new cpuset accepts no process before it has CPUs. Being in one hierarchy is enough.
             with contextlib.suppress(OSError):
-                (mount / self._name / "runtime/cgroup.procs").write_text(str(tgid))
+                (made / "cgroup.procs").write_text(str(tgid))
+
+    def end(self, node: str) -> None:
+        """End every process of a node that is in its cgroups, and remove them."""
+        remove(f"{self._name}/{node}")
 
     def close(self) -> None:
         """End every process in the cgroups and remove the cgroups."""
         self._remover.communicate()
         assert self._remover.returncode == 0
+
+    def _make(self, node: str, part: str) -> list[Path]:
+        made = [mount / self._name / node / part for mount in self._mounts]
+        for cgroup in made:
+            cgroup.mkdir(parents=True, exist_ok=True)
+        return made
 
 
 def remove(name: str) -> None:

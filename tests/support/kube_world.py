@@ -15,7 +15,8 @@ from tests.support.image_container import possible_capabilities
 from tests.support.kernel_agent import Labels, samples_of
 from tests.support.kernel_world import wait_for
 from tests.support.kube_cluster import NODE, Cluster
-from tests.support.kube_objects import AGENT_IMAGE, AGENT_TAG, VMS, running_vmi
+from tests.support.kube_node import KubeNode
+from tests.support.kube_objects import AGENT_IMAGE, AGENT_TAG, VMS, launcher_pod, running_vmi
 
 ALPHA, BETA = "alpha", "beta"
 NAMESPACE = "hvprobe"
@@ -24,18 +25,18 @@ ROLLOUT_S = 120
 Json = dict[str, Any]
 
 
-def manifests(variant: str, directory: Path, *more: str) -> str:
+def manifests(variant: str, directory: Path, *components: str) -> str:
     """Return the manual's manifests for clusters without prometheus-operator, with this image.
 
     Capabilities that this machine's root lacks are left out, because no container can get them.
-    more are further components.
+    components: further ones of deploy/components.
     """
     (example,) = (
         text for text in examples("docs/operators.md") if "components/capabilities" in text
     )
-    component = "../deploy/components/"
-    wanted = ", ".join(f"{component}{name}" for name in (variant, *more))
-    own = example.replace(f"{component}capabilities", wanted)
+    folder = "../deploy/components/"
+    wanted = ", ".join(f"{folder}{name}" for name in (variant, *components))
+    own = example.replace(f"{folder}capabilities", wanted)
     own = own.replace("registry.example/hvprobe", AGENT_IMAGE)
     own = re.sub(r"digest: \S+", f"newTag: {AGENT_TAG}", own)
     directory.mkdir(exist_ok=True)
@@ -128,6 +129,30 @@ def agent_pod(cluster: Cluster) -> Json:
     """Wait for the agent's only pod and return it."""
     (pod,) = wait_for(lambda: agent_pods(cluster), "there is a pod of the agent")
     return pod
+
+
+def agent_pods_on(cluster: Cluster, node: KubeNode) -> list[Json]:
+    """Return the agent's pods on a node that are not being deleted."""
+    return [pod for pod in agent_pods(cluster) if pod["spec"].get("nodeName") == node.place.name]
+
+
+def main_tgid(node: KubeNode, pod: Json) -> int:
+    """Return the number on this machine of the process that a pod's only container runs."""
+    (status,) = pod["status"]["containerStatuses"]
+    number = status["containerID"].removeprefix("containerd://")
+    shown = node.containerd("tasks", "ls").stdout
+    found = re.search(rf"^{number} +(\d+) +RUNNING", shown, re.MULTILINE)
+    assert found, shown
+    return int(found[1])
+
+
+def add_vm(cluster: Cluster, vm: str, accel: str, node: str = NODE) -> None:
+    """Run a VM in its pod on a node, and make its VMI."""
+    create(cluster, launcher_pod(vm, accel, node=node))
+    name = f"virt-launcher-{vm}"
+    until_ready(cluster, VMS, name)
+    pod = cluster.get("-n", VMS, "pod", name)
+    create(cluster, running_vmi(vm, pod["metadata"]["uid"], node=node))
 
 
 def pod_is_ready(cluster: Cluster, namespace: str, name: str) -> bool:
