@@ -119,7 +119,7 @@ def test_several_files(
 
 
 def test_a_credential_plugin(config: Config, capsys: Captured) -> None:
-    """Its token is used; if it fails, nothing is asked as somebody else."""
+    """Its token is used; if it fails, the API server is not asked at all."""
     token = {"apiVersion": EXEC, "kind": "ExecCredential", "status": {"token": "token-1"}}
     config.login(f"echo '{json.dumps(token)}'")
     works(capsys, "--kubeconfig", str(config.write()))
