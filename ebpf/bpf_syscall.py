@@ -39,7 +39,9 @@ class Command(IntEnum):
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
     RAW_TRACEPOINT_OPEN = 17
+    OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_BATCH = 24
+    LINK_CREATE = 28
 
 
 class Update(IntEnum):
@@ -58,6 +60,8 @@ _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE = 0x2400
 _PERF_EVENT_IOC_SET_BPF = 0x40042408
 _PERF_TYPE_TRACEPOINT = 2
+TRACE_KPROBE_MULTI = 42
+"""BPF_TRACE_KPROBE_MULTI (``enum bpf_attach_type``)."""
 
 
 def bpf(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
@@ -90,6 +94,30 @@ def open_raw_tracepoint(name: str, program_fd: int) -> int:
     text = ctypes.create_string_buffer(name.encode())
     attributes = _packed("=QIIQ", ctypes.addressof(text), program_fd, 0, 0)
     return bpf(Command.RAW_TRACEPOINT_OPEN, attributes)
+
+
+def open_kprobe_link(function: str, program_fd: int) -> int:
+    """Attach a program to the entry of a kernel function by a link of type kprobe_multi.
+
+    The program must be loaded for BPF_TRACE_KPROBE_MULTI. Closing the descriptor detaches it. Until
+    then the function's module cannot be unloaded.
+    """
+    name = ctypes.create_string_buffer(function.encode())
+    names = (ctypes.c_uint64 * 1)(ctypes.addressof(name))
+    # prog_fd, target_fd, attach_type, flags; then flags, cnt, syms, addrs, cookies of kprobe_multi
+    fields = (program_fd, 0, TRACE_KPROBE_MULTI, 0, 0, len(names), ctypes.addressof(names), 0, 0)
+    return bpf(Command.LINK_CREATE, _packed("=IIIIIIQQQ", *fields))
+
+
+def missed_by_kprobe_link(link_fd: int) -> int:
+    """Return how often a link of type kprobe_multi could not call its program.
+
+    0 before Linux e2b2cd592adb ("bpf: Add missed value to kprobe_multi link info") (v6.7).
+    """
+    info = _packed("=IIIIQIIQQ", *[0] * 9)
+    bpf(Command.OBJ_GET_INFO_BY_FD, _packed("=IIQ", link_fd, len(info), ctypes.addressof(info)))
+    # struct bpf_link_info: type, id, prog_id; then addrs, count, flags, missed of kprobe_multi
+    return int(struct.unpack_from("=IIIIQIIQ", info)[-1])
 
 
 def open_tracepoint(event_id: int, program_fd: int, *, cpu: int) -> int:

@@ -28,6 +28,8 @@ class AttachCause(StrEnum):
 
     NO_KPROBES = "no_kprobes"
     """The kernel is built without kprobes."""
+    NO_LINKS = "no_links"
+    """The kernel has no links of type kprobe_multi."""
     NO_TRACEFS = "no_tracefs"
     """tracefs, which gives tracepoints their numbers, is not mounted."""
     NOT_THERE = "not_there"

@@ -146,7 +146,7 @@ class HookSet:
         0 where it does not count them (``Programs.missed_total``). Runs of the raw forms that stand
         beside are left out: on some kernels they are skipped often, and the classic ones then run.
         """
-        marking = [each for each in loadable(_LIVES) if each[1] is Backend.TRACEPOINT]
+        marking = [each for each in loadable(_LIVES) if each[1] == Backend.TRACEPOINT]
         return self._programs.missed_total(marking) or 0
 
     def follow_drivers(self) -> None:
@@ -206,12 +206,10 @@ class HookSet:
                 failures.append(err)
                 continue
             self._points[status.hook.name] = point
-            attached = status.attached_at(point, monotonic_ns())
+            attached = status.attached_at(point, monotonic_ns(), passed_over=_reason(failures))
             self._attach_beside(status.hook, point)
             return attached
-        return status.failed(
-            "; ".join(str(err) for err in failures), refused=any(err.refused for err in failures)
-        )
+        return status.failed(_reason(failures) or "", refused=any(err.refused for err in failures))
 
     def _attach(self, point: AttachPoint, hook: Hook) -> None:
         """Attach a hook's program at one point. Raises AttachError when that fails."""
@@ -219,7 +217,7 @@ class HookSet:
         if point.fields and offsets != self._places[point]:
             self._programs.check_reachable(point)
             raise AttachError(
-                f"{point.backend} {point.target}",
+                f"{point.kind} {point.target}",
                 AttachCause.FIELDS_MOVED,
                 f"{' and '.join(point.fields)} moved after the program was compiled",
                 remedy="restart hvprobe",
@@ -241,6 +239,11 @@ class HookSet:
             point = points.pop(hook.name, None)
             if point is not None:
                 self._programs.detach(point)
+
+
+def _reason(failures: Sequence[AttachError]) -> str | None:
+    """Join the failures of a hook's points in the order of attempts; None: there was none."""
+    return "; ".join(str(err) for err in failures) or None
 
 
 def _driver_state(sys_root: Path, driver: Driver | None) -> DriverState:

@@ -7,7 +7,7 @@ Owns what a status says, and how it changes. Must not know how a hook is attache
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ebpf.hooks import ALWAYS_WANTED, AttachPoint, Backend, Driver, Hook
+from ebpf.hooks import ALWAYS_WANTED, KPROBE_MULTI, AttachPoint, Backend, Driver, Hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,11 @@ class HookStatus:
     """Host CLOCK_MONOTONIC (clock.py) when it was last attached; None: it is not attached."""
     reads_result: bool = False
     """Whether the attach point in use can tell a successful KVM_RUN from a failed one."""
+    by_link: bool = False
+    """Whether it is a kprobe attached by a link of type kprobe_multi."""
+    passed_over: str | None = None
+    """Why attach points that are preferred to the one in use could not be used, in one line; None:
+    it is attached at its first point, or not at all."""
     refused: bool = False
     """Whether it is detached because the kernel denied a permission."""
     missed_total: int | None = None
@@ -38,6 +43,11 @@ class HookStatus:
     def attached(self) -> bool:
         """Whether the hook is attached at any point."""
         return self.backend is not Backend.NONE
+
+    @property
+    def form(self) -> str:
+        """How it is attached, in the word that people see: the backend, or ``kprobe_multi``."""
+        return KPROBE_MULTI if self.by_link else self.backend.value
 
     @property
     def nothing_to_observe(self) -> bool:
@@ -51,8 +61,13 @@ class HookStatus:
         """
         return self.hook.name == hook.name
 
-    def attached_at(self, point: AttachPoint, now_ns: int) -> "HookStatus":
-        """Return the status after the program has been attached at a point."""
+    def attached_at(
+        self, point: AttachPoint, now_ns: int, *, passed_over: str | None = None
+    ) -> "HookStatus":
+        """Return the status after the program has been attached at a point.
+
+        passed_over says why preferred points could not be used.
+        """
         return replace(
             self,
             backend=point.backend,
@@ -62,6 +77,8 @@ class HookStatus:
             unneeded=False,
             attached_ns=now_ns,
             reads_result=point.reads_result,
+            by_link=point.by_link,
+            passed_over=passed_over,
             refused=False,
         )
 
@@ -88,6 +105,8 @@ class HookStatus:
             unneeded=False,
             attached_ns=None,
             reads_result=False,
+            by_link=False,
+            passed_over=None,
             refused=False,
         )
 

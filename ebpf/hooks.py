@@ -7,7 +7,7 @@ depends on a kernel version.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -18,6 +18,10 @@ class Backend(StrEnum):
     RAW_TRACEPOINT = "raw_tracepoint"
     TRACEPOINT = "tracepoint"
     NONE = "none"
+
+
+KPROBE_MULTI = "kprobe_multi"
+"""The kind of program, and of link, that is attached to a function without perf_event_open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,13 @@ class AttachPoint:
     """Fields of the tracepoint's record that the program reads, each 4 bytes (see field_flag)."""
     reads_result: bool = False
     """Whether the program can tell a successful KVM_RUN from a failed one."""
+    by_link: bool = False
+    """Whether a kprobe is attached by a link of type kprobe_multi rather than by a perf event."""
+
+    @property
+    def kind(self) -> str:
+        """What its program is loaded as: its backend, or ``kprobe_multi``."""
+        return KPROBE_MULTI if self.by_link else self.backend.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +92,15 @@ class Hook:
 
 
 def _kprobe(function: str) -> tuple[AttachPoint, ...]:
-    return (AttachPoint(backend=Backend.KPROBE, target=function),)
+    """Prefer the perf event, which does not keep the function's module loaded.
+
+    The link needs only bpf(2), so it can be had where a seccomp filter or
+    kernel.perf_event_paranoid forbids perf_event_open. Since Linux 0dcac2725406 ("bpf: Add multi
+    kprobe link") (v5.18), with CONFIG_FPROBE. Functions of modules are found, and their modules
+    held, since Linux e22061b2d309 ("bpf: Take module reference on kprobe_multi link") (v6.2).
+    """
+    event = AttachPoint(backend=Backend.KPROBE, target=function)
+    return event, replace(event, by_link=True)
 
 
 def _tracepoint(category: str, event: str) -> tuple[AttachPoint, ...]:
@@ -220,10 +239,10 @@ PROGRAM_FILES: tuple[str, ...] = (
 """Package files that make up the BPF text, in order. The tables come first."""
 
 
-def loadable(hooks: Sequence[Hook]) -> list[tuple[str, Backend]]:
+def loadable(hooks: Sequence[Hook]) -> list[tuple[str, str]]:
     """Return each function of the BPF text with each kind of program it may be attached as."""
     return [
-        (point.program or hook.program, point.backend)
+        (point.program or hook.program, point.kind)
         for hook in hooks
         for point in (*hook.points, hook.beside)
         if point is not None

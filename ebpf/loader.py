@@ -20,11 +20,20 @@ import sys
 from importlib import resources
 from typing import Any
 
+from ebpf.bpf_syscall import TRACE_KPROBE_MULTI
 from ebpf.errors import BpfUnavailableError
+from ebpf.hooks import KPROBE_MULTI
 from ebpf.loader_protocol import Failure, Loaded, Request
 
 _PR_SET_PDEATHSIG = 1
-_KINDS = {"kprobe": "KPROBE", "raw_tracepoint": "RAW_TRACEPOINT", "tracepoint": "TRACEPOINT"}
+_KINDS = {
+    "kprobe": "KPROBE",
+    KPROBE_MULTI: "KPROBE",
+    "raw_tracepoint": "RAW_TRACEPOINT",
+    "tracepoint": "TRACEPOINT",
+}
+_ATTACH_TYPES = {KPROBE_MULTI: {"attach_type": TRACE_KPROBE_MULTI}}
+"""For some kinds, how the library is asked to tell the kernel what the program is attached to."""
 
 
 def main(socket_fd: int, parent: int) -> None:
@@ -61,7 +70,9 @@ def load(request: Request) -> Loaded:
         bpf.funcs.pop(program.encode(), None)
         _empty_stderr()
         try:
-            function = bpf.load_func(program.encode(), getattr(bcc.BPF, _KINDS[kind]))
+            function = bpf.load_func(
+                program.encode(), getattr(bcc.BPF, _KINDS[kind]), **_ATTACH_TYPES.get(kind, {})
+            )
         except (Exception, SystemExit) as err:
             loaded.failures[program, kind] = _failure(err)
         else:

@@ -9,7 +9,6 @@ there are, nor what they are for.
 import contextlib
 import errno
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -17,12 +16,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ebpf.bpf_syscall import open_kprobe, open_raw_tracepoint, open_tracepoint
-from ebpf.btf import counts_skipped_runs
+from ebpf.bpf_syscall import (
+    open_kprobe,
+    open_kprobe_link,
+    open_raw_tracepoint,
+    open_tracepoint,
+)
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.loader_protocol import Failure, Loadable, Loaded, Request
 from ebpf.privileges import Privileges
+from ebpf.skipped_runs import SkippedRuns
 from ebpf.tracefs import Tracefs
 
 LOADING_S = 300.0
@@ -43,11 +47,8 @@ main(int(sys.argv[1]), int(sys.argv[2]))
 comes from the interpreter's installation and nothing from the environment, the working directory or
 sys.path."""
 _KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
-_MISSED = re.compile(r"^recursion_misses:\s*(\d+)$", re.MULTILINE)
-"""The line of a program's fdinfo that counts its skipped runs.
-
-Since Linux 9ed9e9ba2337 ("bpf: Count the number of times recursion was prevented") (v5.12).
-"""
+_NO_LINKS = "this kernel has no such links (Linux 5.18 and later, CONFIG_FPROBE)"
+_NOT_FOR_LINKS = "no such function for links (before Linux 6.2 they find none of a module)"
 
 
 class Programs:
@@ -59,7 +60,7 @@ class Programs:
         flags: Sequence[str],
         *,
         maps: Sequence[str],
-        loadable: Iterable[tuple[str, Backend]],
+        loadable: Iterable[Loadable],
         sys_root: Path,
         proc_root: Path = Path("/proc"),
     ) -> None:
@@ -72,17 +73,18 @@ class Programs:
         self._proc_root = proc_root
         self._privileges = Privileges(proc_root=proc_root, sys_root=sys_root)
         self._tracefs = Tracefs(sys_root)
-        self._held: dict[AttachPoint, int] = {}
-        self._missed: dict[Loadable, int] = {}
-        wanted = [(name, kind.value) for name, kind in dict.fromkeys(loadable)]
-        self._loaded = _load(Request(files=files, flags=flags, maps=maps, programs=wanted))
+        self._held: dict[AttachPoint, tuple[int, Loadable]] = {}
+        self._loaded = _load(
+            Request(files=files, flags=flags, maps=maps, programs=[*dict.fromkeys(loadable)])
+        )
         if self._loaded.error is not None:
             failure = self._loaded.error
             refused = _is_refused(failure)
             raise BpfUnavailableError(self._why_unavailable(failure), refused=refused)
         self.bcc_version = self._loaded.bcc_version
         """Version of the library that compiled."""
-        self.misses_counted = counts_skipped_runs(sys_root)
+        self._skipped = SkippedRuns(self._loaded.programs, sys_root=sys_root, proc_root=proc_root)
+        self.misses_counted = self._skipped.zero_is_known
         """Whether this kernel counts every run of a program that it skips."""
 
     def map_fd(self, name: str) -> int:
@@ -91,7 +93,7 @@ class Programs:
 
     def attach(self, point: AttachPoint, program: str) -> None:
         """Attach a program at one point. Raises AttachError when that fails."""
-        key = program, point.backend.value
+        key = program, point.kind
         fd = self._loaded.programs.get(key)
         if fd is None:
             failure = self._loaded.failures[key]
@@ -99,11 +101,14 @@ class Programs:
                 point, failure.code, failure.detail, self._privileges.why_no_bpf
             )
         try:
-            self._held[point] = self._open(point, fd)
+            held = self._open(point, fd)
         except OSError as err:
-            by_bpf = point.backend is Backend.RAW_TRACEPOINT
+            by_bpf = point.by_link or point.backend is Backend.RAW_TRACEPOINT
             refused = self._privileges.why_no_bpf if by_bpf else self._privileges.why_no_perf_event
             raise self._attach_error(point, err.errno or 0, "", refused) from err
+        self._held[point] = held, key
+        if point.by_link:
+            self._skipped.link_opened(key, held)
 
     def check_reachable(self, point: AttachPoint) -> None:
         """Look up a tracepoint in tracefs. Raises AttachError when tracefs does not list it now."""
@@ -118,24 +123,17 @@ class Programs:
 
         This also works for a kprobe whose function has been unloaded.
         """
-        fd = self._held.pop(point, None)
-        if fd is not None:
+        fd, program = self._held.pop(point, (None, None))
+        if fd is not None and program is not None:
+            self._skipped.link_closes(program)
             os.close(fd)
 
-    def missed_total(self, programs: Iterable[tuple[str, Backend]]) -> int | None:
+    def missed_total(self, programs: Iterable[Loadable]) -> int | None:
         """Return how many runs of these programs the kernel has skipped since they were loaded.
 
-        None: this kernel does not count them. A 0 is believed only if it does (see ``btf``); any
-        other number is always true. The total never falls, because programs stay loaded while they
-        are detached, and a program that cannot be read keeps its last number.
+        None: this kernel does not count them. The total never falls.
         """
-        counted = [
-            missed
-            for name, backend in dict.fromkeys(programs)
-            if (missed := self._missed_by((name, backend.value))) is not None
-        ]
-        total = sum(counted)
-        return total if total or (counted and self.misses_counted) else None
+        return self._skipped.total(programs)
 
     def close(self) -> None:
         """Detach and release everything. May be called again."""
@@ -143,18 +141,10 @@ class Programs:
             self.detach(point)
         self._loaded.close()
 
-    def _missed_by(self, program: Loadable) -> int | None:
-        """Return how many runs of a program were skipped, as last read; None: it is unknown."""
-        fd = self._loaded.programs.get(program)
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                found = _MISSED.search((self._proc_root / f"self/fdinfo/{fd}").read_text())
-                if found:
-                    self._missed[program] = int(found[1])
-        return self._missed.get(program)
-
     def _open(self, point: AttachPoint, program_fd: int) -> int:
         match point.backend:
+            case Backend.KPROBE if point.by_link:
+                return open_kprobe_link(point.target, program_fd)
             case Backend.KPROBE:
                 kind = int((self._sys_root / _KPROBE_TYPE).read_text())
                 return open_kprobe(kind, point.target, program_fd, cpu=self._online_cpu())
@@ -179,13 +169,17 @@ class Programs:
         refused is called to explain EPERM: it says what is missing.
         """
         cause, remedy = AttachCause.FAILED, None
-        if point.backend is Backend.KPROBE and not (self._sys_root / _KPROBE_TYPE).exists():
+        if point.kind == Backend.KPROBE and not (self._sys_root / _KPROBE_TYPE).exists():
             cause, detail = AttachCause.NO_KPROBES, "this kernel has no kprobes (CONFIG_KPROBES)"
         elif point.backend is Backend.KPROBE and not self._kernel_has_function(point.target):
             cause, detail = AttachCause.NOT_THERE, "the kernel has no such function now"
             remedy = "is the module loaded?"
         elif code in (errno.EPERM, errno.EACCES):
             cause, detail = AttachCause.NOT_PERMITTED, f"not permitted: {refused()}"
+        elif point.by_link and code in (errno.EINVAL, errno.EOPNOTSUPP):
+            cause, detail = AttachCause.NO_LINKS, _NO_LINKS
+        elif point.by_link and code == errno.ESRCH:
+            cause, detail = AttachCause.NOT_THERE, _NOT_FOR_LINKS
         elif point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
             cause, detail = AttachCause.NO_TRACEFS, "there is no tracefs"
             remedy = "mount it at /sys/kernel/tracing"
@@ -196,7 +190,7 @@ class Programs:
             detail = f"{detail} ({os.strerror(code)})"
         else:
             detail = detail or os.strerror(code)
-        return AttachError(f"{point.backend} {point.target}", cause, detail, remedy=remedy)
+        return AttachError(f"{point.kind} {point.target}", cause, detail, remedy=remedy)
 
     def _kernel_has_function(self, name: str) -> bool:
         """Whether kallsyms lists a function. Its names are readable without root."""

@@ -49,7 +49,7 @@ class ReasonsSession:
                 ("exit_reasons/exit_reasons.bpf.c",),
                 flags,
                 maps=("chosen", "reasons", "lost"),
-                loadable=[(_PROGRAM, _POINT.backend)],
+                loadable=[(_PROGRAM, _POINT.kind)],
                 sys_root=sys_root,
             )
             opened.callback(self._programs.close)

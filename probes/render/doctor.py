@@ -62,7 +62,7 @@ def checks(
     """
     return (
         *_accelerator(report, absence),
-        *_activity(report, kernel),
+        *_activity(report),
         *_counters(report),
         *_missed(report),
         _late(report, kernel),
@@ -109,17 +109,15 @@ def _works(report: NodeReport, hypervisor: Hypervisor) -> str:
     return f"works{f', provided by {module}' if module else ''}{nested}"
 
 
-def _activity(report: NodeReport, kernel: KernelFeatures) -> Iterator[Check]:
+def _activity(report: NodeReport) -> Iterator[Check]:
     for hypervisor in HYPERVISORS:
         if hypervisor.expected or _hooks(report, *hypervisor.watched_by):
-            outcome, finding = _activity_seen(hypervisor, report, kernel)
+            outcome, finding = _activity_seen(hypervisor, report)
             label = f"{hypervisor.label} activity"
             yield Check(label=label, outcome=outcome, finding=finding)
 
 
-def _activity_seen(
-    hypervisor: Hypervisor, report: NodeReport, kernel: KernelFeatures
-) -> tuple[Outcome, str]:
+def _activity_seen(hypervisor: Hypervisor, report: NodeReport) -> tuple[Outcome, str]:
     """Return whether hooks observe which process runs a vCPU, with a sentence that says how."""
     entered = _hooks(report, hypervisor.entry_seen_by)
     if entered and all(status.nothing_to_observe for status in entered):
@@ -128,12 +126,8 @@ def _activity_seen(
     wanted = _hooks(report, *hypervisor.watched_by)
     attached = [status for status in wanted if status.attached]
     if attached:
-        named = " and ".join(f"{status.hook.name} ({status.backend.value})" for status in attached)
-        without = (
-            ", from the first return of KVM_RUN; this kernel has no kprobes (CONFIG_KPROBES) "
-            "to detect its entry"
-        )
-        return Outcome.GOOD, f"detected by {named}{'' if kernel.kprobes else without}"
+        named = " and ".join(f"{status.hook.name} ({status.form})" for status in attached)
+        return Outcome.GOOD, f"detected by {named}{_entry_unseen(entered)}{_links_in_use(attached)}"
     if report.health.ledger_error:
         return (
             Outcome.DEGRADED,
@@ -141,6 +135,20 @@ def _activity_seen(
         )
     missing = "; ".join(status.reason or status.hook.name for status in wanted)
     return Outcome.DEGRADED, f"no hook is attached: {missing}"
+
+
+def _entry_unseen(entered: Sequence[HookStatus]) -> str:
+    """Return a clause that says why the entry of a run is not observed; empty: it is."""
+    unseen = [status for status in entered if not status.attached]
+    if not unseen:
+        return ""
+    return f", from the first return of KVM_RUN, not at its entry: {unseen[0].reason}"
+
+
+def _links_in_use(attached: Sequence[HookStatus]) -> str:
+    """Return a clause that says why hooks are attached by links; empty: none is."""
+    by_link = [status for status in attached if status.by_link]
+    return f"; links replace the usual kprobes: {by_link[0].passed_over}" if by_link else ""
 
 
 def _counters(report: NodeReport) -> Iterator[Check]:

@@ -103,7 +103,7 @@ def _hook_row(status: HookStatus) -> HookRow:
     healthy = status.attached and not missed
     return HookRow(
         name=status.hook.name,
-        attached_by="inactive" if status.inactive else status.backend.value,
+        attached_by="inactive" if status.inactive else status.form,
         proves=status.hook.proves,
         reason=status.reason or "",
         missed_total=missed,

@@ -99,5 +99,5 @@ def place_of(
 def counter_place(counter: Counter, hooks: Collection[HookStatus]) -> str:
     """Return the name of a counter's hook, and how that is attached."""
     status = next((each for each in hooks if each.is_of(counter.hook)), None)
-    backend = status.backend.value if status is not None and status.attached else "not attached now"
-    return f"{counter.hook.name}, {backend}"
+    form = status.form if status is not None and status.attached else "not attached now"
+    return f"{counter.hook.name}, {form}"

@@ -96,8 +96,8 @@ def verified(seen: Json) -> bool:
 def test_attaches_kprobes_with_capabilities_alone(image: Image) -> None:
     """Linux 6.12: the five capabilities attach everything.
 
-    Where Debian's stricter perf_event_paranoid is left on, raw tracepoints still verify, and the
-    reason names SYS_ADMIN.
+    Where Debian's stricter perf_event_paranoid is left on, the kprobes are attached by links, raw
+    tracepoints still verify, and the reason names SYS_ADMIN.
     """
     open_, strict = case(MAINLINE, ALL), case(DEBIAN, ALL)
     seen = seen_in(image, "6.12", [open_, strict])
@@ -106,8 +106,12 @@ def test_attaches_kprobes_with_capabilities_alone(image: Image) -> None:
     assert attached_as(seen[open_], "none") <= NOT_NEEDED
     assert "kubevirt_vmi_vcpu_exits_total{" in seen[open_]["metrics"]
     assert verified(seen[strict])
+    assert attached_as(seen[strict], "kprobe") == KPROBES
+    (activity,) = [line for line in seen[strict]["doctor"].splitlines() if "KVM activity" in line]
+    assert "kvm_vcpu_ioctl (kprobe_multi)" in activity
+    assert "kernel.perf_event_paranoid=3" in activity
     lost = attached_as(seen[strict], "none") - NOT_NEEDED
-    assert lost == KPROBES | {"sched_process_fork", "sched_process_free"}
+    assert lost == {"sched_process_fork", "sched_process_free"}
     refusals = [line for line in seen[strict]["log"] if "not permitted" in line]
     assert len(refusals) == len(lost)
     assert all(named(line) == {"CAP_SYS_ADMIN"} for line in refusals)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ebpf.errors import BpfUnavailableError
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import HOOKS, KVM, SCHED_PROCESS_EXEC, SCHED_PROCESS_EXIT, Backend
 from ebpf.session import Session
@@ -27,6 +28,7 @@ from probes.host.node import Cause as Problem
 from probes.host.reader import Host
 from probes.judge.accelerator_absence import Absence, absence_of
 from probes.judge.cause import Cause
+from tests.support.kernel_ledger import of_form
 from tests.support.kernel_node import Node
 from tests.support.kernel_pods import why
 from tests.support.kernel_world import DEADLINE_S, KvmLoad, Qemu, wait_for
@@ -176,6 +178,51 @@ def test_a_dead_kprobe_is_attached_again(module: str, kvmload: Path) -> None:
 
 def is_kprobe(backend: Backend) -> bool:
     return backend is Backend.KPROBE
+
+
+def users_of_kvm() -> int:
+    """How many hold kvm.ko: the vendor module, and what is attached to kvm.ko and keeps it."""
+    return int(Path("/sys/module/kvm/refcnt").read_text())
+
+
+@pytest.mark.every_kernel
+def test_links_release_kvm(module: str, kvmload: Path) -> None:
+    """Kprobes attached by links hold kvm.ko, as tracepoints do, until the vendor module is gone.
+
+    The vendor module can be reloaded under them at once. Without it the next read of the ledger
+    releases kvm.ko, which can then be unloaded, and after its return they count exactly.
+    """
+    kprobes = [hook for hook in HOOKS if hook.driver == KVM and is_kprobe(hook.points[0].backend)]
+    before = users_of_kvm()
+    try:
+        session = Session(hooks=[of_form(hook, by_link=True) for hook in kprobes])
+    except BpfUnavailableError as err:
+        pytest.skip(str(err))
+    with session:
+        wanted = attached(session)
+        assert wanted == {hook.name for hook in kprobes}
+        assert users_of_kvm() == before + len(kprobes)
+        assert modprobe("-r", module) == 0
+        assert modprobe(module) == 0
+        wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
+        session.read()
+        assert {status.attached_total for status in of_kvm(session)} == {1}
+        assert modprobe("-r", module) == 0
+        assert modprobe("-r", "kvm") != 0, "the links hold it"
+        session.read()
+        assert attached(session) == set()
+        wait_for(
+            lambda: "kvm" not in modules_loaded() or modprobe("-r", "kvm") == 0,
+            "kvm.ko is unloaded",
+            DEADLINE_S,
+        )
+        assert modprobe(module) == 0
+        wait_for(Path("/dev/kvm").exists, "/dev/kvm is back")
+        session.read()
+        assert attached(session) == wanted
+        assert {status.attached_total for status in of_kvm(session)} == {2}
+        with KvmLoad(kvmload, "--userspace-exits", "1009").finish_counted_part() as load:
+            assert session.read().entries[load.tgid].counters["runs"] == 1009
 
 
 def test_hooks_of_the_kernel_proper_stay(module: str, new_node: Callable[[], Node]) -> None:

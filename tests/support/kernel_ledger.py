@@ -118,6 +118,11 @@ def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:
     return [known for known in wanted if known.points]
 
 
+def of_form(hook: Hook, *, by_link: bool) -> Hook:
+    """The hook at a kernel function with one form of kprobe alone: a link, or a perf event."""
+    return replace(hook, points=tuple(p for p in hook.points if p.by_link is by_link))
+
+
 def entry_with(session: Session, tgid: int, returns: int) -> LedgerEntry | None:
     """The process's record once so many returns of KVM_RUN are in it."""
     entry = session.read().entries.get(tgid)

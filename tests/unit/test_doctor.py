@@ -182,9 +182,33 @@ def test_a_bare_kernel() -> None:
         Outcome.DEGRADED,
         "give hvprobe CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE",
     )
-    runs = found["KVM activity"]
-    assert runs.outcome is Outcome.GOOD
-    assert "CONFIG_KPROBES" in runs.finding
+
+
+def test_the_entry_of_a_run_is_not_observed() -> None:
+    """Without the hook at the entry, the line says from when a VM is seen, and why."""
+    found = check(report(attached=ALL_HOOKS - {KVM_VCPU_IOCTL}), "KVM activity")
+    assert found.outcome is Outcome.GOOD
+    assert found.finding == (
+        "detected by kvm_userspace_exit (tracepoint), from the first return of KVM_RUN, not at its "
+        "entry: kvm_vcpu_ioctl is not here"
+    )
+
+
+def test_links_are_named_with_their_reason() -> None:
+    """The line says that a hook is attached by a link, and why not in the usual form."""
+    link = KVM_VCPU_IOCTL.points[1]
+    linked = tuple(
+        status.attached_at(link, 1, passed_over="kprobe kvm_vcpu_ioctl: not permitted: why")
+        if status.is_of(KVM_VCPU_IOCTL)
+        else status
+        for status in hooks(ALL_HOOKS)
+    )
+    found = check(replace(report(), health=health(hooks=linked)), "KVM activity")
+    assert found.outcome is Outcome.GOOD
+    assert found.finding == (
+        "detected by kvm_vcpu_ioctl (kprobe_multi) and kvm_userspace_exit (tracepoint); links "
+        "replace the usual kprobes: kprobe kvm_vcpu_ioctl: not permitted: why"
+    )
 
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:

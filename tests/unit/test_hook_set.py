@@ -14,6 +14,7 @@ from ebpf.hook_set import HookSet, field_flags, field_places
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import (
     HOOKS,
+    KPROBE_MULTI,
     KVM,
     KVM_EXIT,
     KVM_USERSPACE_EXIT,
@@ -33,7 +34,8 @@ from ebpf.tracefs import Tracefs
 class Recorder:
     """A fake of loaded programs that records what is attached and each call."""
 
-    refused: set[Backend] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Kinds of programs that cannot be attached."""
     reachable: bool = True
     """Whether tracefs lists the tracepoints."""
     missed: dict[str, int] = field(default_factory=dict)
@@ -43,8 +45,8 @@ class Recorder:
 
     def attach(self, point: AttachPoint, program: str) -> None:
         self.calls.append(("attach", program))
-        if point.backend in self.refused:
-            what = f"{point.backend} {point.target}"
+        if point.kind in self.refused:
+            what = f"{point.kind} {point.target}"
             raise AttachError(what, AttachCause.NOT_PERMITTED, "not permitted")
         assert point not in self.held
         self.held.add(point)
@@ -53,7 +55,7 @@ class Recorder:
         self.calls.append(("detach", point.target))
         self.held.remove(point)
 
-    def missed_total(self, programs: Sequence[tuple[str, Backend]]) -> int | None:
+    def missed_total(self, programs: Sequence[tuple[str, str]]) -> int | None:
         found = [self.missed[name] for name, _ in programs if name in self.missed]
         return sum(found) if found else None
 
@@ -129,14 +131,16 @@ def of_kvm(given: HookSet) -> list[HookStatus]:
 def test_each_hook_is_attached_at_its_first_accepted_point(sysfs: Sysfs) -> None:
     """Optional hooks are used only with their device, and a refused hook keeps the reason."""
     sysfs.load(("kvm", "kvm"))
-    programs = Recorder(refused={Backend.KPROBE})
+    programs = Recorder(refused={Backend.KPROBE, KPROBE_MULTI})
     given = hook_set(sysfs, programs)
     wanted = [hook for hook in HOOKS if hook.driver != MSHV]
     assert [status.hook for status in given.statuses] == wanted
     refused = {status.hook.name for status in given.statuses if not status.attached}
     assert refused == {"kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl"}
     runs = status(given, KVM_VCPU_IOCTL)
-    assert runs.reason == "kprobe kvm_vcpu_ioctl: not permitted"
+    assert runs.reason == (
+        "kprobe kvm_vcpu_ioctl: not permitted; kprobe_multi kvm_vcpu_ioctl: not permitted"
+    )
     assert not runs.inactive
     assert status(given, KVM_EXIT).backend is Backend.RAW_TRACEPOINT
     assert given.any_attached
@@ -144,10 +148,29 @@ def test_each_hook_is_attached_at_its_first_accepted_point(sysfs: Sysfs) -> None
     assert given.forks_are_counted
 
 
+def test_links_stand_in_for_kprobes(sysfs: Sysfs) -> None:
+    """Where perf kprobes are refused, links are attached as kprobes and keep the refusal's reason.
+
+    They are detached when the device disappears, because they hold the module.
+    """
+    sysfs.load(("kvm", "kvm"))
+    programs = Recorder(refused={Backend.KPROBE})
+    given = hook_set(sysfs, programs)
+    runs = status(given, KVM_VCPU_IOCTL)
+    assert (runs.backend, runs.by_link) == (Backend.KPROBE, True)
+    assert (runs.reason, runs.passed_over) == (None, "kprobe kvm_vcpu_ioctl: not permitted")
+    assert status(given, KVM_EXIT).passed_over is None
+    assert any(point.by_link for point in programs.held)
+    sysfs.remove_device("kvm")
+    given.follow_drivers()
+    assert not any(point.by_link for point in programs.held)
+    assert not status(given, KVM_VCPU_IOCTL).by_link
+
+
 def test_all_reasons_of_a_hook_are_kept(sysfs: Sysfs) -> None:
     """A hook that cannot be attached keeps the reason of each point, in the order of attempts."""
     sysfs.load(("kvm", "kvm"))
-    programs = Recorder(refused={Backend.KPROBE, Backend.TRACEPOINT, Backend.RAW_TRACEPOINT})
+    programs = Recorder(refused={*Backend, KPROBE_MULTI})
     given = hook_set(sysfs, programs)
     assert not given.any_attached
     assert not given.forks_are_counted

@@ -11,9 +11,11 @@ from ebpf import hooks
 from ebpf.hook_status import HookStatus, unattached
 from ebpf.hooks import (
     HOOKS,
+    KPROBE_MULTI,
     KVM,
     KVM_EXIT,
     KVM_USERSPACE_EXIT,
+    KVM_VCPU_IOCTL,
     MSHV,
     PROGRAM_FILES,
     SCHED_PROCESS_EXEC,
@@ -69,9 +71,9 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
     tracepoints = [Backend.RAW_TRACEPOINT, Backend.TRACEPOINT]
     if hook in preemptible:
         tracepoints.reverse()
-    allowed = [Backend.KPROBE, *tracepoints]
+    allowed = [Backend.KPROBE.value, KPROBE_MULTI, *tracepoints]
     # A form that cannot read results comes after all that can.
-    order = [(not point.reads_result, allowed.index(point.backend)) for point in hook.points]
+    order = [(not point.reads_result, allowed.index(point.kind)) for point in hook.points]
     assert order
     assert order == sorted(set(order))
     category = hook.name.partition("_")[0]
@@ -142,6 +144,34 @@ def test_a_hook_that_nothing_needs_is_inactive_and_not_broken() -> None:
     assert not idle.attached_at(KVM_EXIT.points[0], 8).unneeded
 
 
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_a_kprobe_may_be_attached_by_a_link(hook: Hook) -> None:
+    """Each kprobe has a second point, at the same function, which is reported as a kprobe, too."""
+    kprobes = [point for point in hook.points if point.backend is Backend.KPROBE]
+    if kprobes:
+        event, link = kprobes
+        assert (event.by_link, link.by_link) == (False, True)
+        assert (event.target, event.program) == (link.target, link.program)
+        assert (event.kind, link.kind) == ("kprobe", "kprobe_multi")
+    assert not any(point.by_link for point in hook.points if point not in kprobes)
+
+
+def test_status_says_that_a_link_is_in_use() -> None:
+    """The status says the form and why it was chosen, only while the link is in use."""
+    event, link = KVM_VCPU_IOCTL.points
+    status = HookStatus(hook=KVM_VCPU_IOCTL, backend=Backend.NONE)
+    assert (status.form, status.passed_over) == ("none", None)
+    linked = status.attached_at(link, 1, passed_over="not permitted")
+    assert (linked.form, linked.backend, linked.passed_over) == (
+        "kprobe_multi",
+        Backend.KPROBE,
+        "not permitted",
+    )
+    for other in (linked.driver_gone(KVM), linked.failed("gone"), linked.attached_at(event, 2)):
+        assert (other.by_link, other.passed_over) == (False, None)
+        assert other.form == other.backend.value
+
+
 def test_status_says_what_the_point_in_use_can_read() -> None:
     """The status reports whether results are read only while a point is attached."""
     hook = KVM_USERSPACE_EXIT
@@ -172,7 +202,8 @@ def test_programs_get_the_context_they_read() -> None:
         for body in bodies
     }
     assert set(kinds.values()) == {None, Backend.KPROBE, Backend.TRACEPOINT, Backend.RAW_TRACEPOINT}
-    for program, backend in loadable(HOOKS):
+    for program, kind in loadable(HOOKS):
+        backend = Backend.KPROBE if kind == KPROBE_MULTI else kind
         assert kinds[program] in (None, backend), program
 
 

@@ -3,6 +3,7 @@
 
 import errno
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.loader_protocol import Failure, Loaded
 from ebpf.programs import Programs
+from ebpf.skipped_runs import SkippedRuns
 
 KPROBE = AttachPoint(backend=Backend.KPROBE, target="kvm_vcpu_ioctl")
+LINK = replace(KPROBE, by_link=True)
 RAW = AttachPoint(backend=Backend.RAW_TRACEPOINT, target="kvm_exit")
 CLASSIC = AttachPoint(backend=Backend.TRACEPOINT, target="kvm:kvm_exit")
 TREES = {
@@ -42,25 +45,28 @@ def refused(
     failure: Failure,
 ) -> AttachError:
     """The error of attaching on a node whose kernel refuses to load the program."""
-    loaded = Loaded(failures={("on_event", point.backend.value): failure})
+    loaded = Loaded(failures={("on_event", point.kind): failure})
     monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
     programs = Programs(
         (),
         (),
         maps=(),
-        loadable=[("on_event", point.backend)],
+        loadable=[("on_event", point.kind)],
         sys_root=node / "sys",
         proc_root=node / "proc",
     )
     with pytest.raises(AttachError) as caught:
         programs.attach(point, "on_event")
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{point.backend} {point.target}: {caught.value.detail}")
+    assert str(caught.value).startswith(f"{point.kind} {point.target}: {caught.value.detail}")
     return caught.value
 
 
 EPERM = Failure(detail="", code=errno.EPERM)
 ENOENT = Failure(detail="", code=errno.ENOENT)
+EINVAL = Failure(detail="", code=errno.EINVAL)
+EOPNOTSUPP = Failure(detail="", code=errno.EOPNOTSUPP)
+ESRCH = Failure(detail="", code=errno.ESRCH)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,13 @@ ENOENT = Failure(detail="", code=errno.ENOENT)
         (KPROBE, EPERM, "sys/bus/event_source", AttachCause.NO_KPROBES, "CONFIG_KPROBES"),
         (KPROBE, EPERM, "proc/kallsyms", AttachCause.NOT_THERE, "no such function now; is the"),
         (KPROBE, EPERM, "", AttachCause.NOT_PERMITTED, "seccomp filter in force denies bpf"),
+        (LINK, EPERM, "", AttachCause.NOT_PERMITTED, "seccomp filter in force denies bpf"),
+        (LINK, EPERM, "sys/bus/event_source", AttachCause.NOT_PERMITTED, "filter in force"),
+        (LINK, EPERM, "proc/kallsyms", AttachCause.NOT_THERE, "no such function now; is the"),
+        (LINK, EINVAL, "", AttachCause.NO_LINKS, "this kernel has no such links (Linux 5.18"),
+        (LINK, EOPNOTSUPP, "", AttachCause.NO_LINKS, "CONFIG_FPROBE"),
+        (LINK, ESRCH, "", AttachCause.NOT_THERE, "before Linux 6.2 they find none of a module"),
+        (KPROBE, EINVAL, "", AttachCause.FAILED, "Invalid argument"),
         (RAW, EPERM, "", AttachCause.NOT_PERMITTED, "seccomp filter in force denies bpf"),
         (RAW, ENOENT, "", AttachCause.NOT_THERE, "no such hook now; is the module loaded?"),
         (CLASSIC, ENOENT, "", AttachCause.NOT_THERE, "no such hook now; is the module loaded?"),
@@ -128,7 +141,7 @@ def counting(
     Returns them with nothing that may be closed.
     """
     monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded(programs=loaded))
-    monkeypatch.setattr("ebpf.programs.counts_skipped_runs", lambda _: btf)
+    monkeypatch.setattr("ebpf.skipped_runs.counts_skipped_runs", lambda _: btf)
     (node / "proc/self/fdinfo").mkdir()
     return Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
 
@@ -184,6 +197,41 @@ def test_skipped_runs_never_become_fewer(node: Path, monkeypatch: pytest.MonkeyP
     fdinfo(node, 1002, 7)
     assert programs.missed_total([EXIT_RAW, EXIT_CLASSIC]) == 12
     assert programs.missed_total([("on_other", Backend.KPROBE)]) is None
+
+
+def test_what_links_missed_is_added(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link's count is added to its program's, while it is open and after it was closed.
+
+    A link that cannot be asked keeps its last count, and the next link begins at 0.
+    """
+    missed = {7: 5, 8: 2}
+
+    def ask(fd: int) -> int:
+        if fd not in missed:
+            raise OSError(errno.EBADF, "closed")
+        return missed[fd]
+
+    monkeypatch.setattr("ebpf.skipped_runs.missed_by_kprobe_link", ask)
+    monkeypatch.setattr("ebpf.skipped_runs.counts_skipped_runs", lambda _: True)
+    (node / "proc/self/fdinfo").mkdir()
+    program = ("on_kvm_vcpu_ioctl", LINK.kind)
+    runs = SkippedRuns({program: 1001}, sys_root=node / "sys", proc_root=node / "proc")
+    assert runs.total([program]) is None
+    fdinfo(node, 1001, 1)
+    assert runs.total([program]) == 1
+    runs.link_opened(program, 7)
+    assert runs.total([program]) == 6
+    missed[7] = 9
+    runs.link_closes(program)
+    missed.clear()
+    assert runs.total([program]) == 10
+    missed[8] = 2
+    runs.link_opened(program, 8)
+    assert runs.total([program]) == 12
+    missed.clear()
+    assert runs.total([program]) == 12
+    runs.link_closes(program)
+    assert runs.total([program]) == 12
 
 
 def test_machines_are_those_with_known_registers() -> None:
