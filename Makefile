@@ -25,7 +25,7 @@ export HVPROBE_KERNELS
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels kernel-matrix \
+.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels test-many-cpus kernel-matrix \
 	test-cluster test-server test-monitoring screenshots manifests release version image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
@@ -89,6 +89,11 @@ test-kernels: export HVPROBE_KERNELS = all
 test-kernels: install-dev ## the same on other kernels, booted in QEMU
 	@exec $(PYTEST) vmtest $(ARGS)
 
+test-many-cpus: export HVPROBE_MANY_CPUS = 1
+test-many-cpus: install-dev ## kernel tests in a guest with as many possible CPUs as QEMU can emulate
+	@exec $(PYTEST) vmtest/test_many_cpus.py $(ARGS)
+
+kernel-matrix: export HVPROBE_MANY_CPUS = 1
 kernel-matrix: export HVPROBE_KERNELS = all
 kernel-matrix: export HVPROBE_REQUIRE = kernel,guests
 kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/kernels.md from it

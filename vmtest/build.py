@@ -34,6 +34,8 @@ class BuiltGuest:
     root: Path
     packages: Path
     """The project's Python packages, /packages in the guest."""
+    smp: str = "2"
+    """Its CPUs, in the form of QEMU's option ``-smp``."""
 
 
 def build(kernel: GuestKernel) -> BuiltGuest:

@@ -9,6 +9,7 @@ The guest's console, and with it the command's output, goes to stdout as it come
 import argparse
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from vmtest.apt import BuildError
@@ -30,7 +31,7 @@ def main() -> int:
         missing = unavailable(kernel.architecture)
         if missing:
             raise BuildError(missing)
-        guest = build(kernel)
+        guest = replace(build(kernel), smp=arguments.smp)
     except (BuildError, UnknownKernelError) as err:
         say(str(err))
         return 2
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--command", default=SELF_CHECK, help="default: the self-check of vmtest")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--append", default="", help="more kernel arguments")
+    parser.add_argument("--smp", default="2", metavar="CPUS", help="as QEMU's (default 2)")
     parser.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIRECTORY")
     parser.add_argument("--build-only", action="store_true", help="fill the cache, boot nothing")

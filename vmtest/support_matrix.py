@@ -9,7 +9,7 @@ import json
 import platform
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build/test-kernels"
 HOST = RESULTS / "host"
 """This machine's own run, which `make kernel-matrix` makes."""
+VERIFIED = "instructions that the verifier followed in the largest program"
 DOCUMENT = ROOT / "docs/kernels.md"
 HEAD = """\
 # What is proven on which kernel
@@ -103,6 +104,19 @@ def verdicts(kernels: list[Kernel]) -> str:
     return table(["scenario", "reported", "kernels"], rows)
 
 
+def recorded(kernels: list[Kernel], module: str, properties: Mapping[str, str]) -> str:
+    """What the tests of a module recorded: one row for each kernel, test and property."""
+    rows = [
+        [kernel.name, title(test), words, found[name]]
+        for kernel in kernels
+        for test, found in kernel.properties.items()
+        if test.startswith(f"{module}::")
+        for name, words in properties.items()
+        if name in found
+    ]
+    return table(["kernel", "scenario", "what", "recorded"], rows)
+
+
 def counts(kernels: list[Kernel]) -> str:
     rows = []
     for kernel in kernels:
@@ -160,6 +174,12 @@ def main() -> None:
         outcomes(kernels, "test_life"),
         "## KVM's modules coming and going\n",
         outcomes(kernels, "test_module_life"),
+        "## Many CPUs, and CPUs that come and go\n",
+        outcomes(kernels, "test_many_cpus"),
+        recorded(kernels, "test_many_cpus", {"instructions": VERIFIED, "cpus": "CPUs"}),
+        "## Kprobes where perf events are refused\n",
+        outcomes(kernels, "test_kprobe_links"),
+        recorded(kernels, "test_kprobe_links", {"calls": "calls of a function"}),
         "## What was reported\n",
         verdicts(kernels),
         "## Exact counts\n\nEach cell: how many hvprobe counted, of how many the workload made.\n",

@@ -14,7 +14,7 @@ from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
 from vmtest.initramfs import load_order
 from vmtest.kernels import UnknownKernelError, kernel_named, selected
 from vmtest.results import results_of
-from vmtest.vm import boot, unavailable
+from vmtest.vm import boot, cpus_accepted, unavailable
 
 BOOT_S = 300
 """Deadline of a boot on a busy machine. On an idle one it takes about 10 s."""
@@ -161,6 +161,15 @@ def test_modules_load_after_what_they_depend_on(guest: BuiltGuest, tmp_path: Pat
         assert made.index(first) < made.index(second)
     with pytest.raises(BuildError, match="no_such not found"):
         load_order(tmp_path, guest.release, ["no_such"])
+
+
+def test_qemu_is_asked_how_many_cpus_it_emulates() -> None:
+    """The first number that QEMU accepts is taken; if there is none, the error names the last."""
+    architecture = kernel_named("6.1").architecture
+    require("guests", unavailable(architecture))
+    assert cpus_accepted(architecture, (1_000_000, 64, 32)) == 64
+    with pytest.raises(BuildError, match="emulates no machine with 1000000 CPUs"):
+        cpus_accepted(architecture, (2_000_000, 1_000_000))
 
 
 def test_kernels_are_selected_by_name() -> None:

@@ -13,11 +13,11 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmtest.apt import program_path
+from vmtest.apt import BuildError, program_path
 from vmtest.build import BuiltGuest, write_initramfs
 from vmtest.kernels import Architecture
 
@@ -129,7 +129,7 @@ def qemu_command(
         # QEMU dies with this process, even if this process is killed.
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *(QEMU[architecture], *_MACHINE[architecture]),
-        *("-accel", "tcg,thread=single", "-smp", "2", "-m", f"{MEMORY_MIB}M"),
+        *("-accel", "tcg,thread=single", "-smp", guest.smp, "-m", f"{MEMORY_MIB}M"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-serial", f"file:{results / CONSOLE}"),
         *("-kernel", str(guest.image), "-initrd", str(archive), "-append", arguments),
@@ -147,6 +147,28 @@ def qemu_command(
             *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
         ]
     return command
+
+
+def cpus_accepted(architecture: Architecture, wanted: Sequence[int]) -> int:
+    """The first of these numbers of CPUs that QEMU can emulate in a machine.
+
+    QEMU 7.2 declares 288 for q35 and emulates 255, because its local APIC has no more numbers.
+    """
+    for cpus in wanted:
+        done = subprocess.run(
+            [
+                *(QEMU[architecture], *_MACHINE[architecture], "-accel", "tcg"),
+                *("-smp", f"1,maxcpus={cpus}", "-nodefaults", "-display", "none", "-S"),
+                *("-qmp", "stdio"),
+            ],
+            input='{"execute": "qmp_capabilities"}{"execute": "quit"}',
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode == 0:
+            return cpus
+    raise BuildError(f"{QEMU[architecture]} emulates no machine with {wanted[-1]} CPUs")
 
 
 def unavailable(architecture: Architecture) -> str | None:
