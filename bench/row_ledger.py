@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading the ledger costs on a machine with many CPUs.
+"""What reading the ledger costs on machines with few and many CPUs, and how large its tables are.
 
-The arrays are memory of the bench, as large as such a machine would make them, and the agent's own
-code reads them. So the figure does not depend on how many CPUs this machine has.
+For the reading, the arrays are memory of the bench, as large as such a machine would make them, and
+the agent's own code reads them. For the size, the real tables are made for so many CPUs, and the
+kernel says how much memory they take. So no figure depends on how many CPUs this machine has.
 """
 
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Self
 
 from bench.rows import Row, spread
@@ -26,11 +29,15 @@ from ebpf.ledger import (
 )
 from ebpf.ledger_arrays import LedgerArrays
 from ebpf.maps import MappedArray
+from ebpf.session import Session
 from ebpf.tables import EXIT_PLACES, default_capacity
+from tests.support.kernel_ledger import stated_bytes
+from tests.support.sys_tree import CPUS_POSSIBLE, sysfs_with
 
 ORDER = 55
 GOAL_MS = 3.0
-CPUS = 256
+GOAL_CPUS = 256
+CPUS = (2, 64, 256, 512)
 MEMORY_BYTES = 1 << 40
 FIRST_TGID, BETWEEN_TGIDS = 3001, 37
 """Process numbers of the VMs: each pod starts some other processes as well."""
@@ -39,16 +46,17 @@ FIRST_TGID, BETWEEN_TGIDS = 3001, 37
 class Arrays:
     """The ledger's arrays in memory, with what programs write to them. Use as a context manager."""
 
-    def __init__(self) -> None:
-        self._capacity = default_capacity(memory_bytes=MEMORY_BYTES, cpus=CPUS)
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+        self._capacity = default_capacity(memory_bytes=MEMORY_BYTES, cpus=cpus)
         self._stack = ExitStack()
         self._fds: dict[str, int] = {}
         self._records = self._array("records", RECORD_WORDS, self._capacity, 1)
         self._activity = self._array("activity", ACTIVITY_WORDS, self._capacity, 1)
-        self._at_slot = self._array("cpu_activity", CPU_ACTIVITY_WORDS, self._capacity, CPUS)
-        self._places = self._array("places", PLACE_WORDS, EXIT_PLACES, CPUS)
+        self._at_slot = self._array("cpu_activity", CPU_ACTIVITY_WORDS, self._capacity, cpus)
+        self._places = self._array("places", PLACE_WORDS, EXIT_PLACES, cpus)
         self.reader = LedgerArrays(
-            self._fds.__getitem__, capacity=self._capacity, cpus=CPUS, places=EXIT_PLACES
+            self._fds.__getitem__, capacity=self._capacity, cpus=cpus, places=EXIT_PLACES
         )
         self._stack.callback(self.reader.close)
 
@@ -61,7 +69,7 @@ class Arrays:
 
     def count_exits(self, slot: int) -> None:
         """Count exits of a VM on each CPU: in its place, or at its slot if that is taken."""
-        for cpu in range(CPUS):
+        for cpu in range(self._cpus):
             place = _tgid(slot) % EXIT_PLACES
             if self._places.across(place, 0)[cpu]:
                 self._at_slot.write(slot, 0, 1 << 33, block=cpu)
@@ -90,15 +98,20 @@ class Arrays:
 def measure(bench: Bench) -> Iterator[Row]:
     """Counters that all CPUs share; then also exits that every CPU has counted for every VM."""
     vms, rounds = bench.plan.vms, bench.plan.scrapes
-    with Arrays() as arrays:
-        for slot in range(vms):
-            arrays.begin(slot)
-        ms = milliseconds(arrays, vms, rounds)
-        yield _row("shared", f"reading the ledger at {CPUS} CPUs x {vms} VMs", ms, GOAL_MS)
-        for slot in range(vms):
-            arrays.count_exits(slot)
-        ms = milliseconds(arrays, vms, rounds)
-        yield _row("exits", "the same, and each CPU has counted exits of each VM", ms, None)
+    for cpus in CPUS:
+        with Arrays(cpus) as arrays:
+            for slot in range(vms):
+                arrays.begin(slot)
+            ms = milliseconds(arrays, vms, rounds)
+            goal = GOAL_MS if cpus == GOAL_CPUS else None
+            yield _row(f"shared.{cpus}", f"reading the ledger at {cpus} CPUs x {vms} VMs", ms, goal)
+            for slot in range(vms):
+                arrays.count_exits(slot)
+            ms = milliseconds(arrays, vms, rounds)
+            what = f"the same at {cpus} CPUs, and each has counted exits of each VM"
+            yield _row(f"exits.{cpus}", what, ms, None)
+    for cpus in CPUS:
+        yield _size(cpus)
 
 
 def milliseconds(arrays: Arrays, vms: int, rounds: int) -> list[float]:
@@ -110,6 +123,23 @@ def milliseconds(arrays: Arrays, vms: int, rounds: int) -> list[float]:
         samples.append((time.thread_time_ns() - begun_ns) / 1e6)
         assert len(entries) == vms
     return samples
+
+
+def _size(cpus: int) -> Row:
+    """Make the tables of such a machine, with the programs that use them."""
+    with tempfile.TemporaryDirectory() as directory:
+        sys_root = sysfs_with(Path(directory) / "sys", {CPUS_POSSIBLE: f"0-{cpus - 1}\n"})
+        capacity = default_capacity(memory_bytes=MEMORY_BYTES, cpus=cpus)
+        with Session(capacity=capacity, sys_root=sys_root) as session:
+            stated = stated_bytes(session)
+    return Row(
+        key=f"ledger.memory.{cpus}",
+        what=f"kernel memory of the tables at {cpus} CPUs",
+        value=stated / (1 << 20),
+        unit="MiB",
+        note=f"as the kernel says (memlock in fdinfo), with {capacity} slots, the default for "
+        f"{MEMORY_BYTES >> 40} TiB of memory; this machine's kernel.pid_max",
+    )
 
 
 def _row(key: str, what: str, samples_ms: list[float], goal: float | None) -> Row:

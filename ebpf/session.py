@@ -99,6 +99,21 @@ class Session:
         """The version of the bcc library in use."""
         return self._programs.bcc_version
 
+    @property
+    def capacity(self) -> int:
+        """Number of processes that the ledger has room for."""
+        return self._sizes.capacity
+
+    @property
+    def cpus(self) -> int:
+        """One more than the greatest number that a CPU of this node can have."""
+        return self._sizes.cpus
+
+    @property
+    def memory_bytes(self) -> int:
+        """Kernel memory of all tables."""
+        return self._sizes.memory_bytes
+
     def need(self, hooks: Collection[Hook]) -> None:
         """Attach the on-demand hooks among these at once, and detach the other on-demand hooks.
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 from ebpf.bpf_syscall import Update, wait_for_running_programs
 from ebpf.clock import monotonic_ns
-from ebpf.ledger import CPU_ACTIVITY_WORDS, LIFE_BYTES, WORD_BYTES, LedgerEntry, Total
+from ebpf.ledger import (
+    ACTIVITY_WORDS,
+    CPU_ACTIVITY_WORDS,
+    LIFE_BYTES,
+    PLACE_WORDS,
+    RECORD_WORDS,
+    WORD_BYTES,
+    LedgerEntry,
+    Total,
+)
 from ebpf.ledger_arrays import ARRAYS, LedgerArrays
 from ebpf.maps import HashMap, MappedArray, MappedMarks, Stack
 
@@ -37,6 +46,8 @@ PID_MAX_LIMIT = 4 * 1024 * 1024
 _SLOTS_A_GIB = 64
 _MIN_CAPACITY, _MAX_CAPACITY = 4096, 65536
 _MAX_COUNTER_BYTES = 32 << 20
+_ENTRY_BYTES = 88
+"""A slot's part of the hash (80 bytes on Linux 6.18) and of the stacks of free slots."""
 
 MAX_READS = 3
 """How often a total is read at most until it stands still."""
@@ -59,6 +70,19 @@ class Sizes:
     def common(self) -> int:
         """Slots that any process can have; the others are kept for processes that use a vCPU."""
         return (self.capacity + 1) // 2
+
+    @property
+    def memory_bytes(self) -> int:
+        """Kernel memory of all tables.
+
+        It is calculated, because before Linux 90a5527d7686 ("bpf: add new map ops
+        ->map_mem_usage") (v6.4) the kernel states up to twice as much for an array (memlock in the
+        fdinfo of a map).
+        """
+        of_slot = RECORD_WORDS + ACTIVITY_WORDS + self.cpus * CPU_ACTIVITY_WORDS
+        words = self.capacity * of_slot + self.cpus * self.exit_places * PLACE_WORDS
+        pages = self.life_pages * (LIFE_BYTES + WORD_BYTES)
+        return words * WORD_BYTES + pages + self.capacity * _ENTRY_BYTES
 
     @property
     def flags(self) -> list[str]:

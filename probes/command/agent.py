@@ -154,10 +154,21 @@ def _open_session(
     except BpfUnavailableError as err:
         log.warning("no BPF, verdicts can only be inferred: %s", err)
         return None, err
+    _log_size(session)
     for status in session.hooks:
         if not status.attached and not status.unneeded:
             log.info("hook %s is not attached: %s", status.hook.name, status.reason)
     return session, None
+
+
+def _log_size(session: Session) -> None:
+    """Log how much memory the ledger takes, which grows with the node's CPUs."""
+    log.info(
+        "ledger: room for %d processes on up to %d CPUs, %.1f MiB of kernel memory",
+        session.capacity,
+        session.cpus,
+        session.memory_bytes / (1 << 20),
+    )
 
 
 def run_agent(settings: AgentSettings) -> None:

@@ -6,6 +6,7 @@ writes. The guest of ``make test-many-cpus`` really has as many as QEMU can give
 """
 
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,14 @@ from ebpf.hooks import KVM_EXIT, KVM_VCPU_IOCTL
 from ebpf.programs import possible_cpus
 from ebpf.session import Session
 from tests.support.debugfs import kvm_exits
-from tests.support.kernel_ledger import entry_with, rubbish_left, slot_of, tables, wait_for_removal
+from tests.support.kernel_ledger import (
+    entry_with,
+    rubbish_left,
+    slot_of,
+    stated_bytes,
+    tables,
+    wait_for_removal,
+)
 from tests.support.kernel_world import KvmLoad, wait_for
 from tests.support.sys_tree import CPUS_ONLINE, CPUS_POSSIBLE, sysfs_with
 
@@ -72,6 +80,13 @@ def fdinfo(fd: int) -> str:
     return Path(f"/proc/self/fdinfo/{fd}").read_text()
 
 
+def states_memory() -> bool:
+    """Whether this kernel states how much memory a map takes, and not an estimate (Linux 6.4)."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    assert release is not None
+    return (int(release[1]), int(release[2])) >= (6, 4)
+
+
 def check_counts(session: Session, load: KvmLoad, made: int) -> None:
     """Compare all counts of a process with what it made and with KVM's own count."""
     returns = made + load.totals["eintr"]
@@ -88,7 +103,10 @@ def check_counts(session: Session, load: KvmLoad, made: int) -> None:
 def test_a_node_with_many_cpus(
     kvmload: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The programs for 512 CPUs pass the verifier, count exactly, and clear what they counted."""
+    """The programs for 512 CPUs pass the verifier, count exactly, and clear what they counted.
+
+    The tables take as much memory as hvprobe says.
+    """
     most = max(MANY, 1 + possible_cpus(SYS)[-1])
     sys_root = sysfs_with(tmp_path / "sys", {CPUS_POSSIBLE: f"0-{most - 1}\n"})
     with Session(sys_root=sys_root) as session:
@@ -97,6 +115,10 @@ def test_a_node_with_many_cpus(
         assert all("no kprobes" in (reason or "") for reason in lost), lost
         instructions = verified_instructions(session)
         record_property("instructions", f"{instructions} for {most} CPUs")
+        if states_memory():
+            assert session.memory_bytes == pytest.approx(stated_bytes(session), rel=0.02)
+        memory_mib = session.memory_bytes / (1 << 20)
+        record_property("memory", f"{memory_mib:.1f} MiB for {most} CPUs, {session.capacity} slots")
         assert instructions is None or instructions < MAX_INSTRUCTIONS // 4
         with KvmLoad(kvmload, "--vcpus", "4", "--userspace-exits", str(EXITS)) as load:
             load.finish_counted_part()

@@ -7,10 +7,12 @@ away.
 
 import contextlib
 import ctypes
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ebpf.bpf_syscall import map_element
 from ebpf.hooks import HOOKS, KVM_EXIT, AttachPoint, Hook
@@ -116,6 +118,17 @@ def only(hook: Hook, *points: AttachPoint) -> Sequence[Hook]:
     """Return all hooks, this one with these attach points alone; without it if there are none."""
     wanted = [replace(hook, points=points) if known is hook else known for known in HOOKS]
     return [known for known in wanted if known.points]
+
+
+def stated_bytes(session: Session) -> int:
+    """Kernel memory of all tables as the kernel states it, which is too much before Linux 6.4."""
+    found = 0
+    for fd in session._programs._loaded.maps.values():
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        line = re.search(r"^memlock:\s*(\d+)$", text, re.MULTILINE)
+        assert line is not None, text
+        found += int(line[1])
+    return found
 
 
 def of_form(hook: Hook, *, by_link: bool) -> Hook:
