@@ -7,9 +7,10 @@ enough to run programs, works for another architecture and takes a tenth of the 
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from vmtest.apt import apt_tree, download_closure, forget, run, unpack
+from vmtest.apt import apt_tree, download_closure, download_only, forget, run, unpack
 from vmtest.cache import made_once, say
 from vmtest.kernels import Architecture, Suite
 
@@ -29,10 +30,19 @@ _MOUNT_POINTS = (
 ).split()
 
 
-def build_root(suite: Suite, architecture: Architecture) -> Path:
-    """A root file system with the programs that the project and its kernel tests need."""
+def build_root(
+    suite: Suite,
+    architecture: Architecture,
+    *,
+    extra: Sequence[str] = (),
+    alone: Sequence[str] = (),
+) -> Path:
+    """A root file system with the programs that the project and its kernel tests need.
+
+    extra names further packages, and alone those that come without what they depend on.
+    """
     name = f"root-{suite.value}-{architecture.value}"
-    packages = [*_BASE, *_PYTHON, _QEMU[architecture]]
+    packages = [*_BASE, *_PYTHON, _QEMU[architecture], *extra]
     # Byte code is the same on every architecture: the Python of the suite's amd64 root makes it.
     amd64 = Architecture.AMD64
     python_root = None if architecture is amd64 else build_root(suite, amd64)
@@ -41,6 +51,8 @@ def build_root(suite: Suite, architecture: Architecture) -> Path:
         with apt_tree(suite, architecture) as tree:
             say(f"{name}: downloading")
             archives = download_closure(tree, packages)
+            if alone:
+                archives += download_only(tree, alone)
             say(f"{name}: unpacking {len(archives)} packages")
             for merged in _MERGED_INTO_USR:
                 (directory / "usr" / merged).mkdir(parents=True, exist_ok=True)
@@ -53,7 +65,7 @@ def build_root(suite: Suite, architecture: Architecture) -> Path:
             shown_as = f"/usr/lib/{library.name}"
             byte_compile(python_root or directory, library, shown_as=shown_as)
 
-    return made_once(name, [_RECIPE, *packages], make)
+    return made_once(name, [_RECIPE, *packages, *(f"alone: {package}" for package in alone)], make)
 
 
 def _settle(root: Path) -> None:

@@ -158,9 +158,22 @@ def machine_arguments(accel: str) -> list[str]:
 class KvmLoad(Started):
     """tests/support/kvmload.c: a KVM user that is no QEMU and makes exactly known exits."""
 
-    def __init__(self, program: Path, *arguments: str) -> None:
-        self._command: list[str | Path] = [program, *arguments]
-        super().__init__(self._command, stderr=None)
+    def __init__(
+        self,
+        program: Path,
+        *arguments: str,
+        options: Sequence[str] = (),
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start it.
+
+        options: kvmload's, if the arguments are those of the program whose name it bears. before: a
+        command that runs it.
+        """
+        self._command: list[str | Path] = [*before, program, *arguments]
+        lines = {"KVMLOAD_OPTIONS": "\n".join(options)} if options else {}
+        self._environment = {**os.environ, **lines}
+        super().__init__(self._command, environment=self._environment, stderr=None)
         self.totals: dict[str, Any] = {}
 
     def finish_counted_part(self) -> Self:
@@ -175,7 +188,7 @@ class KvmLoad(Started):
             if line or self.popen.wait() != GUEST_WENT_ASTRAY:
                 break
             self.popen.communicate()
-            super().__init__(self._command, stderr=None)
+            super().__init__(self._command, environment=self._environment, stderr=None)
             line = self.line()
         assert line, f"kvmload ended early with {self.popen.wait()}"
         self.totals = json.loads(line)

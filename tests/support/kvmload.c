@@ -4,10 +4,11 @@
  *
  * Build: gcc -O2 -Wall -Wextra -Werror -static -pthread -o kvmload kvmload.c
  *
- * It makes M VMs of V vCPUs, a thread named vcpu<n> for each vCPU (n counts through all VMs). The
- * vCPUs first make N userspace exits, shared out so that their sum is exactly N, then K exits that
- * KVM handles inside the kernel, shared out likewise. This is the counted part. Then, if wanted,
- * come the churn children. Then one line is printed, and --then says how the vCPUs go on.
+ * It makes M VMs of V vCPUs, a thread named vcpu<n> for each vCPU (n counts through all VMs;
+ * --threads gives another name than vcpu). The vCPUs first make N userspace exits, shared out so
+ * that their sum is exactly N, then K exits that KVM handles inside the kernel, shared out
+ * likewise. This is the counted part. Then, if wanted, come the churn children. Then one line is
+ * printed, and --then says how the vCPUs go on.
  *
  * The guest's programs, and what they cost:
  *   userspace exit   x86: out to port 0x10 (KVM_EXIT_IO); arm64: store outside memory
@@ -45,6 +46,9 @@
  *   plug             make one more vCPU of the last VM, with statistics, that never runs
  *   reset            end all VMs and make them and their vCPUs again, as QEMU does to reset a
  *                    confidential guest
+ *
+ * If the environment has KVMLOAD_OPTIONS, its lines are the options, and the command line, which is
+ * another program's, means nothing.
  *
  * With a PROGRAM the process executes that at the next line on stdin, whatever it was until then;
  * with --keep its descriptors stay open.
@@ -98,6 +102,7 @@
 #define CHURN_EXITS 7
 #define TENANT_ID 65534
 #define MAX_PLUGGED 8
+#define MAX_WORDS 64
 #define KEPT 64 /* above the descriptors that --keep is for */
 
 enum program { USERSPACE_LOOP, KERNEL_LOOP, HALT, SPIN, IMPOSSIBLE, PROGRAMS };
@@ -121,7 +126,8 @@ struct load {
 	uint64_t churn;
 	uint64_t processes; /* 0: this process does the work itself */
 	enum then then;
-	char **program; /* what to execute at the next line on stdin; NULL: nothing */
+	const char *threads; /* what the vCPUs' threads are called before their number */
+	char **program;	     /* what to execute at the next line on stdin; NULL: nothing */
 	bool paused, create_vm_only, step, statistics;
 	bool tenant, burn, keep;
 	enum hide hide;
@@ -143,7 +149,7 @@ struct vcpu {
 	volatile pid_t tid;  /* once it is about to enter its last KVM_RUN */
 };
 
-static struct load load = {.vms = 1, .vcpus = 1};
+static struct load load = {.vms = 1, .vcpus = 1, .threads = "vcpu"};
 static struct vcpu *vcpus;
 static unsigned int vcpus_total;
 static int kvm_device, *vms;
@@ -514,7 +520,7 @@ static void *vcpu_thread(void *argument)
 	struct vcpu *vcpu = argument;
 	char name[16];
 
-	snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
+	snprintf(name, sizeof(name), "%.11s%u", load.threads, vcpu->index);
 	pthread_setname_np(pthread_self(), name);
 	make_counted_exits(vcpu);
 	if (load.then == THEN_HALT)
@@ -1046,6 +1052,9 @@ static void parse_option(int option)
 	case 'C':
 		load.child = choice(optarg, child_names);
 		break;
+	case 'N':
+		load.threads = optarg;
+		break;
 	case 'n': /* QEMU's; only for who reads the command line */
 		break;
 	default:
@@ -1072,6 +1081,7 @@ static void parse_command_line(int argc, char **argv)
 						{"hide", required_argument, NULL, 'h'},
 						{"refused", required_argument, NULL, 'r'},
 						{"child", required_argument, NULL, 'C'},
+						{"threads", required_argument, NULL, 'N'},
 						{"name", required_argument, NULL, 'n'},
 						{}};
 	int option;
@@ -1096,12 +1106,28 @@ static void parse_command_line(int argc, char **argv)
 		wrong_usage("--step wants --then hold or --paused, in one process");
 }
 
+static void parse_lines(char *program, char *lines)
+{
+	static char *words[MAX_WORDS] = {NULL};
+	int count = 1;
+
+	words[0] = program;
+	for (char *word = strtok(lines, "\n"); word && count < MAX_WORDS - 1;
+	     word = strtok(NULL, "\n"))
+		words[count++] = word;
+	parse_command_line(count, words);
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction end = {.sa_handler = end_at_once};
+	char *lines = getenv("KVMLOAD_OPTIONS");
 	sigset_t sigterm;
 
-	parse_command_line(argc, argv);
+	if (lines)
+		parse_lines(argv[0], lines);
+	else
+		parse_command_line(argc, argv);
 	sigemptyset(&sigterm);
 	sigaddset(&sigterm, SIGTERM);
 	sigaction(SIGTERM, &end, NULL);

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent of each variant on each platform of vmtest/platforms.py, beside real VMs."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.platform.conftest import Stage
+from tests.support.image_container import Container
+from tests.support.kernel_world import wait_for
+from tests.support.platform_guest import agent
+from vmtest.platforms import BOOT_VARIABLE, Expected, Platform, Variant, boot_named
+
+Json = dict[str, Any]
+REFRESHES = 4
+"""How many refreshes an agent makes before what it reports counts: some verdicts need two."""
+_BOOT = os.environ.get(BOOT_VARIABLE)
+CASES = [
+    pytest.param(platform, variant, id=f"{platform.name}-{variant.value}")
+    for platform in (boot_named(_BOOT).platforms if _BOOT else ())
+    for variant in platform.expected
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What an agent reports."""
+
+    vmis: dict[str, Json]
+    hooks: dict[str, str]
+    """The backend of each hook, or why it is detached."""
+    doctor: list[str]
+    ability: str
+    log: list[str]
+
+    def verdict(self, name: str) -> str:
+        vmi = self.vmis[name]
+        return f"{vmi['hypervisor_type']}, {'verified' if vmi['verified'] else 'inferred'}"
+
+    def verdicts(self) -> tuple[str, str, str]:
+        return self.verdict("alpha"), self.verdict("halted"), self.verdict("beta")
+
+
+def seen(container: Container) -> Seen | None:
+    """What the agent reports now; None: not all VMs yet."""
+    report: Json = json.loads(container.get("/snapshot"))
+    vmis = {vmi["name"]: vmi for vmi in report["vmis"]}
+    if vmis.keys() != {"alpha", "halted", "beta"}:
+        return None
+    doctor: Json = json.loads(container.get("/doctor"))
+    return Seen(
+        vmis=vmis,
+        hooks={hook["hook"]: hook["backend"] for hook in report["health"]["hooks"]},
+        doctor=[_line(check) for check in doctor["checks"]],
+        ability=doctor["ability"],
+        log=container.log,
+    )
+
+
+def _line(check: Json) -> str:
+    remedy = f"; {check['remedy']}" if check["remedy"] else ""
+    return f"{check['outcome']}: {check['question']}: {check['finding']}{remedy}"
+
+
+def wait_until_settled(container: Container, expected: Expected) -> Seen:
+    """What the agent reports once it has had time to say it, and until it says what is expected."""
+    wanted = (expected.kvm, expected.halted, expected.tcg)
+    refreshes = 0
+
+    def settled() -> Seen | None:
+        nonlocal refreshes
+        found = seen(container)
+        refreshes += 1
+        if found is None or refreshes < REFRESHES:
+            return None
+        return found if found.verdicts() == wanted else None
+
+    return wait_for(settled, f"VMs are {wanted}")
+
+
+def record(found: Seen, tell: Callable[[str, object], None]) -> None:
+    """Record for docs/platforms.md what an agent reports."""
+    for name in ("alpha", "halted", "beta"):
+        vmi = found.vmis[name]
+        tell(name, f"{found.verdict(name)}: {vmi['reasons'][0]}")
+    tell("cause", found.vmis["beta"]["cause"] or "")
+    tell("exits", found.vmis["halted"]["vcpu_exits_source"] or "")
+    hooks = [f"{name} ({backend})" for name, backend in found.hooks.items()]
+    tell("hooks", ", ".join(hooks))
+    tell("ability", found.ability)
+    for line in found.doctor:
+        if not line.startswith("ok:"):
+            tell("doctor", line)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("platform", "variant"), CASES)
+def test_platform(
+    stage: Stage,
+    platform: Platform,
+    variant: Variant,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The agent reports exactly what this platform lets it know, and says why it knows no more."""
+    stage.set_up(platform)
+    expected = platform.expected[variant]
+    with agent(variant, platform.pod) as container:
+        try:
+            found = wait_until_settled(container, expected)
+        finally:
+            print("\n".join(container.log))
+            print(json.dumps({"s": json.loads(container.get("/snapshot")), "d": json.loads(container.get("/doctor"))}))
+    record(found, record_property)
+    assert found.vmis["beta"]["cause"] == expected.cause
+    assert found.vmis["halted"]["vcpu_exits_source"] == expected.exits
+    assert found.ability == expected.ability
+    missing = [words for words in expected.doctor if not any(words in l for l in found.doctor)]
+    assert not missing, found.doctor
+    warnings = [line for line in found.log if re.match(r"WARNING", line)]
+    assert bool(warnings) == (expected.log is not None), warnings
+    assert expected.log is None or expected.log in warnings[0]

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platforms on which hvprobe is tried: one row each, and the boots that rows share.
+
+A platform is a kernel with what restricts an agent there: a security module in force, a setting, a
+part of the kernel that is missing. Owns what each row sets up and what is expected of it.
+tests/platform carries it out inside the guest; platform_matrix.py writes docs/platforms.md from
+what came of it. Must not know how either does that.
+"""
+
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vmtest.kernels import GuestKernel, kernel_named
+
+SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
+"""Names of boots, separated by commas, or ``all``; unset: the boots that are brief."""
+BOOT_VARIABLE = "HVPROBE_PLATFORM_BOOT"
+"""Tells the tests in a guest which boot it is."""
+PROFILE = "cri-containerd.apparmor.d"
+"""containerd's name of its default AppArmor profile (internal/cri/server, apparmor)."""
+EXTRA_PACKAGES = ("apparmor", "runc")
+LONE_PACKAGES = ("golang-github-containerd-containerd-dev",)
+"""Without what they depend on: for containerd's template of its AppArmor profile."""
+
+
+class Variant(enum.Enum):
+    """How the agent's container is run, by its DaemonSet."""
+
+    PRIVILEGED = "privileged"
+    CAPABILITIES = "capabilities"
+
+
+BOTH = (Variant.PRIVILEGED, Variant.CAPABILITIES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What an agent is to report of a platform."""
+
+    kvm: str = "kvm, verified"
+    """Of a QEMU on KVM whose guest exits."""
+    halted: str = "kvm, verified"
+    """Of a VM on KVM whose only vCPU is halted and never exits. It began before the agent."""
+    tcg: str = "tcg, verified"
+    """Of a QEMU that emulates."""
+    cause: str = "requested_by_domain"
+    """Why that emulates."""
+    exits: str = "kvm_statistics"
+    """What counts the exits of the VM whose statistics are held open."""
+    ability: str = "verified"
+    """The doctor's summary: verified, inferred, nothing."""
+    doctor: tuple[str, ...] = ()
+    """What the doctor's lines say, among other things: finding and remedy."""
+    log: str | None = None
+    """What a warning of the agent's log says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """How the agent's container differs from what its manifest specifies."""
+
+    apparmor: str | None = None
+    """AppArmor profile that the runtime puts it under."""
+    denied: Mapping[str, str] = field(default_factory=dict)
+    """System calls that a seccomp filter denies, each with the error."""
+    hidden: tuple[str, ...] = ()
+    """Folders over which an empty file system is mounted."""
+    without_tracefs: bool = False
+    """Whether the node's tracefs is not mounted into it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """One row: what is set up, and what an agent of each variant is to report."""
+
+    name: str
+    title: str
+    """As the document shows it."""
+    how: str
+    """How it was made, as the document shows it."""
+    expected: Mapping[Variant, Expected]
+    enter: tuple[str, ...] = ()
+    """Shell commands that set it up."""
+    leave: tuple[str, ...] = ()
+    """Shell commands that undo it; a platform that cannot be undone is the last one of its boot."""
+    vms_confined: bool = False
+    """Whether the VMs run under containerd's AppArmor profile, as virt-launcher's do."""
+    pod: Pod = field(default_factory=Pod)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """A guest that runs several platforms one after the other."""
+
+    name: str
+    kernel: GuestKernel
+    platforms: tuple[Platform, ...]
+    kernel_arguments: str = ""
+    brief: bool = False
+    """Whether it runs with all other tests, because it takes little time."""
+
+
+def _same(expected: Expected) -> Mapping[Variant, Expected]:
+    return dict.fromkeys(BOTH, expected)
+
+
+def _yama(scope: int, expected: Mapping[Variant, Expected]) -> Platform:
+    return Platform(
+        name=f"yama-{scope}",
+        title=f"Yama, ptrace_scope {scope}",
+        how=f"sysctl `kernel.yama.ptrace_scope={scope}`",
+        enter=(f"echo {scope} > /proc/sys/kernel/yama/ptrace_scope",),
+        leave=("echo 0 > /proc/sys/kernel/yama/ptrace_scope",) if scope < 3 else (),
+        expected=expected,
+    )
+
+
+ALL = Expected()
+MODULES = Boot(
+    name="modules",
+    kernel=kernel_named("6.1"),
+    platforms=(
+        Platform(
+            name="debian",
+            title="Debian 12, as it comes",
+            how="AppArmor enabled, VMs under containerd's default profile, "
+            "`kernel.perf_event_paranoid` 3",
+            expected=_same(ALL),
+            vms_confined=True,
+        ),
+        Platform(
+            name="apparmor",
+            title="AppArmor confines the agent as well",
+            how="the agent's container under containerd's default profile, as without the "
+            "manifest's `appArmorProfile`; VMs unconfined",
+            expected={Variant.CAPABILITIES: ALL},
+            pod=Pod(apparmor=PROFILE),
+        ),
+        _yama(1, _same(ALL)),
+        _yama(2, _same(ALL)),
+        Platform(
+            name="hidepid",
+            title="hidepid",
+            how="/proc mounted with `hidepid=ptraceable`, on the node and in the container",
+            enter=("mount -o remount,hidepid=ptraceable /proc",),
+            leave=("mount -o remount,hidepid=off /proc",),
+            expected=_same(ALL),
+        ),
+        Platform(
+            name="no-btf",
+            title="kernel without BTF",
+            how="an empty file system mounted over `/sys/kernel/btf`: Debian has no kernel without",
+            expected=_same(ALL),
+            pod=Pod(hidden=("/sys/kernel/btf",)),
+        ),
+        Platform(
+            name="no-tracefs",
+            title="tracefs not mounted",
+            how="no tracefs in the container, and none can be mounted by it",
+            expected=_same(ALL),
+            pod=Pod(without_tracefs=True),
+        ),
+        Platform(
+            name="no-perf",
+            title="perf_event_open denied",
+            how="a seccomp filter, as CRI-O's default profile has it",
+            expected=_same(ALL),
+            pod=Pod(denied={"perf_event_open": "EPERM"}),
+        ),
+        Platform(
+            name="no-bpf",
+            title="bpf denied",
+            how="a seccomp filter, as containerd's default profile had it before 1.7",
+            expected=_same(ALL),
+            pod=Pod(denied={"bpf": "EPERM"}),
+        ),
+        Platform(
+            name="no-bpf-syscall",
+            title="kernel without BPF",
+            how="a seccomp filter that answers bpf(2) as a kernel without CONFIG_BPF_SYSCALL does "
+            "(ENOSYS): Debian has no such kernel",
+            expected=_same(ALL),
+            pod=Pod(denied={"bpf": "ENOSYS"}),
+        ),
+        _yama(3, _same(ALL)),
+    ),
+)
+LOCKDOWN = Boot(
+    name="lockdown",
+    kernel=kernel_named("6.1"),
+    platforms=tuple(
+        Platform(
+            name=f"lockdown-{mode}",
+            title=f"lockdown {mode}",
+            how=f"`{mode}` written to /sys/kernel/security/lockdown, as `lockdown={mode}` sets it",
+            enter=(f"echo {mode} > /sys/kernel/security/lockdown",),
+            expected=_same(ALL),
+        )
+        for mode in ("integrity", "confidentiality")
+    ),
+)
+
+BOOTS: tuple[Boot, ...] = (MODULES, LOCKDOWN)
+
+
+class UnknownBootError(Exception):
+    """A boot was asked for that the table does not hold."""
+
+
+def boot_named(name: str) -> Boot:
+    """The boot of that name."""
+    for boot in BOOTS:
+        if boot.name == name:
+            return boot
+    known = ", ".join(boot.name for boot in BOOTS)
+    raise UnknownBootError(f"no boot of platforms is called {name!r}: take one of {known}")
+
+
+def selected_boots(environ: Mapping[str, str] = os.environ) -> tuple[Boot, ...]:
+    """The boots that HVPROBE_PLATFORMS names; the brief ones when it is unset."""
+    names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
+    if "all" in names:
+        return BOOTS
+    wanted = [name for name in names if name]
+    return tuple(map(boot_named, wanted)) if wanted else tuple(b for b in BOOTS if b.brief)
