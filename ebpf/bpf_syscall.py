@@ -51,6 +51,7 @@ class Update(IntEnum):
     NOEXIST = 1
 
 
+_NO_COMMAND = 0x7FFFFFFF
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_S = 0.1
 """Wait that replaces membarrier(2) where the kernel refuses it. No BPF program runs nearly as
@@ -70,6 +71,15 @@ def bpf(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]
     command is one of ``enum bpf_cmd``; Command lists those that hvprobe uses.
     """
     return _call(0, int(command), ctypes.byref(attributes), ctypes.sizeof(attributes))
+
+
+def bpf_exists() -> bool:
+    """Whether this kernel has bpf(2), which it may still refuse to this process."""
+    try:
+        bpf(_NO_COMMAND, _packed("=Q", 0))
+    except OSError as err:
+        return err.errno != errno.ENOSYS
+    return True
 
 
 def map_element(command: int, fd: int, key: int, value: int, flags: int = 0) -> int:

@@ -18,6 +18,8 @@ from collections.abc import Collection
 from enum import IntEnum
 from pathlib import Path
 
+from ebpf.confinement import Confinement, confinement
+
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
 
@@ -62,9 +64,10 @@ class Privileges:
 
     def __init__(self, *, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> None:
         """proc_root is a /proc whose ``self`` is this process."""
+        self._proc_root = proc_root
+        self._sys_root = sys_root
         self._status = proc_root / "self/status"
         self._paranoid = proc_root / "sys/kernel/perf_event_paranoid"
-        self._lockdown = sys_root / "kernel/security/lockdown"
 
     def missing(self) -> tuple[str, ...]:
         """Name the capabilities that hvprobe uses and this process lacks."""
@@ -74,17 +77,41 @@ class Privileges:
 
     def lockdown(self) -> str | None:
         """Return the lockdown mode: none, integrity or confidentiality; None: it cannot be read."""
-        return lockdown_mode(_read(self._lockdown))
+        return lockdown_mode(self._lockdown())
 
     def why_no_bpf(self) -> str:
         """Explain in one clause why the kernel refused bpf(), and what to do."""
-        return bpf_refusal(_read(self._status))
+        return bpf_refusal(_read(self._status), self.confinement())
+
+    def why_bpf_is_absent(self) -> str:
+        """Explain in one clause why bpf() is not implemented (ENOSYS), and what to do."""
+        return bpf_absence(_read(self._status))
 
     def why_no_perf_event(self) -> str:
         """Explain in one clause why perf_event_open() or an ioctl on its event was refused."""
         return perf_event_refusal(
-            _read(self._status), paranoid=_read(self._paranoid), lockdown=_read(self._lockdown)
+            _read(self._status),
+            self.confinement(),
+            paranoid=_read(self._paranoid),
+            lockdown=self._lockdown(),
         )
+
+    def confinement(self) -> Confinement | None:
+        """Return which security module confines this process; None: none that is known."""
+        attributes = self._proc_root / "self/attr"
+        return confinement(
+            apparmor=_read(attributes / "apparmor/current"),
+            current=_read(attributes / "current"),
+            enforce=_read(self._sys_root / "fs/selinux/enforce"),
+        )
+
+    def _lockdown(self) -> str:
+        """Return the text of securityfs's file, which is empty if it cannot be read.
+
+        A container's /sys has no securityfs; that of the node's process 1 has.
+        """
+        file = "kernel/security/lockdown"
+        return _read(self._sys_root / file) or _read(self._proc_root / "1/root/sys" / file)
 
 
 def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:
@@ -117,20 +144,35 @@ def lockdown_mode(text: str) -> str | None:
     return found[1] if found else None
 
 
-def bpf_refusal(status: str) -> str:
+def bpf_refusal(status: str, confined: Confinement | None = None) -> str:
     """Explain why bpf() was refused, given the text of /proc/self/status. Pure."""
     missing = missing_capabilities(status, _NEEDED_FOR_BPF)
     if missing:
         return _missing_clause(missing)
     if not missing_capabilities(status, [Capability.CAP_SYS_RESOURCE]):
-        return _denied_by(status, "bpf")
+        return _denied_by(status, "bpf", confined)
     return (
         "CAP_SYS_RESOURCE is missing, which Linux before 5.11 needs to hold BPF tables: "
-        f"add it; otherwise {_denied_by(status, 'bpf')}"
+        f"add it; otherwise {_denied_by(status, 'bpf', confined)}"
     )
 
 
-def perf_event_refusal(status: str, *, paranoid: str, lockdown: str) -> str:
+def bpf_absence(status: str) -> str:
+    """Explain ENOSYS of bpf(), given the text of /proc/self/status. Pure.
+
+    A seccomp filter may answer so as well.
+    """
+    if _filtered(status):
+        return (
+            "this kernel is built without it (CONFIG_BPF_SYSCALL), or the seccomp filter in force "
+            "hides it: run with seccompProfile Unconfined"
+        )
+    return "this kernel is built without it (CONFIG_BPF_SYSCALL): only another kernel helps"
+
+
+def perf_event_refusal(
+    status: str, confined: Confinement | None = None, *, paranoid: str, lockdown: str
+) -> str:
     """Explain why perf_event_open() was refused, given the texts of three files. Pure.
 
     status is /proc/self/status, paranoid is kernel.perf_event_paranoid, lockdown is securityfs's.
@@ -149,7 +191,7 @@ def perf_event_refusal(status: str, *, paranoid: str, lockdown: str) -> str:
     if lockdown_mode(lockdown) == "confidentiality":
         return "lockdown=confidentiality forbids it; only a boot without lockdown helps"
     hidden = "" if lockdown else ", or lockdown=confidentiality, which hvprobe cannot check here"
-    return _denied_by(status, "perf_event_open") + hidden
+    return _denied_by(status, "perf_event_open", confined) + hidden
 
 
 def _missing_clause(missing: Collection[Capability]) -> str:
@@ -160,13 +202,15 @@ def _missing_clause(missing: Collection[Capability]) -> str:
     )
 
 
-def _denied_by(status: str, call: str) -> str:
+def _denied_by(status: str, call: str, confined: Confinement | None) -> str:
     """Name what else may deny a call: the seccomp filter in force, or a security module."""
     if _filtered(status):
         return (
             f"the seccomp filter in force denies {call}: "
             "run with seccompProfile Unconfined or with one that allows it"
         )
+    if confined is not None:
+        return f"{confined.phrase} denies {call}: {confined.remedy}"
     return (
         f"a security module (SELinux, AppArmor) denies {call}: "
         "the audit log of the node names the denial"

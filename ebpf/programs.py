@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ebpf.bpf_syscall import (
+    bpf_exists,
     open_kprobe,
     open_kprobe_link,
     open_raw_tracepoint,
@@ -199,6 +200,8 @@ class Programs:
         return False
 
     def _why_unavailable(self, failure: Failure) -> str:
+        if not bpf_exists():
+            return f"there is no bpf(2): {self._privileges.why_bpf_is_absent()}"
         if _is_refused(failure):
             refused = self._privileges.why_no_bpf()
             return f"BPF is not permitted here ({failure.detail}): {refused}"

@@ -15,6 +15,10 @@ while read -r module; do
 done < /modules/boot-order
 
 share() { # share TAG DIRECTORY OPTIONS
+    if $bb grep -qw virtiofs /proc/filesystems; then
+        $bb mount -t virtiofs -o "${3%%,*}" "$1" "$2" || die "the share $1 does not mount"
+        return
+    fi
     options="trans=virtio,version=9p2000.L,msize=512000,$3"
     $bb mount -t 9p -o "$options" "$1" "$2" || die "the share $1 does not mount"
 }
@@ -30,7 +34,7 @@ share repo /repo ro,cache=loose
 $bb mount -t overlay -o lowerdir=/repo,upperdir=/upper/repo,workdir=/upper/repo-work overlay /mnt/repo \
     || die "the overlay of the repository does not mount"
 share packages /mnt/packages ro,cache=loose
-share results /mnt/results cache=none
+share results /mnt/results rw,cache=none
 
 # modprobe in the guest shall find what the initramfs brought.
 release=$($bb uname -r)

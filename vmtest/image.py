@@ -72,7 +72,7 @@ def _kernel_packages(tree: AptTree, release: str) -> list[str]:
 def _pick_modules(unpacked: Path, release: str, kernel: GuestKernel, target: Path) -> None:
     index_modules(unpacked, release)
     source = unpacked / "lib/modules" / release
-    boot = load_order(unpacked, release, BOOT_MODULES)
+    boot = load_order(unpacked, release, BOOT_MODULES[kernel.transport])
     copied = [copy_module(source, target / "tree", file) for file in boot]
     for file in load_order(unpacked, release, kernel.kvm_modules):
         copy_module(source, target / "tree", file)

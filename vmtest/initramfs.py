@@ -9,8 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmtest.apt import BuildError, run
+from vmtest.kernels import Transport
 
-BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+BOOT_MODULES = {
+    Transport.P9: ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
+    Transport.VIRTIOFS: ("virtio_pci", "virtiofs", "overlay"),
+}
 """What the initramfs needs to reach the root file system."""
 _MACHINE_IGNORED = ("--config", "/dev/null")
 """The settings in /etc/modprobe.d and /etc/depmod.d are for this machine's own kernel."""

@@ -8,7 +8,7 @@ of vmtest derives from that. Must not know how anything is downloaded, built or 
 import enum
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SELECTION_VARIABLE = "HVPROBE_KERNELS"
 
@@ -29,6 +29,14 @@ class Suite(enum.Enum):
     SID = "sid"
 
 
+class Transport(enum.Enum):
+    """How a guest reaches folders of this machine, by its file system's name."""
+
+    P9 = "9p"
+    VIRTIOFS = "virtiofs"
+    """Where the kernel has no 9p. It needs root on this machine (virtiofsd)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestKernel:
     """One kernel of vmtest and the world it boots into."""
@@ -44,6 +52,7 @@ class GuestKernel:
     """Pattern that `uname -r` matches completely; the newest match in the suite is taken."""
     kvm_modules: tuple[str, ...]
     """Modules that make /dev/kvm appear; empty where KVM is built in."""
+    transport: Transport = field(default=Transport.P9, repr=False)
 
 
 _AMD = ("kvm_amd",)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vmtest.kernels import GuestKernel, kernel_named
+from vmtest.kernels import Architecture, GuestKernel, Suite, Transport, kernel_named
 
 SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
 """Names of boots, separated by commas, or ``all``; unset: the boots that are brief."""
@@ -201,8 +201,28 @@ LOCKDOWN = Boot(
         for mode in ("integrity", "confidentiality")
     ),
 )
+CLOUD = Boot(
+    name="cloud",
+    kernel=GuestKernel(
+        name="6.1-cloud",
+        architecture=Architecture.AMD64,
+        kernel_suite=Suite.BOOKWORM,
+        root_suite=Suite.BOOKWORM,
+        release=r"6\.1\.[0-9.]+-\d+-cloud-amd64",
+        kvm_modules=("kvm_amd",),
+        transport=Transport.VIRTIOFS,
+    ),
+    platforms=(
+        Platform(
+            name="cloud",
+            title="Debian's cloud kernel",
+            how="linux-image-cloud-amd64 of Debian 12",
+            expected=_same(ALL),
+        ),
+    ),
+)
 
-BOOTS: tuple[Boot, ...] = (MODULES, LOCKDOWN)
+BOOTS: tuple[Boot, ...] = (MODULES, LOCKDOWN, CLOUD)
 
 
 class UnknownBootError(Exception):

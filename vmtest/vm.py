@@ -20,6 +20,7 @@ from pathlib import Path
 from vmtest.apt import BuildError, program_path
 from vmtest.build import BuiltGuest, write_initramfs
 from vmtest.kernels import Architecture
+from vmtest.shares import WRITABLE, served
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSOLE = "console.log"
@@ -106,10 +107,18 @@ def boot(
     archive = results / "initramfs"
     write_initramfs(guest, archive)
     line = qemu_command(guest, archive, results, kernel_arguments=kernel_arguments)
-    boots = 1
-    while _hung(line, results, deadline_s, silent_s) and boots < boots_max:
+    folders = {
+        "root": guest.root,
+        "repo": REPOSITORY,
+        "packages": guest.packages,
+        WRITABLE: results,
+    }
+    for boots in range(1, boots_max + 1):
+        with served(guest.kernel.transport, folders, memory_mib=MEMORY_MIB) as shares:
+            hung = _hung([*line, *shares], results, deadline_s, silent_s)
+        if not hung or boots == boots_max:
+            break
         (results / CONSOLE).rename(results / f"hung-{boots}-{CONSOLE}")
-        boots += 1
     archive.unlink()
     return GuestResult(
         exit_code=_exit_code(results / EXIT_CODE),
@@ -122,10 +131,10 @@ def boot(
 def qemu_command(
     guest: BuiltGuest, archive: Path, results: Path, *, kernel_arguments: str = ""
 ) -> list[str]:
-    """The QEMU command line for this guest."""
+    """The QEMU command line for this guest, but for what it shares with this machine."""
     architecture = guest.kernel.architecture
     arguments = f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {kernel_arguments}".strip()
-    command = [
+    return [
         # QEMU dies with this process, even if this process is killed.
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *(QEMU[architecture], *_MACHINE[architecture]),
@@ -134,19 +143,6 @@ def qemu_command(
         *("-serial", f"file:{results / CONSOLE}"),
         *("-kernel", str(guest.image), "-initrd", str(archive), "-append", arguments),
     ]
-    shares = {
-        "root": guest.root,
-        "repo": REPOSITORY,
-        "packages": guest.packages,
-        "results": results,
-    }
-    for tag, path in shares.items():
-        access = "" if tag == "results" else ",readonly=on"
-        command += [
-            *("-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{access}"),
-            *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
-        ]
-    return command
 
 
 def cpus_accepted(architecture: Architecture, wanted: Sequence[int]) -> int:

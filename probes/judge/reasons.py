@@ -211,7 +211,7 @@ class Reason(StrEnum):
         "unreadable",
         "file descriptors not fully readable",
         Severity.UNKNOWN,
-        "give hvprobe CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+        "run hvprobe doctor on the node: it names the capability or security module that denies it",
     )
     READ_BLOCKED = (
         "read_blocked",

@@ -15,6 +15,7 @@ from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_wa
 from probes.host.node import KernelFeatures
 from probes.judge.accelerator_absence import AbsenceFound
 from probes.judge.reasons import Outcome, Severity
+from probes.render.doctor_earlier import earlier_vms
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport
 from probes.report.vocabulary import (
@@ -28,8 +29,6 @@ from probes.report.vocabulary import (
     watch_state,
 )
 
-_READ_OTHERS = frozenset({"CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"})
-"""Capabilities that reading other users' processes below /proc needs."""
 _URGENT_LISTED = 5
 """How many urgent VMs one line names."""
 
@@ -194,20 +193,9 @@ def _processes(report: NodeReport) -> Check:
 
 
 def _late(report: NodeReport, kernel: KernelFeatures) -> Check:
+    outcome, finding, remedy = earlier_vms(report, kernel)
     label = "VMs started before hvprobe"
-    if not report.proc_readable or _READ_OTHERS & set(kernel.capabilities_missing):
-        return Check(
-            label=label,
-            outcome=Outcome.DEGRADED,
-            finding="judged only by what they do from now on: file descriptors and system calls "
-            "of other users' processes cannot be read",
-            remedy=f"give hvprobe {' and '.join(sorted(_READ_OTHERS))}",
-        )
-    return Check(
-        label=label,
-        outcome=Outcome.GOOD,
-        finding="judged by their file descriptors and the system calls of their vCPU threads",
-    )
+    return Check(label=label, outcome=outcome, finding=finding, remedy=remedy)
 
 
 def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:

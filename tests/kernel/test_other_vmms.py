@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMMs that are not QEMU, and QEMUs that are not KubeVirt's, on a node where VMIs run.
 
-Debian has no package of them. So each is a program that runs a real guest on KVM under the name, the
-command line and the names of vCPU threads that the VMM has.
+Debian has no package of them. So each is a program that runs a real guest on KVM under the name,
+the command line and the names of vCPU threads that the VMM has.
 """
 
 import json
@@ -81,7 +81,9 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def running(kvmload: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Started]]:
+def running(
+    kvmload: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Started]]:
     """All of them, and Kata's QEMU, beside a VM that libvirt has named."""
     folder = tmp_path_factory.mktemp("vmms")
     started: dict[str, Started] = {}

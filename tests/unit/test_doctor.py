@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ebpf.confinement import Confinement
 from ebpf.hook_status import unattached
 from ebpf.hooks import (
     KVM_DEV_IOCTL,
@@ -18,7 +19,8 @@ from ebpf.hooks import (
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.judge.accelerator_absence import Absence, AbsenceFound
-from probes.judge.reasons import Outcome
+from probes.judge.reasons import Outcome, Reason
+from probes.judge.verdict import Verdict
 from probes.render import doctor_view
 from probes.render.doctor import Ability, Check, ability, checks
 from probes.report.model import CounterTrust, NodeReport, ProcessReport, VmiReport
@@ -209,6 +211,48 @@ def test_links_are_named_with_their_reason() -> None:
         "detected by kvm_vcpu_ioctl (kprobe_multi) and kvm_userspace_exit (tracepoint); links "
         "replace the usual kprobes: kprobe kvm_vcpu_ioctl: not permitted: why"
     )
+
+
+DENIES = Confinement(phrase="the AppArmor profile p", remedy="run it unconfined")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words", "remedy"),
+    [
+        (replace(CAPABLE, descriptors_readable=False), "a security module denies", "audit log"),
+        (
+            replace(CAPABLE, descriptors_readable=False, confinement=DENIES),
+            "from now on: file descriptors and system calls of other users' processes cannot be "
+            "read, which the AppArmor profile p denies",
+            "run it unconfined",
+        ),
+        (
+            replace(CAPABLE, system_calls_readable=False, ptrace_scope=3),
+            "by their file descriptors and by what they do from now on; the system calls of their "
+            "vCPU threads and KVM's statistics cannot be read, which kernel.yama.ptrace_scope=3 "
+            "denies",
+            "2 or less in sysctl.d",
+        ),
+        (
+            replace(CAPABLE, system_calls_readable=False, ptrace_scope=2, confinement=DENIES),
+            "cannot be read, which the AppArmor profile p denies",
+            "run it unconfined",
+        ),
+    ],
+)
+def test_earlier_vms_that_cannot_be_read(kernel: KernelFeatures, words: str, remedy: str) -> None:
+    """Whatever denies reading other processes despite the capabilities is named, with a remedy."""
+    (late,) = [line for line in checks(report(), kernel) if "before hvprobe" in line.label]
+    assert late.outcome is Outcome.DEGRADED
+    assert words in late.finding
+    assert remedy in (late.remedy or "")
+
+
+def test_a_vm_that_cannot_be_read_is_counted() -> None:
+    """A VM whose descriptors are denied shows it even if process 1 can be read."""
+    unread = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.FDS_UNREADABLE,))
+    given = replace(report(), processes=(process(4711, unread, name="alpha"),))
+    assert "cannot be read (1 now)" in check(given, "before hvprobe").finding
 
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:

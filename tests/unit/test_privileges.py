@@ -8,6 +8,7 @@ import pytest
 from ebpf.privileges import (
     INIT_PID_NAMESPACE_INODE,
     Privileges,
+    bpf_absence,
     bpf_refusal,
     in_initial_pid_namespace,
     perf_event_refusal,
@@ -82,6 +83,12 @@ def test_names_lockdown() -> None:
     assert ["lockdown" in text for text in refusal.values()] == [True, False]
     unseen = perf_event_refusal(given, paranoid="2\n", lockdown="")
     assert "lockdown=confidentiality, which hvprobe cannot check" in unseen
+
+
+def test_absent_bpf_is_the_kernels_or_a_filters() -> None:
+    """ENOSYS means a kernel without BPF; where a filter is in force it may be the filter's."""
+    assert bpf_absence(status(BPF)).endswith("only another kernel helps")
+    assert "seccompProfile Unconfined" in bpf_absence(status(BPF, seccomp=FILTERED))
 
 
 def test_names_a_security_module_when_all_is_there() -> None:
