@@ -25,7 +25,7 @@ export HVPROBE_KERNELS
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels test-many-cpus kernel-matrix \
+.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels test-many-cpus kernel-matrix test-platforms \
 	test-cluster test-server test-monitoring screenshots manifests release version image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
@@ -101,6 +101,14 @@ kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/ker
 	@$(PYTEST) tests/kernel --junitxml=build/test-kernels/host/junit.xml
 	@$(PYTEST) vmtest
 	@$(PYTHON) -m vmtest.support_matrix
+
+test-platforms: export HVPROBE_PLATFORMS = all
+test-platforms: export HVPROBE_REQUIRE = kernel,guests
+test-platforms: install-dev ## run the agent under security modules and on restricted kernels, write docs/platforms.md
+	@mkdir -p build/test-platforms/host
+	@$(PYTEST) tests/kernel/test_other_vmms.py --junitxml=build/test-platforms/host/junit.xml
+	@$(PYTEST) vmtest/test_platforms.py $(ARGS)
+	@$(PYTHON) -m vmtest.platform_matrix
 
 test-cluster: install-dev ## tests against an API server
 	@exec $(PYTEST) tests/cluster $(ARGS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from vmtest.kernels import Architecture, GuestKernel, Suite, Transport, kernel_named
 
 SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
-"""Names of boots, separated by commas, or ``all``; unset: the boots that are brief."""
+"""Names of boots, separated by commas, or ``all``; unset: none, because each takes minutes."""
 BOOT_VARIABLE = "HVPROBE_PLATFORM_BOOT"
 """Tells the tests in a guest which boot it is."""
 PROFILE = "cri-containerd.apparmor.d"
@@ -98,8 +98,6 @@ class Boot:
     kernel: GuestKernel
     platforms: tuple[Platform, ...]
     kernel_arguments: str = ""
-    brief: bool = False
-    """Whether it runs with all other tests, because it takes little time."""
 
 
 def _same(expected: Expected) -> Mapping[Variant, Expected]:
@@ -239,9 +237,6 @@ def boot_named(name: str) -> Boot:
 
 
 def selected_boots(environ: Mapping[str, str] = os.environ) -> tuple[Boot, ...]:
-    """The boots that HVPROBE_PLATFORMS names; the brief ones when it is unset."""
+    """The boots that HVPROBE_PLATFORMS names."""
     names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
-    if "all" in names:
-        return BOOTS
-    wanted = [name for name in names if name]
-    return tuple(map(boot_named, wanted)) if wanted else tuple(b for b in BOOTS if b.brief)
+    return BOOTS if "all" in names else tuple(boot_named(name) for name in names if name)

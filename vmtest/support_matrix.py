@@ -55,16 +55,18 @@ def read(folder: Path) -> Kernel:
     kernel = Kernel(name=folder.name, facts=facts)
     for case in ET.parse(folder / "junit.xml").getroot().iter("testcase"):
         name = f"{(case.get('classname') or '').rpartition('.')[2]}::{case.get('name')}"
-        outcome = "ok"
-        if case.find("failure") is not None or case.find("error") is not None:
-            outcome = "FAIL"
-        elif case.find("skipped") is not None:
-            outcome = "-"
-        kernel.outcomes[name] = outcome
+        kernel.outcomes[name] = outcome_of(case)
         kernel.properties[name] = {
             found.get("name") or "": found.get("value") or "" for found in case.iter("property")
         }
     return kernel
+
+
+def outcome_of(case: ET.Element) -> str:
+    """What came of a test: ok, - or FAIL."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "FAIL"
+    return "-" if case.find("skipped") is not None else "ok"
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

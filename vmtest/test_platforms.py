@@ -36,8 +36,9 @@ JUNIT = "junit.xml"
 FACTS = "facts.json"
 COMMAND = f"""\
 python3 -m vmtest.check_guest /results/{FACTS} || exit 90
-exec python3 -m pytest tests/platform -p no:cacheprovider --timeout 600 -v $HVPROBE_GUEST_PYTEST \
-    --junitxml=/results/{JUNIT}
+eval "set -- $HVPROBE_GUEST_PYTEST"
+exec python3 -m pytest tests/platform -p no:cacheprovider --timeout 600 -v \
+    -o log_cli=true -o log_cli_level=INFO --junitxml=/results/{JUNIT} "$@"
 """
 
 

@@ -2,6 +2,7 @@
 """The agent of each variant on each platform of vmtest/platforms.py, beside real VMs."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tests.support.kernel_world import wait_for
 from tests.support.platform_guest import agent
 from vmtest.platforms import BOOT_VARIABLE, Expected, Platform, Variant, boot_named
 
+log = logging.getLogger(__name__)
 Json = dict[str, Any]
 REFRESHES = 4
 """How many refreshes an agent makes before what it reports counts: some verdicts need two."""
@@ -38,23 +40,18 @@ class Seen:
     ability: str
     log: list[str]
 
-    def verdict(self, name: str) -> str:
-        vmi = self.vmis[name]
-        return f"{vmi['hypervisor_type']}, {'verified' if vmi['verified'] else 'inferred'}"
 
-    def verdicts(self) -> tuple[str, str, str]:
-        return self.verdict("alpha"), self.verdict("halted"), self.verdict("beta")
+def verdict(vmi: Json) -> str:
+    """Type and certainty of a VM."""
+    return f"{vmi['hypervisor_type']}, {'verified' if vmi['verified'] else 'inferred'}"
 
 
-def seen(container: Container) -> Seen | None:
-    """What the agent reports now; None: not all VMs yet."""
+def seen(container: Container) -> Seen:
+    """What the agent reports now."""
     report: Json = json.loads(container.get("/snapshot"))
-    vmis = {vmi["name"]: vmi for vmi in report["vmis"]}
-    if vmis.keys() != {"alpha", "halted", "beta"}:
-        return None
     doctor: Json = json.loads(container.get("/doctor"))
     return Seen(
-        vmis=vmis,
+        vmis={vmi["name"]: vmi for vmi in report["vmis"]},
         hooks={hook["hook"]: hook["backend"] for hook in report["health"]["hooks"]},
         doctor=[_line(check) for check in doctor["checks"]],
         ability=doctor["ability"],
@@ -69,38 +66,38 @@ def _line(check: Json) -> str:
 
 def wait_until_settled(container: Container, expected: Expected) -> Seen:
     """What the agent reports once it has had time to say it, and until it says what is expected."""
-    wanted = (expected.kvm, expected.halted, expected.tcg)
+    wanted = {"alpha": expected.kvm, "halted": expected.halted, "beta": expected.tcg}
     refreshes = 0
 
-    last: Seen | None = None
-
-    def settled() -> Seen | None:
-        nonlocal refreshes, last
-        last = seen(container)
+    def settled() -> bool:
+        nonlocal refreshes
+        report: Json = json.loads(container.get("/snapshot"))
         refreshes += 1
-        if last is None or refreshes < REFRESHES:
-            return None
-        return last if last.verdicts() == wanted else None
+        return refreshes >= REFRESHES and wanted == {
+            vmi["name"]: verdict(vmi) for vmi in report["vmis"]
+        }
 
     try:
-        return wait_for(settled, f"VMs are {wanted}")
-    except AssertionError as err:
-        raise AssertionError(f"{err}\n{container.log}\n{last}") from err
+        wait_for(settled, f"VMs are {wanted}")
+    finally:
+        found = seen(container)
+        log.info("%s", found)
+    return found
 
 
 def record(found: Seen, tell: Callable[[str, object], None]) -> None:
     """Record for docs/platforms.md what an agent reports."""
     for name in ("alpha", "halted", "beta"):
         vmi = found.vmis[name]
-        tell(name, f"{found.verdict(name)}: {vmi['reasons'][0]}")
+        tell(name, f"{verdict(vmi)}: {vmi['reasons'][0]}")
     tell("cause", found.vmis["beta"]["cause"] or "")
     tell("exits", found.vmis["halted"]["vcpu_exits_source"] or "")
     hooks = [f"{name} ({backend})" for name, backend in found.hooks.items()]
     tell("hooks", ", ".join(hooks))
     tell("ability", found.ability)
-    for line in found.doctor:
-        if not line.startswith("ok:"):
-            tell("doctor", line)
+    wrong = [line for line in found.doctor if not line.startswith("ok:")]
+    for number, line in enumerate(wrong):
+        tell(f"doctor_{number}", line)
 
 
 @pytest.mark.timeout(600)

@@ -222,15 +222,12 @@ DENIES = Confinement(phrase="the AppArmor profile p", remedy="run it unconfined"
         (replace(CAPABLE, descriptors_readable=False), "a security module denies", "audit log"),
         (
             replace(CAPABLE, descriptors_readable=False, confinement=DENIES),
-            "from now on: file descriptors and system calls of other users' processes cannot be "
-            "read, which the AppArmor profile p denies",
+            "of other users' processes cannot be read, which the AppArmor profile p denies",
             "run it unconfined",
         ),
         (
             replace(CAPABLE, system_calls_readable=False, ptrace_scope=3),
-            "by their file descriptors and by what they do from now on; the system calls of their "
-            "vCPU threads and KVM's statistics cannot be read, which kernel.yama.ptrace_scope=3 "
-            "denies",
+            "KVM's statistics cannot be read, which kernel.yama.ptrace_scope=3 denies",
             "2 or less in sysctl.d",
         ),
         (
