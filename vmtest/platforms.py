@@ -185,18 +185,30 @@ MODULES = Boot(
         _yama(3, _same(ALL)),
     ),
 )
-LOCKDOWN = Boot(
-    name="lockdown",
+INTEGRITY = Boot(
+    name="integrity",
     kernel=kernel_named("6.1"),
-    platforms=tuple(
+    kernel_arguments="lockdown=integrity",
+    platforms=(
         Platform(
-            name=f"lockdown-{mode}",
-            title=f"lockdown {mode}",
-            how=f"`{mode}` written to /sys/kernel/security/lockdown, as `lockdown={mode}` sets it",
-            enter=(f"echo {mode} > /sys/kernel/security/lockdown",),
+            name="integrity",
+            title="lockdown integrity",
+            how="kernel parameter `lockdown=integrity`, as Secure Boot sets it",
             expected=_same(ALL),
-        )
-        for mode in ("integrity", "confidentiality")
+        ),
+    ),
+)
+CONFIDENTIALITY = Boot(
+    name="confidentiality",
+    kernel=kernel_named("6.1"),
+    kernel_arguments="lockdown=confidentiality",
+    platforms=(
+        Platform(
+            name="confidentiality",
+            title="lockdown confidentiality",
+            how="kernel parameter `lockdown=confidentiality`: raised later, it would leave tracefs",
+            expected=_same(ALL),
+        ),
     ),
 )
 CLOUD = Boot(
@@ -220,7 +232,7 @@ CLOUD = Boot(
     ),
 )
 
-BOOTS: tuple[Boot, ...] = (MODULES, LOCKDOWN, CLOUD)
+BOOTS: tuple[Boot, ...] = (MODULES, INTEGRITY, CONFIDENTIALITY, CLOUD)
 
 
 class UnknownBootError(Exception):

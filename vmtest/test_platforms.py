@@ -35,7 +35,7 @@ DEADLINE_S = float(os.environ.get("HVPROBE_GUEST_DEADLINE_S", "3000"))
 JUNIT = "junit.xml"
 FACTS = "facts.json"
 COMMAND = f"""\
-python3 -m vmtest.check_guest /results/{FACTS} || exit 90
+python3 -m vmtest.check_guest --facts-only /results/{FACTS} || exit 90
 eval "set -- $HVPROBE_GUEST_PYTEST"
 exec python3 -m pytest tests/platform -p no:cacheprovider --timeout 600 -v \
     -o log_cli=true -o log_cli_level=INFO --junitxml=/results/{JUNIT} "$@"

@@ -51,6 +51,11 @@ log = logging.getLogger(__name__)
 
 FIRST_LIST_WAIT_S = 5.0
 """How long commands that refresh only once wait for the first list of VMIs."""
+WITHOUT_BPF = (
+    "no BPF: VMs on KVM are verified only by what /proc shows, emulated ones are inferred, "
+    "and only KVM's statistics count exits"
+)
+"""What is left without any hook."""
 _COLLECTED_AFTER = 50_000
 """How many more objects than before have to exist until the cycle collector examines them."""
 
@@ -152,7 +157,7 @@ def _open_session(
             )
         session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
     except BpfUnavailableError as err:
-        log.warning("no BPF, verdicts can only be inferred: %s", err)
+        log.warning("%s: %s", WITHOUT_BPF, err)
         return None, err
     _log_size(session)
     for status in session.hooks:

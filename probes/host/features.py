@@ -5,7 +5,6 @@ Must not try anything that changes the node, nor judge what the findings mean.
 """
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from ebpf.privileges import Privileges, in_initial_pid_namespace
@@ -28,22 +27,9 @@ def find_features(*, proc_root: Path, sys_root: Path) -> KernelFeatures:
         lockdown=privileges.lockdown(),
         capabilities_missing=privileges.missing(),
         initial_pid_namespace=in_initial_pid_namespace(proc_root),
-        descriptors_readable=_permitted((proc_root / "1/exe").readlink),
-        system_calls_readable=_permitted((proc_root / "1/syscall").read_bytes),
         ptrace_scope=_number(proc_root / "sys/kernel/yama/ptrace_scope"),
         confinement=privileges.confinement(),
     )
-
-
-def _permitted(read: Callable[[], object]) -> bool:
-    """Whether the kernel permits a reading. Any other failure is none of permission."""
-    try:
-        read()
-    except PermissionError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _number(file: Path) -> int | None:

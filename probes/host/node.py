@@ -82,10 +82,6 @@ class KernelFeatures:
     """Capabilities that hvprobe uses and this process lacks."""
     initial_pid_namespace: bool
     """Whether this process sees the kernel's own process numbers."""
-    descriptors_readable: bool = True
-    """Whether the kernel lets this process read the descriptors of process 1."""
-    system_calls_readable: bool = True
-    """Whether it lets this process read the system call of process 1, and copy descriptors."""
     ptrace_scope: int | None = None
     """kernel.yama.ptrace_scope; None: this kernel has no Yama, or it cannot be read."""
     confinement: Confinement | None = None

@@ -15,7 +15,7 @@ from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_wa
 from probes.host.node import KernelFeatures
 from probes.judge.accelerator_absence import AbsenceFound
 from probes.judge.reasons import Outcome, Severity
-from probes.render.doctor_earlier import earlier_vms
+from probes.render.doctor_privileges import earlier_vms, permissions
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
 from probes.report.model import NodeReport
 from probes.report.vocabulary import (
@@ -199,27 +199,8 @@ def _late(report: NodeReport, kernel: KernelFeatures) -> Check:
 
 
 def _permissions(report: NodeReport, kernel: KernelFeatures) -> Check:
-    label = "permissions"
-    wrong = [f"{name} is missing" for name in kernel.capabilities_missing]
-    if not kernel.initial_pid_namespace:
-        wrong.append("hvprobe runs in a PID namespace of its own")
-    if kernel.lockdown == "confidentiality":
-        wrong.append("lockdown=confidentiality keeps BPF from reading kernel memory")
-    if wrong:
-        return Check(
-            label=label,
-            outcome=Outcome.DEGRADED,
-            finding=", ".join(wrong),
-            remedy="run as root; in a container add the named capabilities and hostPID: true",
-        )
-    # A denial may show nowhere else: seccomp filters and security modules leave no other trace.
-    if any(status.refused for status in report.health.hooks):
-        return Check(
-            label=label,
-            outcome=Outcome.DEGRADED,
-            finding="incomplete: the kernel denied an operation; see the failing check",
-        )
-    return Check(label=label, outcome=Outcome.GOOD, finding="complete")
+    outcome, finding, remedy = permissions(report, kernel)
+    return Check(label="permissions", outcome=outcome, finding=finding, remedy=remedy)
 
 
 def _features(kernel: KernelFeatures) -> Check:

@@ -225,7 +225,7 @@ def test_without_bpf_kvm_is_still_proven_and_tcg_inferred(kvmload: Path) -> None
                 text=True,
                 check=True,
             )
-            assert "verdicts can only be inferred" in out.stderr
+            assert "no BPF: VMs on KVM are verified only by what /proc shows" in out.stderr
             report = json.loads(out.stdout)
             assert "not permitted" in report["health"]["ledger"]["error"]
             assert {hook["backend"] for hook in report["health"]["hooks"]} == {"none"}

@@ -213,43 +213,36 @@ def test_links_are_named_with_their_reason() -> None:
     )
 
 
-DENIES = Confinement(phrase="the AppArmor profile p", remedy="run it unconfined")
+def test_no_process_may_be_traced() -> None:
+    """Yama's scope 3 hides system calls and statistics from every process, and is named."""
+    for scope, outcome in ((None, Outcome.GOOD), (2, Outcome.GOOD), (3, Outcome.DEGRADED)):
+        found = checks(report(), replace(CAPABLE, ptrace_scope=scope))
+        (late,) = [line for line in found if "before hvprobe" in line.label]
+        assert late.outcome is outcome
+        assert ("kernel.yama.ptrace_scope=3 denies" in late.finding) is (scope == 3)
+        assert ("2 or less in sysctl.d" in (late.remedy or "")) is (scope == 3)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "words", "remedy"),
+    ("confinement", "who", "remedy"),
     [
-        (replace(CAPABLE, descriptors_readable=False), "a security module denies", "audit log"),
+        (None, "a security module", "audit log"),
         (
-            replace(CAPABLE, descriptors_readable=False, confinement=DENIES),
-            "of other users' processes cannot be read, which the AppArmor profile p denies",
-            "run it unconfined",
-        ),
-        (
-            replace(CAPABLE, system_calls_readable=False, ptrace_scope=3),
-            "KVM's statistics cannot be read, which kernel.yama.ptrace_scope=3 denies",
-            "2 or less in sysctl.d",
-        ),
-        (
-            replace(CAPABLE, system_calls_readable=False, ptrace_scope=2, confinement=DENIES),
-            "cannot be read, which the AppArmor profile p denies",
-            "run it unconfined",
+            Confinement(phrase="the AppArmor profile p", remedy="free it"),
+            "the AppArmor profile p",
+            "free it",
         ),
     ],
 )
-def test_earlier_vms_that_cannot_be_read(kernel: KernelFeatures, words: str, remedy: str) -> None:
-    """Whatever denies reading other processes despite the capabilities is named, with a remedy."""
-    (late,) = [line for line in checks(report(), kernel) if "before hvprobe" in line.label]
-    assert late.outcome is Outcome.DEGRADED
-    assert words in late.finding
-    assert remedy in (late.remedy or "")
-
-
-def test_a_vm_that_cannot_be_read_is_counted() -> None:
-    """A VM whose descriptors are denied shows it even if process 1 can be read."""
+def test_a_vm_that_cannot_be_read(confinement: Confinement | None, who: str, remedy: str) -> None:
+    """What denies reading a VM despite the capabilities is named, with a remedy."""
     unread = Verdict(type=HypervisorType.UNKNOWN, verified=False, reasons=(Reason.FDS_UNREADABLE,))
     given = replace(report(), processes=(process(4711, unread, name="alpha"),))
-    assert "cannot be read (1 now)" in check(given, "before hvprobe").finding
+    found = checks(given, replace(CAPABLE, confinement=confinement))
+    (late,) = [line for line in found if "before hvprobe" in line.label]
+    assert late.outcome is Outcome.DEGRADED
+    assert late.finding.endswith(f"cannot be read (1 now), which {who} denies")
+    assert remedy in (late.remedy or "")
 
 
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
