@@ -223,6 +223,32 @@ def test_no_process_may_be_traced() -> None:
         assert ("2 or less in sysctl.d" in (late.remedy or "")) is (scope == 3)
 
 
+def test_refused_hooks_are_named_with_the_reason() -> None:
+    """If some hooks are refused and others attached, the line about permissions says why."""
+    refused = tuple(
+        status
+        if status.hook is KVM_USERSPACE_EXIT
+        else status.failed("kprobe f: not permitted: the sysctl", refused=True)
+        for status in hooks(ALL_HOOKS)
+    )
+    given = replace(report(), health=health(hooks=refused))
+    found = check(given, "permissions")
+    assert found.outcome is Outcome.DEGRADED
+    first = refused[0].hook.name
+    more = len(refused) - 2
+    assert found.finding == (
+        f"incomplete: not attached: {first} and {more} more: kprobe f: not permitted: the sysctl"
+    )
+
+
+def test_lockdown_has_a_remedy_of_its_own() -> None:
+    """Confidentiality is named, and nobody is sent to add capabilities that are there."""
+    found = checks(report(), replace(CAPABLE, lockdown="confidentiality"))
+    (line,) = [each for each in found if each.label == "permissions"]
+    assert "lockdown=confidentiality" in line.finding
+    assert "capabilities" not in (line.remedy or "")
+
+
 @pytest.mark.parametrize(
     ("confinement", "who", "remedy"),
     [
