@@ -163,8 +163,7 @@ MODULES = Boot(
                     cause="",
                     exits="",
                     doctor=(
-                        "cannot be read (2 now), which the AppArmor profile "
-                        f"{PROFILE} denies; run hvprobe unconfined",
+                        f"(2 now), which the AppArmor profile {PROFILE} denies; run hvprobe unconfined",
                     ),
                 )
             },
@@ -212,8 +211,7 @@ MODULES = Boot(
                 Variant.CAPABILITIES: Expected(
                     doctor=(
                         "permissions: incomplete: not attached: ",
-                        "the seccomp filter in force denies perf_event_open: "
-                        "run with seccompProfile Unconfined",
+                        "the seccomp filter in force denies perf_event_open: run with seccompProfile",
                     )
                 )
             },
