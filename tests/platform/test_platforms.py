@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.platform.conftest import Stage
 from tests.support.image_container import Container
 from tests.support.kernel_world import wait_for
-from tests.support.platform_guest import agent
+from tests.support.platform_guest import Stage, agent
 from vmtest.platforms import BOOT_VARIABLE, Expected, Platform, Variant, boot_named
 
 log = logging.getLogger(__name__)

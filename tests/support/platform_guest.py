@@ -22,7 +22,7 @@ from tests.support.image_container import Container, host_devices
 from tests.support.image_pod import World, mount, runtime_config
 from tests.support.image_qemu import QEMU_USER
 from tests.support.kernel_world import QEMU, KvmLoad, Started, machine_arguments, wait_for
-from vmtest.platforms import PROFILE, Pod, Variant
+from vmtest.platforms import PROFILE, Platform, Pod, Variant
 
 Json = dict[str, Any]
 MANIFESTS = Path("/results/manifests")
@@ -180,3 +180,27 @@ def _filter(pod: Pod) -> Json:
             for call, error in pod.denied.items()
         ],
     }
+
+
+class Stage:
+    """The guest, set up for one platform at a time."""
+
+    def __init__(self, kvmload: Path) -> None:
+        self._kvmload = kvmload
+        self._platform: Platform | None = None
+        self._running = contextlib.ExitStack()
+
+    def set_up(self, platform: Platform) -> None:
+        """Undo the platform before this one, and set this one up, with VMs of its own."""
+        if self._platform is platform:
+            return
+        self.clear()
+        self._platform = platform
+        shell(*platform.enter)
+        self._running.callback(shell, *platform.leave)
+        self._running.enter_context(vms(self._kvmload, confined=platform.vms_confined))
+
+    def clear(self) -> None:
+        """End the VMs and undo the platform."""
+        self._running.close()
+        self._platform = None

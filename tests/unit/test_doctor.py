@@ -242,7 +242,7 @@ def test_refused_hooks_are_named_with_the_reason() -> None:
 
 
 def test_lockdown_has_a_remedy_of_its_own() -> None:
-    """Confidentiality is named, and nobody is sent to add capabilities that are there."""
+    """Confidentiality is named, and the remedy does not ask for capabilities that are there."""
     found = checks(report(), replace(CAPABLE, lockdown="confidentiality"))
     (line,) = [each for each in found if each.label == "permissions"]
     assert "lockdown=confidentiality" in line.finding
