@@ -12,6 +12,8 @@ Sources: security/apparmor/procattr.c (aa_getprocattr); security/selinux/hooks.c
 import re
 from dataclasses import dataclass
 
+CONFIDENTIALITY = "confidentiality"
+"""The lockdown mode that forbids kprobes and, set at boot, leaves tracefs empty."""
 _APPARMOR = re.compile(r"(?P<profile>.+) \((?P<mode>\w+)\)")
 _SELINUX = re.compile(r"[^:\s]+:[^:\s]+:(?P<type>[^:\s]+)(:\S+)?")
 _PERMISSIVE = "0"

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from enum import IntEnum
 from pathlib import Path
 
-from ebpf.confinement import Confinement, confinement
+from ebpf.confinement import CONFIDENTIALITY, Confinement, confinement
 
 INIT_PID_NAMESPACE_INODE = 0xEFFFFFFC
 """Inode of the initial PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
@@ -180,6 +180,8 @@ def perf_event_refusal(
     missing = missing_capabilities(status, _NEEDED_FOR_BPF)
     if missing:
         return _missing_clause(missing)
+    if lockdown_mode(lockdown) == CONFIDENTIALITY:
+        return "lockdown=confidentiality forbids it; only a boot without lockdown helps"
     level = int(paranoid) if re.fullmatch(r"-?\d+\n?", paranoid) else 0
     if level > _MAX_PARANOID_FOR_PERFMON and missing_capabilities(
         status, [Capability.CAP_SYS_ADMIN]
@@ -188,8 +190,6 @@ def perf_event_refusal(
             f"CAP_SYS_ADMIN is missing, which kernel.perf_event_paranoid={level} asks for: "
             f"set that to {_MAX_PARANOID_FOR_PERFMON} on the node, or run privileged"
         )
-    if lockdown_mode(lockdown) == "confidentiality":
-        return "lockdown=confidentiality forbids it; only a boot without lockdown helps"
     hidden = "" if lockdown else ", or lockdown=confidentiality, which hvprobe cannot check here"
     return _denied_by(status, "perf_event_open", confined) + hidden
 

@@ -23,6 +23,7 @@ from ebpf.bpf_syscall import (
     open_raw_tracepoint,
     open_tracepoint,
 )
+from ebpf.confinement import CONFIDENTIALITY
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
 from ebpf.loader_protocol import Failure, Loadable, Loaded, Request
@@ -184,6 +185,8 @@ class Programs:
         elif point.backend is Backend.TRACEPOINT and not self._tracefs.mounted:
             cause, detail = AttachCause.NO_TRACEFS, "there is no tracefs"
             remedy = "mount it at /sys/kernel/tracing"
+            if self._privileges.lockdown() == CONFIDENTIALITY:
+                detail, remedy = "lockdown=confidentiality leaves tracefs empty", None
         elif code == errno.ENOENT:
             cause, detail = AttachCause.NOT_THERE, "the kernel has no such hook now"
             remedy = "is the module loaded?"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ebpf.confinement import CONFIDENTIALITY
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import KVM, SCHED_PROCESS_EXEC, Hook
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
@@ -219,7 +220,9 @@ def _features(kernel: KernelFeatures) -> Check:
         label="kernel features",
         outcome=Outcome.GOOD if kernel.kprobes and kernel.tracefs else Outcome.DEGRADED,
         finding=f"{finding}, lockdown {kernel.lockdown or 'unknown'}",
-        remedy=None if kernel.tracefs else "mount tracefs on /sys/kernel/tracing",
+        remedy=None
+        if kernel.tracefs or kernel.lockdown == CONFIDENTIALITY
+        else "mount tracefs on /sys/kernel/tracing",
     )
 
 

@@ -5,6 +5,7 @@ Owns what hooks and reading other processes depend on: capabilities, lockdown, s
 Yama. Must not read anything itself.
 """
 
+from ebpf.confinement import CONFIDENTIALITY
 from probes.host.node import KernelFeatures
 from probes.judge.reasons import Outcome, Reason
 from probes.report.model import NodeReport
@@ -17,7 +18,6 @@ _FROM_NOW_ON = (
 )
 _NO_ATTACH = 3
 """The value of kernel.yama.ptrace_scope at which no process may trace another one."""
-_CONFIDENTIALITY = "confidentiality"
 _LOWER_SCOPE = "set it to 2 or less in sysctl.d; it can be lowered only by a reboot of the node"
 
 
@@ -57,8 +57,8 @@ def permissions(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, st
         wrong.append("hvprobe runs in a PID namespace of its own")
     if wrong:
         remedies.append("run as root; in a container add the named capabilities and hostPID: true")
-    if kernel.lockdown == _CONFIDENTIALITY:
-        wrong.append("lockdown=confidentiality forbids kprobes and hides tracefs")
+    if kernel.lockdown == CONFIDENTIALITY:
+        wrong.append("lockdown=confidentiality forbids kprobes and leaves tracefs empty")
         remedies.append("nothing has to be done while KVM activity is detected")
     if wrong:
         return Outcome.DEGRADED, ", ".join(wrong), "; ".join(remedies)

@@ -178,7 +178,13 @@ def test_a_bare_kernel() -> None:
     features = found["kernel features"]
     assert features.outcome is Outcome.DEGRADED
     assert "KVM yes, kprobes no, tracefs no, BTF (not needed) no" in features.finding
-    assert "tracefs" in (features.remedy or "")
+    assert features.remedy is None, "under lockdown=confidentiality tracefs is empty"
+    (features,) = [
+        line
+        for line in checks(report(), replace(BARE, lockdown="none"))
+        if line.label == "kernel features"
+    ]
+    assert features.remedy == "mount tracefs on /sys/kernel/tracing"
     late = found["VMs started before hvprobe"]
     assert (late.outcome, late.remedy) == (
         Outcome.DEGRADED,

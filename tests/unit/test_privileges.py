@@ -81,6 +81,8 @@ def test_names_lockdown() -> None:
         for mode in ("none integrity [confidentiality]\n", "none [integrity] confidentiality\n")
     }
     assert ["lockdown" in text for text in refusal.values()] == [True, False]
+    strict = perf_event_refusal(given, paranoid="3\n", lockdown="[confidentiality]\n")
+    assert "paranoid" not in strict, "lowering it would not help"
     unseen = perf_event_refusal(given, paranoid="2\n", lockdown="")
     assert "lockdown=confidentiality, which hvprobe cannot check" in unseen
 
