@@ -177,6 +177,12 @@ MODULES = Boot(
             leave=("mount -o remount,hidepid=off /proc",),
             expected=ONLY_CAPABILITIES,
         ),
+    ),
+)
+MISSING = Boot(
+    name="missing",
+    kernel=kernel_named("6.1"),
+    platforms=(
         Platform(
             name="no-btf",
             title="kernel without BTF",
@@ -238,6 +244,12 @@ MODULES = Boot(
             },
             pod=Pod(denied={"bpf": "ENOSYS"}),
         ),
+    ),
+)
+UNTRACEABLE = Boot(
+    name="untraceable",
+    kernel=kernel_named("6.1"),
+    platforms=(
         _yama(
             3,
             _same(
@@ -283,7 +295,7 @@ CONFIDENTIALITY = Boot(
             expected=_same(
                 Expected(
                     doctor=(
-                        "lockdown=confidentiality forbids kprobes and leaves tracefs empty; nothing",
+                        "lockdown=confidentiality forbids kprobes and leaves tracefs empty",
                         "ok: KVM activity: detected by kvm_userspace_exit (raw_tracepoint)",
                     )
                 )
@@ -312,7 +324,7 @@ CLOUD = Boot(
     ),
 )
 
-BOOTS: tuple[Boot, ...] = (MODULES, INTEGRITY, CONFIDENTIALITY, CLOUD)
+BOOTS: tuple[Boot, ...] = (MODULES, UNTRACEABLE, INTEGRITY, CONFIDENTIALITY, MISSING, CLOUD)
 
 
 class UnknownBootError(Exception):
