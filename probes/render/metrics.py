@@ -129,8 +129,9 @@ def _processes(report: NodeReport) -> Family:
     found = Counter(process.state for process in report.processes)
     return _gauge(
         "hvprobe_processes",
-        "VMM processes by state: attributed to a VM; unattributed, without a VM's name (hvprobe "
-        "live shows them); probe, started by libvirt to learn QEMU's capabilities.",
+        "VMM processes by state: attributed to a VM; unattributed, without a VM's name, as other "
+        "VMMs are (Firecracker, Kata; hvprobe live shows each by its program); probe, started by "
+        "libvirt to learn QEMU's capabilities.",
         [((state.value,), found[state]) for state in ProcessState],
         labels=("state",),
     )
