@@ -59,7 +59,7 @@ def _by_9p(folders: Mapping[str, Path]) -> list[str]:
 @contextlib.contextmanager
 def _virtiofsd(folder: Path, socket: Path, *, cached: bool) -> Iterator[None]:
     """Run the process that serves one folder at a socket."""
-    cache = "auto" if cached else "none"
+    cache = "always" if cached else "none"
     command = [
         # It dies with this process, even if this process is killed.
         *("setpriv", "--pdeathsig", "KILL", "--", str(virtiofsd())),
