@@ -11,14 +11,15 @@ from enum import IntEnum
 
 from ebpf.confinement import CONFIDENTIALITY
 from ebpf.hook_status import HookStatus
-from ebpf.hooks import KVM, SCHED_PROCESS_EXEC, Hook
+from ebpf.hooks import KVM, KVM_EXIT, SCHED_PROCESS_EXEC, Hook
 from probes.host.hypervisors import BY_TYPE, HYPERVISORS, Hypervisor, all_are_watched
 from probes.host.node import KernelFeatures
 from probes.judge.accelerator_absence import AbsenceFound
+from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Outcome, Severity
 from probes.render.doctor_privileges import earlier_vms, permissions
 from probes.report.missed_runs import MISSED_LABEL, missed_runs
-from probes.report.model import NodeReport
+from probes.report.model import CounterTrust, NodeReport
 from probes.report.vocabulary import (
     Subject,
     WatchState,
@@ -154,12 +155,23 @@ def _links_in_use(attached: Sequence[HookStatus]) -> str:
 def _counters(report: NodeReport) -> Iterator[Check]:
     for counter in counter_states(report.health):
         words = counter.words
-        yield Check(
-            label=counter.label,
-            outcome=words.outcome,
-            finding=f"{words.value}: {counter.why}",
-            remedy=words.remedy,
-        )
+        outcome, finding = words.outcome, f"{words.value}: {counter.why}"
+        if counter.hook == KVM_EXIT.name and counter.trust is CounterTrust.MISSING:
+            outcome, finding = _without_exit_hook(report, outcome, finding, counter.why)
+        yield Check(label=counter.label, outcome=outcome, finding=finding, remedy=words.remedy)
+
+
+def _without_exit_hook(
+    report: NodeReport, outcome: Outcome, finding: str, why: str
+) -> tuple[Outcome, str]:
+    """Return what is known of exits without the hook: KVM's statistics may count them."""
+    sources = [process.exits_source for process in report.processes if process.exits_source]
+    counted = sources.count(ExitSource.KVM_STATISTICS)
+    if not counted:
+        return outcome, finding
+    if counted == len(sources):
+        return Outcome.GOOD, f"counted by KVM's statistics; {why}"
+    return outcome, f"counted of {counted} of {len(sources)} VMs, by KVM's statistics; {why}"
 
 
 def _missed(report: NodeReport) -> Iterator[Check]:

@@ -43,7 +43,10 @@ COSTLY = {
     "urllib3",
     "yaml",
 }
-TABLES = {"ebpf.counters", "ebpf.hook_status", "ebpf.hooks", "ebpf.ledger", "ebpf.uapi"}
+TABLES = {
+    *("ebpf.confinement", "ebpf.counters", "ebpf.hook_status", "ebpf.hooks", "ebpf.ledger"),
+    "ebpf.uapi",
+}
 """Pure data behind the table of hypervisors, from which ``--type`` takes its choices."""
 UNNECESSARY = {
     "bcc": "its compiler ends with the process that loads the programs",

@@ -19,6 +19,7 @@ from ebpf.hooks import (
 from probes.host.hypervisors import HypervisorType
 from probes.host.node import Accelerator, Cause, KernelFeatures, NodeVirtualization, Problem
 from probes.judge.accelerator_absence import Absence, AbsenceFound
+from probes.judge.exit_counts import ExitSource
 from probes.judge.reasons import Outcome, Reason
 from probes.judge.verdict import Verdict
 from probes.render import doctor_view
@@ -227,6 +228,33 @@ def test_no_process_may_be_traced() -> None:
         assert late.outcome is outcome
         assert ("kernel.yama.ptrace_scope=3 denies" in late.finding) is (scope == 3)
         assert ("2 or less in sysctl.d" in (late.remedy or "")) is (scope == 3)
+
+
+UNATTACHED = "the hook kvm_exit is not attached"
+
+
+@pytest.mark.parametrize(
+    ("sources", "outcome", "finding"),
+    [
+        ([None], Outcome.DEGRADED, f"not counted: {UNATTACHED}"),
+        ([ExitSource.KVM_STATISTICS], Outcome.GOOD, f"counted by KVM's statistics; {UNATTACHED}"),
+        (
+            [ExitSource.KVM_STATISTICS, ExitSource.TRACEPOINT],
+            Outcome.DEGRADED,
+            f"counted of 1 of 2 VMs, by KVM's statistics; {UNATTACHED}",
+        ),
+    ],
+)
+def test_exits_without_the_hook(
+    sources: list[ExitSource | None], outcome: Outcome, finding: str
+) -> None:
+    """Without BPF, KVM's statistics still count the exits of VMs that have them."""
+    running = tuple(
+        process(4711 + number, KVM, name=f"vm{number}", source=source)
+        for number, source in enumerate(sources)
+    )
+    found = check(replace(report(), health=NO_BPF, processes=running), "VM exits")
+    assert (found.outcome, found.finding) == (outcome, finding)
 
 
 def test_refused_hooks_are_named_with_the_reason() -> None:
