@@ -90,7 +90,8 @@ def made() -> str:
         folder = RESULTS / boot.name
         if (folder / "facts.json").exists():
             release = json.loads((folder / "facts.json").read_text())["kernel"]
-            lines += [[each.title, release, each.how] for each in boot.platforms]
+            ran = dict.fromkeys(platform.name for platform, _, _ in rows(boot))
+            lines += [[row.title, release, row.how] for row in boot.platforms if row.name in ran]
     return table(["platform", "kernel", "how it was made"], lines)
 
 
