@@ -15,12 +15,13 @@ while read -r module; do
 done < /modules/boot-order
 
 share() { # share TAG DIRECTORY OPTIONS
-    if $bb grep -qw virtiofs /proc/filesystems; then
+    # Newer kernels have virtiofs built in, and the initramfs brings 9p unless the kernel has none.
+    if $bb grep -qw 9p /proc/filesystems; then
+        options="trans=virtio,version=9p2000.L,msize=512000,$3"
+        $bb mount -t 9p -o "$options" "$1" "$2" || die "the share $1 does not mount"
+    else
         $bb mount -t virtiofs -o "${3%%,*}" "$1" "$2" || die "the share $1 does not mount"
-        return
     fi
-    options="trans=virtio,version=9p2000.L,msize=512000,$3"
-    $bb mount -t 9p -o "$options" "$1" "$2" || die "the share $1 does not mount"
 }
 share root /lower ro,cache=loose
 $bb mount -t tmpfs -o mode=0755 tmpfs /upper

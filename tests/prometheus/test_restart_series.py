@@ -64,14 +64,15 @@ class Watched:
         deadline_s = (MISSED_SCRAPES + 3) * INTERVAL_S
         wait_for(lambda: run_query(self.url, query), f"{number} exits are scraped", deadline_s)
 
-    def wait_for_two_bare_series(self, name: str) -> None:
+    def wait_for_bare_series(self, name: str, *pods: str) -> None:
         """Wait until the job without our relabelling has a series of the VMI for each pod."""
 
-        def two() -> bool:
+        def all_pods() -> bool:
             bare = self.series("hvprobe/bare", "kubevirt_vmi_hypervisor_info", name)
-            return {each["pod"] for each in bare} == {"hvprobe-first", "hvprobe-second"}
+            return {each["pod"] for each in bare} == {*pods}
 
-        wait_for(two, "the other job has scraped both pods", (MISSED_SCRAPES + 1) * INTERVAL_S)
+        deadline_s = (MISSED_SCRAPES + 1) * INTERVAL_S
+        wait_for(all_pods, f"the other job has scraped {' and '.join(pods)}", deadline_s)
 
 
 def run_query_of_range(url: str, selector: str) -> list[dict[str, Any]]:
@@ -130,6 +131,9 @@ def test_a_vmi_keeps_its_series_when_its_agent_is_restarted(watched: Watched) ->
     with agent_in("hvprobe-first", watched.pods):
         watched.load.step(BEFORE)
         watched.wait_for_exits(BEFORE)
+        # Each job scrapes at times of its own.
+        for name in (ACCELERATED, EMULATED):
+            watched.wait_for_bare_series(name, "hvprobe-first")
         ended = time.monotonic()
     watched.load.step(BETWEEN)
     with agent_in("hvprobe-second", watched.pods):
@@ -145,7 +149,7 @@ def test_a_vmi_keeps_its_series_when_its_agent_is_restarted(watched: Watched) ->
             )
             assert all(each["instance"] == NODE for each in ours)
             assert not any({"pod", "container"} & each.keys() for each in ours)
-            watched.wait_for_two_bare_series(name)
+            watched.wait_for_bare_series(name, "hvprobe-first", "hvprobe-second")
             times = [at for at, _ in watched.samples("kubevirt_vmi_hypervisor_info", name)]
             gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
             assert max(gaps) <= restart_s + MISSED_SCRAPES * INTERVAL_S
