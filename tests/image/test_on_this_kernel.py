@@ -7,6 +7,7 @@ Beside it run a KVM guest and a TCG guest of user 107, as virt-launcher starts t
 import copy
 import json
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,16 +86,27 @@ def test_proves_what_runs(image: Image, crio_seccomp: Json, guests: None, varian
 
 
 def test_serves_https(image: Image, crio_seccomp: Json, guests: None, tmp_path: Path) -> None:
-    """The TLS variant serves the certificate that cert-manager would mount."""
+    """The TLS variant serves the certificate that cert-manager would mount.
+
+    It shows VMs only to clients whose certificate is of the same CA, and its health to all.
+    """
     authority = Authority(tmp_path / "ca", "ca")
     pair = authority.issue("metrics.hvprobe.svc")
-    files = {"hvprobe-tls": {"tls.crt": pair.cert.read_bytes(), "tls.key": pair.key.read_bytes()}}
+    mounted = {"tls.crt": pair.cert, "tls.key": pair.key, "ca.crt": authority.cert}
+    files = {"hvprobe-tls": {name: file.read_bytes() for name, file in mounted.items()}}
+    known, unknown = (
+        authority.client_context(client) for client in (authority.issue("scraper"), None)
+    )
     with running(image, daemonset("tls"), crio_seccomp, files=files) as agent:
         assert agent.url.startswith("https://")
-        trust = authority.client_context()
-        trust.check_hostname = False
-        with urllib.request.urlopen(agent.url + "/metrics", context=trust) as answer:
+        for trust in (known, unknown):
+            trust.check_hostname = False
+        with urllib.request.urlopen(agent.url + "/metrics", context=known) as answer:
             assert b"hvprobe_build_info" in answer.read()
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(agent.url + "/metrics", context=unknown)
+        with urllib.request.urlopen(agent.url + "/healthz", context=unknown) as answer:
+            assert answer.read().startswith(b"alive")
 
 
 def test_writes_nothing(image: Image, crio_seccomp: Json, guests: None) -> None:

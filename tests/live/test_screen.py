@@ -109,6 +109,7 @@ def test_keys(tmp_path: Path, guests: KvmLoad) -> None:
         wait_for(lambda: "live/alpha" in names(terminal.frame()), "all are shown again")
         terminal.press("p")
         wait_for(lambda: terminal.frame()[0].endswith("paused"), "the header says so")
+        terminal.wait_for("p resume")
         still = terminal.frame()
         guests.step(3000)
         assert terminal.frame() == still
