@@ -25,6 +25,8 @@ from probes.host.procfs import classify_fds
 
 MAX_VCPUS = 4096
 """The most descriptors that are copied of a process: more than a VM has vCPUs."""
+MAX_LINKS = 64
+"""The most links of copies that are kept open."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYSCALL = _LIBC.syscall
 _SYS_PIDFD_GETFD = 438
@@ -39,6 +41,8 @@ class StatisticsFiles:
 
     def __init__(self) -> None:
         self._own = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._links: dict[int, int] = {}
+        """Handles of links in that folder, by the number of the descriptor that each shows."""
 
     def read(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
         """Return a part of a process's descriptor whose link has exactly this target.
@@ -55,7 +59,7 @@ class StatisticsFiles:
         Raises OSError when one cannot be copied or read, and with ESTALE when a number has another
         file by now.
         """
-        readlink, pread, close, own = os.readlink, os.pread, os.close, self._own
+        links, readlink, pread, close = self._links, os.readlink, os.pread, os.close
         found: list[bytes] = []
         for fd, target in fds:
             copy: int = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
@@ -63,7 +67,9 @@ class StatisticsFiles:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
             try:
-                if readlink(str(copy), dir_fd=own) != target:
+                link = links.get(copy)
+                shown = self._target(copy) if link is None else readlink("", dir_fd=link)
+                if shown != target:
                     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
                 found.append(pread(copy, size, offset))
             finally:
@@ -72,7 +78,22 @@ class StatisticsFiles:
 
     def close(self) -> None:
         """Close what is kept."""
-        os.close(self._own)
+        for link in (self._own, *self._links.values()):
+            os.close(link)
+
+    def _target(self, copy: int) -> str:
+        """Return the target of a copy's link, and keep the link itself open.
+
+        Copies get the lowest free number, so the next ones have the same. An open link shows what
+        has its number when it is read (fs/proc/fd.c, proc_fd_link) and need not be looked up. It is
+        never closed while copies are made, because another thread may be about to read it.
+        """
+        if len(self._links) < MAX_LINKS:
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            link = os.open(str(copy), flags, dir_fd=self._own)
+            if self._links.setdefault(copy, link) != link:
+                os.close(link)
+        return os.readlink(str(copy), dir_fd=self._own)
 
 
 def stats_exits(tgid: int, fds: Collection[int], at: Callable[[str], None]) -> int | None:

@@ -244,11 +244,13 @@ class ProcessTracker:
         if work.known != memory.known:
             memory.known = work.known
             self._in_order = tuple(work.known[tgid] for tgid in sorted(work.known))
+        entries = work.kernel.entries
         records: dict[int, LedgerEntry] = {}
         for tracked in self._in_order:
-            entry = work.kernel.entries.get(tracked.vmm.tgid)
-            if entry is not None and tracked.owns(entry):
-                records[tracked.vmm.tgid] = entry
+            tgid = tracked.vmm.tgid
+            entry = entries.get(tgid)
+            if entry is not None and tracked.record_ns == entry.first_ns:  # tracked.owns(entry)
+                records[tgid] = entry
         return Tracking(
             processes=self._in_order,
             records=records,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.host import statistics_pass, statistics_reader
+from probes.host import statistics_pass, statistics_reader, vcpu_statistics
 from probes.host.kvm_stats import EXITS, NO_STATISTICS, Measure, StatisticsReading
 from probes.host.process import VmmId
 from probes.host.process_folder import ProcessFolder
@@ -489,6 +489,42 @@ def files() -> Iterator[StatisticsFiles]:
     opened.close()
 
 
+def test_a_kept_link_shows_the_present_copy(files: StatisticsFiles, tmp_path: Path) -> None:
+    """Each copy gets the number of the one before, whose link is kept, and is examined itself."""
+    own = os.pidfd_open(os.getpid())
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path in paths:
+        path.write_text(path.name)
+    with paths[0].open("rb") as one, paths[1].open("rb") as two:
+        try:
+            files.read(own, one.fileno(), str(paths[0]), 3, 0)
+        except OSError:
+            pytest.skip("this needs pidfd_getfd(2)")
+        for _ in range(3):
+            assert files.read(own, two.fileno(), str(paths[1]), 3, 0) == b"two"
+            assert files.read(own, one.fileno(), str(paths[0]), 3, 0) == b"one"
+            with pytest.raises(OSError, match="Stale"):
+                files.read(own, two.fileno(), str(paths[0]), 3, 0)
+        assert len(files._links) == 1
+    os.close(own)
+
+
+def test_few_links_are_kept(
+    files: StatisticsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound a copy's link is looked up by its name."""
+    monkeypatch.setattr(vcpu_statistics, "MAX_LINKS", 0)
+    own = os.pidfd_open(os.getpid())
+    (tmp_path / "file").write_text("text")
+    with (tmp_path / "file").open("rb") as file:
+        try:
+            assert files.read(own, file.fileno(), str(tmp_path / "file"), 4, 0) == b"text"
+        except OSError:
+            pytest.skip("this needs pidfd_getfd(2)")
+    assert files._links == {}
+    os.close(own)
+
+
 def test_another_file_is_never_read(
     files: StatisticsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,11 +532,11 @@ def test_another_file_is_never_read(
     (tmp_path / "file").write_bytes(statistics({"exits": 5}))
     own = os.pidfd_open(os.getpid())
     with (tmp_path / "file").open("rb") as file:
-        before = open_fds()
         try:
             whole = files.read(own, file.fileno(), str(tmp_path / "file"), 4096, 0)
         except OSError:
             pytest.skip("this needs pidfd_getfd(2)")
+        before = open_fds()  # with the link of the copy, which is kept
         assert whole == statistics({"exits": 5})
         monkeypatch.setattr(os, "pread", None)
         monkeypatch.setattr(os, "fstat", None)
