@@ -14,7 +14,8 @@ from pathlib import Path
 import grafana_dashboard
 import perses_dashboard
 import yaml
-from dashboard_source import Dashboard, SourceError, parse
+from dashboard_model import Dashboard
+from dashboard_source import SourceError, parse
 
 MONITORING = Path(__file__).resolve().parents[1] / "deploy" / "monitoring"
 SOURCE = MONITORING / "dashboard.toml"

@@ -6,7 +6,7 @@ Pure. The schema is Grafana's dashboard model, version 39.
 
 from typing import Any
 
-from dashboard_source import Dashboard, Kind, Panel, Query, Value, Variable
+from dashboard_model import Dashboard, Kind, Panel, Query, Value, Variable
 
 Json = dict[str, Any]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}

@@ -11,7 +11,7 @@ one of its Perses.
 import re
 from typing import Any
 
-from dashboard_source import Dashboard, Kind, Panel, Query, Section, Value, Variable
+from dashboard_model import Dashboard, Kind, Panel, Query, Section, Value, Variable
 from grafana_dashboard import RUNBOOKS
 
 Json = dict[str, Any]

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmtest.platforms import BOOTS, Boot, Platform, Variant
+from vmtest.platform_model import Boot, Platform, Variant
+from vmtest.platforms import BOOTS
 from vmtest.support_matrix import ROOT, outcome_of, table
 
 RESULTS = ROOT / "build/test-platforms"

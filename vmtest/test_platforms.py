@@ -15,14 +15,8 @@ import yaml
 
 from tests.support.required import require
 from vmtest.build import BUILD_S, BuiltGuest, build
-from vmtest.platforms import (
-    BOOT_VARIABLE,
-    EXTRA_PACKAGES,
-    LONE_PACKAGES,
-    Boot,
-    Variant,
-    selected_boots,
-)
+from vmtest.platform_model import Boot, Variant
+from vmtest.platforms import BOOT_VARIABLE, EXTRA_PACKAGES, LONE_PACKAGES, selected_boots
 from vmtest.programs import build_programs
 from vmtest.results import results_of
 from vmtest.root import build_root

@@ -14,7 +14,8 @@ import pytest
 from tests.support.image_container import Container
 from tests.support.kernel_world import wait_for
 from tests.support.platform_guest import Stage, agent
-from vmtest.platforms import BOOT_VARIABLE, Expected, Platform, Variant, boot_named
+from vmtest.platform_model import Expected, Platform, Variant
+from vmtest.platforms import BOOT_VARIABLE, boot_named
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]

@@ -22,7 +22,8 @@ from tests.support.image_container import Container, host_devices
 from tests.support.image_pod import World, mount, runtime_config
 from tests.support.image_qemu import QEMU_USER
 from tests.support.kernel_world import QEMU, KvmLoad, Started, machine_arguments, wait_for
-from vmtest.platforms import PROFILE, Platform, Pod, Variant
+from vmtest.platform_model import Platform, Pod, Variant
+from vmtest.platforms import PROFILE
 
 Json = dict[str, Any]
 MANIFESTS = Path("/results/manifests")

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from vmtest import platform_matrix
-from vmtest.platforms import (
-    BOOTS,
-    Boot,
-    Platform,
-    UnknownBootError,
-    Variant,
-    selected_boots,
-)
+from vmtest.platform_model import Boot, Platform, Variant
+from vmtest.platforms import BOOTS, UnknownBootError, selected_boots
 
 ROWS = [(boot, platform) for boot in BOOTS for platform in boot.platforms]
 
