@@ -20,7 +20,7 @@ from pathlib import Path
 
 CACHE_VARIABLE = "HVPROBE_CACHE"
 SILENT: ContextVar[bool] = ContextVar("SILENT", default=False)
-"""True in a thread beside tests, of which some look at what is written to stderr."""
+"""True in a process beside tests, of which some look at what is written to stderr."""
 
 
 def cache_directory() -> Path:

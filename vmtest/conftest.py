@@ -28,6 +28,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session.stash[_RUNS].begin_early()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the guest of a session that was interrupted."""
+    if begun := session.stash.get(_RUNS, None):
+        begun.end()
+
+
 @pytest.fixture(scope="session")
 def runs(request: pytest.FixtureRequest) -> Runs[GuestKernel, test_kernels.Outcome]:
     """All guests that this machine can boot, as soon as there is room."""

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """vmtest/runs.py: which guests run when, and at what priority."""
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.support.kernel_world import wait_for
 from vmtest.cache import say
 from vmtest.runs import NICE, Runs
 
@@ -13,42 +20,91 @@ LOWEST = 19
 """The nice value of the lowest priority."""
 
 
-def priority() -> int:
-    """The nice value of the calling thread."""
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A run's key. ``folder`` has what runs do and see."""
+
+    name: str
+    folder: Path
+
+    @property
+    def begun(self) -> Path:
+        return self.folder / f"{self.name}-begun"
+
+
+def guest(key: Key) -> tuple[str, int, int]:
+    """A run: its key's name, its process and its priority. The third one waits."""
+    key.begun.touch()
+    say(key.name)
+    if key.name == "third":
+        wait_for((key.folder / "go-on").exists, "the third one may go on")
+    return key.name, os.getpid(), os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def descriptors() -> dict[str, str]:
+    """The descriptors of this process, but for the one of this listing, with what they are of."""
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[link.name] = str(link.readlink())
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs[Key, tuple[str, int, int]]]:
+    made = Runs(guest, [Key(name, tmp_path) for name in ("first", "second", "third", "last")])
+    yield made
+    made.end()
 
 
 def test_the_last_run_one_by_one_until_the_others_begin(
-    capsys: pytest.CaptureFixture[str],
+    runs: Runs[Key, tuple[str, int, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """They have a lower priority than the others and than the tests beside them, and say nothing.
 
     An early run that is in progress when the others begin goes on, and no other one follows it.
     """
-    before, begun = priority(), list[str]()
-    reached, go_on = threading.Event(), threading.Event()
-
-    def run(key: str) -> tuple[str, int]:
-        begun.append(key)
-        say(key)
-        if key == "third":
-            reached.set()
-            assert go_on.wait(timeout=10)
-        return key, priority() - before
-
-    runs = Runs(run, ["first", "second", "third", "last"])
+    first, second, third, last = (Key(n, tmp_path) for n in ("first", "second", "third", "last"))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     runs.begin_early()
-    low = min(NICE, LOWEST - before)
-    assert runs.result("last") == ("last", low)
-    assert reached.wait(timeout=10)
-    assert begun == ["last", "third"]
+    name, process, priority = runs.result(last)
+    assert (name, priority) == ("last", min(own + NICE, LOWEST))
+    assert process != os.getpid()
+    wait_for(third.begun.exists, "the third one has begun")
+    assert not first.begun.exists()
+    assert not second.begun.exists()
     runs.begin(at_once=1)
-    assert [runs.result(key) for key in ("first", "second")] == [("first", 0), ("second", 0)]
-    go_on.set()
-    assert runs.result("third") == ("third", low)
-    assert begun == ["last", "third", "first", "second"]
-    assert priority() == before
-    assert sorted(capsys.readouterr().err.splitlines()) == ["guests: first", "guests: second"]
+    for key in (first, second):
+        assert runs.result(key) == (key.name, os.getpid(), own)
+    (tmp_path / "go-on").touch()
+    assert runs.result(third) == ("third", process, priority)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert sorted(capfd.readouterr().err.splitlines()) == ["guests: first", "guests: second"]
+
+
+def test_early_runs_open_nothing_in_this_process(
+    runs: Runs[Key, tuple[str, int, int]], tmp_path: Path
+) -> None:
+    """Tests beside them may compare the descriptors of this process."""
+    runs.begin_early()
+    before = descriptors()
+    for name in ("last", "third"):
+        wait_for(Key(name, tmp_path).begun.exists, f"the {name} one has begun")
+        assert descriptors() == before
+
+
+def test_an_early_run_ends_with_the_session(
+    runs: Runs[Key, tuple[str, int, int]], tmp_path: Path
+) -> None:
+    """Nothing of an interrupted session remains, and what waits for the run gets an exception."""
+    runs.begin_early()
+    _, process, _ = runs.result(Key("last", tmp_path))
+    wait_for(Key("third", tmp_path).begun.exists, "the third one has begun")
+    runs.end()
+    with pytest.raises(BrokenProcessPool):
+        runs.result(Key("third", tmp_path))
+    wait_for(lambda: not psutil.pid_exists(process), "its process has ended")
+    assert not Key("second", tmp_path).begun.exists()
 
 
 def test_no_more_at_once_than_there_is_room_for() -> None:
