@@ -43,15 +43,15 @@ def measure(bench: Bench) -> Iterator[Row]:
             if name == STATISTICS:
                 attached = statistics_read(guest.tgid)
             elif name not in (NOTHING, NOTHING_AGAIN):
-                attached = hooks.programs[name].attached("kvm", "kvm_userspace_exit")
+                attached = hooks.next(name).attached("kvm", "kvm_userspace_exit")
             with attached:
                 guest.make(SETTLING)
                 return guest.ns_an_exit(plan.guest_exits)
 
         names = [NOTHING, NOTHING_AGAIN, STATISTICS, EMPTY, COMMON, OURS, OURS_USERSPACE]
-        names += [KVMEXIT] * (KVMEXIT in hooks.programs)
+        names += [KVMEXIT] * (KVMEXIT in hooks.loads)
         ns = take_turns(names, cost_ns, plan.guest_rounds)
-        form = "raw" if hooks.programs[OURS_USERSPACE].type == RAW_TRACEPOINT else "classic"
+        form = "raw" if hooks.type(OURS_USERSPACE) == RAW_TRACEPOINT else "classic"
     lost = {name: spread(over(ns, name, NOTHING)) for name in names}
     bare_ns = median(ns[NOTHING])
     noise = lost[NOTHING_AGAIN]

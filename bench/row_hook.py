@@ -15,7 +15,7 @@ ways:
 
 In the first two, the kernel itself times each run (bpf_stats: run_time_ns divided by run_cnt) of
 each program, including the empty one, and the difference is reported. All programs are raw
-tracepoints and take turns, in another order each round.
+tracepoints and take turns, in another order each round and each time with another of their loads.
 
 The program of hvprobe is that of a real agent for kvm_exit, opened by its id. It is attached to
 kvm_userspace_exit, because kvm_exit never fires under kvm_pvm; it reads no argument, so its cost is
@@ -79,13 +79,13 @@ def measure(bench: Bench) -> Iterator[Row]:
     with hook_programs() as hooks, guest_apart() as guest:
 
         def real(name: str) -> float:
-            program = hooks.programs[name]
+            program = hooks.next(name)
             with program.attached("kvm", "kvm_userspace_exit"):
                 guest.make(SETTLING)
                 return timed(program, lambda: guest.make(plan.exits), plan.exits)
 
         with run_statistics():
-            real_ns = take_turns(list(hooks.raw()), real, plan.hook_rounds)
+            real_ns = take_turns(hooks.raw(), real, plan.hook_rounds)
         warm_ns = warm(hooks, plan.hook_rounds)
         event_ns = _events(hooks, plan.event_rounds)
     note = (
@@ -132,12 +132,12 @@ def warm(hooks: HookPrograms, rounds: int) -> Samples:
     """Nanoseconds per run by BPF_PROG_TEST_RUN."""
 
     def run(name: str) -> float:
-        program = hooks.programs[name]
+        program = hooks.next(name)
         program.run_here(SETTLING)
         return timed(program, lambda: program.run_here(WARM_RUNS), WARM_RUNS)
 
     with run_statistics():
-        return take_turns(list(hooks.raw()), run, rounds)
+        return take_turns(hooks.raw(), run, rounds)
 
 
 def timed(program: Program, drive: Callable[[], None], runs: int) -> float:
@@ -154,7 +154,7 @@ def _events(hooks: HookPrograms, rounds: int) -> Samples:
     def rename(name: str) -> float:
         attached: AbstractContextManager[None] = nullcontext()
         if name != NOTHING:
-            attached = hooks.programs[name].attached("task", "task_rename")
+            attached = hooks.next(name).attached("task", "task_rename")
         with attached:
             return _ns_a_rename()
 

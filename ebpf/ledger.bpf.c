@@ -47,7 +47,8 @@ BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
 
 /*
  * Where a VM exit is counted, because one lookup in an array is cheaper than a
- * lookup in the hash and another one at the slot. A CPU's places are
+ * lookup in the hash and another one at the slot. A CPU's places are one entry,
+ * so the processor can find it before it knows the process. In it, places are
  * direct-mapped by tgid. A place belongs to the first process that takes it
  * until that process's record is removed. Other processes that share its number
  * count at their slots. Counts never move.
@@ -57,7 +58,10 @@ BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
  * owner's record the change from owned to released. So no write can undo
  * another one, and none needs an atomic operation.
  */
-BPF_F_TABLE("array", u32, struct ledger_place, places, EXIT_PLACES *LEDGER_CPUS, BPF_F_MMAPABLE);
+struct ledger_places {
+	struct ledger_place of[EXIT_PLACES];
+};
+BPF_F_TABLE("array", u32, struct ledger_places, places, LEDGER_CPUS, BPF_F_MMAPABLE);
 
 /*
  * Numbers at which a process or thread began its life or a process ended, and 1
@@ -210,23 +214,29 @@ activity_beside(u32 tgid, u32 cpu, struct ledger_place *place, u64 owner)
 }
 
 /*
- * Returns this CPU's counters of a process that uses a vCPU. Callers add without
- * an atomic operation, because they run with preemption disabled and never
- * inside each other.
+ * Counts an exit of a process that uses a vCPU. Nothing here is atomic, because
+ * callers run with preemption disabled and never inside each other. The usual
+ * case compares only the low half of the owner (BPF is little-endian where
+ * hvprobe runs) and returns at once: what the compiler would otherwise share
+ * with the rare case lies at the end of the program, in another cache line.
  */
-static __always_inline struct ledger_cpu_activity *cpu_activity_of(u32 tgid)
+static __always_inline void count_exit(u32 tgid)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	u32 at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
-	struct ledger_place *place = places.lookup(&at);
-	u64 owner;
+	struct ledger_places *here = places.lookup(&cpu);
+	struct ledger_cpu_activity *mine;
+	struct ledger_place *place;
 
-	if (!place)
-		return NULL;
-	owner = *(volatile u64 *)&place->owner;
-	if ((u32)owner == tgid)
-		return &place->activity;
-	return activity_beside(tgid, cpu, place, owner);
+	if (!here)
+		return;
+	place = &here->of[tgid % EXIT_PLACES];
+	if (*(volatile u32 *)&place->owner == tgid) {
+		*(volatile u64 *)&place->activity.exits += 1;
+		return;
+	}
+	mine = activity_beside(tgid, cpu, place, *(volatile u64 *)&place->owner);
+	if (mine)
+		mine->exits += 1;
 }
 
 /*
@@ -237,12 +247,20 @@ static __always_inline struct ledger_cpu_activity *cpu_activity_of(u32 tgid)
 static __always_inline void recycle_on_cpus(u32 tgid, u32 slot)
 {
 	struct ledger_cpu_activity *mine;
+	struct ledger_places *there;
 	struct ledger_place *place;
+	/*
+	 * Volatile, so that the remainder is made for each CPU: the verifier forgets the
+	 * bounds of a number that is kept on the stack (before Linux 354e8f1970f8
+	 * ("bpf: Support <8-byte scalar spill and refill") (v5.16)).
+	 */
+	volatile u32 number = tgid;
 	u32 at;
 
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {
-		at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
-		place = places.lookup(&at);
+		at = cpu;
+		there = places.lookup(&at);
+		place = there ? &there->of[number % EXIT_PLACES] : NULL;
 		if (place && *(volatile u64 *)&place->owner == ((u64)slot << 32 | tgid))
 			*(volatile u64 *)&place->owner = LEDGER_RELEASED;
 		at = cpu * LEDGER_CAPACITY + slot;

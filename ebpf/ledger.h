@@ -56,7 +56,7 @@ struct ledger_cpu_activity {
 
 /*
  * A place for the per-CPU counters of one process, found by its number alone.
- * Ordered by CPU, then by place. See ledger.bpf.c.
+ * Each CPU has the same number of places. See ledger.bpf.c.
  */
 struct ledger_place {
 	__u64 owner; /* slot << 32 | tgid; 0: free; LEDGER_RELEASED: to be cleared */

@@ -12,7 +12,7 @@ and afterwards a reading takes only the values at their offsets.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -144,14 +144,19 @@ class Span(NamedTuple):
     measures: tuple[Measure, ...]
     """The wanted values that this kernel has, the required ones first."""
 
-    def counts(self, raw: bytes) -> tuple[int, ...] | None:
-        """Return the wanted values; None: the span was not read to its end."""
-        if len(raw) != self.size:
+    def counts(self, parts: Sequence[bytes]) -> tuple[tuple[int, ...], ...] | None:
+        """Return the wanted values of each file, by the part that was read of it.
+
+        None: one was not read to the end of the span.
+        """
+        size = self.size
+        raw = parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(raw) != size * len(parts):  # no part is longer
             return None
-        if self.size == _VALUE_BYTES and len(self.places) == 1:
-            return _VALUE.unpack(raw)
-        numbers = struct.unpack(f"={self.size // _VALUE_BYTES}Q", raw)
-        return tuple(numbers[place] for place in self.places)
+        if size == _VALUE_BYTES:
+            return tuple(_VALUE.iter_unpack(raw))
+        all_numbers = struct.iter_unpack(f"={size // _VALUE_BYTES}Q", raw)
+        return tuple([tuple([numbers[at] for at in self.places]) for numbers in all_numbers])
 
 
 class StatisticsListing(NamedTuple):

@@ -74,10 +74,9 @@ class StatisticsPass(threading.Thread):
         span, listing = kept.span, kept.listing
         if span is None or listing is None:
             return None
-        offset, size, _, measures = span
         try:
-            raw = self._files.read_each(kept.pidfd, listing.fds, size, offset)
+            parts = self._files.read_each(kept.pidfd, listing.fds, span.size, span.offset)
         except OSError as err:
             return errno.ESRCH if err.errno == errno.ESRCH else None
-        found = tuple(counts for part in raw if (counts := span.counts(part)) is not None)
-        return StatisticsReading(listing, found, measures) if len(found) == len(raw) else None
+        counts = span.counts(parts)
+        return None if counts is None else StatisticsReading(listing, counts, span.measures)

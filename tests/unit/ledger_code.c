@@ -288,9 +288,7 @@ static struct ledger_cpu_activity *beside(u32 slot, u32 cpu)
 
 static struct ledger_place *place_of(u32 tgid, u32 cpu)
 {
-	u32 at = cpu * EXIT_PLACES + tgid % EXIT_PLACES;
-
-	return places.lookup(&at);
+	return &places.lookup(&cpu)->of[tgid % EXIT_PLACES];
 }
 
 static u64 owner_in(u32 tgid, u32 slot)

@@ -114,9 +114,12 @@ def test_a_span_is_all_that_has_to_be_read(names: tuple[str, ...]) -> None:
     span = layout.span(names)
     assert span is not None
     part = capture.file[span.offset : span.offset + span.size]
-    assert span.counts(part) == tuple(layout.value(capture.file, name) for name in names)
+    expected = tuple(layout.value(capture.file, name) for name in names)
+    for vcpus in (1, 2, 3):
+        assert span.counts([part] * vcpus) == (expected,) * vcpus
     assert span.size == 8 or len(names) > 1
-    assert span.counts(part[:-1]) is None
+    for short in ([part[:-1]], [part, part[:-8]], [b"", part]):
+        assert span.counts(short) is None
 
 
 @pytest.mark.parametrize("names", [("exits", "absent"), ("blocking",), ("halt_wait_hist",), ()])
@@ -141,7 +144,7 @@ def test_a_span_leaves_out_what_the_kernel_lacks() -> None:
         Measure("io_exits"),
     )
     part = capture.file[span.offset : span.offset + span.size]
-    assert span.counts(part) == (capture.exits, 0, 0)
+    assert span.counts([part]) == ((capture.exits, 0, 0),)
     assert layout.span(("absent",), optional=("exits",)) is None
     assert layout.span(("exits",), optional=("absent",)) == layout.span(("exits",))
 

@@ -24,8 +24,9 @@ def counts_in(file: bytes) -> Mapping[str, float]:
     assert layout is not None
     span = layout.span((EXITS,), optional=STATISTICS)
     assert span is not None
-    totals = span.counts(file[span.offset : span.offset + span.size])
-    assert totals is not None
+    counts = span.counts([file[span.offset : span.offset + span.size]])
+    assert counts is not None
+    (totals,) = counts
     assert totals[0] == layout.value(file, EXITS)
     return counts_of(span.measures, totals)
 
