@@ -3,20 +3,20 @@
 
 As many guests run at once as there is room for. Some begin earlier, see conftest.py.
 
-HVPROBE_KERNELS chooses kernels by name, comma separated. On those that HVPROBE_BRIEF names only the
-tests run that are marked ``every_kernel``; HVPROBE_GUEST_PYTEST replaces the choice by arguments of
-pytest. What a guest leaves (console, JUnit report, versions) stays in build/test-kernels/NAME.
+HVPROBE_KERNELS chooses kernels by name, comma separated, and HVPROBE_BRIEF those on which only some
+of the tests run (choice.py); HVPROBE_GUEST_PYTEST replaces the choice by arguments of pytest. What a
+guest leaves (console, JUnit report, versions) stays in build/test-kernels/NAME.
 """
 
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
 
 from tests.support.required import require
 from vmtest.build import BUILD_S, build
+from vmtest.choice import choice
 from vmtest.in_guest import DEADLINE_S, PYTEST, SELF_CHECK, environment, verdict
 from vmtest.kernels import GuestKernel, selected
 from vmtest.programs import build_programs
@@ -24,23 +24,11 @@ from vmtest.results import RESULTS, results_of
 from vmtest.runs import Runs
 from vmtest.vm import CONSOLE, boot, unavailable
 
-BRIEF_VARIABLE = "HVPROBE_BRIEF"
-FULL = "not host_only"
-"""What a guest runs: every test but those for this machine's kernel alone. They do not depend on
-the kernel, or an emulated processor takes many minutes for them."""
-BRIEF = "every_kernel"
-"""What a guest runs whose kernel HVPROBE_BRIEF names: what differs from kernel to kernel."""
 COMMAND = f"""\
 {SELF_CHECK}
 if [ -n "$HVPROBE_GUEST_PYTEST" ]; then set -- $HVPROBE_GUEST_PYTEST; else set -- -m "$CHOICE"; fi
 exec {PYTEST} tests/kernel --durations=15 "$@"
 """
-
-
-def choice(kernel: GuestKernel, environ: Mapping[str, str] = os.environ) -> str:
-    """The marker expression of the tests that a kernel's guest runs."""
-    brief = [name.strip() for name in environ.get(BRIEF_VARIABLE, "").split(",")]
-    return BRIEF if kernel.name in brief else FULL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

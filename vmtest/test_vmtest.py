@@ -11,6 +11,7 @@ from tests.support.required import require
 from vmtest.apt import BuildError
 from vmtest.build import BUILD_S, BuiltGuest, build, write_initramfs
 from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
+from vmtest.choice import choice
 from vmtest.initramfs import load_order
 from vmtest.kernels import UnknownKernelError, kernel_named, selected
 from vmtest.results import results_of
@@ -179,8 +180,25 @@ def test_kernels_are_selected_by_name() -> None:
         "5.10",
     ]
     assert selected({}) == selected({"HVPROBE_KERNELS": "all"})
+    by_name = kernel_named("6.12-arm64")
+    assert by_name not in selected({})
+    assert selected({"HVPROBE_KERNELS": "all,6.12-arm64"}) == (*selected({}), by_name)
     with pytest.raises(UnknownKernelError, match=r"'4\.4'.*6\.1"):
         selected({"HVPROBE_KERNELS": "4.4"})
+
+
+@pytest.mark.parametrize(
+    ("name", "brief", "expected"),
+    [
+        ("6.1", "5.10", "not host_only"),
+        ("6.1", "5.10, 6.1", "every_kernel"),
+        ("6.1-arm64", "6.1", ""),
+        ("6.1-arm64", "6.1-arm64", "every_kernel or every_architecture"),
+    ],
+)
+def test_what_a_guest_runs(name: str, brief: str, expected: str) -> None:
+    """A guest of another architecture runs everything, or what differs there as well."""
+    assert choice(kernel_named(name), {"HVPROBE_BRIEF": brief}) == expected
 
 
 def test_results_of_overlapping_and_killed_runs(tmp_path: Path) -> None:

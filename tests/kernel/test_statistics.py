@@ -19,12 +19,31 @@ from probes.host.hypervisors import HypervisorType
 from probes.host.vcpu_counts import HALT_POLLING, VCPU_COUNTS
 from probes.judge.exit_counts import ExitSource
 from probes.report.model import CounterTrust, ProcessReport
+from tests.support.attack_world import called_qemu
 from tests.support.bpf_links import own_links, raw_tracepoint_links
 from tests.support.debugfs import kvm_exits, kvm_statistic, kvm_vms
+from tests.support.kernel_agent import Agent
 from tests.support.kernel_node import Node
-from tests.support.kernel_world import QEMU, KvmLoad, Qemu, wait_for
+from tests.support.kernel_world import MACHINE, QEMU, KvmLoad, Qemu, of_this_run, wait_for
 
-EXITS = 2003
+EXITS, KERNEL_EXITS, VCPUS = 2003, 307, 2
+RETURNS = EXITS + VCPUS
+"""Exits to user space: each vCPU ends its share of kernel exits with one more."""
+IN_SOFTWARE = Path("/sys/module/kvm_pvm").exists()
+"""Whether KVM runs guests without help of the processor, and counts port I/O otherwise."""
+_CLASSES: dict[str, dict[str, int | None]] = {
+    "x86_64": {
+        "halt": 0,
+        "io": None if IN_SOFTWARE else RETURNS + KERNEL_EXITS,
+        "mmio": 0,
+        "irq": None,
+        "hypercall": 0,
+    },
+    "aarch64": {"halt": 0, "mmio": RETURNS, "hypercall": KERNEL_EXITS},
+}
+CLASSES = _CLASSES[MACHINE]
+"""The classes that KVM's statistics of this architecture have, and how many exits of each kvmload's
+guest makes; None: it does not decide that."""
 STATISTICS = ("--statistics", "--step", "--userspace-exits", str(EXITS))
 FIRST_WITH_STATISTICS = (8, 1)
 """The first QEMU that holds statistics of its vCPUs open."""
@@ -167,6 +186,38 @@ def test_what_is_counted_beside_exits(kvmload: Path) -> None:
                 expected *= 1e-9
             assert counts.get(row.name) == pytest.approx(expected), row.name
         assert counts
+
+
+@pytest.mark.every_kernel
+def test_what_an_agent_says_beside_exits(kvmload: Path, tmp_path: Path) -> None:
+    """With --vcpu-stats an agent has the classes of exits that this architecture's KVM counts.
+
+    Those that the guest makes are exact: port I/O on x86, stores outside memory and hypercalls on
+    arm64. A class that the architecture lacks has no series.
+    """
+    name = of_this_run("classes")
+    program = called_qemu(kvmload, tmp_path)
+    workload = ("--kernel-exits", str(KERNEL_EXITS), "--vcpus", str(VCPUS))
+    with (
+        Agent("--standalone", "--node", "classes", "--vcpu-stats") as agent,
+        KvmLoad(program, "-name", f"guest=default_{name}", *STATISTICS, *workload) as load,
+    ):
+        load.finish_counted_part()
+
+        def counts(metric: str, label: str) -> dict[str, float]:
+            found = ((dict(labels), value) for labels, value in agent.samples(metric).items())
+            return {of[label]: value for of, value in found if of["name"] == name}
+
+        def classes() -> dict[str, float]:
+            return counts("kubevirt_vmi_vcpu_exits_by_class_total", "class")
+
+        shown = wait_for(classes, "the exits of the VM are counted by class")
+        assert shown.keys() == CLASSES.keys()
+        assert shown == {each: shown[each] if of is None else of for each, of in CLASSES.items()}
+        polled = counts("kubevirt_vmi_vcpu_halt_polling_seconds_total", "result")
+        assert polled == {"success": 0, "fail": 0}
+        total = counts("kubevirt_vmi_vcpu_exits_total", "name")
+        assert total == {name: load.totals["exits"]}
 
 
 @pytest.mark.host_only
