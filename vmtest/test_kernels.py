@@ -4,8 +4,8 @@
 As many guests run at once as there is room for. Some begin earlier, see conftest.py.
 
 HVPROBE_KERNELS chooses kernels by name, comma separated, and HVPROBE_BRIEF those on which only some
-of the tests run (choice.py); HVPROBE_GUEST_PYTEST replaces the choice by arguments of pytest. What a
-guest leaves (console, JUnit report, versions) stays in build/test-kernels/NAME.
+of the tests run (choice.py). HVPROBE_GUEST_PYTEST replaces the choice by arguments of pytest. What
+a guest leaves (console, JUnit report, versions) stays in build/test-kernels/NAME.
 """
 
 import os
