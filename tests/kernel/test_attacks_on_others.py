@@ -44,7 +44,8 @@ MEMORY_LIMIT_KIB = 320 << 10
 """The agent's memory limit in deploy/base."""
 PROCESSES_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())
 MANY_THREADS = MAX_THREADS + 100 if EMULATED else min(20_000, PROCESSES_MAX // 3)
-MANY_PROCESSES = 500 if EMULATED else min(4200, PROCESSES_MAX // 4)
+MANY_PROCESSES = 100 if EMULATED else min(4200, PROCESSES_MAX // 4)
+"""An emulated processor does not read more of them in the only scan of a snapshot."""
 CROWD = MIN_LEDGER_CAPACITY + 10
 ENTRIES, LOST = "hvprobe_ledger_entries", "hvprobe_ledger_dropped_total"
 HARMLESS, BLOCKED = Reason.NO_VCPU_THREADS, Reason.READ_BLOCKED
