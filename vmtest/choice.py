@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of tests/kernel a guest runs, by the marks of the tests.
+"""Which of tests/kernel a guest runs, by the marks of the tests, and how long it may take for them.
 
-Owns the choice for each kernel. Must not know how a guest is built or booted.
+Must not know how a guest is built or booted.
 """
 
 import os
 from collections.abc import Mapping
 
+from vmtest.in_guest import DEADLINE_S
 from vmtest.kernels import Architecture, GuestKernel
 
 BRIEF_VARIABLE = "HVPROBE_BRIEF"
@@ -21,6 +22,9 @@ show what they show there."""
 BRIEF_ELSEWHERE = f"{BRIEF} or every_architecture"
 """The brief choice there: also what differs from architecture to architecture."""
 
+DEADLINES_ELSEWHERE = 2
+"""How many deadlines of other guests it takes to run every test there."""
+
 
 def choice(kernel: GuestKernel, environ: Mapping[str, str] = os.environ) -> str:
     """The marker expression of the tests that a kernel's guest runs."""
@@ -28,3 +32,8 @@ def choice(kernel: GuestKernel, environ: Mapping[str, str] = os.environ) -> str:
     if kernel.architecture is Architecture.AMD64:  # this machine's: see vmtest.vm.unavailable()
         return BRIEF if brief else FULL
     return BRIEF_ELSEWHERE if brief else FULL_ELSEWHERE
+
+
+def deadline_s(kernel: GuestKernel, environ: Mapping[str, str] = os.environ) -> float:
+    """How long a kernel's guest may take, boot included."""
+    return DEADLINE_S * (DEADLINES_ELSEWHERE if choice(kernel, environ) == FULL_ELSEWHERE else 1)

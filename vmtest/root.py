@@ -23,7 +23,11 @@ _BASE = (
 ).split()
 _PYTHON = "python3 python3-bpfcc python3-psutil".split()
 """What is bound to the interpreter; for pure Python packages see packages.py."""
-_QEMU = {Architecture.AMD64: "qemu-system-x86", Architecture.ARM64: "qemu-system-arm"}
+_QEMU = {
+    Architecture.AMD64: ("qemu-system-x86",),
+    # The second is for a guest that is emulated because it is of another architecture.
+    Architecture.ARM64: ("qemu-system-arm", "qemu-system-x86"),
+}
 _MERGED_INTO_USR = ("bin", "sbin", "lib", "lib64")
 _MOUNT_POINTS = (
     "dev etc packages proc repo results root run sys tmp var/tmp usr/lib/modules"
@@ -42,7 +46,7 @@ def build_root(
     extra names further packages, and alone those that come without what they depend on.
     """
     name = f"root-{suite.value}-{architecture.value}"
-    packages = [*_BASE, *_PYTHON, _QEMU[architecture], *extra]
+    packages = [*_BASE, *_PYTHON, *_QEMU[architecture], *extra]
     # Byte code is the same on every architecture: the Python of the suite's amd64 root makes it.
     amd64 = Architecture.AMD64
     python_root = None if architecture is amd64 else build_root(suite, amd64)

@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.required import require
 from vmtest.build import BUILD_S, build
-from vmtest.choice import choice
-from vmtest.in_guest import DEADLINE_S, PYTEST, SELF_CHECK, environment, verdict
+from vmtest.choice import choice, deadline_s
+from vmtest.in_guest import PYTEST, SELF_CHECK, environment, verdict
 from vmtest.kernels import GuestKernel, selected
 from vmtest.programs import build_programs
 from vmtest.results import RESULTS, results_of
@@ -49,7 +49,7 @@ def run(kernel: GuestKernel) -> Outcome:
             guest,
             COMMAND,
             results,
-            deadline_s=DEADLINE_S,
+            deadline_s=deadline_s(kernel),
             environment={
                 **environment(),
                 "CHOICE": choice(kernel),
@@ -63,7 +63,7 @@ def run(kernel: GuestKernel) -> Outcome:
         )
 
 
-@pytest.mark.timeout(len(selected()) * (DEADLINE_S + BUILD_S))
+@pytest.mark.timeout(sum(deadline_s(kernel) + BUILD_S for kernel in selected()))
 # A machine that had to be booted again is no failure; the summary shows it.
 @pytest.mark.filterwarnings("default:.*the emulated machine hung:UserWarning")
 @pytest.mark.parametrize("kernel", selected(), ids=lambda kernel: kernel.name)

@@ -11,7 +11,8 @@ from tests.support.required import require
 from vmtest.apt import BuildError
 from vmtest.build import BUILD_S, BuiltGuest, build, write_initramfs
 from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
-from vmtest.choice import choice
+from vmtest.choice import choice, deadline_s
+from vmtest.in_guest import DEADLINE_S
 from vmtest.initramfs import load_order
 from vmtest.kernels import UnknownKernelError, kernel_named, selected
 from vmtest.results import results_of
@@ -197,8 +198,13 @@ def test_kernels_are_selected_by_name() -> None:
     ],
 )
 def test_what_a_guest_runs(name: str, brief: str, expected: str) -> None:
-    """A guest of another architecture runs everything, or what differs there as well."""
-    assert choice(kernel_named(name), {"HVPROBE_BRIEF": brief}) == expected
+    """A guest of another architecture runs everything, or what differs there as well.
+
+    For everything it has twice the time.
+    """
+    kernel, environ = kernel_named(name), {"HVPROBE_BRIEF": brief}
+    assert choice(kernel, environ) == expected
+    assert deadline_s(kernel, environ) == DEADLINE_S * (1 if expected else 2)
 
 
 def test_results_of_overlapping_and_killed_runs(tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def check(watched: Watched, attacker: Attacker, expected: Expected) -> None:
         assert scraped.value(attacker.name, RETURNS) == expected.returns
 
 
+@pytest.mark.every_architecture
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_seen_from_the_start(early: Watched, program: Path, attack: Attack) -> None:
     """With the hooks first, the row's verdict is reported and the ledger counts every return."""
@@ -291,6 +292,7 @@ COPIES = (
 )
 
 
+@pytest.mark.every_architecture
 @pytest.mark.parametrize("copy", COPIES, ids=lambda copy: copy.name)
 def test_one_vm_is_one_process(early: Watched, program: Path, copy: Copy) -> None:
     """Only the process that runs the guest has name and counter; its copy is never verified."""
