@@ -25,7 +25,8 @@ export HVPROBE_KERNELS
 # ones. It reaches the tests through the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels test-many-cpus kernel-matrix test-platforms \
+.PHONY: help install install-dev install-python run test demo lint format lock test-unit test-kernel test-kernels test-many-cpus test-preemption kernel-matrix \
+	test-platforms \
 	test-cluster test-server test-monitoring screenshots manifests release version image test-image image-cost bench bench-guard mutants clean
 
 help: ## show this help
@@ -93,7 +94,13 @@ test-many-cpus: export HVPROBE_MANY_CPUS = 1
 test-many-cpus: install-dev ## kernel tests in a guest with as many possible CPUs as QEMU can emulate
 	@exec $(PYTEST) vmtest/test_many_cpus.py $(ARGS)
 
+test-preemption: export HVPROBE_PREEMPTION ?= all
+test-preemption: export HVPROBE_REQUIRE = guests
+test-preemption: install-dev ## kernel tests on a real-time kernel and with preempt=full, beside other users of BPF
+	@exec $(PYTEST) vmtest/test_preemption.py $(ARGS)
+
 kernel-matrix: export HVPROBE_MANY_CPUS = 1
+kernel-matrix: export HVPROBE_PREEMPTION = all
 kernel-matrix: export HVPROBE_KERNELS = all
 kernel-matrix: export HVPROBE_REQUIRE = kernel,guests
 kernel-matrix: install-dev ## run the kernel tests everywhere and write docs/kernels.md from it

@@ -19,6 +19,12 @@ _MISSED = (b"addrs", b"count", b"flags", b"missed")
 The last one exists since Linux e2b2cd592adb ("bpf: Add missed value to kprobe_multi link info")
 (v6.7).
 """
+_PER_CPU = b"bpf_prog_active"
+"""A variable of each CPU (kernel/bpf/syscall.c), listed where such variables are listed at all."""
+_TRACEPOINT_SRCU = b"tracepoint_srcu_srcu_data"
+"""The variable of each CPU that DEFINE_SRCU(tracepoint_srcu) makes (kernel/tracepoint.c)."""
+_SRCU_FAST = b"srcu_ctr"
+"""``struct srcu_ctr``, the counters of SRCU-fast readers (include/linux/srcutree.h)."""
 
 
 def counts_skipped_runs(sys_root: Path) -> bool:
@@ -34,6 +40,34 @@ def counts_skipped_runs(sys_root: Path) -> bool:
         return _has_consecutive_members((sys_root / "kernel/btf/vmlinux").read_bytes(), _MISSED)
     except (OSError, struct.error):
         return False
+
+
+def raw_tracepoints_are_exact(sys_root: Path) -> bool:
+    """Return whether no thread can be preempted inside a program at a raw tracepoint.
+
+    The kernel skips such a program for all other threads of a CPU while one is preempted in it.
+    Before Linux a46023d5616e ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with
+    SRCU-fast") (v7.0) every tracepoint disables preemption, also with PREEMPT_RT. A kernel with
+    that commit has both SRCU-fast (v6.15) and the SRCU domain of tracepoints, which v6.13 removed
+    and that commit brought back. False where the kernel's types do not tell.
+    """
+    try:
+        strings = _strings((sys_root / "kernel/btf/vmlinux").read_bytes())
+    except (OSError, struct.error):
+        return False
+    if not _lists(strings, _PER_CPU):
+        return False
+    return not (_lists(strings, _TRACEPOINT_SRCU) and _lists(strings, _SRCU_FAST))
+
+
+def _strings(btf: bytes) -> bytes:
+    """Return the names that a kernel's types use; nothing if this is no BTF."""
+    magic, _, _, header_bytes, _, _, at, length = _HEADER.unpack_from(btf)
+    return btf[header_bytes + at :][:length] if magic == _MAGIC else b""
+
+
+def _lists(strings: bytes, name: bytes) -> bool:
+    return b"\0" + name + b"\0" in strings
 
 
 def _has_consecutive_members(btf: bytes, names: tuple[bytes, ...]) -> bool:

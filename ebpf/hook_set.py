@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ebpf.btf import raw_tracepoints_are_exact
 from ebpf.clock import monotonic_ns
 from ebpf.errors import AttachCause, AttachError
 from ebpf.hook_state import DriverState, Situation, Step, next_step
@@ -81,6 +82,7 @@ class HookSet:
         self._programs = programs
         self._places = places
         self._tracefs = Tracefs(sys_root)
+        self._raw_is_exact = raw_tracepoints_are_exact(sys_root)
         wanted = [hook for hook in hooks if not hook.optional or self._state(hook.driver).device]
         self._statuses = {
             status.hook.name: status for status in unattached("not tried yet", wanted)
@@ -199,7 +201,7 @@ class HookSet:
     def _attached(self, status: HookStatus) -> HookStatus:
         """Attach one hook if possible and return its new status."""
         failures: list[AttachError] = []
-        for point in status.hook.points:
+        for point in status.hook.points_in_order(raw_is_exact=self._raw_is_exact):
             try:
                 self._attach(point, status.hook)
             except AttachError as err:

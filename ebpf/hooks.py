@@ -71,6 +71,8 @@ class Hook:
     """The kernel's name of the function or tracepoint (label ``hook``)."""
     points: tuple[AttachPoint, ...]
     """Attach points in order of preference."""
+    raw_first_if_exact: bool = False
+    """Whether raw points come first where no thread can be preempted in them (btf.py)."""
     beside: AttachPoint | None = None
     """A further point, attached if possible, that fires where the first point's form is skipped."""
     proves: str
@@ -89,6 +91,19 @@ class Hook:
     def program(self) -> str:
         """Function in the BPF text."""
         return f"on_{self.name}"
+
+    def points_in_order(self, *, raw_is_exact: bool) -> tuple[AttachPoint, ...]:
+        """Return the attach points, the one first that loses least on this kernel.
+
+        raw_is_exact says whether no thread can be preempted in a program at a raw tracepoint. The
+        kernel then never skips it, while it skips every other form on a CPU where a process is
+        preempted in a call on a BPF map (bpf_disable_instrumentation), be it another program's.
+        """
+        if not (raw_is_exact and self.raw_first_if_exact):
+            return self.points
+        return tuple(
+            sorted(self.points, key=lambda point: point.backend is not Backend.RAW_TRACEPOINT)
+        )
 
 
 def _kprobe(function: str) -> tuple[AttachPoint, ...]:
@@ -154,7 +169,8 @@ KVM_VCPU_IOCTL = Hook(
 )
 KVM_USERSPACE_EXIT = Hook(
     name="kvm_userspace_exit",
-    # The classic form comes first for the reason given in _preemptible_tracepoint.
+    # See _preemptible_tracepoint for why the classic form comes first on other kernels.
+    raw_first_if_exact=True,
     points=(
         AttachPoint(
             backend=Backend.TRACEPOINT,

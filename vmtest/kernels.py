@@ -55,9 +55,22 @@ class GuestKernel:
     transport: Transport = field(default=Transport.P9, repr=False)
     only_by_name: bool = field(default=False, repr=False)
     """Whether `all` leaves it out. It then runs where HVPROBE_KERNELS names it."""
+    machine: tuple[str, ...] = field(default=(), repr=False)
+    """Further options of QEMU for the machine that it runs on."""
 
 
 _AMD = ("kvm_amd",)
+_CONSTANT_TSC = (
+    *("-cpu", "max,la57=off,hypervisor=off"),
+    *("-smbios", "type=1,serial=VMware-emulated"),
+)
+"""A machine on which Linux takes the time stamp counter to be constant.
+
+A real-time kernel has no KVM without that (Linux 6.12, __kvm_x86_vendor_init() in
+arch/x86/kvm/x86.c), and QEMU does not emulate the flag in CPUID. Linux also believes it of
+VMware's machines (vmware_set_capabilities() in arch/x86/kernel/cpu/vmware.c), which it knows by
+their serial number and by a port that QEMU's machines have, too.
+"""
 _X86, _ARM = Architecture.AMD64, Architecture.ARM64
 
 
@@ -69,6 +82,7 @@ def _line(
     release: str,
     kvm_modules: tuple[str, ...],
     *,
+    machine: tuple[str, ...] = (),
     only_by_name: bool = False,
 ) -> GuestKernel:
     return GuestKernel(
@@ -78,6 +92,7 @@ def _line(
         root_suite=root_suite,
         release=release,
         kvm_modules=kvm_modules,
+        machine=machine,
         only_by_name=only_by_name,
     )
 
@@ -86,6 +101,16 @@ KERNELS: tuple[GuestKernel, ...] = (
     _line("5.10", _X86, Suite.BULLSEYE, Suite.BOOKWORM, r"5\.10\.[0-9.]+-\d+-amd64", _AMD),
     _line("6.1", _X86, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-amd64", _AMD),
     _line("6.12", _X86, Suite.TRIXIE, Suite.TRIXIE, r"6\.12\.[0-9.]+\+deb13-amd64", _AMD),
+    _line(
+        "6.12-rt",
+        _X86,
+        Suite.TRIXIE,
+        Suite.TRIXIE,
+        r"6\.12\.[0-9.]+\+deb13-rt-amd64",
+        _AMD,
+        machine=_CONSTANT_TSC,
+        only_by_name=True,
+    ),
     _line("7.2", _X86, Suite.SID, Suite.SID, r"7\.2\.[0-9.]+\+deb\d+-amd64", _AMD),
     _line("6.1-arm64", _ARM, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-arm64", ()),
     # Its QEMU holds the statistics of its vCPUs open, which that of 6.1-arm64 does not.

@@ -23,6 +23,23 @@ MANY_CPUS = {
     "cpus": "CPUs",
 }
 """What tests/kernel/test_many_cpus.py records."""
+PREEMPTION = {
+    "preemption": "how threads are preempted",
+    "form": "form of kvm_userspace_exit that hvprobe chose",
+    "returns_chosen": "returns of KVM_RUN, by hvprobe's form",
+    "returns_raw": "the same by the raw form",
+    "returns_classic": "the same by the classic form",
+    "vm_exits": "VM exits",
+    "calls": "calls of KVM_RUN, by the kprobe",
+    "missed_kvm_vcpu_ioctl": "hvprobe_hook_missed_total of kvm_vcpu_ioctl",
+    "missed_kvm_userspace_exit": "hvprobe_hook_missed_total of kvm_userspace_exit",
+}
+"""What tests/kernel/test_preemption.py records."""
+PREEMPTION_HEAD = """\
+`rt`: Debian's real-time kernel; `-full`: booted with `preempt=full`. Eight vCPU threads share two
+CPUs: alone, with a process on each CPU that calls BPF maps without a pause, and beside real users
+of BPF. The kernel counts as missed each run of a program that it skips.
+"""
 DOCUMENT = ROOT / "docs/kernels.md"
 HEAD = """\
 # What is proven on which kernel
@@ -184,6 +201,10 @@ def main() -> None:
         "## Many CPUs, and CPUs that come and go\n",
         outcomes(kernels, "test_many_cpus"),
         recorded(kernels, "test_many_cpus", MANY_CPUS),
+        "## Preemption, and other users of BPF\n",
+        PREEMPTION_HEAD,
+        outcomes(kernels, "test_preemption"),
+        recorded(kernels, "test_preemption", PREEMPTION),
         "## Kprobes where perf events are refused\n",
         outcomes(kernels, "test_kprobe_links"),
         recorded(kernels, "test_kprobe_links", {"calls": "calls of a function"}),

@@ -140,6 +140,7 @@ def qemu_command(
         *(QEMU[architecture], *_MACHINE[architecture]),
         *("-accel", "tcg,thread=single", "-smp", guest.smp, "-m", f"{MEMORY_MIB}M"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *guest.kernel.machine,
         *("-serial", f"file:{results / CONSOLE}"),
         *("-kernel", str(guest.image), "-initrd", str(archive), "-append", arguments),
     ]

@@ -20,6 +20,7 @@ from ebpf.hooks import (
     KVM_USERSPACE_EXIT,
     KVM_VCPU_IOCTL,
     MSHV,
+    SCHED_PROCESS_EXIT,
     SCHED_PROCESS_FORK,
     SCHED_PROCESS_FREE,
     AttachPoint,
@@ -28,6 +29,7 @@ from ebpf.hooks import (
 )
 from ebpf.programs import Programs
 from ebpf.tracefs import Tracefs
+from tests.support.kernel_types import btf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -363,6 +365,21 @@ def test_fields_that_moved_are_not_read(sysfs: Sysfs) -> None:
     reason = status(given, SCHED_PROCESS_FREE).reason or ""
     assert reason.startswith("tracepoint sched:sched_process_free: pid moved")
     assert reason.endswith("restart hvprobe")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_returns_have_the_form_that_loses_least(sysfs: Sysfs, *, exact: bool) -> None:
+    """The raw form comes first where BTF says that tracepoints disable preemption."""
+    sysfs.load(("kvm", "kvm"))
+    names = ["bpf_prog_active", "tracepoint_srcu_srcu_data", *([] if exact else ["srcu_ctr"])]
+    types = sysfs.root / "kernel/btf/vmlinux"
+    types.parent.mkdir(parents=True)
+    types.write_bytes(btf(*((name,) for name in names)))
+    given = hook_set(sysfs, Recorder())
+    wanted = Backend.RAW_TRACEPOINT if exact else Backend.TRACEPOINT
+    found = status(given, KVM_USERSPACE_EXIT)
+    assert (found.backend, found.reads_result, found.passed_over) == (wanted, True, None)
+    assert status(given, SCHED_PROCESS_EXIT).backend is Backend.TRACEPOINT
 
 
 def test_without_tracefs_the_reason_names_tracefs(sysfs: Sysfs) -> None:

@@ -83,6 +83,22 @@ def test_attach_points_are_in_order_and_fit(hook: Hook) -> None:
     )
 
 
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_where_raw_points_are_exact_one_comes_first(hook: Hook) -> None:
+    """Only returns change their order. A hook with another program beside it keeps the classic one.
+
+    All points stay, so what is refused is replaced as before.
+    """
+    assert hook.points_in_order(raw_is_exact=False) == hook.points
+    exact = hook.points_in_order(raw_is_exact=True)
+    if hook is not KVM_USERSPACE_EXIT:
+        assert exact == hook.points
+        return
+    classic, raw, without_result = hook.points
+    assert raw.backend is Backend.RAW_TRACEPOINT
+    assert exact == (raw, classic, without_result)
+
+
 def test_the_second_attach_point_is_another_form_at_the_same_place() -> None:
     """Each hook of a life has a raw form, which still runs when the classic one is skipped."""
     beside = {hook: hook.beside for hook in HOOKS if hook.beside}
