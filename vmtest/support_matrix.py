@@ -36,7 +36,7 @@ PREEMPTION = {
 }
 """What tests/kernel/test_preemption.py records."""
 PREEMPTION_HEAD = """\
-`rt`: Debian's real-time kernel; `-full`: booted with `preempt=full`. Eight vCPU threads share two
+`-rt`: Debian's real-time kernel; `-full`: booted with `preempt=full`. Eight vCPU threads share two
 CPUs: alone, with a process on each CPU that calls BPF maps without a pause, and beside real users
 of BPF. The kernel counts as missed each run of a program that it skips.
 """
