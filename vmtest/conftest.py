@@ -4,14 +4,31 @@
 Those use one CPU most of the time, and a guest needs one for minutes.
 """
 
+import time
+
 import pytest
 
-from vmtest import test_kernels
+from vmtest import boot_history, test_kernels
 from vmtest.kernels import GuestKernel, selected
 from vmtest.runs import Runs, room
 from vmtest.vm import unavailable
 
+_BEGUN_UNIX_S = pytest.StashKey[float]()
 _RUNS = pytest.StashKey[Runs[GuestKernel, test_kernels.Outcome]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note when the session begins."""
+    session.config.stash[_BEGUN_UNIX_S] = time.time()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how often guests had to be booted again lately, if one ran in this session."""
+    runs = boot_history.last_runs()
+    if runs and runs[-1].ended_unix_s >= config.stash.get(_BEGUN_UNIX_S, time.time()):
+        terminalreporter.write_line(boot_history.summary(runs))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmtest import boot_history
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build/test-kernels"
 HOST = RESULTS / "host"
@@ -51,6 +53,10 @@ real hooks. Do not edit this page.
 `ok`: the verdict, its certainty and the counts were as expected. `FAIL`: they were not. `-`: the
 scenario cannot exist on that kernel or machine (the test's report has the reason). An empty cell:
 the test did not run there.
+"""
+REPEATED = """\
+A guest whose emulated machine hangs is booted again (`vmtest/vm.py` says why one does). Of the runs
+of guests on the machine on which this page was generated:
 """
 
 
@@ -210,6 +216,9 @@ def main() -> None:
         recorded(kernels, "test_kprobe_links", {"calls": "calls of a function"}),
         "## What was reported\n",
         verdicts(kernels),
+        "## Boots that had to be repeated\n",
+        REPEATED,
+        f"{boot_history.summary(boot_history.last_runs())}.\n",
         "## Exact counts\n\nEach cell: how many hvprobe counted, of how many the workload made.\n",
         counts(kernels),
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.required import require
+from vmtest import boot_history
 from vmtest.apt import BuildError
 from vmtest.build import BUILD_S, BuiltGuest, build, write_initramfs
 from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
@@ -87,14 +88,20 @@ def test_a_guest_that_panics_ends_at_once_and_has_no_exit_code(
 
 
 @pytest.mark.timeout(BUILD_S + BOOT_S)
-def test_a_machine_that_falls_silent_is_booted_again(guest: BuiltGuest, tmp_path: Path) -> None:
+def test_a_machine_that_falls_silent_is_booted_again(
+    guest: BuiltGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine without signs of life is ended and booted again, up to the given number of times.
 
+    That is recorded, here in a list: the real record is of machines that hang by themselves.
     Here the process that makes the signs is stopped; a hanging emulated CPU has the same effect.
     """
+    recorded: list[tuple[str, int]] = []
+    monkeypatch.setattr(boot_history, "add", lambda *run: recorded.append(run))
     silence = "pkill -STOP -x sleep; exec tail -f /dev/null"
     done = boot(guest, silence, tmp_path, deadline_s=BOOT_S, silent_s=8, boots_max=2)
     assert (done.exit_code, done.boots) == (None, 2)
+    assert recorded == [("6.1", 2)]
     assert "no sign of life for 8 s" in done.console_tail()
     assert "no sign of life for 8 s" in (tmp_path / "hung-1-console.log").read_text()
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmtest import boot_history
 from vmtest.apt import BuildError, program_path
 from vmtest.build import BuiltGuest, write_initramfs
 from vmtest.kernels import Architecture
@@ -99,7 +100,7 @@ def boot(
     """Boot, run the shell command in /repo (read-only), and wait until the guest ends.
 
     `results` is an existing directory, which the guest sees as /results. The console has the
-    command's output.
+    command's output. The run is added to boot_history.py's record.
     """
     exports = [f"export {k}={shlex.quote(v)}\n" for k, v in (environment or {}).items()]
     (results / COMMAND).write_text("".join(exports) + command + "\n")
@@ -120,6 +121,7 @@ def boot(
             break
         (results / CONSOLE).rename(results / f"hung-{boots}-{CONSOLE}")
     archive.unlink()
+    boot_history.add(guest.kernel.name, boots)
     return GuestResult(
         exit_code=_exit_code(results / EXIT_CODE),
         console=results / CONSOLE,
