@@ -102,15 +102,18 @@ class Privileges:
         return confinement(
             apparmor=_read(attributes / "apparmor/current"),
             current=_read(attributes / "current"),
-            enforce=_read(self._sys_root / "fs/selinux/enforce"),
+            enforce=self._of_node("fs/selinux/enforce"),
         )
 
     def _lockdown(self) -> str:
-        """Return the text of securityfs's file, which is empty if it cannot be read.
+        """Return the text of securityfs's file, which is empty if it cannot be read."""
+        return self._of_node("kernel/security/lockdown")
 
-        A container's /sys has no securityfs; that of the node's process 1 has.
+    def _of_node(self, file: str) -> str:
+        """Return the text of a file in /sys that belongs to a file system of its own.
+
+        A container's /sys has none of those; that of the node's process 1 has.
         """
-        file = "kernel/security/lockdown"
         return _read(self._sys_root / file) or _read(self._proc_root / "1/root/sys" / file)
 
 

@@ -34,6 +34,8 @@ class Unread(StrEnum):
     """It has more threads or descriptors than hvprobe reads."""
     NO_TIME = "no time"
     """The refresh ran out of time before it reached the process."""
+    DENIED = "denied"
+    """The kernel denies even its ``stat`` file, as a security module does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

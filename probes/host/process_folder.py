@@ -29,6 +29,8 @@ class ProcessFolder:
         self._path = path
         self.at = at
         self._fd: int | None = None
+        self.denied = False
+        """Whether the kernel denied reading one of its files, which ending does not cause."""
 
     def __enter__(self) -> Self:
         self.at("its folder")
@@ -48,6 +50,9 @@ class ProcessFolder:
             return None
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except PermissionError:
+            self.denied = True
+            return None
         except OSError:
             return None
         try:

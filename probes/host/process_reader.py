@@ -54,6 +54,8 @@ class ProcessDraft:
     stat: ProcStat | None = None
     ended: bool = False
     """Whether it ended while it was read, or another process has its number."""
+    denied: bool = False
+    """Whether the kernel denies reading even its identity."""
     comm: str = ""
     program: str | None = None
     arguments: Sequence[str] = ()
@@ -102,6 +104,7 @@ class ProcessDraft:
     def read_identity(self, folder: ProcessFolder) -> None:
         """Read its identity and its name."""
         self.stat = read_stat(folder, "stat")
+        self.denied = self.stat is None and folder.denied
         if self.stat is not None:
             self.comm = self.stat.comm
 

@@ -108,7 +108,7 @@ class Host:
 
         The agent's own process is no VMM. A process that was inspected and now blocks its readers
         still may be one. A process that has more descriptors than are read, none of them an
-        accelerator's, is pending: TOO_MANY.
+        accelerator's, is pending: TOO_MANY. So is one that may not be identified: DENIED.
         """
         drafts: dict[int, ProcessDraft] = {}
         candidates: set[int] = set()
@@ -129,8 +129,9 @@ class Host:
         found: dict[int, VmmId] = {}
         others: dict[int, VmmId] = {}
         for tgid, draft in list(drafts.items()):
-            if draft.tables.cut and tgid not in candidates:
-                unread.setdefault(tgid, Unread.TOO_MANY)
+            why = _why_unclassified(draft, candidate=tgid in candidates)
+            if why is not None:
+                unread.setdefault(tgid, why)
             vmm = draft.vmm
             if vmm is not None and (tgid in candidates or _is_named(draft)):
                 found[tgid] = vmm
@@ -276,6 +277,13 @@ def _own_number(proc: Path) -> int | None:
 
 def _is_named(draft: ProcessDraft) -> bool:
     return draft.stat is not None and not draft.stat.kernel_thread and draft.is_named()
+
+
+def _why_unclassified(draft: ProcessDraft, *, candidate: bool) -> Unread | None:
+    """Say why a scan that had time enough could not classify a process; None: it could."""
+    if draft.denied:
+        return Unread.DENIED
+    return Unread.TOO_MANY if draft.tables.cut and not candidate else None
 
 
 def _may_be_vmm(draft: ProcessDraft, folder: ProcessFolder, *, every_fd: bool) -> bool:

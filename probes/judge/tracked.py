@@ -149,6 +149,8 @@ class Tracking:
     """The records of these processes by tgid, without those of previous owners."""
     pending: int
     """Processes that could not be classified or judged yet."""
+    denied: int = 0
+    """Those of them that the kernel does not let hvprobe identify."""
     new_threads: frozenset[int] | None = None
     """Numbers at which a thread may have begun since the last refresh, that is a life of which
     /proc lists no process; None: unknown."""

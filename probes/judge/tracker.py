@@ -75,6 +75,8 @@ class _Refresh:
     """Tgids that /proc lists although no process of them runs."""
     waiting: set[int] = field(default_factory=set)
     """Tgids that must wait for the next refresh."""
+    denied: int = 0
+    """How many processes the kernel does not let hvprobe identify."""
 
 
 class ProcessTracker:
@@ -175,6 +177,7 @@ class ProcessTracker:
                 self._take_step(work, tgid, Event.FOUND if tgid in scan.found else Event.PLAIN)
             else:
                 self._take_step(work, tgid, Event.UNREAD if tgid in scan.pending else Event.ENDED)
+        work.denied = sum(why is Unread.DENIED for why in scan.pending.values())
         return {*scan.pending.values()}
 
     def _read(self, work: _Refresh) -> set[Unread]:
@@ -255,6 +258,7 @@ class ProcessTracker:
             processes=self._in_order,
             records=records,
             pending=len(memory.pending),
+            denied=work.denied,
             new_threads=new_threads,
         )
 

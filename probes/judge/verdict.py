@@ -177,7 +177,7 @@ def _why_incomplete(unread: Unread | None) -> Reason:
             return Reason.TOO_MUCH_TO_READ
         case Unread.NO_TIME:
             return Reason.NOT_READ_YET
-        case None:
+        case Unread.DENIED | None:
             return Reason.FDS_UNREADABLE
 
 

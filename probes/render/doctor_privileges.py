@@ -16,6 +16,7 @@ _FROM_NOW_ON = (
     "judged only by what they do from now on: file descriptors and system calls of other users' "
     "processes cannot be read"
 )
+_NOT_SEEN = "VMs among {} processes are not seen, because not even their names can be read"
 _NO_ATTACH = 3
 """The value of kernel.yama.ptrace_scope at which no process may trace another one."""
 _LOWER_SCOPE = "set it to 2 or less in sysctl.d; it can be lowered only by a reboot of the node"
@@ -30,14 +31,12 @@ def earlier_vms(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, st
     """
     if not report.proc_readable or _READ_OTHERS & set(kernel.capabilities_missing):
         return Outcome.DEGRADED, _FROM_NOW_ON, f"give hvprobe {' and '.join(sorted(_READ_OTHERS))}"
-    unreadable = sum(
-        Reason.FDS_UNREADABLE in process.verdict.reasons for process in report.processes
-    )
-    if unreadable:
+    denied = _denied(report)
+    if denied:
         who, remedy = "a security module", "the audit log of the node names the denial"
         if kernel.confinement is not None:
             who, remedy = kernel.confinement.phrase, kernel.confinement.remedy
-        return Outcome.DEGRADED, f"{_FROM_NOW_ON} ({unreadable} now), which {who} denies", remedy
+        return Outcome.DEGRADED, f"{denied}, which {who} denies", remedy
     if kernel.ptrace_scope is not None and kernel.ptrace_scope >= _NO_ATTACH:
         finding = (
             "judged by their file descriptors and by what they do from now on; system calls of "
@@ -47,6 +46,16 @@ def earlier_vms(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, st
         return Outcome.DEGRADED, finding, _LOWER_SCOPE
     finding = "judged by their file descriptors and the system calls of their vCPU threads"
     return Outcome.GOOD, finding, None
+
+
+def _denied(report: NodeReport) -> str:
+    """Say what cannot be read of other processes; empty: nothing is denied."""
+    if report.health.processes_denied:
+        return _NOT_SEEN.format(report.health.processes_denied)
+    unreadable = sum(
+        Reason.FDS_UNREADABLE in process.verdict.reasons for process in report.processes
+    )
+    return f"{_FROM_NOW_ON} ({unreadable} now)" if unreadable else ""
 
 
 def permissions(report: NodeReport, kernel: KernelFeatures) -> tuple[Outcome, str, str | None]:

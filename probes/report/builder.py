@@ -102,6 +102,7 @@ def node_report(refresh: NodeRefresh) -> NodeReport:
             errors_total=refresh.errors_total,
             vmi_watch=refresh.vmi_watch,
             processes_pending=refresh.tracking.pending,
+            processes_denied=refresh.tracking.denied,
         ),
         proc_readable=refresh.proc_readable,
         processes=processes,

@@ -79,7 +79,10 @@ class ProbeHealth:
     vmi_watch: WatchStatus | None = None
     """State of the watch that names VMIs; None: standalone, without an API server."""
     processes_pending: int = 0
-    """Processes that could not be read yet, because they block their readers or time ran out."""
+    """Processes that could not be read yet, because they block their readers, time ran out, or they
+    are denied."""
+    processes_denied: int = 0
+    """Those of them that the kernel does not let hvprobe identify; VMs among them are not seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +224,7 @@ def _health_json(health: ProbeHealth) -> dict[str, object]:
         "bcc_version": health.bcc_version,
         "errors_total": {source.value: count for source, count in health.errors_total.items()},
         "processes_pending": health.processes_pending,
+        "processes_denied": health.processes_denied,
         "vmi_watch": _watch_json(health.vmi_watch) if health.vmi_watch else None,
     }
 

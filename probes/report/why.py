@@ -124,6 +124,8 @@ def absence(report: NodeReport, subject: Subject) -> str:
     """Say in one line that a report has no such VM or process, with the nearest names."""
     if not isinstance(subject, VmName):
         line = f"process {subject} is no VMM on node {report.node}"
+        if report.health.processes_denied:
+            return f"{line} that may be read; hvprobe doctor says what denies reading others"
         if report.health.processes_pending:
             return f"{line}, as far as its processes are read; try again, not all are"
         return (

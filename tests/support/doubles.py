@@ -82,6 +82,7 @@ class Node:
         self.zombies: set[int] = set()
         """Tgids that /proc lists although the process has ended."""
         self.blocked: set[int] = set()
+        self.denied: set[int] = set()
         """Tgids of processes that cannot be read."""
         self.unscanned: set[int] = set()
         """Tgids that no scan has time to look at."""
@@ -120,7 +121,7 @@ class Node:
         return STARTED_NS if vmm.start_ticks == VMM.start_ticks else vmm.start_ticks * 10_000_000
 
     def tgids(self) -> frozenset[int]:
-        return frozenset({os.getpid(), *self.processes, *self.zombies, *self.blocked})
+        return frozenset({os.getpid(), *self.processes, *self.zombies, *self.blocked, *self.denied})
 
     def scan(self, tgids: Collection[int], *, every_fd: bool) -> Scan:
         self.order = [*tgids]
@@ -129,6 +130,7 @@ class Node:
         alive = {tgid: self.processes[tgid] for tgid in tgids if tgid in self.processes}
         unseen = {tgid: Unread.NO_TIME for tgid in tgids if tgid in self.unscanned}
         unseen |= {tgid: Unread.BLOCKED for tgid in tgids if tgid in self.blocked}
+        unseen |= {tgid: Unread.DENIED for tgid in tgids if tgid in self.denied}
         alive = {tgid: process for tgid, process in alive.items() if tgid not in unseen}
         found = {
             tgid: process.vmm

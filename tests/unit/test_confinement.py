@@ -70,3 +70,16 @@ def test_refusals_name_it(tmp_path: Path) -> None:
     assert "the AppArmor profile docker-default denies bpf" in given.why_no_bpf()
     assert given.lockdown() == "confidentiality"
     assert given.why_no_perf_event().startswith("lockdown=confidentiality")
+
+
+def test_a_container_reads_whether_the_node_enforces(tmp_path: Path) -> None:
+    """A container has no selinuxfs, so the node's says that SELinux denies nothing."""
+    proc = tmp_path / "proc"
+    enforce = proc / "1/root/sys/fs/selinux/enforce"
+    for file in (proc / "self/attr/current", enforce):
+        file.parent.mkdir(parents=True)
+    (proc / "self/attr/current").write_text(CONTAINER)
+    given = Privileges(proc_root=proc, sys_root=tmp_path / "sys")
+    for text, named in (("0", False), ("1", True)):
+        enforce.write_text(text)
+        assert (given.confinement() is not None) == named

@@ -305,6 +305,19 @@ def test_a_vm_that_cannot_be_read(confinement: Confinement | None, who: str, rem
     assert remedy in (late.remedy or "")
 
 
+def test_processes_that_cannot_be_identified() -> None:
+    """VMs that are not seen at all are spoken of first, with what denies them and the remedy."""
+    selinux = Confinement(phrase="SELinux (type t)", remedy="run hvprobe as spc_t")
+    given = replace(report(), health=replace(report().health, processes_denied=3))
+    found = checks(given, replace(CAPABLE, confinement=selinux))
+    (late,) = [line for line in found if "before hvprobe" in line.label]
+    assert (late.outcome, late.remedy) == (Outcome.DEGRADED, "run hvprobe as spc_t")
+    assert late.finding == (
+        "VMs among 3 processes are not seen, because not even their names can be read, which "
+        "SELinux (type t) denies"
+    )
+
+
 def test_no_kvm_module_is_no_failure_of_the_hooks() -> None:
     """If no process can use KVM, its hooks are inactive and emulation can be verified."""
     gone = tuple(

@@ -263,6 +263,26 @@ def test_garbled_stat(host: Host, proc: Path) -> None:
     assert host.identify(4711) is None
 
 
+def test_a_process_that_may_not_be_identified(
+    host: Host, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose stat may not be opened has not ended: it is pending until it has."""
+    capture = captured("kvm_inside_run")
+    plant(proc, capture)
+    opened = os.open
+
+    def refuse(path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        if path == "stat":
+            raise PermissionError(path)
+        return opened(path, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    refused = host.scan([capture.vmm.tgid], every_fd=True)
+    assert refused == Scan(pending={capture.vmm.tgid: Unread.DENIED})
+    (proc / str(capture.vmm.tgid)).rename(proc / "gone")
+    assert host.scan([capture.vmm.tgid], every_fd=True) == Scan()
+
+
 def test_unreadable_descriptors(host: Host, proc: Path) -> None:
     """An fd folder that cannot be listed leaves the table unread rather than empty."""
     capture = captured("tcg_multi")

@@ -506,6 +506,22 @@ def test_blocked_processes_are_counted_and_come_first() -> None:
     assert report.health.processes_pending == 0
 
 
+def test_denied_processes_are_counted_until_they_can_be_read() -> None:
+    """A process that may not be identified is counted as such, as long as it lives."""
+    world = World(processes=(tcg_process(BETA),))
+    world.node.denied = {VMM.tgid, PLAYED_TGID}
+    for _ in range(2):
+        health = world.refresh().health
+        assert (health.processes_denied, health.processes_pending) == (2, 2)
+    world.node.denied = {PLAYED_TGID}
+    world.node.processes[VMM.tgid] = tcg_process()
+    report = world.refresh()
+    assert [process_report.vmm for process_report in report.processes] == [VMM, BETA]
+    assert report.health.processes_denied == 1
+    world.node.denied = set()
+    assert world.refresh().health.processes_denied == 0
+
+
 def test_a_blocked_process_keeps_a_final_verdict() -> None:
     """A verdict that was proven stands while its process cannot be read."""
     world = tcg_world()

@@ -394,6 +394,11 @@ def test_absence_of_what_is_not_known() -> None:
     )
     unread = replace(report, health=replace(report.health, processes_pending=1))
     assert absence(unread, 77).endswith("as far as its processes are read; try again, not all are")
+    denied = replace(unread, health=replace(unread.health, processes_denied=1))
+    assert absence(denied, 77) == (
+        "process 77 is no VMM on node node-1 that may be read; hvprobe doctor says what denies "
+        "reading others"
+    )
 
 
 def test_evidence_costs_a_refresh_nothing() -> None:
