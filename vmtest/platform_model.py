@@ -18,6 +18,10 @@ class Variant(enum.Enum):
     CAPABILITIES = "capabilities"
 
 
+ABSENT = "not seen"
+"""Of a VM: no process of it can be read, so the agent does not report it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What an agent is to report of a platform."""
@@ -46,6 +50,8 @@ class Pod:
 
     apparmor: str | None = None
     """AppArmor profile that the runtime puts it under."""
+    selinux: str | None = None
+    """SELinux type that the runtime gives it; None: that of the manifest."""
     denied: Mapping[str, str] = field(default_factory=dict)
     """System calls that a seccomp filter denies, each with the error."""
     hidden: tuple[str, ...] = ()
@@ -69,7 +75,8 @@ class Platform:
     leave: tuple[str, ...] = ()
     """Shell commands that undo it; a platform that cannot be undone is the last one of its boot."""
     vms_confined: bool = False
-    """Whether the VMs run under containerd's AppArmor profile, as virt-launcher's do."""
+    """Whether the VMs run under containerd's AppArmor profile, as virt-launcher's do. Where SELinux
+    is enforced, they always run in the types that libvirt gives them."""
     pod: Pod = field(default_factory=Pod)
 
 
@@ -81,3 +88,5 @@ class Boot:
     kernel: GuestKernel
     platforms: tuple[Platform, ...]
     kernel_arguments: str = ""
+    selinux: bool = False
+    """Whether the guest loads the policy of vmtest/selinux.py."""

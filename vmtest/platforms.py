@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from vmtest.kernels import Architecture, GuestKernel, Suite, Transport, kernel_named
-from vmtest.platform_model import Boot, Expected, Platform, Pod, Variant
+from vmtest.platform_model import ABSENT, Boot, Expected, Platform, Pod, Variant
 
 SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
 """Names of boots, separated by commas, or ``all``; unset: none, because each takes minutes."""
 BOOT_VARIABLE = "HVPROBE_PLATFORM_BOOT"
 """In a guest: the name of its boot."""
+SELINUX_POLICY = "selinux-policy"
+"""In a guest's results: the policy that it loads, if it loads one."""
 PROFILE = "cri-containerd.apparmor.d"
 """containerd's name of its default AppArmor profile (internal/cri/server, apparmor)."""
 EXTRA_PACKAGES = ("apparmor", "runc")
@@ -252,7 +254,75 @@ CLOUD = Boot(
     ),
 )
 
-BOOTS: tuple[Boot, ...] = (MODULES, UNTRACEABLE, INTEGRITY, CONFIDENTIALITY, MISSING, CLOUD)
+SELINUX = Boot(
+    name="selinux",
+    kernel=kernel_named("6.1"),
+    # So the console has each denial.
+    kernel_arguments="security=selinux selinux=1 enforcing=1 audit=1 loglevel=6",
+    selinux=True,
+    platforms=(
+        Platform(
+            name="selinux",
+            title="SELinux enforcing",
+            how="Debian's reference policy (selinux-policy-default with the module `container` of "
+            "its source package); the agent is `spc_t`, as in the manifests, VMs are `svirt_t` "
+            "(emulated: `svirt_prot_exec_t`) with categories; `kernel.perf_event_paranoid` 3. The "
+            "guest's shared root has no labels: containers' roots are mounted with `context=`, and "
+            "`tests/platform/node.cil` stands for the rest",
+            # This policy lets spc_t open perf events and read them, but not set their program.
+            expected={
+                **DEBIAN,
+                Variant.PRIVILEGED: Expected(
+                    doctor=(
+                        "permissions: incomplete: not attached: ",
+                        "SELinux (type spc_t) denies perf_event_open: the audit log of the node",
+                    )
+                ),
+            },
+        ),
+        Platform(
+            name="selinux-container",
+            title="SELinux confines the agent as well",
+            how="the same with the agent in `container_t`, as without the manifest's "
+            "`seLinuxOptions`",
+            expected={
+                Variant.CAPABILITIES: Expected(
+                    kvm=ABSENT,
+                    halted=ABSENT,
+                    tcg=ABSENT,
+                    cause="",
+                    exits="",
+                    ability="inferred",
+                    doctor=(
+                        "SELinux (type container_t) denies; run hvprobe as spc_t",
+                        "SELinux (type container_t) denies bpf: run hvprobe as spc_t",
+                    ),
+                    log="SELinux (type container_t) denies bpf: run hvprobe as spc_t",
+                )
+            },
+            pod=Pod(selinux="container_t"),
+        ),
+        Platform(
+            name="selinux-permissive",
+            title="SELinux permissive",
+            how="the same, where nothing is enforced (`setenforce 0`)",
+            enter=("echo 0 > /sys/fs/selinux/enforce",),
+            leave=("echo 1 > /sys/fs/selinux/enforce",),
+            expected=ONLY_CAPABILITIES,
+            pod=Pod(selinux="container_t"),
+        ),
+    ),
+)
+
+BOOTS: tuple[Boot, ...] = (
+    MODULES,
+    SELINUX,
+    UNTRACEABLE,
+    INTEGRITY,
+    CONFIDENTIALITY,
+    MISSING,
+    CLOUD,
+)
 
 
 class UnknownBootError(Exception):

@@ -8,6 +8,7 @@ in build/test-platforms/BOOT.
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,17 @@ import yaml
 from tests.support.required import require
 from vmtest.build import BUILD_S, BuiltGuest, build
 from vmtest.platform_model import Boot, Variant
-from vmtest.platforms import BOOT_VARIABLE, EXTRA_PACKAGES, LONE_PACKAGES, selected_boots
+from vmtest.platforms import (
+    BOOT_VARIABLE,
+    EXTRA_PACKAGES,
+    LONE_PACKAGES,
+    SELINUX_POLICY,
+    selected_boots,
+)
 from vmtest.programs import build_programs
 from vmtest.results import results_of
 from vmtest.root import build_root
+from vmtest.selinux import POLICY, build_policy
 from vmtest.vm import CONSOLE, REPOSITORY, boot, unavailable
 
 RESULTS = REPOSITORY / "build" / "test-platforms"
@@ -75,6 +83,8 @@ def test_boot(chosen: Boot) -> None:
     with results_of(chosen.name, RESULTS) as results:
         build_programs(chosen.kernel.architecture, results / "bin")
         write_manifests(results / "manifests")
+        if chosen.selinux:
+            shutil.copy(build_policy() / POLICY, results / SELINUX_POLICY)
         done = boot(
             guest,
             COMMAND,

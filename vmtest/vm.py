@@ -63,10 +63,12 @@ _MACHINE = {
 _TTY = {Architecture.AMD64: "ttyS0", Architecture.ARM64: "ttyAMA0"}
 _KERNEL_ARGUMENTS = (
     # A panic ends QEMU (-no-reboot) at once. The watchdogs expire too early on an emulated CPU.
-    "panic=-1 loglevel=5 nowatchdog audit=0 "
+    "panic=-1 loglevel=5 nowatchdog "
     # An emulated processor needs no mitigations, and emulating them takes time.
     "mitigations=off"
 )
+_AUDITED = "audit=1"
+"""The kernel argument of a boot that wants the audit log on its console."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,11 @@ def qemu_command(
 ) -> list[str]:
     """The QEMU command line for this guest, but for what it shares with this machine."""
     architecture = guest.kernel.architecture
-    arguments = f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {kernel_arguments}".strip()
+    # A kernel that finds audit=0 heeds no audit=1 after it.
+    audit = "" if _AUDITED in kernel_arguments.split() else "audit=0 "
+    arguments = (
+        f"console={_TTY[architecture]} {_KERNEL_ARGUMENTS} {audit}{kernel_arguments}".strip()
+    )
     return [
         # QEMU dies with this process, even if this process is killed.
         *("setpriv", "--pdeathsig", "KILL", "--"),

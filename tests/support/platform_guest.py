@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.host.device_age import CLOCK_TOLERANCE_S
+from tests.support import platform_selinux as selinux
 from tests.support.image_container import Container, host_devices
 from tests.support.image_pod import World, mount, runtime_config
 from tests.support.image_qemu import QEMU_USER
@@ -29,6 +30,8 @@ Json = dict[str, Any]
 MANIFESTS = Path("/results/manifests")
 """The DaemonSets, as JSON: the guest has no parser of YAML."""
 ROOT = Path("/run/image")
+SHARES = ("repo", "packages")
+"""What is mounted into it besides the guest's root."""
 _TEMPLATE = Path(
     "/usr/share/gocode/src/github.com/containerd/containerd/contrib/apparmor/template.go"
 )
@@ -58,13 +61,19 @@ def prepare() -> None:
         shell("mount -t securityfs securityfs /sys/kernel/security")
     ROOT.mkdir()
     shell(
-        f"mount --bind / {ROOT}",
-        *(f"mount --rbind /{share} {ROOT}/{share}" for share in ("repo", "packages")),
         # The guest is discarded afterwards, so its device keeps this mode.
         "chmod 666 /dev/kvm",
         # Each container's root is read-only: byte code is made here, once.
         "python3 -m compileall -q /repo/probes /repo/ebpf",
     )
+    if selinux.POLICY.exists():
+        selinux.load()
+        selinux.mount_labelled(ROOT, SHARES)
+    else:
+        shell(
+            f"mount --bind / {ROOT}",
+            *(f"mount --rbind /{share} {ROOT}/{share}" for share in SHARES),
+        )
     if "apparmor" in Path("/sys/kernel/security/lsm").read_text():
         load_profile()
     older_s = looked_up_s + 2 * CLOCK_TOLERANCE_S
@@ -103,17 +112,24 @@ def load_profile() -> None:
 @contextlib.contextmanager
 def vms(kvmload: Path, *, confined: bool) -> Iterator[None]:
     """Three VMs: default/alpha on KVM, default/halted on KVM, and lab/beta, which is emulated."""
-    profile = ("aa-exec", f"--profile={PROFILE}", "--") if confined else ()
     program = Path(tempfile.mkdtemp(prefix="vm-")) / "qemu-kvm"
     shutil.copy(kvmload, program)
     program.parent.chmod(0o755)
     with contextlib.ExitStack() as running:
         for name, accel in (("default_alpha", "kvm"), ("lab_beta", "tcg")):
-            running.enter_context(_qemu(profile, name, accel))
+            running.enter_context(_qemu(_confining(accel, confined=confined), name, accel))
         halted = ("-name", "guest=default_halted", "--statistics", "--userspace-exits", "11")
-        load = KvmLoad(program, *halted, "--then", "halt", "--tenant", before=profile)
+        before = _confining("kvm", confined=confined)
+        load = KvmLoad(program, *halted, "--then", "halt", "--tenant", before=before)
         running.enter_context(load).finish_counted_part()
         yield
+
+
+def _confining(accel: str, *, confined: bool) -> Sequence[str]:
+    """A command that runs another one as a VM is confined."""
+    if selinux.POLICY.exists():
+        return selinux.as_vm(accel)
+    return ("aa-exec", f"--profile={PROFILE}", "--") if confined else ()
 
 
 def _qemu(before: Sequence[str], name: str, accel: str) -> Started:
@@ -162,6 +178,9 @@ def container_config(variant: Variant, pod: Pod, scratch: Path) -> Json:
     config = runtime_config(daemonset, world)
     if pod.apparmor is not None:
         config["process"]["apparmorProfile"] = pod.apparmor
+    if selinux.POLICY.exists():
+        context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+        selinux.label(config, pod.selinux or selinux.type_of(context))
     if pod.denied:
         config["linux"]["seccomp"] = _filter(pod)
     if pod.without_tracefs:
