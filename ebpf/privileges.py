@@ -123,7 +123,8 @@ def in_initial_pid_namespace(proc_root: Path = Path("/proc")) -> bool:
     proc_root is a /proc whose ``self`` is this process.
     """
     with contextlib.suppress(OSError):
-        return (proc_root / "self/ns/pid").stat().st_ino == INIT_PID_NAMESPACE_INODE
+        # The link's text, because SELinux lets a container_t read that, and not what it leads to.
+        return str((proc_root / "self/ns/pid").readlink()) == f"pid:[{INIT_PID_NAMESPACE_INODE}]"
     return False
 
 
