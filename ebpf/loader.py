@@ -11,6 +11,7 @@ the compiler and the verifier write to file descriptor 2, and it asks for header
 kernel that may not be installed. Must not know which programs there are, nor what they are for.
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -98,17 +99,24 @@ def load_bcc() -> Any:  # noqa: ANN401 - bcc has no types
 
 def _failure(err: BaseException) -> Failure:
     code = 0 if isinstance(err, BpfUnavailableError) else ctypes.get_errno()
-    sys.stderr.flush()
-    said = os.pread(2, 1 << 20, 0).decode(errors="replace")
+    said = ""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+        said = os.pread(2, 1 << 20, 0).decode(errors="replace")
     detail = _one_line(said) or _one_line(str(err)) or type(err).__name__
     return Failure(detail=detail, code=code)
 
 
 def _empty_stderr() -> None:
-    """Empty stderr, which is a file of the parent process."""
-    sys.stderr.flush()
-    os.lseek(2, 0, os.SEEK_SET)
-    os.ftruncate(2, 0)
+    """Empty stderr, which is a file of the parent process.
+
+    A security module may deny that, as SELinux does to container_t. Then nothing can be read from
+    it either, and the library's own exceptions say less of what went wrong.
+    """
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+        os.lseek(2, 0, os.SEEK_SET)
+        os.ftruncate(2, 0)
 
 
 def _one_line(text: str) -> str:

@@ -271,7 +271,10 @@ def _why_ended(status: int, words: int) -> str:
     elif status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     else:
-        said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
+        try:
+            said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
+        except OSError as err:  # a security module denies it
+            said = [f"its output cannot be read: {err.strerror}"]
         how = f"ended with status {status}: {said[-1][:300] if said else 'no output'}"
     return f"cannot prepare the BPF programs: the process that compiles them {how}"
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ebpf.tables import PID_MAX_LIMIT
 from probes.host.emulation import EmulationFacts, Finding, RegisteredBetween, unknown
 from probes.judge.cause import Cause, CauseFound
 from probes.judge.emulation_tracker import MAX_PAUSE, MAX_READ_AGAIN
@@ -77,7 +78,8 @@ def test_what_stays_unknown_is_read_more_rarely() -> None:
 
 def test_a_refresh_reads_few_processes_again() -> None:
     """Of many processes with something unknown, each refresh reads some, and none is forgotten."""
-    vmms = [VMM._replace(tgid=VMM.tgid + number) for number in range(3 * MAX_READ_AGAIN)]
+    # No process has such a number, and the one of the tests is none of a tracker's.
+    vmms = [VMM._replace(tgid=PID_MAX_LIMIT + number) for number in range(3 * MAX_READ_AGAIN)]
     world = World(processes=tuple(tcg_process(vmm) for vmm in vmms))
     world.pods.facts = dict.fromkeys(vmms, replace(ALLOWED, asked_for=unknown("unreadable")))
     for _ in range(4):
