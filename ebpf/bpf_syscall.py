@@ -35,6 +35,7 @@ _SYSCALL.restype = ctypes.c_long
 class Command(IntEnum):
     """Mirrors the commands of ``enum bpf_cmd`` that hvprobe uses."""
 
+    MAP_CREATE = 0
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
@@ -80,6 +81,20 @@ def bpf_exists() -> bool:
     except OSError as err:
         return err.errno != errno.ENOSYS
     return True
+
+
+def bpf_is_refused() -> bool:
+    """Whether this process may not even make a map of one number."""
+    array, key_bytes, value_bytes, entries, no_flags = 2, 4, 4, 1, 0  # BPF_MAP_TYPE_ARRAY
+    try:
+        made = bpf(
+            Command.MAP_CREATE,
+            _packed("=IIIII", array, key_bytes, value_bytes, entries, no_flags),
+        )
+    except OSError as err:
+        return err.errno in (errno.EPERM, errno.EACCES)
+    os.close(made)
+    return False
 
 
 def map_element(command: int, fd: int, key: int, value: int, flags: int = 0) -> int:

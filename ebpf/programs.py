@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ebpf.bpf_syscall import (
     bpf_exists,
+    bpf_is_refused,
     open_kprobe,
     open_kprobe_link,
     open_raw_tracepoint,
@@ -280,4 +281,7 @@ def _why_ended(status: int, words: int) -> str:
 
 
 def _is_refused(failure: Failure) -> bool:
-    return failure.code == errno.EPERM or bool(failure.code and os.geteuid() != 0)
+    if failure.code == errno.EPERM or (failure.code and os.geteuid() != 0):
+        return True
+    # A library that fails to compile because it may make no map says nothing of that.
+    return bpf_is_refused()

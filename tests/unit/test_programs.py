@@ -123,13 +123,27 @@ def test_a_tracepoint_is_looked_up_in_tracefs(node: Path, monkeypatch: pytest.Mo
     programs.check_reachable(CLASSIC)
 
 
+@pytest.mark.parametrize(("code", "refused"), [(errno.EPERM, False), (0, True)])
 def test_without_any_program_the_error_names_the_refusal(
-    node: Path, monkeypatch: pytest.MonkeyPatch
+    node: Path, monkeypatch: pytest.MonkeyPatch, code: int, *, refused: bool
 ) -> None:
-    """The reason of the refusal is read below the given roots."""
-    loaded = Loaded(error=Failure(detail="bpf: no", code=errno.EPERM))
+    """The reason of the refusal is read below the given roots.
+
+    If the loader does not know of a refusal, the kernel is asked.
+    """
+    loaded = Loaded(error=Failure(detail="bpf: no", code=code))
     monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    monkeypatch.setattr("ebpf.programs.bpf_is_refused", lambda: refused)
     with pytest.raises(BpfUnavailableError, match=r"not permitted here \(bpf: no\): the seccomp"):
+        Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
+
+
+def test_a_failure_to_compile_is_no_refusal(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where maps can be made, the error is that of the compiler."""
+    loaded = Loaded(error=Failure(detail="unknown type name", code=0))
+    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    monkeypatch.setattr("ebpf.programs.bpf_is_refused", lambda: False)
+    with pytest.raises(BpfUnavailableError, match=r"prepare the BPF programs: unknown type name"):
         Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
 
 
