@@ -68,9 +68,10 @@ class Runs(Generic[K, R]):
     def end(self) -> None:
         """End the early run that is in progress; no other one follows."""
         self._early.clear()
-        if self._worker is not None:
-            os.kill(self._worker, signal.SIGKILL)
-            self._worker = None
+        # It may have ended, and its number may be another process's by now.
+        for child in multiprocessing.active_children():
+            if child.pid == self._worker:
+                child.kill()
 
     def _start(self, work: Callable[[Callable[[K], R]], None], run: Callable[[K], R]) -> None:
         threading.Thread(target=work, args=(run,), name="guest", daemon=True).start()

@@ -2,6 +2,7 @@
 """vmtest/runs.py: which guests run when, and at what priority."""
 
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,18 @@ def test_an_early_run_ends_with_the_session(
         runs.result(Key("third", tmp_path))
     wait_for(lambda: not psutil.pid_exists(process), "its process has ended")
     assert not Key("second", tmp_path).begun.exists()
+
+
+def test_a_session_that_outlives_its_early_runs(
+    runs: Runs[Key, tuple[str, int, int]], tmp_path: Path
+) -> None:
+    """Their process has ended by itself, and whatever has its number now goes on."""
+    (tmp_path / "go-on").touch()
+    runs.begin_early()
+    _, process, _ = runs.result(Key("first", tmp_path))
+    gc.collect()
+    wait_for(lambda: not psutil.pid_exists(process), "its process has ended")
+    runs.end()
 
 
 def test_no_more_at_once_than_there_is_room_for() -> None:
