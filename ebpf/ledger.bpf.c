@@ -48,10 +48,8 @@ BPF_F_TABLE("hash", u32, u64, claims, LEDGER_CPUS + 16, 0);
 /*
  * Where a VM exit is counted, because one lookup in an array is cheaper than a
  * lookup in the hash and another one at the slot. A CPU's places are one entry,
- * so the processor can find it before it knows the process. In it, places are
- * direct-mapped by tgid. A place belongs to the first process that takes it
- * until that process's record is removed. Other processes that share its number
- * count at their slots. Counts never move.
+ * direct-mapped by tgid. A place belongs to the first process that takes it until
+ * that process's record is removed. Others count at their slots. Counts never move.
  *
  * Only the place's own CPU writes its counters. Of `owner`, that CPU writes the
  * change from free to owned and from released to free, and the removal of the
@@ -216,9 +214,8 @@ activity_beside(u32 tgid, u32 cpu, struct ledger_place *place, u64 owner)
 /*
  * Counts an exit of a process that uses a vCPU. Nothing here is atomic, because
  * callers run with preemption disabled and never inside each other. The usual
- * case compares only the low half of the owner (BPF is little-endian where
- * hvprobe runs) and returns at once: what the compiler would otherwise share
- * with the rare case lies at the end of the program, in another cache line.
+ * case compares the owner's low half (hvprobe's machines are little-endian) and
+ * returns at once, because the rare case's end lies in another cache line.
  */
 static __always_inline void count_exit(u32 tgid)
 {
@@ -241,20 +238,17 @@ static __always_inline void count_exit(u32 tgid)
 
 /*
  * Releases the places of a process on all CPUs and clears the counters of its
- * slot there. The complete owner is compared, because only the removal of this
- * very record may release a place.
+ * slot there. Only the removal of this very record may release a place, so the
+ * complete owner is compared. The number is volatile because the verifier forgets
+ * the bounds of what is kept on the stack (before Linux 354e8f1970f8 ("bpf:
+ * Support <8-byte scalar spill and refill") (v5.16)).
  */
 static __always_inline void recycle_on_cpus(u32 tgid, u32 slot)
 {
+	volatile u32 number = tgid;
 	struct ledger_cpu_activity *mine;
 	struct ledger_places *there;
 	struct ledger_place *place;
-	/*
-	 * Volatile, so that the remainder is made for each CPU: the verifier forgets the
-	 * bounds of a number that is kept on the stack (before Linux 354e8f1970f8
-	 * ("bpf: Support <8-byte scalar spill and refill") (v5.16)).
-	 */
-	volatile u32 number = tgid;
 	u32 at;
 
 	for (u32 cpu = 0; cpu < LEDGER_CPUS; cpu++) {

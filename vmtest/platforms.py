@@ -7,15 +7,12 @@ tests/platform carries it out inside the guest; platform_matrix.py writes docs/p
 what came of it. Must not know how either does that.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 
 from vmtest.kernels import Architecture, GuestKernel, Suite, Transport, kernel_named
 from vmtest.platform_model import ABSENT, Boot, Expected, Platform, Pod, Variant
 
-SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
-"""Names of boots, separated by commas, or ``all``; unset: none, because each takes minutes."""
 BOOT_VARIABLE = "HVPROBE_PLATFORM_BOOT"
 """In a guest: the name of its boot."""
 SELINUX_POLICY = "selinux-policy"
@@ -314,31 +311,4 @@ SELINUX = Boot(
     ),
 )
 
-BOOTS: tuple[Boot, ...] = (
-    MODULES,
-    SELINUX,
-    UNTRACEABLE,
-    INTEGRITY,
-    CONFIDENTIALITY,
-    MISSING,
-    CLOUD,
-)
-
-
-class UnknownBootError(Exception):
-    """A boot was asked for that the table does not hold."""
-
-
-def boot_named(name: str) -> Boot:
-    """The boot of that name."""
-    for boot in BOOTS:
-        if boot.name == name:
-            return boot
-    known = ", ".join(boot.name for boot in BOOTS)
-    raise UnknownBootError(f"no boot of platforms is called {name!r}: take one of {known}")
-
-
-def selected_boots(environ: Mapping[str, str] = os.environ) -> tuple[Boot, ...]:
-    """The boots that HVPROBE_PLATFORMS names."""
-    names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
-    return BOOTS if "all" in names else tuple(boot_named(name) for name in names if name)
+BOOTS = (MODULES, SELINUX, UNTRACEABLE, INTEGRITY, CONFIDENTIALITY, MISSING, CLOUD)

@@ -16,13 +16,13 @@ import yaml
 
 from tests.support.required import require
 from vmtest.build import BUILD_S, BuiltGuest, build
+from vmtest.platform_choice import selected_boots
 from vmtest.platform_model import Boot, Variant
 from vmtest.platforms import (
     BOOT_VARIABLE,
     EXTRA_PACKAGES,
     LONE_PACKAGES,
     SELINUX_POLICY,
-    selected_boots,
 )
 from vmtest.programs import build_programs
 from vmtest.results import results_of

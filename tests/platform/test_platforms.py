@@ -14,8 +14,9 @@ import pytest
 from tests.support.image_container import Container
 from tests.support.kernel_world import wait_for
 from tests.support.platform_guest import Stage, agent
+from vmtest.platform_choice import boot_named
 from vmtest.platform_model import ABSENT, Expected, Platform, Variant
-from vmtest.platforms import BOOT_VARIABLE, boot_named
+from vmtest.platforms import BOOT_VARIABLE
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]

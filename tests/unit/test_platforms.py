@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vmtest import platform_matrix
+from vmtest.platform_choice import UnknownBootError, selected_boots
 from vmtest.platform_model import Boot, Platform, Variant
-from vmtest.platforms import BOOTS, UnknownBootError, selected_boots
+from vmtest.platforms import BOOTS
 
 ROWS = [(boot, platform) for boot in BOOTS for platform in boot.platforms]
 
