@@ -11,6 +11,7 @@ ESRCH once the process has ended.
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from probes.host.kvm_stats import NO_STATISTICS, Span, StatisticsListing
 from probes.host.process import VmmId
@@ -20,6 +21,18 @@ from probes.host.vcpu_statistics import MAX_VCPUS, is_vcpu, is_vcpu_statistics
 
 MAX_LINKS = 16_384
 """The most links that are read to list the descriptors of a process."""
+
+
+class ReadableProcess(NamedTuple):
+    """What a reading needs of a process whose statistics can be read.
+
+    This is a tuple, because each reading takes it apart for every process.
+    """
+
+    tgid: int
+    pidfd: int
+    listing: StatisticsListing
+    span: Span
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +54,12 @@ class KeptProcess:
     """
     span: Span | None = None
     """Where the wanted counts are; None: its statistics cannot be read."""
+
+    def readable(self) -> ReadableProcess | None:
+        """Return what a reading needs; None: its statistics cannot be read."""
+        if self.listing is None or self.span is None:
+            return None
+        return ReadableProcess(self.vmm.tgid, self.pidfd, self.listing, self.span)
 
     def threads_changed(self) -> bool:
         """Return whether its number of threads has changed since the descriptors were listed.

@@ -15,7 +15,6 @@ are new; where they may be incomplete, the number of threads of each process doe
 late is not lost: KVM counts a vCPU's exits from its first one.
 """
 
-import errno
 import os
 import re
 import time
@@ -32,7 +31,7 @@ from probes.host.kvm_stats import (
 )
 from probes.host.process import Unread, VmmId
 from probes.host.process_folder import ProcessFolder
-from probes.host.statistics_listing import KeptProcess, opened
+from probes.host.statistics_listing import KeptProcess, ReadableProcess, opened
 from probes.host.statistics_pass import Found, StatisticsPass
 from probes.host.vcpu_statistics import StatisticsFiles
 from probes.host.watched_reads import WatchedReads
@@ -70,6 +69,8 @@ class StatisticsReader:
         self._optional = optional
         self._files = StatisticsFiles()
         self._kept: dict[int, KeptProcess] = {}
+        self._readable: list[ReadableProcess] | None = None
+        """Those of them whose statistics can be read; None: that has changed."""
         self._spans: dict[bytes, Span | None] = {}
         self._wanted: Sequence[tuple[VmmId, int]] = ()
         """What was wanted last."""
@@ -93,18 +94,20 @@ class StatisticsReader:
         self._stuck = [(stuck, tgid) for stuck, tgid in self._stuck if stuck.is_alive()]
         owners = self._owners(new_threads)
         unlisted = self._follow(wanted, owners)
-        todo = self._readable(self._kept.values())
-        if self._unread:
-            todo.sort(key=lambda kept: kept.vmm.tgid not in self._unread)
+        todo = self._todo()
         until = time.monotonic() + MAX_PASS_S
         found = self._run(todo, until)
-        again = self._readable(kept for kept in todo if found.get(kept.vmm.tgid, ()) is None)
-        if again:
+        failed = {tgid for tgid, ended in found.unread.items() if not ended} - self._held()
+        if failed:
+            again = [self._kept[tgid] for tgid in failed]
             to_list = [(kept.vmm, kept.vcpus_created) for kept in again]
             self._settled.difference_update(to_list)
             self._list(to_list, follow_threads=owners is None)
-            found.update(self._run(self._readable(again), until))
-        self._unread = frozenset(kept.vmm.tgid for kept in todo) - found.keys()
+            found.take(self._run([each for each in self._todo() if each.tgid in failed], until))
+        self._unread = frozenset[int]()
+        if len(found.readings) < len(todo):
+            tgids = frozenset(each.tgid for each in todo)
+            self._unread = tgids - found.readings.keys() - found.unread.keys()
         return self._readings(wanted, found, unlisted)
 
     def close(self) -> None:
@@ -112,25 +115,36 @@ class StatisticsReader:
         self._forget_all_but(())
         self._files.close()
 
-    def _readable(self, kept: Iterable[KeptProcess]) -> list[KeptProcess]:
-        """Return those whose statistics can be read, and that hold up no thread."""
-        held = {tgid for _, tgid in self._stuck}
-        return [each for each in kept if each.span is not None and each.vmm.tgid not in held]
+    def _held(self) -> set[int]:
+        """Return the processes that hold up a thread."""
+        return {tgid for _, tgid in self._stuck}
+
+    def _todo(self) -> list[ReadableProcess]:
+        """Return what can be read and holds up no thread; first what had no time before."""
+        if self._readable is None:
+            found = (kept.readable() for kept in self._kept.values())
+            self._readable = [each for each in found if each is not None]
+        todo = self._readable
+        held = self._held()
+        if held:
+            todo = [each for each in todo if each.tgid not in held]
+        if self._unread:
+            todo = sorted(todo, key=lambda each: each.tgid not in self._unread)
+        return todo
 
     def _readings(
         self,
-        wanted: Iterable[tuple[VmmId, int]],
-        found: Mapping[int, Found],
+        wanted: Sequence[tuple[VmmId, int]],
+        found: Found,
         unlisted: Mapping[int, Unread],
     ) -> Mapping[int, StatisticsReading]:
-        readings = {
-            tgid: reading
-            for tgid, reading in found.items()
-            if isinstance(reading, StatisticsReading)
-        }
+        """Return the readings, with those that failed."""
+        readings = found.readings
+        if len(readings) == len(wanted):  # usual: every process was read
+            return readings
         for vmm, _ in wanted:
             tgid = vmm.tgid
-            if tgid in readings or found.get(tgid) == errno.ESRCH:
+            if tgid in readings or found.unread.get(tgid):
                 continue
             kept = self._kept.get(tgid)
             if kept is None or kept.listing is None:
@@ -201,7 +215,7 @@ class StatisticsReader:
                 if kept.vmm == vmm:
                     kept.vmm = vmm  # the next comparison is with the object itself
                 else:
-                    self._kept.pop(vmm.tgid).close()
+                    self._forget(vmm.tgid)
                     kept = None
             if (
                 kept is None
@@ -222,6 +236,7 @@ class StatisticsReader:
         """List the descriptors of processes. Returns those that were not listed, and why."""
         if not wanted:
             return {}
+        self._readable = None
         by_tgid = {vmm.tgid: (vmm, created) for vmm, created in wanted}
         unlisted: dict[int, Unread] = {}
 
@@ -266,23 +281,27 @@ class StatisticsReader:
 
     # reading
 
-    def _run(self, todo: list[KeptProcess], until: float) -> dict[int, Found]:
+    def _run(self, todo: Sequence[ReadableProcess], until: float) -> Found:
         """Read these processes, and leave behind a thread that makes no progress."""
-        found: dict[int, Found] = {}
+        found = Found()
         while todo and len(self._stuck) < MAX_STUCK:
             turn = StatisticsPass(self._files, todo, until)
             turn.start()
             if turn.wait():
-                found.update(turn.found)
+                found.take(turn.found)
                 break
             turn.given_up = True
-            at = turn.at
-            found.update(turn.found.copy())
-            found[todo[at].vmm.tgid] = None
-            self._stuck.append((turn, todo[at].vmm.tgid))
-            todo = todo[at + 1 :]
+            tgid = todo[turn.at].tgid
+            found.take(turn.found)
+            found.unread[tgid] = False
+            self._stuck.append((turn, tgid))
+            todo = todo[turn.at + 1 :]
         return found
 
     def _forget_all_but(self, tgids: Collection[int]) -> None:
         for tgid in self._kept.keys() - tgids:
-            self._kept.pop(tgid).close()
+            self._forget(tgid)
+
+    def _forget(self, tgid: int) -> None:
+        self._kept.pop(tgid).close()
+        self._readable = None
