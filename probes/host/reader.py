@@ -10,7 +10,7 @@ that have too much to read.
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -188,11 +188,11 @@ class Host:
         """Close what is kept of processes. No method may be called afterwards."""
         self._statistics.close()
 
-    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+    def read_guest_times(self, vmms: Iterable[VmmId]) -> Mapping[int, float]:
         """Return the CPU time of these processes in guest code (guest_times.read_guest_times)."""
         if not self._guest_times_wanted:
             return {}
-        return read_guest_times(self._reads, vmms, ticks_per_s=self._ticks_per_s)
+        return read_guest_times(self._reads, [*vmms], ticks_per_s=self._ticks_per_s)
 
     def _inspections(
         self,

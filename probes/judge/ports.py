@@ -5,7 +5,7 @@ The edges themselves are ebpf.session, probes.host.reader, emulation_facts.py an
 tests use other implementations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ebpf.hooks import Hook
@@ -85,7 +85,7 @@ class Processes(Protocol):
         """
         ...
 
-    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+    def read_guest_times(self, vmms: Iterable[VmmId]) -> Mapping[int, float]:
         """Return the CPU time that these processes spent in guest code, in seconds by tgid.
 
         A process that cannot be read now is left out. Empty if nothing needs the times.

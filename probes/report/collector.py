@@ -126,11 +126,11 @@ class NodeCollector:
 
     def _follow_guest_times(self, tracking: Tracking) -> None:
         """Read the CPU time that the processes on KVM spent in guest code, if it is wanted."""
-        on_kvm = [
+        on_kvm = (
             process.vmm
             for process in tracking.processes
             if process.verdict.type is HypervisorType.KVM
-        ]
+        )
         readings = self._host.read_guest_times(on_kvm)
         if readings or self._guest_times:
             everyone = (process.vmm for process in tracking.processes)

@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ebpf.errors import LedgerReadError
 from ebpf.hooks import Hook
@@ -105,9 +105,9 @@ class Node:
         self.timed: list[VmmId] = []
         """The processes whose guest times were wanted last."""
 
-    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+    def read_guest_times(self, vmms: Iterable[VmmId]) -> Mapping[int, float]:
         self.timed = [*vmms]
-        tgids = {vmm.tgid for vmm in vmms}
+        tgids = {vmm.tgid for vmm in self.timed}
         return {tgid: time_s for tgid, time_s in self.guest_times.items() if tgid in tgids}
 
     def read_statistics(

@@ -64,7 +64,7 @@ class ChangingNode:
     ) -> Mapping[int, StatisticsReading]:
         return {vmm.tgid: StatisticsReading(NO_STATISTICS, None) for vmm, _ in wanted}
 
-    def read_guest_times(self, vmms: Collection[VmmId]) -> Mapping[int, float]:
+    def read_guest_times(self, vmms: Iterable[VmmId]) -> Mapping[int, float]:
         return {}
 
     def new_lives(self) -> frozenset[int]:
