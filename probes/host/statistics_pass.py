@@ -30,14 +30,12 @@ class Found:
     readings: dict[int, StatisticsReading] = field(default_factory=dict)
     """The readings by tgid."""
     unread: dict[int, bool] = field(default_factory=dict)
-    """The tgids whose statistics could not be read, and whether the process has ended."""
+    """The tgids whose statistics a pass could not read, and whether the process has ended."""
 
     def take(self, later: Self) -> None:
         """Take over what a later pass has found, even while its thread may still add to it."""
         self.readings.update(later.readings)
         self.unread.update(later.unread)
-        for tgid in [tgid for tgid in self.unread if tgid in later.readings]:
-            del self.unread[tgid]
 
 
 class StatisticsPass(threading.Thread):

@@ -408,7 +408,8 @@ def test_a_reused_number_is_another_process(world: World) -> None:
 def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose read blocks costs a moment once, and the others nothing.
 
-    It is not read again until that read has returned.
+    It is neither listed nor read again until that read has returned, and then it does not come
+    first. The thread that was left behind reads no other process.
     """
     monkeypatch.setattr(statistics_pass, "PATIENCE_S", 0.1)
     guests = [world.guest(5), world.guest(6), world.guest(7)]
@@ -417,13 +418,20 @@ def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPat
     bad.plug(50, 1, 1)
     world.read(created=1)
     world.files.blocks[50] = threading.Event()
+    listings = world.listings
     found = world.read(created=1)
     assert [found[guest.vmm.tgid].counts for guest in guests] == [((5,),), None, ((7,),)]
     assert found[bad.vmm.tgid].failed
+    assert world.reader._unread == frozenset()
     reads = world.files.reads[bad.vmm.tgid]
     assert world.read(created=1)[bad.vmm.tgid].failed
     assert world.files.reads[bad.vmm.tgid] == reads
+    assert world.listings == listings
+    others = +world.files.reads
+    (left_behind, _), *_ = world.reader._stuck
     world.files.blocks.pop(50).set()
+    left_behind.join(DEADLINE_S)
+    assert world.files.reads - others == Counter()
     wait_for(lambda: world.exits(bad, created=1) == [6, 1])
 
 
