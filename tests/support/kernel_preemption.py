@@ -19,11 +19,14 @@ REAL_TIME, FULL = "rt", "full"
 _CHOSEN = re.compile(r"\(([a-z]+)\)")
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 """Distributions install tools of BPF for root."""
-_BPFTRACE = """
-tracepoint:kvm:kvm_userspace_exit { @returns[pid] = count(); }
-kprobe:kvm_vcpu_ioctl { @calls[pid] = count(); }
-interval:ms:100 { print(@returns); print(@calls); }
+_BPFTRACE_COUNTS = "bpftrace counts"
+_BPFTRACE = f"""
+tracepoint:kvm:kvm_userspace_exit {{ @returns[pid] = count(); }}
+kprobe:kvm_vcpu_ioctl {{ @calls[pid] = count(); }}
+interval:ms:100 {{ printf("{_BPFTRACE_COUNTS}\\n"); print(@returns); print(@calls); }}
 """
+"""bpftrace says that it attaches before it does, and prints what its probes say only once all are
+attached."""
 
 Seen = Callable[[int], int]
 """What a user of BPF has seen of a process so far; 0: nothing yet."""
@@ -56,7 +59,7 @@ def missing_tool(name: str | None) -> str | None:
 @contextlib.contextmanager
 def bpftrace() -> Iterator[Seen]:
     """bpftrace counts returns and calls by process in maps that it reads ten times a second."""
-    with _tool("bpftrace", "-e", _BPFTRACE) as text:
+    with _tool(_BPFTRACE_COUNTS, "bpftrace", "-e", _BPFTRACE) as text:
 
         def seen(tgid: int) -> int:
             counts = re.findall(rf"@returns\[{tgid}\]: (\d+)", text())
@@ -68,7 +71,7 @@ def bpftrace() -> Iterator[Seen]:
 @contextlib.contextmanager
 def funccount() -> Iterator[Seen]:
     """BCC's funccount counts calls of a function in a map that it reads and clears each second."""
-    with _tool("funccount-bpfcc", "-i", "1", "kvm_vcpu_ioctl") as text:
+    with _tool("Tracing", "funccount-bpfcc", "-i", "1", "kvm_vcpu_ioctl") as text:
         yield lambda _: sum(map(int, re.findall(r"kvm_vcpu_ioctl\s+(\d+)$", text(), re.MULTILINE)))
 
 
@@ -79,7 +82,7 @@ def argdist() -> Iterator[Seen]:
     (funccount of BCC 0.26 ends with an error when it is to print the hits of a tracepoint.)
     """
     event = "t:kvm:kvm_userspace_exit():u32:args->reason"
-    with _tool("argdist-bpfcc", "-i", "1", "-C", event) as text:
+    with _tool("COUNT", "argdist-bpfcc", "-i", "1", "-C", event) as text:
         yield lambda _: sum(map(int, re.findall(r"^\s+(\d+)\s+args->reason", text(), re.MULTILINE)))
 
 
@@ -108,8 +111,11 @@ NEED_KPROBES = frozenset({"bpftrace", "funccount"})
 
 
 @contextlib.contextmanager
-def _tool(name: str, *arguments: str) -> Iterator[Callable[[], str]]:
-    """Run a tool until the block ends. What it has written so far is the answer of the function."""
+def _tool(ready: str, name: str, *arguments: str) -> Iterator[Callable[[], str]]:
+    """Run a tool until the block ends. What it has written so far is the answer of the function.
+
+    ready is what it writes once its programs are attached.
+    """
     program = shutil.which(name, path=_PATH)
     assert program is not None, f"{name} is not installed"
     # BCC compiles against hvprobe's stubs of kernel headers, because guests have no real ones.
@@ -129,7 +135,7 @@ def _tool(name: str, *arguments: str) -> Iterator[Callable[[], str]]:
             def attached() -> bool:
                 code = started.popen.poll()
                 assert code is None, f"{name} ended with {code}: {text()[-600:]}"
-                return any(word in text() for word in ("Attach", "Tracing", "COUNT"))
+                return ready in text()
 
             wait_for(attached, f"{name} has attached its programs")
             yield text
