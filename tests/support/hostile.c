@@ -50,6 +50,9 @@ static void die_with(pid_t parent)
 
 static pid_t first_parent;
 
+/* A pipe to which the server of a file writes when it leaves a read unanswered. */
+static int unanswered[2];
+
 /* As a container's process: no uid, no capability. Both undo dumpable and PDEATHSIG. */
 static void be_a_tenant(void)
 {
@@ -72,11 +75,16 @@ static void allow(int resource, rlim_t amount)
 	check(setrlimit(resource, &limit) == 0, "setrlimit");
 }
 
+static void say_ready(void)
+{
+	puts("ready");
+	fflush(stdout);
+}
+
 static void stay(void)
 {
 	char word;
-	puts("ready");
-	fflush(stdout);
+	say_ready();
 	while (read(0, &word, 1) > 0)
 		;
 	exit(0);
@@ -163,7 +171,10 @@ static struct fuse_attr attributes(uint64_t node)
 	return attr;
 }
 
-/* A file system of one file: after some that fail its reads and its flushes are not answered. */
+/*
+ * A file system of one file: after some that fail its reads and its flushes are not answered. The
+ * first flush is that of an execve, which now waits for its answer.
+ */
 static void serve(int fuse, int failed_reads)
 {
 	static char buffer[1 << 17];
@@ -201,8 +212,12 @@ static void serve(int fuse, int failed_reads)
 		case FUSE_READ:
 			if (failed_reads-- > 0)
 				answer(fuse, request, -EIO, NULL, 0);
+			else
+				check(write(unanswered[1], "x", 1) == 1, "unanswered");
 			break;
 		case FUSE_FLUSH:
+			say_ready();
+			break;
 		case FUSE_FORGET:
 		case FUSE_BATCH_FORGET:
 			break;
@@ -225,6 +240,7 @@ static int file_of_fuse(const char *folder, int failed_reads)
 	pid_t child, self = getpid();
 
 	check(fuse >= 0, "/dev/fuse");
+	check(pipe2(unanswered, O_CLOEXEC) == 0, "pipe2");
 	check(unshare(CLONE_NEWNS) == 0, "unshare");
 	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "private mounts");
 	snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other",
@@ -250,32 +266,67 @@ static int file_of_fuse(const char *folder, int failed_reads)
 /*
  * A lock of the address space that stays taken: a page fault that is tried again holds it for
  * reading while it waits for the file's page, and a writer that waits for it keeps new readers out.
+ * The other threads must not need that lock themselves, for example to fault in a page of this
+ * program.
  */
+static int begin[2];
+static volatile pid_t mapper_tid;
+static volatile int mapped;
+
 static void *touches(void *page)
 {
+	char word;
+	check(read(begin[0], &word, 1) == 1, "begin");
 	return (void *)(long)*(volatile char *)page;
 }
 
 static void *maps(void *unused)
 {
-	usleep(300000);
+	char word;
+	check(read(unanswered[0], &word, 1) == 1, "unanswered");
+	mapper_tid = (pid_t)syscall(SYS_gettid);
 	untouched(4096);
+	mapped = 1;
 	return unused;
+}
+
+/* Whether a thread of this process sleeps uninterruptibly. This allocates no memory. */
+static int waits_for_lock(pid_t tid)
+{
+	char path[64], text[512];
+	const char *end;
+	ssize_t bytes;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	check(fd >= 0, path);
+	bytes = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	check(bytes > 0, path);
+	text[bytes] = '\0';
+	end = strrchr(text, ')');
+	return end != NULL && strncmp(end, ") D", 3) == 0;
 }
 
 static void hold_address_space(const char *folder)
 {
 	pthread_t toucher, mapper;
 	int file = file_of_fuse(folder, 2);
-	void *page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, 0);
+	void *page;
 
+	check(mlockall(MCL_CURRENT) == 0, "mlockall");
+	page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, 0);
 	check(page != MAP_FAILED, "mmap");
+	check(pipe2(begin, O_CLOEXEC) == 0, "pipe2");
 	be_a_tenant();
 	errno = pthread_create(&mapper, NULL, maps, NULL);
 	check(errno == 0, "pthread_create");
 	errno = pthread_create(&toucher, NULL, touches, page);
 	check(errno == 0, "pthread_create");
-	usleep(600000);
+	check(write(begin[1], "x", 1) == 1, "begin");
+	while (!mapped && !(mapper_tid && waits_for_lock(mapper_tid)))
+		usleep(10000);
 }
 
 static void *sleeps(void *unused)
@@ -389,8 +440,6 @@ int main(int count, char **words)
 		char *arguments[] = {"qemu-kvm", "stay", NULL};
 		file_of_fuse(folder, 0);
 		be_a_tenant();
-		puts("ready");
-		fflush(stdout);
 		execv("/proc/self/exe", arguments);
 		check(0, "execv");
 	} else if (strcmp(kind, "threads") == 0) {
