@@ -27,6 +27,8 @@ ip link set lo up
 depmod
 while read -r module; do modprobe "$module" || say "modprobe $module failed"; done \
     < /run/kvm-modules
+# An init system makes /dev/fuse before its module is loaded. Tests that need it look for it.
+modprobe --quiet fuse
 test -c /dev/kvm || say "/dev/kvm is missing"
 say "kernel $(uname -r), $(nproc) CPUs, up for $(cut -d' ' -f1 /proc/uptime) s, command begins"
 

@@ -47,7 +47,8 @@ def build_kernel(kernel: GuestKernel) -> Path:
         (directory / "release").write_text(release)
         shutil.rmtree(unpacked)
 
-    return made_once(f"kernel-{kernel.name}", [_RECIPE, repr(kernel)], make)
+    recipe = [_RECIPE, repr(kernel), *kernel.test_modules]
+    return made_once(f"kernel-{kernel.name}", recipe, make)
 
 
 def _newest_release(tree: AptTree, kernel: GuestKernel) -> str:
@@ -74,7 +75,7 @@ def _pick_modules(unpacked: Path, release: str, kernel: GuestKernel, target: Pat
     source = unpacked / "lib/modules" / release
     boot = load_order(unpacked, release, BOOT_MODULES[kernel.transport])
     copied = [copy_module(source, target / "tree", file) for file in boot]
-    for file in load_order(unpacked, release, kernel.kvm_modules):
+    for file in load_order(unpacked, release, kernel.kvm_modules + kernel.test_modules):
         copy_module(source, target / "tree", file)
     (target / "boot-order").write_text("".join(f"tree/{file}\n" for file in copied))
     (target / "kvm").write_text("".join(f"{name}\n" for name in kernel.kvm_modules))

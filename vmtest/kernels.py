@@ -8,7 +8,7 @@ of vmtest derives from that. Must not know how anything is downloaded, built or 
 import enum
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SELECTION_VARIABLE = "HVPROBE_KERNELS"
 
@@ -52,6 +52,8 @@ class GuestKernel:
     """Pattern that `uname -r` matches completely; the newest match in the suite is taken."""
     kvm_modules: tuple[str, ...]
     """Modules that make /dev/kvm appear; empty where KVM is built in."""
+    test_modules: tuple[str, ...] = field(default=(), repr=False)
+    """Modules that its tests need besides; empty where they are built in or no test needs them."""
     transport: Transport = field(default=Transport.P9, repr=False)
     only_by_name: bool = field(default=False, repr=False)
     """Whether `all` leaves it out. It then runs where HVPROBE_KERNELS names it."""
@@ -112,7 +114,10 @@ KERNELS: tuple[GuestKernel, ...] = (
         only_by_name=True,
     ),
     _line("7.2", _X86, Suite.SID, Suite.SID, r"7\.2\.[0-9.]+\+deb\d+-amd64", _AMD),
-    _line("6.1-arm64", _ARM, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-arm64", ()),
+    replace(
+        _line("6.1-arm64", _ARM, Suite.BOOKWORM, Suite.BOOKWORM, r"6\.1\.[0-9.]+-\d+-arm64", ()),
+        test_modules=("fuse",),
+    ),
     # Its QEMU holds the statistics of its vCPUs open, which that of 6.1-arm64 does not.
     _line(
         "6.12-arm64",
