@@ -9,6 +9,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,10 @@ def test_vcpus_move_while_cpus_go_and_come_back(
     files = {} if opened_on == "the first CPU" else {CPUS_ONLINE: f"{hotplugged[-1]}\n"}
     sys_root = sysfs_with(tmp_path / "sys", files) if files else SYS
     arguments = ("--vcpus", "4", "--userspace-exits", str(EXITS), "--step")
-    with Session(sys_root=sys_root) as session, KvmLoad(kvmload, *arguments) as load:
-        session.need([KVM_EXIT])
+    with ExitStack() as stack:
+        session = stack.enter_context(Session(sys_root=sys_root))
+        session.need([KVM_EXIT])  # before the load makes its first exit
+        load = stack.enter_context(KvmLoad(kvmload, *arguments))
         load.finish_counted_part()
         everywhere = os.sched_getaffinity(0)
         made = EXITS
