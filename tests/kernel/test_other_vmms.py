@@ -90,8 +90,9 @@ def running(
     for vmm in VMMS:
         program = folder / PROGRAMS.get(vmm.comm, vmm.comm)
         shutil.copy(kvmload, program)
-        options = ("--userspace-exits", "1009", "--threads", vmm.threads, "--tenant")
-        started[vmm.name] = KvmLoad(program, *vmm.arguments, options=options)
+        # A halted guest: its thread stays in KVM_RUN, which proves it to who comes later, too.
+        options = ("--userspace-exits", "1009", "--then", "halt", "--threads", vmm.threads)
+        started[vmm.name] = KvmLoad(program, *vmm.arguments, options=(*options, "--tenant"))
     for process in started.values():
         assert isinstance(process, KvmLoad)
         process.finish_counted_part()
