@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from vmtest.by_name import names_in, row_named
+
 SELECTION_VARIABLE = "HVPROBE_KERNELS"
 
 
@@ -131,17 +133,9 @@ KERNELS: tuple[GuestKernel, ...] = (
 )
 
 
-class UnknownKernelError(Exception):
-    """A kernel was asked for that the table does not hold."""
-
-
 def kernel_named(name: str) -> GuestKernel:
-    """The table's line of that name."""
-    for kernel in KERNELS:
-        if kernel.name == name:
-            return kernel
-    known = ", ".join(kernel.name for kernel in KERNELS)
-    raise UnknownKernelError(f"no guest kernel is called {name!r}: take one of {known}")
+    """The table's line of that name. Raises UnknownNameError."""
+    return row_named(KERNELS, name, what="guest kernel")
 
 
 def selected(environ: Mapping[str, str] = os.environ) -> tuple[GuestKernel, ...]:
@@ -149,8 +143,8 @@ def selected(environ: Mapping[str, str] = os.environ) -> tuple[GuestKernel, ...]
 
     `all` means each that need not be named, and so does an unset variable.
     """
-    names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
-    named = [kernel_named(name) for name in names if name and name != "all"]
+    names = names_in(SELECTION_VARIABLE, environ)
+    named = [kernel_named(name) for name in names if name != "all"]
     if named and "all" not in names:
         return tuple(named)
     return tuple(kernel for kernel in KERNELS if not kernel.only_by_name or kernel in named)

@@ -13,6 +13,8 @@ from dataclasses import replace
 from vmtest.kernels import Architecture, GuestKernel, Suite, Transport, kernel_named
 from vmtest.platform_model import ABSENT, Boot, Expected, Platform, Pod, Variant
 
+SELECTION_VARIABLE = "HVPROBE_PLATFORMS"
+"""Names of boots, separated by commas, or ``all``; unset: none, because each takes minutes."""
 BOOT_VARIABLE = "HVPROBE_PLATFORM_BOOT"
 """In a guest: the name of its boot."""
 SELINUX_POLICY = "selinux-policy"
@@ -311,4 +313,5 @@ SELINUX = Boot(
     ),
 )
 
+WHAT = "boot of platforms"
 BOOTS = (MODULES, SELINUX, UNTRACEABLE, INTEGRITY, CONFIDENTIALITY, MISSING, CLOUD)

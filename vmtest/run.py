@@ -14,8 +14,9 @@ from pathlib import Path
 
 from vmtest.apt import BuildError
 from vmtest.build import BuiltGuest, build
+from vmtest.by_name import UnknownNameError
 from vmtest.cache import say
-from vmtest.kernels import KERNELS, UnknownKernelError, kernel_named
+from vmtest.kernels import KERNELS, kernel_named
 from vmtest.programs import build_programs
 from vmtest.results import RESULTS, results_of
 from vmtest.vm import CONSOLE, boot, unavailable
@@ -32,7 +33,7 @@ def main() -> int:
         if missing:
             raise BuildError(missing)
         guest = replace(build(kernel), smp=arguments.smp)
-    except (BuildError, UnknownKernelError) as err:
+    except (BuildError, UnknownNameError) as err:
         say(str(err))
         return 2
     if arguments.build_only:

@@ -16,13 +16,16 @@ import yaml
 
 from tests.support.required import require
 from vmtest.build import BUILD_S, BuiltGuest, build
-from vmtest.platform_choice import selected_boots
+from vmtest.by_name import rows_in
 from vmtest.platform_model import Boot, Variant
 from vmtest.platforms import (
     BOOT_VARIABLE,
+    BOOTS,
     EXTRA_PACKAGES,
     LONE_PACKAGES,
+    SELECTION_VARIABLE,
     SELINUX_POLICY,
+    WHAT,
 )
 from vmtest.programs import build_programs
 from vmtest.results import results_of
@@ -75,7 +78,9 @@ def environment(chosen: Boot) -> dict[str, str]:
 
 
 @pytest.mark.timeout(DEADLINE_S + 2 * BUILD_S)
-@pytest.mark.parametrize("chosen", selected_boots(), ids=lambda chosen: chosen.name)
+@pytest.mark.parametrize(
+    "chosen", rows_in(SELECTION_VARIABLE, BOOTS, what=WHAT), ids=lambda chosen: chosen.name
+)
 def test_boot(chosen: Boot) -> None:
     """Every platform of the boot is as its row says, for each variant of the agent."""
     require("guests", unavailable(chosen.kernel.architecture))

@@ -8,7 +8,6 @@ sets it, because a guest takes minutes. What it leaves stays in build/test-kerne
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.support.kernel_preemption import EXPECTED_VARIABLE, FULL, REAL_TIME
 from tests.support.required import require
 from vmtest.build import BUILD_S, BuiltGuest, build
+from vmtest.by_name import rows_in
 from vmtest.in_guest import DEADLINE_S, PYTEST, SELF_CHECK, environment, verdict
 from vmtest.kernels import GuestKernel, kernel_named
 from vmtest.programs import build_programs
@@ -66,20 +66,6 @@ GUESTS = (
 )
 
 
-def selected(environ: Mapping[str, str] = os.environ) -> list[Guest]:
-    """The guests that HVPROBE_PREEMPTION names; none when it is unset."""
-    names = [name.strip() for name in environ.get(SELECTION_VARIABLE, "").split(",")]
-    by_name = {guest.name: guest for guest in GUESTS}
-    if "all" in names:
-        return [*GUESTS]
-    unknown = [name for name in names if name and name not in by_name]
-    if unknown:
-        raise ValueError(
-            f"{SELECTION_VARIABLE} names no guest {unknown[0]!r}: take one of {', '.join(by_name)}"
-        )
-    return [by_name[name] for name in names if name]
-
-
 def built(guest: Guest) -> BuiltGuest:
     """The guest's parts, with other users of BPF in its root."""
     kernel = guest.kernel
@@ -88,7 +74,11 @@ def built(guest: Guest) -> BuiltGuest:
 
 
 @pytest.mark.timeout(DEADLINE_S + 2 * BUILD_S)
-@pytest.mark.parametrize("guest", selected(), ids=lambda guest: guest.name)
+@pytest.mark.parametrize(
+    "guest",
+    rows_in(SELECTION_VARIABLE, GUESTS, what="guest of preemption"),
+    ids=lambda guest: guest.name,
+)
 def test_preemption(guest: Guest) -> None:
     """Counts are exact or what is missed is counted, beside maps' users, bpftrace, BCC, hvprobe."""
     require("guests", unavailable(guest.kernel.architecture))

@@ -11,11 +11,12 @@ from tests.support.required import require
 from vmtest import boot_history
 from vmtest.apt import BuildError
 from vmtest.build import BUILD_S, BuiltGuest, build, write_initramfs
+from vmtest.by_name import UnknownNameError
 from vmtest.cache import CACHE_VARIABLE, cache_directory, made_once
 from vmtest.choice import choice, deadline_s
 from vmtest.in_guest import DEADLINE_S
 from vmtest.initramfs import load_order
-from vmtest.kernels import UnknownKernelError, kernel_named, selected
+from vmtest.kernels import kernel_named, selected
 from vmtest.results import results_of
 from vmtest.vm import boot, cpus_accepted, unavailable
 
@@ -196,7 +197,7 @@ def test_kernels_are_selected_by_name() -> None:
     assert [kernel.name for kernel in selected({"HVPROBE_KERNELS": "6.12-rt"})] == ["6.12-rt"]
     by_name = kernel_named("6.12-arm64")
     assert selected({"HVPROBE_KERNELS": "all,6.12-arm64"}) == (*everything, by_name)
-    with pytest.raises(UnknownKernelError, match=r"'4\.4'.*6\.1"):
+    with pytest.raises(UnknownNameError, match=r"'4\.4'.*6\.1"):
         selected({"HVPROBE_KERNELS": "4.4"})
 
 

@@ -14,9 +14,9 @@ import pytest
 from tests.support.image_container import Container
 from tests.support.kernel_world import wait_for
 from tests.support.platform_guest import Stage, agent
-from vmtest.platform_choice import boot_named
+from vmtest.by_name import row_named
 from vmtest.platform_model import ABSENT, Expected, Platform, Variant
-from vmtest.platforms import BOOT_VARIABLE
+from vmtest.platforms import BOOT_VARIABLE, BOOTS, WHAT
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ REFRESHES = 4
 _BOOT = os.environ.get(BOOT_VARIABLE)
 CASES = [
     pytest.param(platform, variant, id=f"{platform.name}-{variant.value}")
-    for platform in (boot_named(_BOOT).platforms if _BOOT else ())
+    for platform in (row_named(BOOTS, _BOOT, what=WHAT).platforms if _BOOT else ())
     for variant in platform.expected
 ]
 

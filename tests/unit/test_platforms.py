@@ -7,21 +7,25 @@ from pathlib import Path
 import pytest
 
 from vmtest import platform_matrix
-from vmtest.platform_choice import UnknownBootError, selected_boots
+from vmtest.by_name import UnknownNameError, rows_in
 from vmtest.platform_model import Boot, Platform, Variant
-from vmtest.platforms import BOOTS
+from vmtest.platforms import BOOTS, SELECTION_VARIABLE, WHAT
 
 ROWS = [(boot, platform) for boot in BOOTS for platform in boot.platforms]
 
 
 def test_boots_are_selected_by_name() -> None:
     """No boot runs beside all other tests. The error for an unknown name lists the known ones."""
-    assert selected_boots({}) == ()
-    assert selected_boots({"HVPROBE_PLATFORMS": "all"}) == BOOTS
-    chosen = selected_boots({"HVPROBE_PLATFORMS": " cloud, modules"})
+
+    def selected(named: dict[str, str]) -> tuple[Boot, ...]:
+        return rows_in(SELECTION_VARIABLE, BOOTS, what=WHAT, environ=named)
+
+    assert selected({}) == ()
+    assert selected({"HVPROBE_PLATFORMS": "all"}) == BOOTS
+    chosen = selected({"HVPROBE_PLATFORMS": " cloud, modules"})
     assert [boot.name for boot in chosen] == ["cloud", "modules"]
-    with pytest.raises(UnknownBootError, match=r"'windows'.*modules"):
-        selected_boots({"HVPROBE_PLATFORMS": "windows"})
+    with pytest.raises(UnknownNameError, match=r"'windows'.*modules"):
+        selected({"HVPROBE_PLATFORMS": "windows"})
 
 
 def test_names_are_unique() -> None:
