@@ -90,7 +90,7 @@ class SkippedRuns:
 
 
 def _start_of(path: str) -> bytes:
-    """Return the start of a file. A refresh reads a dozen; a text file would take twice as long."""
+    """Return the start of a file, without a text file around it: each refresh reads a dozen."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, _FDINFO_BYTES)

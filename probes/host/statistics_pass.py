@@ -62,8 +62,7 @@ class StatisticsPass(threading.Thread):
             self._ended.set()
 
     def _read(self) -> None:
-        # One loop without calls and attributes that can be spared: with a thousand VMs, whose
-        # objects are in no cache of the CPU, they take as long as half of the system calls.
+        # One loop, without calls and attributes that can be spared: it runs for every VM.
         monotonic, read_each, until = time.monotonic, self._files.read_each, self._until
         readings, unread = self.found.readings, self.found.unread
         for index, (tgid, pidfd, listing, span) in enumerate(self._todo):
