@@ -43,6 +43,7 @@ class Command(IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_BATCH = 24
     LINK_CREATE = 28
+    ITER_CREATE = 33
 
 
 class Update(IntEnum):
@@ -64,6 +65,8 @@ _PERF_EVENT_IOC_SET_BPF = 0x40042408
 _PERF_TYPE_TRACEPOINT = 2
 TRACE_KPROBE_MULTI = 42
 """BPF_TRACE_KPROBE_MULTI (``enum bpf_attach_type``)."""
+_TRACE_ITER = 28
+"""BPF_TRACE_ITER (``enum bpf_attach_type``)."""
 
 
 def bpf(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
@@ -143,6 +146,30 @@ def missed_by_kprobe_link(link_fd: int) -> int:
     bpf(Command.OBJ_GET_INFO_BY_FD, _packed("=IIQ", link_fd, len(info), ctypes.addressof(info)))
     # struct bpf_link_info: type, id, prog_id; then addrs, count, flags, missed of kprobe_multi
     return int(struct.unpack_from("=IIIIQIIQ", info)[-1])
+
+
+def open_iterator(program_fd: int, map_fd: int) -> int:
+    """Make a link by which a program can be run for each element of a map.
+
+    The program's function must be named bpf_iter__bpf_map_elem. Since Linux a5cbe05a6673 ("bpf:
+    Implement bpf iterator for map elements") (v5.9).
+    """
+    info = _packed("=I", map_fd)  # union bpf_iter_link_info
+    # prog_fd, target_fd, attach_type, flags; then iter_info and its length
+    fields = (program_fd, 0, _TRACE_ITER, 0, ctypes.addressof(info), len(info))
+    return bpf(Command.LINK_CREATE, _packed("=IIIIQI", *fields))
+
+
+def run_iterator(link_fd: int, size: int) -> bytes:
+    """Run an iterator's program once for each element; return what it writes, up to this size.
+
+    The program is not run for further elements once it has written so much.
+    """
+    run = bpf(Command.ITER_CREATE, _packed("=II", link_fd, 0))
+    try:
+        return os.read(run, size)
+    finally:
+        os.close(run)
 
 
 def open_tracepoint(event_id: int, program_fd: int, *, cpu: int) -> int:

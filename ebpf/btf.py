@@ -9,10 +9,10 @@ import re
 import struct
 from pathlib import Path
 
-_HEADER = struct.Struct("<HBBIIIII")
+HEADER = struct.Struct("<HBBIIIII")
 """``struct btf_header``: magic, version, flags, its size, then offset and size of types and of
 strings, counted from its end. Both machines that hvprobe knows are little-endian."""
-_MAGIC = 0xEB9F
+MAGIC = 0xEB9F
 _MISSED = (b"addrs", b"count", b"flags", b"missed")
 """The first members of ``kprobe_multi`` in ``struct bpf_link_info``, in order.
 
@@ -62,8 +62,8 @@ def raw_tracepoints_are_exact(sys_root: Path) -> bool:
 
 def _strings(btf: bytes) -> bytes:
     """Return the names that a kernel's types use; nothing if this is no BTF."""
-    magic, _, _, header_bytes, _, _, at, length = _HEADER.unpack_from(btf)
-    return btf[header_bytes + at :][:length] if magic == _MAGIC else b""
+    magic, _, _, header_bytes, _, _, at, length = HEADER.unpack_from(btf)
+    return btf[header_bytes + at :][:length] if magic == MAGIC else b""
 
 
 def _lists(strings: bytes, name: bytes) -> bool:
@@ -78,9 +78,9 @@ def _has_consecutive_members(btf: bytes, names: tuple[bytes, ...]) -> bool:
     second.
     """
     magic, _, _, header_bytes, types_at, types_bytes, strings_at, strings_bytes = (
-        _HEADER.unpack_from(btf)
+        HEADER.unpack_from(btf)
     )
-    if magic != _MAGIC:
+    if magic != MAGIC:
         return False
     types, strings = header_bytes + types_at, header_bytes + strings_at
     members = []

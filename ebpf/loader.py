@@ -17,24 +17,39 @@ import importlib
 import os
 import signal
 import socket
+import struct
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 from ebpf.bpf_syscall import TRACE_KPROBE_MULTI
 from ebpf.errors import BpfUnavailableError
 from ebpf.hooks import KPROBE_MULTI
-from ebpf.loader_protocol import Failure, Loaded, Request
+from ebpf.kernel_types import KernelTypes
+from ebpf.loader_protocol import ITERATOR, Failure, KernelParts, Loaded, Request
 
 _PR_SET_PDEATHSIG = 1
 _KINDS = {
+    ITERATOR: "TRACING",
     "kprobe": "KPROBE",
     KPROBE_MULTI: "KPROBE",
     "raw_tracepoint": "RAW_TRACEPOINT",
     "tracepoint": "TRACEPOINT",
 }
 _ATTACH_TYPES = {KPROBE_MULTI: {"attach_type": TRACE_KPROBE_MULTI}}
-"""For some kinds, how the library is asked to tell the kernel what the program is attached to."""
+"""For some kinds, how the library is asked to tell the kernel what the program is attached to.
+
+Of an iterator it finds that by the name of the function, which begins with bpf_iter__.
+"""
+_INSTRUCTION = struct.Struct("<BBhi")
+"""``struct bpf_insn``: code, registers, offset, immediate value."""
+_CALL = 0x85
+"""BPF_JMP | BPF_CALL; the immediate value is the number of a helper."""
+_OF_THE_KERNEL = 2 << 4
+"""BPF_PSEUDO_KFUNC_CALL as the source register: the immediate value is the number of a type."""
+_FIRST_NUMBER = 0x7FFF0000
+"""Stands for the first function of the kernel. No helper has such a number."""
 
 
 def main(socket_fd: int, parent: int) -> None:
@@ -62,7 +77,9 @@ def load(request: Request) -> Loaded:
     text = "".join(
         f'#line 1 "{name}"\n{source.joinpath(name).read_text()}\n' for name in request.files
     )
-    bpf = bcc.BPF(text=text.encode(), cflags=[f"-I{source}", *request.flags])
+    flags, calls = _kernel_flags(request.kernel)
+    cflags = [f"-I{source}", *request.flags, *flags]
+    bpf = bcc.BPF(text=text.encode(), cflags=cflags)
     loaded = Loaded(bcc_version=str(bcc.__version__))
     for name in request.maps:
         loaded.maps[name] = int(bpf.get_table(name.encode()).map_fd)
@@ -70,6 +87,7 @@ def load(request: Request) -> Loaded:
         # The library keeps one program per function, so it has to forget the previous one.
         bpf.funcs.pop(program.encode(), None)
         _empty_stderr()
+        _put_kernel_calls(bcc.lib, bpf.module, program.encode(), calls)
         try:
             function = bpf.load_func(
                 program.encode(), getattr(bcc.BPF, _KINDS[kind]), **_ATTACH_TYPES.get(kind, {})
@@ -79,6 +97,46 @@ def load(request: Request) -> Loaded:
         else:
             loaded.programs[program, kind] = int(function.fd)
     return loaded
+
+
+def _kernel_flags(needed: KernelParts) -> tuple[list[str], Mapping[int, int]]:
+    """Find what a text needs of the kernel's types.
+
+    Returns compiler flags, and the types of functions by the numbers that stand for them in the
+    text. Raises BpfUnavailableError when the kernel lacks something.
+    """
+    if not needed.members and not needed.functions:
+        return [], {}
+    try:
+        types = KernelTypes(module=needed.module)
+        flags = [
+            f"-D{each.macro}={types.offset_of(each.structure, each.path)}"
+            for each in needed.members
+        ]
+        functions = dict(enumerate(needed.functions, _FIRST_NUMBER))
+        flags += [f"-D{each.macro}={number}" for number, each in functions.items()]
+        return flags, {number: types.function(each.name) for number, each in functions.items()}
+    except LookupError as err:
+        raise BpfUnavailableError(str(err.args[0])) from err
+
+
+def _put_kernel_calls(
+    lib: Any,  # noqa: ANN401 - bcc has no types
+    module: object,
+    program: bytes,
+    calls: Mapping[int, int],
+) -> None:
+    """Make a compiled program's calls of numbers calls of these functions of the kernel.
+
+    The library knows only calls of helpers.
+    """
+    size = int(lib.bpf_function_size(module, program)) if calls else 0
+    begin = ctypes.cast(lib.bpf_function_start(module, program), ctypes.c_void_p).value or 0
+    for at in range(begin, begin + size, _INSTRUCTION.size):
+        place = (ctypes.c_char * _INSTRUCTION.size).from_address(at)
+        code, _, offset, number = _INSTRUCTION.unpack(place.raw)
+        if code == _CALL and number in calls:
+            place.raw = _INSTRUCTION.pack(code, _OF_THE_KERNEL, offset, calls[number])
 
 
 def load_bcc() -> Any:  # noqa: ANN401 - bcc has no types

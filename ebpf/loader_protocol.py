@@ -8,14 +8,43 @@ import json
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Self
+from dataclasses import asdict, astuple, dataclass, field
+from typing import NamedTuple, Self
 
 _MESSAGE_BYTES = 1 << 16
 _DESCRIPTORS = 64
 
 Loadable = tuple[str, str]
-"""A function of the text, and the kind of program (hooks.Backend) to load it as."""
+"""A function of the text, and the kind of program to load it as: hooks.Backend, or ITERATOR."""
+ITERATOR = "iterator"
+"""The kind of a program that the kernel runs for each element of something, when it is asked to."""
+
+
+class Member(NamedTuple):
+    """A member of a structure of the kernel, whose offset the text has to know."""
+
+    macro: str
+    """What the text calls the offset."""
+    structure: str
+    path: str
+    """Name of the member, or of a member of a member (``a.b``)."""
+
+
+class KernelFunction(NamedTuple):
+    """A function of the kernel that the text calls."""
+
+    macro: str
+    """What the text calls the number that stands for the function until the program is loaded."""
+    name: str
+
+
+class KernelParts(NamedTuple):
+    """What the text needs of the kernel's own types."""
+
+    members: Sequence[Member] = ()
+    functions: Sequence[KernelFunction] = ()
+    module: str | None = None
+    """The module that may have the structures of the members; else vmlinux has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +57,11 @@ class Request:
     """Compiler flags."""
     maps: Sequence[str]
     programs: Sequence[Loadable]
+    kernel: KernelParts = field(default_factory=KernelParts)
 
     def send(self, peer: socket.socket) -> None:
         """Send the request. Raises OSError when the peer has gone."""
-        peer.send(
-            json.dumps([[*self.files], [*self.flags], [*self.maps], [*self.programs]]).encode()
-        )
+        peer.send(json.dumps(astuple(self)).encode())
 
     @classmethod
     def received(cls, peer: socket.socket) -> Self:
@@ -41,9 +69,18 @@ class Request:
 
         Raises OSError when reading fails, ValueError when the peer sent no request.
         """
-        files, flags, maps, programs = json.loads(peer.recv(_MESSAGE_BYTES))
+        files, flags, maps, programs, kernel = json.loads(peer.recv(_MESSAGE_BYTES))
+        members, functions, module = kernel
         return cls(
-            files=files, flags=flags, maps=maps, programs=[(name, kind) for name, kind in programs]
+            files=files,
+            flags=flags,
+            maps=maps,
+            programs=[(name, kind) for name, kind in programs],
+            kernel=KernelParts(
+                members=[Member(*each) for each in members],
+                functions=[KernelFunction(*each) for each in functions],
+                module=module,
+            ),
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from ebpf.bpf_syscall import (
     bpf_exists,
     bpf_is_refused,
+    open_iterator,
     open_kprobe,
     open_kprobe_link,
     open_raw_tracepoint,
@@ -27,7 +28,14 @@ from ebpf.bpf_syscall import (
 from ebpf.confinement import CONFIDENTIALITY
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
-from ebpf.loader_protocol import Failure, Loadable, Loaded, Request
+from ebpf.loader_protocol import (
+    ITERATOR,
+    Failure,
+    KernelParts,
+    Loadable,
+    Loaded,
+    Request,
+)
 from ebpf.privileges import Privileges
 from ebpf.skipped_runs import SkippedRuns
 from ebpf.tracefs import Tracefs
@@ -66,6 +74,7 @@ class Programs:
         loadable: Iterable[Loadable],
         sys_root: Path,
         proc_root: Path = Path("/proc"),
+        kernel: KernelParts = KernelParts(),  # noqa: B008 - a tuple
     ) -> None:
         """Compile package files, joined in the given order, with compiler flags.
 
@@ -77,8 +86,9 @@ class Programs:
         self._privileges = Privileges(proc_root=proc_root, sys_root=sys_root)
         self._tracefs = Tracefs(sys_root)
         self._held: dict[AttachPoint, tuple[int, Loadable]] = {}
+        programs = [*dict.fromkeys(loadable)]
         self._loaded = _load(
-            Request(files=files, flags=flags, maps=maps, programs=[*dict.fromkeys(loadable)])
+            Request(files=files, flags=flags, maps=maps, programs=programs, kernel=kernel)
         )
         if self._loaded.error is not None:
             failure = self._loaded.error
@@ -93,6 +103,20 @@ class Programs:
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map by its name in the text; it stays owned by this object."""
         return self._loaded.maps[name]
+
+    def iterate(self, program: str, map_name: str) -> int:
+        """Return a link that runs an iterator for each element of a map; it is the caller's.
+
+        Raises BpfUnavailableError when the kernel refuses.
+        """
+        fd = self._loaded.programs.get((program, ITERATOR))
+        if fd is None:
+            failure = self._loaded.failures[program, ITERATOR]
+            raise BpfUnavailableError(self._why_unavailable(failure), refused=_is_refused(failure))
+        try:
+            return open_iterator(fd, self._loaded.maps[map_name])
+        except OSError as err:
+            raise BpfUnavailableError(f"the kernel refuses an iterator: {err}") from err
 
     def attach(self, point: AttachPoint, program: str) -> None:
         """Attach a program at one point. Raises AttachError when that fails."""

@@ -15,9 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ebpf.errors import BpfUnavailableError
-from ebpf.privileges import in_initial_pid_namespace
-from ebpf.session import Session
 from probes.command.admission import gate_of
 from probes.command.deadline import (
     REFRESH_DEADLINE_S,
@@ -27,6 +24,7 @@ from probes.command.deadline import (
 )
 from probes.command.event_feed import EventFeed
 from probes.command.examine import examine, features
+from probes.command.sessions import open_sessions
 from probes.command.settings import AgentSettings, LiveSettings, NodeSettings, SnapshotSettings
 from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
@@ -51,11 +49,6 @@ log = logging.getLogger(__name__)
 
 FIRST_LIST_WAIT_S = 5.0
 """How long commands that refresh only once wait for the first list of VMIs."""
-WITHOUT_BPF = (
-    "no BPF: VMs on KVM are verified only by what /proc shows, emulated ones are inferred, "
-    "and only KVM's statistics count exits"
-)
-"""What is left without any hook."""
 _COLLECTED_AFTER = 50_000
 """How many more objects than before have to exist until the cycle collector examines them."""
 
@@ -66,21 +59,28 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
 
     Probes that cannot be attached are left out. All are detached at the end.
     """
-    session: Session | None = None
     _raise_descriptor_limit()
-    processes = Host(proc_root=settings.proc_root, vcpu_statistics=settings.reads_vcpu_statistics)
-    # This comes first, because the API server answers while the BPF programs are compiled.
-    watch = _open_watch(settings)
-    try:
-        session, error = _open_session(settings)
+    with contextlib.ExitStack() as opened:
+        # This comes first, because the API server answers while the BPF programs are compiled.
+        watch = _open_watch(settings)
+        if watch is not None:
+            opened.callback(watch.stop)
+        sessions = open_sessions(settings)
+        opened.callback(sessions.close)
+        processes = Host(
+            proc_root=settings.proc_root,
+            vcpu_statistics=settings.reads_vcpu_statistics,
+            memory=sessions.statistics,
+        )
+        opened.callback(processes.close)
         if watch is not None and settings.refreshes_once:
             _wait_for_names(watch)
         yield NodeCollector(
             node=settings.node,
             version=settings.version,
-            ledger=session,
-            ledger_error=str(error) if error else None,
-            ledger_refused=error is not None and error.refused,
+            ledger=sessions.ledger,
+            ledger_error=str(sessions.error) if sessions.error else None,
+            ledger_refused=sessions.error is not None and sessions.error.refused,
             host=HostEdges(
                 processes=processes,
                 virtualization=Accelerators(
@@ -95,19 +95,13 @@ def observing(settings: NodeSettings) -> Iterator[NodeCollector]:
             ),
             vmis=watch,
         )
-    finally:
-        if watch is not None:
-            watch.stop()
-        if session is not None:
-            session.close()
-        processes.close()
 
 
 def _raise_descriptor_limit() -> None:
     """Allow as many open descriptors as this process may have.
 
-    Two are kept of each VM (probes.host.statistics_listing), and many systems permit only 1024
-    unless a process asks for more.
+    Up to two are kept of each VM (probes.host.statistics_listing), and many systems permit only
+    1024 unless a process asks for more.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
@@ -144,36 +138,6 @@ def _cluster(settings: NodeSettings) -> InCluster | Kubeconfig | None:
 def _wait_for_names(watch: "VmiWatch") -> None:
     if not watch.wait_synced(FIRST_LIST_WAIT_S):
         log.warning("no VMI names after %g s: %s", FIRST_LIST_WAIT_S, watch_error(watch.status()))
-
-
-def _open_session(
-    settings: NodeSettings,
-) -> tuple[Session | None, BpfUnavailableError | None]:
-    try:
-        if not in_initial_pid_namespace():
-            raise BpfUnavailableError(
-                "hvprobe runs in a PID namespace of its own, in which the kernel's process IDs are "
-                "meaningless: give the pod hostPID: true"
-            )
-        session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
-    except BpfUnavailableError as err:
-        log.warning("%s: %s", WITHOUT_BPF, err)
-        return None, err
-    _log_size(session)
-    for status in session.hooks:
-        if not status.attached and not status.unneeded:
-            log.info("hook %s is not attached: %s", status.hook.name, status.reason)
-    return session, None
-
-
-def _log_size(session: Session) -> None:
-    """Log how much memory the ledger takes, which grows with the node's CPUs."""
-    log.info(
-        "ledger: room for %d processes on up to %d CPUs, %.1f MiB of kernel memory",
-        session.capacity,
-        session.cpus,
-        session.memory_bytes / (1 << 20),
-    )
 
 
 def run_agent(settings: AgentSettings) -> None:

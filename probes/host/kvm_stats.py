@@ -83,6 +83,8 @@ class Layout:
 
     statistics: Mapping[str, Statistic]
     """Statistics by name."""
+    data: int
+    """Where the values begin in the file."""
 
     def value(self, raw: bytes, name: str) -> int | None:
         """Return the only value of a statistic; None: it is missing, or cut off."""
@@ -117,6 +119,7 @@ class Layout:
             offset=begin,
             size=end - begin,
             places=tuple((count.offset - begin) // _VALUE_BYTES for count in counts.values()),
+            data=self.data,
             measures=tuple(
                 Measure(name, count.unit, count.exponent, count.binary)
                 for name, count in counts.items()
@@ -143,6 +146,16 @@ class Span(NamedTuple):
     """Index of each wanted value among the numbers of the span."""
     measures: tuple[Measure, ...]
     """The wanted values that this kernel has, the required ones first."""
+    data: int
+    """Where all values begin in the file."""
+
+    @property
+    def data_offsets(self) -> list[int]:
+        """Offset of each wanted value from the first value of the file, in bytes.
+
+        The values are a copy of KVM's own structure: kvm_stats_read (virt/kvm/binary_stats.c).
+        """
+        return [self.offset - self.data + place * _VALUE_BYTES for place in self.places]
 
     def counts(self, parts: Sequence[bytes]) -> tuple[tuple[int, ...], ...] | None:
         """Return the wanted values of each file, by the part that was read of it.
@@ -226,7 +239,7 @@ def layout_of(raw: bytes) -> Layout | None:
             found[text] = _statistic(flags, exponent, values, data + offset)
     except (struct.error, UnicodeDecodeError):
         return None
-    return Layout(statistics=found)
+    return Layout(statistics=found, data=data)
 
 
 def _statistic(flags: int, exponent: int, values: int, offset: int) -> Statistic:

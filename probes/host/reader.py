@@ -22,6 +22,7 @@ from probes.host.process import Inspections, Scan, Unread, VmmId, VmmProcess
 from probes.host.process_folder import ProcessFolder
 from probes.host.process_reader import Machine, ProcessDraft
 from probes.host.read_queue import ReadQueue
+from probes.host.statistics_in_kernel import KernelMemory, StatisticsInKernel
 from probes.host.statistics_reader import StatisticsReader
 from probes.host.thread_tables import TableComparer
 from probes.host.vcpu_counts import STATISTICS
@@ -40,11 +41,18 @@ MANY_THREADS = 256
 class Host:
     """The processes of this node, read from a given /proc."""
 
-    def __init__(self, *, proc_root: Path = Path("/proc"), vcpu_statistics: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        proc_root: Path = Path("/proc"),
+        vcpu_statistics: bool = False,
+        memory: KernelMemory | None = None,
+    ) -> None:
         """Read the processes of proc_root.
 
         vcpu_statistics says whether more than the exits is wanted of KVM's statistics, and the CPU
-        time in guest code.
+        time in guest code. memory reads statistics in the kernel's memory and stays the caller's;
+        None: they are read through copies of descriptors.
         """
         self._proc = proc_root
         self._guest_times_wanted = vcpu_statistics
@@ -57,7 +65,11 @@ class Host:
         self._tables = TableComparer(self.machine, numbers_are_ours=self._own == os.getpid())
         self._reads = WatchedReads(proc_root)
         optional = STATISTICS if vcpu_statistics else ()
-        self._statistics = StatisticsReader(self._reads, optional=optional)
+        self._statistics = StatisticsReader(
+            self._reads,
+            optional=optional,
+            in_kernel=None if memory is None else StatisticsInKernel(memory),
+        )
         self._scan_queue = ReadQueue()
         self._inspect_queue = ReadQueue()
         self._threads: dict[int, int] = {}

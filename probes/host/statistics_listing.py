@@ -4,12 +4,14 @@
 Owns what is kept of a process between two readings, and how its descriptors are listed. Must not
 know when that is necessary, nor read the statistics.
 
-Of each process a pidfd is kept. It names the process for good, pins none of its memory, and answers
-ESRCH once the process has ended.
+Of a process whose descriptors are copied a pidfd is kept. It names the process for good, pins none
+of its memory, and answers ESRCH once the process has ended.
 """
 
 import contextlib
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +20,11 @@ from probes.host.process import VmmId
 from probes.host.process_folder import ProcessFolder
 from probes.host.process_reader import read_stat
 from probes.host.vcpu_statistics import MAX_VCPUS, is_vcpu, is_vcpu_statistics
+from probes.host.watched_reads import WatchedReads
 
 MAX_LINKS = 16_384
 """The most links that are read to list the descriptors of a process."""
+_OWNER = re.compile(rb"^Tgid:\t([0-9]+)$", re.MULTILINE)
 
 
 class ReadableProcess(NamedTuple):
@@ -30,9 +34,11 @@ class ReadableProcess(NamedTuple):
     """
 
     tgid: int
-    pidfd: int
+    pidfd: int | None
+    """None: it has to be listed again before a descriptor can be copied."""
     listing: StatisticsListing
     span: Span
+    start_ticks: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +46,8 @@ class KeptProcess:
     """What is kept of one process between two readings."""
 
     vmm: VmmId
-    pidfd: int
+    pidfd: int | None = None
+    """None: none of its descriptors is copied at present."""
     task: int | None = None
     """Descriptor of its ``task`` directory; None: it is not needed."""
     links: int = 0
@@ -59,7 +66,8 @@ class KeptProcess:
         """Return what a reading needs; None: its statistics cannot be read."""
         if self.listing is None or self.span is None:
             return None
-        return ReadableProcess(self.vmm.tgid, self.pidfd, self.listing, self.span)
+        tgid, start_ticks = self.vmm
+        return ReadableProcess(tgid, self.pidfd, self.listing, self.span, start_ticks)
 
     def threads_changed(self) -> bool:
         """Return whether its number of threads has changed since the descriptors were listed.
@@ -69,9 +77,24 @@ class KeptProcess:
         """
         return self.task is None or os.fstat(self.task).st_nlink != self.links
 
+    def open(self, folder: ProcessFolder) -> bool:
+        """Open a pidfd of exactly this process, unless it is open; return False if it has ended.
+
+        Raises OSError when no more descriptors can be opened.
+        """
+        if self.pidfd is None:
+            self.pidfd = _pidfd_of(self.vmm, folder)
+        return self.pidfd is not None
+
+    def release(self) -> None:
+        """Close the pidfd."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
     def close(self) -> None:
         """Close what is kept."""
-        os.close(self.pidfd)
+        self.release()
         if self.task is not None:
             os.close(self.task)
 
@@ -95,11 +118,7 @@ class KeptProcess:
         return changed
 
 
-def opened(vmm: VmmId, folder: ProcessFolder) -> KeptProcess | None:
-    """Open a pidfd of exactly this process; None: it has ended.
-
-    Raises OSError when no more descriptors can be opened.
-    """
+def _pidfd_of(vmm: VmmId, folder: ProcessFolder) -> int | None:
     if not _is(vmm, folder):
         return None
     folder.at("its pidfd")
@@ -112,7 +131,7 @@ def opened(vmm: VmmId, folder: ProcessFolder) -> KeptProcess | None:
         if not _is(vmm, folder):
             return None
         undo.pop_all()
-    return KeptProcess(vmm=vmm, pidfd=pidfd)
+    return pidfd
 
 
 def _is(vmm: VmmId, folder: ProcessFolder) -> bool:
@@ -143,3 +162,18 @@ def listing_of(folder: ProcessFolder) -> StatisticsListing:
     except OSError:
         return NO_STATISTICS
     return StatisticsListing(tuple(sorted(fds)), vcpus)
+
+
+def owners_of(
+    threads: Collection[int], reads: WatchedReads, *, until: float
+) -> Collection[int] | None:
+    """Return the processes of these threads that are alive; None: one could not be read in time."""
+    owners: set[int] = set()
+
+    def read(_: int, folder: ProcessFolder) -> None:
+        owner = _OWNER.search(folder.read("status") or b"")
+        if owner is not None:
+            owners.add(int(owner[1]))
+
+    alive = [number for number in threads if os.access(f"{reads.proc}/{number}", os.F_OK)]
+    return None if reads.run(alive, read, until=until) else owners

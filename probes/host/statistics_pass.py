@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: reads the statistics of one process after another, in a thread that its caller watches.
 
-Owns when a process has held up the thread for too long. A copy of a descriptor may wait for a
-process that wants it to (vcpu_statistics). Must not know which processes are wanted, nor what
-happens to a process that holds up the thread.
+Owns when a process has held up the thread for too long: the thread is left behind, and another one
+continues with the next process. A copy of a descriptor may wait for a process that wants it to
+(vcpu_statistics). Must not know which processes are wanted.
 """
 
 import errno
@@ -18,6 +18,8 @@ from probes.host.statistics_listing import ReadableProcess
 from probes.host.vcpu_statistics import StatisticsFiles
 from probes.host.watched_reads import OVERTIME_S, waits_for_processor
 
+MAX_STUCK = 64
+"""The most threads that are left behind at a time. With more, nothing is read."""
 PATIENCE_S = 0.3
 """How long one process may hold up a pass."""
 _POLL_S = 0.02
@@ -65,11 +67,14 @@ class StatisticsPass(threading.Thread):
         # One loop, without calls and attributes that can be spared: it runs for every VM.
         monotonic, read_each, until = time.monotonic, self._files.read_each, self._until
         readings, unread = self.found.readings, self.found.unread
-        for index, (tgid, pidfd, listing, span) in enumerate(self._todo):
+        for index, (tgid, pidfd, listing, span, _) in enumerate(self._todo):
             self.at = index
             if monotonic() >= until:
                 break
             counts, ended = None, False
+            if pidfd is None:
+                unread[tgid] = ended
+                continue
             try:
                 counts = span.counts(read_each(pidfd, listing.fds, span.size, span.offset))
             except OSError as err:
@@ -96,3 +101,34 @@ class StatisticsPass(threading.Thread):
             ):
                 return False
         return True
+
+
+class Passes:
+    """Reads processes in passes, and knows those that hold up a thread."""
+
+    def __init__(self, files: StatisticsFiles) -> None:
+        self._files = files
+        self._stuck: list[tuple[StatisticsPass, int]] = []
+        """The passes that were left behind, each with the process that it is at."""
+
+    def held(self) -> frozenset[int]:
+        """Return the processes that hold up a thread, which is still waiting for them."""
+        self._stuck = [(stuck, tgid) for stuck, tgid in self._stuck if stuck.is_alive()]
+        return frozenset(tgid for _, tgid in self._stuck)
+
+    def run(self, todo: Sequence[ReadableProcess], until: float) -> Found:
+        """Read these processes, and leave behind a thread that makes no progress."""
+        found = Found()
+        while todo and len(self._stuck) < MAX_STUCK:
+            turn = StatisticsPass(self._files, todo, until)
+            turn.start()
+            if turn.wait():
+                found.take(turn.found)
+                break
+            turn.given_up = True
+            tgid = todo[turn.at].tgid
+            found.take(turn.found)
+            found.unread[tgid] = False
+            self._stuck.append((turn, tgid))
+            todo = todo[turn.at + 1 :]
+        return found

@@ -4,9 +4,10 @@
 Owns when the descriptors of a process are listed again, and how long a reading may take. Must not
 judge: probes.judge.exit_counts makes totals of the readings.
 
-A reading is one pass over all processes by a thread that the caller watches (statistics_pass). A
-thread that makes no progress is left behind, another one continues with the next process, and the
-process is not read again until the thread has returned.
+Where the kernel permits it, all processes are read at once in its memory (statistics_in_kernel).
+The others are read in a pass by a thread that the caller watches (statistics_pass). A thread that
+makes no progress is left behind, another one continues with the next process, and the process is
+not read this way again until the thread has returned.
 
 The descriptors of a process are listed again when a read fails, when the ledger shows new vCPUs,
 once more when a listing shows a new vCPU without statistics, and, where no hook sees vCPUs, when
@@ -15,8 +16,6 @@ are new; where they may be incomplete, the number of threads of each process doe
 late is not lost: KVM counts a vCPU's exits from its first one.
 """
 
-import os
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -31,8 +30,9 @@ from probes.host.kvm_stats import (
 )
 from probes.host.process import Unread, VmmId
 from probes.host.process_folder import ProcessFolder
-from probes.host.statistics_listing import KeptProcess, ReadableProcess, opened
-from probes.host.statistics_pass import Found, StatisticsPass
+from probes.host.statistics_in_kernel import StatisticsInKernel
+from probes.host.statistics_listing import KeptProcess, ReadableProcess, owners_of
+from probes.host.statistics_pass import Found, Passes
 from probes.host.vcpu_statistics import StatisticsFiles
 from probes.host.watched_reads import WatchedReads
 
@@ -48,11 +48,8 @@ QEMU's worker threads come and go as well.
 MAX_NEW_THREADS = 64
 """The most new threads whose processes are looked for. With more, the threads of every process are
 counted, which then takes less time."""
-MAX_STUCK = 64
-"""The most threads that are left behind at a time. With more, nothing is read."""
 MAX_KEPT = 65_536
 """The most processes of which descriptors are kept."""
-_OWNER = re.compile(rb"^Tgid:\t([0-9]+)$", re.MULTILINE)
 _LAYOUTS = 16
 """The most layouts that are remembered; a kernel has one."""
 
@@ -60,15 +57,26 @@ _LAYOUTS = 16
 class StatisticsReader:
     """Reads the wanted counts of processes. Not for use by two threads at once."""
 
-    def __init__(self, reads: WatchedReads, *, optional: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        reads: WatchedReads,
+        *,
+        optional: tuple[str, ...] = (),
+        in_kernel: StatisticsInKernel | None = None,
+    ) -> None:
         """Read the exits, and of the optional statistics those that this kernel has.
 
-        reads lists the descriptors of processes.
+        reads lists the descriptors of processes. in_kernel reads in the kernel's memory; None: that
+        is impossible.
         """
         self._reads = reads
+        self._in_kernel = in_kernel
         self._optional = optional
         self._files = StatisticsFiles()
+        self._passes = Passes(self._files)
         self._kept: dict[int, KeptProcess] = {}
+        self._open: set[int] = set()
+        """Tgids of those of which a pidfd is open."""
         self._readable: list[ReadableProcess] | None = None
         """Those of them whose statistics can be read; None: that has changed."""
         self._spans: dict[bytes, Span | None] = {}
@@ -78,8 +86,6 @@ class StatisticsReader:
         """What of it has needed no listing since."""
         self._unread: frozenset[int] = frozenset()
         """Tgids for which the last reading had no time. They come first in the next one."""
-        self._stuck: list[tuple[StatisticsPass, int]] = []
-        """The passes that were left behind, each with the process that it is at."""
 
     def read(
         self, wanted: Sequence[tuple[VmmId, int]], *, new_threads: Collection[int] | None
@@ -91,23 +97,24 @@ class StatisticsReader:
         vCPU; None: they are unknown. It is empty where the ledger sees new vCPUs. A process that
         has ended is left out of the result.
         """
-        self._stuck = [(stuck, tgid) for stuck, tgid in self._stuck if stuck.is_alive()]
-        owners = self._owners(new_threads)
+        owners = None
+        if new_threads is not None and len(new_threads) <= MAX_NEW_THREADS:
+            listed_until = time.monotonic() + MAX_LISTING_S
+            owners = owners_of(new_threads, self._reads, until=listed_until)
         unlisted = self._follow(wanted, owners)
         todo = self._todo()
         until = time.monotonic() + MAX_PASS_S
-        found = self._run(todo, until)
-        failed = {tgid for tgid, ended in found.unread.items() if not ended} - self._held()
+        found = self._found(todo, until)
+        failed = {tgid for tgid, ended in found.unread.items() if not ended} - self._passes.held()
         if failed:
             again = [self._kept[tgid] for tgid in failed]
             to_list = [(kept.vmm, kept.vcpus_created) for kept in again]
             self._settled.difference_update(to_list)
             self._list(to_list, follow_threads=owners is None)
-            found.take(self._run([each for each in self._todo() if each.tgid in failed], until))
-        self._unread = frozenset[int]()
-        if len(found.readings) < len(todo):
-            tgids = frozenset(each.tgid for each in todo)
-            self._unread = tgids - found.readings.keys() - found.unread.keys()
+            todo_again = [each for each in self._todo() if each.tgid in failed]
+            found.take(self._passes.run(todo_again, until))
+        missing = () if len(found.readings) == len(self._kept) else (each.tgid for each in todo)
+        self._unread = frozenset(missing) - found.readings.keys() - found.unread.keys()
         return self._readings(wanted, found, unlisted)
 
     def close(self) -> None:
@@ -115,17 +122,16 @@ class StatisticsReader:
         self._forget_all_but(())
         self._files.close()
 
-    def _held(self) -> set[int]:
-        """Return the processes that hold up a thread."""
-        return {tgid for _, tgid in self._stuck}
-
     def _todo(self) -> list[ReadableProcess]:
         """Return what can be read and holds up no thread; first what had no time before."""
         if self._readable is None:
             found = (kept.readable() for kept in self._kept.values())
             self._readable = [each for each in found if each is not None]
+            self._open = {each.tgid for each in self._readable if each.pidfd is not None}
+            if self._in_kernel is not None:
+                self._in_kernel.place(self._readable)
         todo = self._readable
-        held = self._held()
+        held = self._passes.held()
         if held:
             todo = [each for each in todo if each.tgid not in held]
         if self._unread:
@@ -158,21 +164,6 @@ class StatisticsReader:
                     reading = reading._replace(measures=kept.span.measures)
                 readings[tgid] = reading
         return readings
-
-    def _owners(self, threads: Collection[int] | None) -> Collection[int] | None:
-        """Return the processes of these threads that are alive; None: they are unknown."""
-        if threads is None or len(threads) > MAX_NEW_THREADS:
-            return None
-        owners: set[int] = set()
-
-        def read(_: int, folder: ProcessFolder) -> None:
-            owner = _OWNER.search(folder.read("status") or b"")
-            if owner is not None:
-                owners.add(int(owner[1]))
-
-        alive = [number for number in threads if os.access(f"{self._reads.proc}/{number}", os.F_OK)]
-        unread = self._reads.run(alive, read, until=time.monotonic() + MAX_LISTING_S)
-        return None if unread else owners
 
     def _follow(
         self, wanted: Sequence[tuple[VmmId, int]], owners: Collection[int] | None
@@ -239,6 +230,7 @@ class StatisticsReader:
         self._readable = None
         by_tgid = {vmm.tgid: (vmm, created) for vmm, created in wanted}
         unlisted: dict[int, Unread] = {}
+        ended: set[int] = set()
 
         def read(tgid: int, folder: ProcessFolder) -> None:
             vmm, created = by_tgid[tgid]
@@ -246,22 +238,30 @@ class StatisticsReader:
             if kept is None and len(self._kept) >= MAX_KEPT:
                 unlisted[tgid] = Unread.TOO_MANY
                 return
+            kept = kept or KeptProcess(vmm=vmm)
             try:
-                kept = kept or opened(vmm, folder)
+                alive = kept.open(folder)
             except OSError:
                 unlisted[tgid] = Unread.TOO_MANY
-            if kept is not None:
-                self._kept[tgid] = kept
-                if kept.list_descriptors(folder, follow_threads=follow_threads):
-                    kept.span = self._span(kept, folder)
-                kept.vcpus_created = created
+                return
+            self._kept[tgid] = kept
+            if not alive:
+                ended.add(tgid)
+                return
+            if kept.list_descriptors(folder, follow_threads=follow_threads):
+                kept.span = self._span(kept, folder)
+            kept.vcpus_created = created
 
-        return unlisted | self._reads.run([*by_tgid], read, until=time.monotonic() + MAX_LISTING_S)
+        until = time.monotonic() + MAX_LISTING_S
+        unlisted |= self._reads.run([*by_tgid], read, until=until)
+        for tgid in [*ended]:
+            self._forget(tgid)
+        return unlisted
 
     def _span(self, kept: KeptProcess, folder: ProcessFolder) -> Span | None:
         """Return where the wanted counts are; None: the statistics cannot be read."""
         listing = kept.listing
-        if listing is None or not listing.fds:
+        if listing is None or not listing.fds or kept.pidfd is None:
             return None
         folder.at("its vCPUs' statistics")
         fd, target = listing.fds[0]
@@ -281,22 +281,26 @@ class StatisticsReader:
 
     # reading
 
-    def _run(self, todo: Sequence[ReadableProcess], until: float) -> Found:
-        """Read these processes, and leave behind a thread that makes no progress."""
-        found = Found()
-        while todo and len(self._stuck) < MAX_STUCK:
-            turn = StatisticsPass(self._files, todo, until)
-            turn.start()
-            if turn.wait():
-                found.take(turn.found)
-                break
-            turn.given_up = True
-            tgid = todo[turn.at].tgid
-            found.take(turn.found)
-            found.unread[tgid] = False
-            self._stuck.append((turn, tgid))
-            todo = todo[turn.at + 1 :]
+    def _found(self, todo: Sequence[ReadableProcess], until: float) -> Found:
+        """Read these processes, those in the kernel's memory that can be read there."""
+        if self._in_kernel is None:
+            return self._passes.run(todo, until)
+        found = Found(readings=self._in_kernel.read())
+        self._release(self._open & found.readings.keys())
+        if len(found.readings) < len(self._kept):
+            rest = [each for each in todo if each.tgid not in found.readings]
+            found.take(self._passes.run(rest, until))
+            self._in_kernel.prove(
+                found.readings, lambda processes: self._passes.run(processes, until).readings
+            )
         return found
+
+    def _release(self, tgids: Collection[int]) -> None:
+        """Close the pidfds of processes of which nothing has to be copied."""
+        for tgid in tgids:
+            self._kept[tgid].release()
+        if tgids:
+            self._readable = None
 
     def _forget_all_but(self, tgids: Collection[int]) -> None:
         for tgid in self._kept.keys() - tgids:

@@ -65,7 +65,7 @@ class StatisticsFiles:
         for fd, target in fds:
             copy: int = _SYSCALL_WITHOUT_ERRNO(_SYS_PIDFD_GETFD, pidfd, fd, 0)
             if copy < 0:
-                copy = _copied(pidfd, fd)  # once more, for the reason
+                copy = copied(pidfd, fd)  # once more, for the reason
             try:
                 link = links.get(copy)
                 shown = self._target(copy) if link is None else readlink("", dir_fd=link)
@@ -96,7 +96,7 @@ class StatisticsFiles:
         return os.readlink(str(copy), dir_fd=self._own)
 
 
-def _copied(pidfd: int, fd: int) -> int:
+def copied(pidfd: int, fd: int) -> int:
     """Copy a descriptor of a process. Raises OSError when that is impossible."""
     copy: int = _SYSCALL(_SYS_PIDFD_GETFD, pidfd, fd, 0)
     if copy < 0:

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,18 @@ def statistics_exist(kvmload: Path) -> None:
     if "KVM_GET_STATS_FD" in run.stderr:
         pytest.skip(f"this kernel has no statistics of vCPUs: {run.stderr.strip()}")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(
+    scope="module",
+    params=["in memory", pytest.param("through copies", marks=pytest.mark.host_only)],
+)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """The node, with both ways of reading statistics where this kernel permits both."""
+    in_memory = request.param == "in memory"
+    with Node(in_memory=in_memory) as watching:
+        watching.report()
+        yield watching
 
 
 def counted(node: Node, tgid: int) -> ProcessReport | None:

@@ -10,24 +10,29 @@ from probes.host.device_age import DeviceAge
 from probes.host.emulation_facts import EmulationReader
 from probes.host.hypervisors import BY_TYPE, HypervisorType
 from probes.host.reader import Host
+from probes.host.vcpu_counts import STATISTICS
 from probes.report.collector import NodeCollector
 from probes.report.model import NodeReport, ProcessReport
 from probes.report.ports import HostEdges
+from tests.support.kernel_statistics import open_statistics
 from tests.support.kernel_world import wait_for
 
 
 class Node:
     """A session and a collector, and the questions that tests ask about them."""
 
-    def __init__(self, *, vcpu_statistics: bool = False) -> None:
+    def __init__(self, *, vcpu_statistics: bool = False, in_memory: bool = True) -> None:
+        """in_memory says whether statistics may be read in the kernel's memory."""
         self.session = Session()
+        counts = 1 + len(STATISTICS) * vcpu_statistics
+        self.statistics = open_statistics(counts=counts) if in_memory else None
         self.collector = NodeCollector(
             node="test",
             version="test",
             ledger=self.session,
             ledger_error=None,
             host=HostEdges(
-                processes=Host(vcpu_statistics=vcpu_statistics),
+                processes=Host(vcpu_statistics=vcpu_statistics, memory=self.statistics),
                 virtualization=Accelerators(),
                 emulation=EmulationReader(),
                 device=DeviceAge(BY_TYPE[HypervisorType.KVM]),
@@ -36,6 +41,8 @@ class Node:
 
     def close(self) -> None:
         self.session.close()
+        if self.statistics is not None:
+            self.statistics.close()
 
     def __enter__(self) -> Self:
         return self

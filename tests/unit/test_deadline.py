@@ -26,6 +26,7 @@ from ebpf.errors import BpfUnavailableError
 from probes.command import agent
 from probes.command import cli
 from probes.command import show
+from probes.command.sessions import Sessions
 
 deadline_s, fifo, *arguments = sys.argv[1:]
 
@@ -48,9 +49,10 @@ class Server(agent.Server):
         print("ready to be stopped", file=sys.stderr, flush=True)
 
 if arguments[0] == "agent":
-    agent._open_session = lambda _: (Detaching(), None)
+    opened = {"ledger": Detaching(), "error": None}
 else:
-    agent._open_session = lambda _: (None, BpfUnavailableError("not in this test"))
+    opened = {"ledger": None, "error": BpfUnavailableError("not in this test")}
+agent.open_sessions = lambda _: Sessions(**opened, statistics=None)
 agent.Server = Server
 agent.NodeCollector.refresh = hang
 agent.STOP_DEADLINE_S = agent.REFRESH_DEADLINE_S = show.REFRESH_DEADLINE_S = float(deadline_s)

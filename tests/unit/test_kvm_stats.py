@@ -153,7 +153,7 @@ def test_a_span_has_no_value_between_two_others() -> None:
     """An optional count that is not aligned with the required one is left out."""
     layout = parsed(statistics({"exits": 5, "io_exits": 3}))
     moved = replace(layout.statistics["io_exits"], offset=layout.statistics["exits"].offset + 4)
-    crooked = Layout(statistics={**layout.statistics, "io_exits": moved})
+    crooked = replace(layout, statistics={**layout.statistics, "io_exits": moved})
     assert crooked.span(("exits",), optional=("io_exits",)) == layout.span(("exits",))
     assert crooked.span(("exits", "io_exits")) is None
 

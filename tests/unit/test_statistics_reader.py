@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readings of many processes' statistics: what is listed again, and what a bad process costs.
 
-The processes are real children without statistics; a tree of the test shows descriptors for them,
-and a double gives what these say.
+tests/support/statistics_world.py says what the processes are.
 """
 
 import contextlib
 import errno
 import os
-import re
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,128 +21,14 @@ from probes.host.process_folder import ProcessFolder
 from probes.host.statistics_reader import StatisticsReader
 from probes.host.vcpu_statistics import StatisticsFiles
 from probes.host.watched_reads import OutOfTimeError, WatchedReads
-from tests.support.facts import captured
 from tests.support.kvm_statistics import statistics
-
-STATISTICS = "anon_inode:kvm-vcpu-stats:"
-DEADLINE_S = 20
-START_TICKS = 4242
-
-
-class Guest:
-    """A process, and what the test's /proc and its descriptors show of it."""
-
-    def __init__(self, proc: Path) -> None:
-        self.child = subprocess.Popen(["sleep", "600"])
-        self.vmm = VmmId(tgid=self.child.pid, start_ticks=START_TICKS)
-        self.root = proc / str(self.child.pid)
-        (self.root / "fd").mkdir(parents=True)
-        self.be(START_TICKS)
-        self.links: dict[int, str] = {}
-        self.exits: dict[int, int | OSError] = {}
-        self.others: dict[str, int] = {"halt_exits": 1}
-        """The statistics of each vCPU beside its exits."""
-        self.threads = 0
-        self.start_thread()
-
-    def be(self, start_ticks: int) -> None:
-        """Give the process this start time."""
-        fields = captured("kvm_inside_run").stat.rpartition(")")[2].split()
-        fields[19] = str(start_ticks)
-        (self.root / "stat").write_text(f"{self.child.pid} (qemu) {' '.join(fields)}\n")
-
-    def start_thread(self) -> None:
-        """Show one more thread."""
-        self.threads += 1
-        (self.root / "task" / str(self.threads)).mkdir(parents=True)
-
-    def plug(self, fd: int, number: int, exits: int | OSError) -> None:
-        """Add a vCPU with statistics."""
-        self.open(100 + number, f"anon_inode:kvm-vcpu:{number}")
-        self.open(fd, f"{STATISTICS}{number}")
-        self.exits[fd] = exits
-
-    def open(self, fd: int, target: str) -> None:
-        self.links[fd] = target
-        (self.root / "fd" / str(fd)).symlink_to(target)
-
-    def close(self, fd: int) -> None:
-        del self.links[fd]
-        (self.root / "fd" / str(fd)).unlink()
-
-
-class Files(StatisticsFiles):
-    """Reads what the guests of the test say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.guests: list[Guest] = []
-        self.blocks: dict[int, threading.Event] = {}
-        """Reads of these descriptors wait for the event."""
-        self.reads: Counter[int] = Counter()
-        self.sizes: set[int] = set()
-
-    def read_each(
-        self, pidfd: int, fds: Iterable[tuple[int, str]], size: int, offset: int
-    ) -> list[bytes]:
-        return [self._read_one(pidfd, fd, target, size, offset) for fd, target in fds]
-
-    def _read_one(self, pidfd: int, fd: int, target: str, size: int, offset: int) -> bytes:
-        text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
-        found = re.search(r"^Pid:\s*(\d+)", text, re.MULTILINE)
-        assert found is not None
-        guest = next(guest for guest in self.guests if guest.vmm.tgid == int(found[1]))
-        self.reads[guest.vmm.tgid] += 1
-        if fd in self.blocks:
-            self.blocks[fd].wait(DEADLINE_S)
-        if fd not in guest.links:
-            raise OSError(errno.EBADF, "no such descriptor")
-        if guest.links[fd] != target:
-            raise OSError(errno.ESTALE, "another file")
-        exits = guest.exits[fd]
-        if isinstance(exits, OSError):
-            raise exits
-        self.sizes.add(size)
-        return statistics({**guest.others, "exits": exits})[offset : offset + size]
-
-
-class World:
-    """A reader, its guests, and the number of listings."""
-
-    def __init__(self, proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.proc = proc
-        self.files = Files()
-        monkeypatch.setattr(statistics_reader, "StatisticsFiles", lambda: self.files)
-        self.reader = StatisticsReader(WatchedReads(proc))
-        self.listings = 0
-        names = ProcessFolder.names
-
-        def counting(folder: ProcessFolder, name: str) -> Iterator[str]:
-            self.listings += name == "fd"
-            return names(folder, name)
-
-        monkeypatch.setattr(ProcessFolder, "names", counting)
-
-    def guest(self, *exits: int | OSError) -> Guest:
-        guest = Guest(self.proc)
-        for number, each in enumerate(exits):
-            guest.plug(10 + number, number, each)
-        self.files.guests.append(guest)
-        return guest
-
-    def read(
-        self, *, created: int = 0, new_threads: Collection[int] | None = ()
-    ) -> dict[int, StatisticsReading]:
-        """Read all guests."""
-        wanted = [(guest.vmm, created) for guest in self.files.guests]
-        return dict(self.reader.read(wanted, new_threads=new_threads))
-
-    def exits(
-        self, guest: Guest, *, created: int = 0, new_threads: Collection[int] | None = ()
-    ) -> list[int] | None:
-        """Read all guests; return one's exits by vCPU, None: they were not read."""
-        reading = self.read(created=created, new_threads=new_threads)[guest.vmm.tgid]
-        return None if reading.counts is None else [exits for (exits,) in reading.counts]
+from tests.support.statistics_world import (
+    DEADLINE_S,
+    START_TICKS,
+    STATISTICS,
+    Files,
+    World,
+)
 
 
 @pytest.fixture
@@ -153,12 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A reader of guests that the test starts."""
     made = World(tmp_path, monkeypatch)
     yield made
-    for event in made.files.blocks.values():
-        event.set()
-    made.reader.close()
-    for guest in made.files.guests:
-        guest.child.kill()
-        guest.child.wait()
+    made.close()
 
 
 def open_fds() -> set[str]:
@@ -428,7 +306,7 @@ def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPat
     assert world.files.reads[bad.vmm.tgid] == reads
     assert world.listings == listings
     others = +world.files.reads
-    (left_behind, _), *_ = world.reader._stuck
+    (left_behind, _), *_ = world.reader._passes._stuck
     world.files.blocks.pop(50).set()
     left_behind.join(DEADLINE_S)
     assert world.files.reads - others == Counter()
@@ -438,7 +316,7 @@ def test_a_read_that_does_not_return(world: World, monkeypatch: pytest.MonkeyPat
 def test_too_many_reads_that_do_not_return(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With too many threads left behind nothing is read, and all readings fail."""
     monkeypatch.setattr(statistics_pass, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(statistics_reader, "MAX_STUCK", 1)
+    monkeypatch.setattr(statistics_pass, "MAX_STUCK", 1)
     bad, other = world.guest(5), world.guest(6)
     world.read()
     world.files.blocks[10] = threading.Event()
