@@ -3,6 +3,9 @@
 
 from mutants.hand_made import HandMade
 
+_IN_MEMORY = "tests/unit/test_statistics_in_kernel.py::test_"
+_MEMORY = "tests/kernel/test_statistics_in_kernel.py::test_"
+
 IN_THE_JUDGEMENT = (
     HandMade(
         file="probes/host/hypervisors.py",
@@ -243,5 +246,40 @@ IN_THE_ACCOUNTS = (
         replacement="self._ledger.need([KVM_EXIT])",
         test=f"{_REFRESH}statistics_of_all_vms_release_the_hook",
         breaks="the hook stays attached although nothing needs it",
+    ),
+    HandMade(
+        file="probes/host/statistics_in_kernel.py",
+        text="known.proven = _in_order(before[tgid], between[tgid], after[tgid])",
+        replacement="known.proven = True",
+        test=f"{_IN_MEMORY}wrong_numbers_are_never_used",
+        breaks="numbers are believed because they are in the kernel's memory",
+    ),
+    HandMade(
+        file="probes/host/statistics_in_kernel.py",
+        text="return reading is not None and any(counts[0] for counts in reading.counts or ())",
+        replacement="return reading is not None",
+        test=f"{_IN_MEMORY}a_guest_that_never_ran_proves_nothing",
+        breaks="zeros that are elsewhere in memory prove that a count is there",
+    ),
+    HandMade(
+        file="probes/host/statistics_in_kernel.py",
+        text="if complete or all(found[begin:end]):",
+        replacement="if True:",
+        test=f"{_IN_MEMORY}statistics_that_have_moved_are_found_again",
+        breaks="a count that was not found is that of an earlier refresh",
+    ),
+    HandMade(
+        file="ebpf/statistics/statistics.bpf.c",
+        text="	if (magic != ANON_INODE_FS_MAGIC)\n		return 0;\n",
+        replacement="",
+        test=f"{_MEMORY}only_the_named_file_of_the_named_process_is_read",
+        breaks="a file of a tenant that is called like statistics is read as such",
+    ),
+    HandMade(
+        file="ebpf/statistics/statistics.bpf.c",
+        text="!file || start_ns / TICK_NS != vcpu->start_ticks ||",
+        replacement="!file ||",
+        test=f"{_MEMORY}only_the_named_file_of_the_named_process_is_read",
+        breaks="the statistics of a later process with the same number are read",
     ),
 )
