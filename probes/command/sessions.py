@@ -52,28 +52,35 @@ def open_sessions(settings: NodeSettings) -> Sessions:
         ledger, error = _open_ledger(settings)
         return Sessions(ledger=ledger, error=error, statistics=None)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        statistics = beside.submit(_open_statistics, settings)
+        loading = beside.submit(_open_statistics, settings)
         ledger, error = _open_ledger(settings)
-        return Sessions(ledger=ledger, error=error, statistics=statistics.result())
+        # Its log comes second, because without a ledger more is missing.
+        return Sessions(ledger=ledger, error=error, statistics=_logged(loading.result()))
 
 
-def _open_statistics(settings: NodeSettings) -> StatisticsSession | None:
-    """Load the program that reads KVM's statistics in memory; None: it is not possible."""
+def _open_statistics(settings: NodeSettings) -> StatisticsSession | BpfUnavailableError:
+    """Load the program that reads KVM's statistics in memory, or return why that is impossible."""
     try:
         _require_initial_pid_namespace()
-        session = StatisticsSession(
+        return StatisticsSession(
             counts=1 + len(STATISTICS) * settings.reads_vcpu_statistics,
             sys_root=settings.sys_root,
         )
     except BpfUnavailableError as err:
-        log.info("KVM's statistics are read through copies of descriptors: %s", err)
+        return err
+
+
+def _logged(statistics: StatisticsSession | BpfUnavailableError) -> StatisticsSession | None:
+    """Log how statistics are read; return the session, if there is one."""
+    if isinstance(statistics, BpfUnavailableError):
+        log.info("KVM's statistics are read through copies of descriptors: %s", statistics)
         return None
     log.info(
         "KVM's statistics are read in the kernel's memory: room for %d vCPUs, %.1f MiB",
-        session.capacity,
-        session.memory_bytes / (1 << 20),
+        statistics.capacity,
+        statistics.memory_bytes / (1 << 20),
     )
-    return session
+    return statistics
 
 
 def _require_initial_pid_namespace() -> None:

@@ -3,6 +3,7 @@
 
 import logging
 import os
+import threading
 
 import pytest
 
@@ -80,7 +81,10 @@ def test_a_command_that_refreshes_often_reads_in_memory(
 def test_what_cannot_be_loaded_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each is there without the other one, and the log has one line with the reason."""
+    """Each is there without the other one, and the log has one line with the reason.
+
+    The line of the ledger comes first, because most is missing without it.
+    """
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(sessions, "StatisticsSession", lambda **_: refuse("no such function"))
     found = open_sessions(settings("agent"))
@@ -97,6 +101,24 @@ def test_what_cannot_be_loaded_is_left_out(
     in_memory = "KVM's statistics are read in the kernel's memory: room for 1 vCPUs, 1.0 MiB"
     assert in_memory in caplog.messages
     found.close()
+    caplog.clear()
+    first = threading.Event()
+
+    def refuse_first(**_: object) -> None:
+        first.set()
+        refuse("no BPF")
+
+    def refuse_second(**_: object) -> None:
+        assert first.wait(10)
+        refuse("no BPF")
+
+    monkeypatch.setattr(sessions, "StatisticsSession", refuse_first)
+    monkeypatch.setattr(sessions, "Session", refuse_second)
+    open_sessions(settings("agent"))
+    assert [message.rpartition(": ")[0] for message in caplog.messages] == [
+        sessions.WITHOUT_BPF,
+        "KVM's statistics are read through copies of descriptors",
+    ]
 
 
 def test_nothing_is_loaded_in_another_pid_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
