@@ -37,6 +37,10 @@ PREEMPTION = {
     "missed_kvm_userspace_exit": "hvprobe_hook_missed_total of kvm_userspace_exit",
 }
 """What tests/kernel/test_preemption.py records."""
+STATISTICS_HEAD = """\
+First the counts of VMs, whichever way they are read, or in the named way alone. Then what is read
+in the kernel's memory, which kernels before 6.2 do not permit.
+"""
 PREEMPTION_HEAD = """\
 `-rt`: Debian's real-time kernel; `-full`: booted with `preempt=full`. Eight vCPU threads share two
 CPUs: alone, with a process on each CPU that calls BPF maps without a pause, and beside real users
@@ -211,6 +215,10 @@ def main() -> None:
         "## Many CPUs, and CPUs that come and go\n",
         outcomes(kernels, "test_many_cpus"),
         recorded(kernels, "test_many_cpus", MANY_CPUS),
+        "## KVM's statistics\n",
+        STATISTICS_HEAD,
+        outcomes(kernels, "test_statistics"),
+        outcomes(kernels, "test_statistics_in_kernel"),
         "## Preemption, and other users of BPF\n",
         PREEMPTION_HEAD,
         outcomes(kernels, "test_preemption"),
