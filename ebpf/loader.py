@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EDGE: the only importer of bcc: a short-lived process that compiles and loads the programs.
 
-The compiler (LLVM) takes more memory than the rest of hvprobe and is needed only once, so it runs
-in this process. The process reads one request from its socket, answers with one message that
-carries the descriptors of all maps and programs (SCM_RIGHTS), and ends. The maps and programs then
-live as long as the process that received the descriptors.
+The compiler (LLVM) takes more memory than the rest of hvprobe and is needed only at the start, so
+it runs in this process. The process answers each request from its socket with one message that
+carries the descriptors of all maps and programs (SCM_RIGHTS), and ends when there are no more. The
+maps and programs then live as long as the process that received the descriptors.
 
 Owns BCC's quirks: it reports nearly every failure as a bare ``Exception`` (or ends the process),
 the compiler and the verifier write to file descriptor 2, and it asks for headers of the running
@@ -53,18 +53,19 @@ _FIRST_NUMBER = 0x7FFF0000
 
 
 def main(socket_fd: int, parent: int) -> None:
-    """Answer one request and end this process."""
+    """Answer requests until there are no more, and end this process."""
     # Once the parent has ended, the answer has no reader. This is no race: the check comes after.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
     with socket.socket(fileno=socket_fd) as peer:
-        request = Request.received(peer)
-        try:
-            loaded = load(request)
-        except (Exception, SystemExit) as err:
-            loaded = Loaded(error=_failure(err))
-        loaded.send(peer)
+        while (request := Request.received(peer)) is not None:
+            ctypes.set_errno(0)
+            try:
+                loaded = load(request)
+            except (Exception, SystemExit) as err:
+                loaded = Loaded(error=_failure(err))
+            loaded.send(peer)
     # Skip the library's exit handlers: they would remove what the parent now owns.
     os._exit(0)
 
@@ -72,6 +73,7 @@ def main(socket_fd: int, parent: int) -> None:
 def load(request: Request) -> Loaded:
     """Compile the text and load each program as each kind of program requested."""
     bcc = load_bcc()
+    _empty_stderr()
     source = resources.files("ebpf")
     os.environ["BCC_KERNEL_SOURCE"] = str(source)
     text = "".join(

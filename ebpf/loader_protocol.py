@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDGE: the messages between hvprobe and its loader: one request, one answer with descriptors.
+"""EDGE: the messages between hvprobe and its loader: a request, an answer with descriptors.
 
 Owns the form of both messages on a SOCK_SEQPACKET socket. Must not know what is loaded.
 """
@@ -64,12 +64,15 @@ class Request:
         peer.send(json.dumps(astuple(self)).encode())
 
     @classmethod
-    def received(cls, peer: socket.socket) -> Self:
-        """Wait for a request.
+    def received(cls, peer: socket.socket) -> Self | None:
+        """Wait for a request; None: the peer has none left.
 
         Raises OSError when reading fails, ValueError when the peer sent no request.
         """
-        files, flags, maps, programs, kernel = json.loads(peer.recv(_MESSAGE_BYTES))
+        data = peer.recv(_MESSAGE_BYTES)
+        if not data:
+            return None
+        files, flags, maps, programs, kernel = json.loads(data)
         members, functions, module = kernel
         return cls(
             files=files,

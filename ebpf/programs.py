@@ -9,10 +9,6 @@ there are, nor what they are for.
 import contextlib
 import errno
 import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -28,6 +24,7 @@ from ebpf.bpf_syscall import (
 from ebpf.confinement import CONFIDENTIALITY
 from ebpf.errors import AttachCause, AttachError, BpfUnavailableError
 from ebpf.hooks import AttachPoint, Backend
+from ebpf.loader_process import LoaderProcess
 from ebpf.loader_protocol import (
     ITERATOR,
     Failure,
@@ -40,23 +37,6 @@ from ebpf.privileges import Privileges
 from ebpf.skipped_runs import SkippedRuns
 from ebpf.tracefs import Tracefs
 
-LOADING_S = 300.0
-"""How long compiling and loading may take. It is far more than they need, even on an emulated
-CPU."""
-_MAIN = """
-import sys
-from importlib.machinery import PathFinder
-class Tree:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        return PathFinder.find_spec(name, [sys.argv[3]]) if name == "ebpf" else None
-sys.meta_path.insert(0, Tree)
-from ebpf.loader import main
-main(int(sys.argv[1]), int(sys.argv[2]))
-"""
-"""The loader imports package ``ebpf`` from where this file is. Everything else, including bcc,
-comes from the interpreter's installation and nothing from the environment, the working directory or
-sys.path."""
 _KPROBE_TYPE = "bus/event_source/devices/kprobe/type"
 _NO_LINKS = "this kernel has no such links (Linux 5.18 and later, CONFIG_FPROBE)"
 _NOT_FOR_LINKS = "no such function for links (before Linux 6.2 they find none of a module)"
@@ -75,11 +55,13 @@ class Programs:
         sys_root: Path,
         proc_root: Path = Path("/proc"),
         kernel: KernelParts = KernelParts(),  # noqa: B008 - a tuple
+        loader: LoaderProcess | None = None,
     ) -> None:
         """Compile package files, joined in the given order, with compiler flags.
 
-        loadable lists each function with each kind of program it may be attached as. Raises
-        BpfUnavailableError when no program can be used on this node.
+        loadable lists each function with each kind of program it may be attached as. loader
+        compiles; None: a process of its own. Raises BpfUnavailableError when no program can be used
+        on this node.
         """
         self._sys_root = sys_root
         self._proc_root = proc_root
@@ -88,7 +70,7 @@ class Programs:
         self._held: dict[AttachPoint, tuple[int, Loadable]] = {}
         programs = [*dict.fromkeys(loadable)]
         self._loaded = _load(
-            Request(files=files, flags=flags, maps=maps, programs=programs, kernel=kernel)
+            Request(files=files, flags=flags, maps=maps, programs=programs, kernel=kernel), loader
         )
         if self._loaded.error is not None:
             failure = self._loaded.error
@@ -249,59 +231,12 @@ def possible_cpus(sys_root: Path) -> list[int]:
     return numbers
 
 
-def _load(request: Request) -> Loaded:
-    """Have the loader process a request. Raises BpfUnavailableError when it gives no answer."""
-    isolated = ("-I", "-B") if sys.dont_write_bytecode else ("-I",)
-    tree = str(Path(__file__).parents[1])
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    words = os.memfd_create("bpf-loader-stderr", os.MFD_CLOEXEC)
-    try:
-        with ours, its:
-            loader = subprocess.Popen(
-                [
-                    *(sys.executable, *isolated, "-c", _MAIN),
-                    *(str(its.fileno()), str(os.getpid()), tree),
-                ],
-                pass_fds=(its.fileno(),),
-                # This process's directory may be deleted or writable by others, and the compiler
-                # reads it.
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
-            )
-            its.close()
-            try:
-                ours.settimeout(LOADING_S)
-                request.send(ours)
-                return Loaded.received(ours)
-            except (EOFError, ConnectionError) as err:  # the loader has ended or is about to
-                raise BpfUnavailableError(_why_ended(loader.wait(), words)) from err
-            except (OSError, ValueError) as err:
-                loader.kill()
-                detail = f"within {LOADING_S:g} s" if isinstance(err, TimeoutError) else str(err)
-                raise BpfUnavailableError(
-                    f"cannot prepare the BPF programs: no answer from the process that compiles "
-                    f"them: {detail}; restart hvprobe"
-                ) from err
-            finally:
-                loader.wait()
-    finally:
-        os.close(words)
-
-
-def _why_ended(status: int, words: int) -> str:
-    if status == -signal.SIGKILL:
-        how = "was killed: out of memory? The kernel's log says so; then raise the memory limit"
-    elif status < 0:
-        how = f"was ended by {signal.Signals(-status).name}"
-    else:
-        try:
-            said = os.pread(words, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-        except OSError as err:  # a security module denies it
-            said = [f"its output cannot be read: {err.strerror}"]
-        how = f"ended with status {status}: {said[-1][:300] if said else 'no output'}"
-    return f"cannot prepare the BPF programs: the process that compiles them {how}"
+def _load(request: Request, loader: LoaderProcess | None = None) -> Loaded:
+    """Have a request processed, by a process of its own if none is given."""
+    if loader is not None:
+        return loader.load(request)
+    with LoaderProcess() as own:
+        return own.load(request)
 
 
 def _is_refused(failure: Failure) -> bool:

@@ -17,6 +17,7 @@ from ebpf.hook_set import HookSet, field_flags, field_places
 from ebpf.hook_status import HookStatus
 from ebpf.hooks import HOOKS, PROGRAM_FILES, Hook, loadable
 from ebpf.ledger import KernelSnapshot
+from ebpf.loader_process import LoaderProcess
 from ebpf.programs import Programs, possible_cpus
 from ebpf.tables import (
     EXIT_PLACES,
@@ -42,11 +43,13 @@ class Session:
         sys_root: Path = Path("/sys"),
         proc_root: Path = Path("/proc"),
         hooks: Sequence[Hook] = HOOKS,
+        loader: LoaderProcess | None = None,
     ) -> None:
         """Compile the programs and attach every hook that can be attached and is always needed.
 
         capacity: see default_capacity(). proc_root is a /proc whose ``self`` is this process.
-        Raises BpfUnavailableError when there can be no ledger; nothing stays loaded then.
+        loader compiles; None: a process of its own. Raises BpfUnavailableError when there can be no
+        ledger; nothing stays loaded then.
         """
         self._pid_max_file = proc_root / "sys/kernel/pid_max"
         self._sizes = _sizes_of_node(
@@ -62,6 +65,7 @@ class Session:
                 loadable=loadable(hooks),
                 sys_root=sys_root,
                 proc_root=proc_root,
+                loader=loader,
             )
             opened.callback(self._programs.close)
             try:

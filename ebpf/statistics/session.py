@@ -17,6 +17,7 @@ from ebpf.bpf_syscall import run_iterator
 from ebpf.confinement import CONFIDENTIALITY
 from ebpf.errors import BpfUnavailableError
 from ebpf.hooks import KVM
+from ebpf.loader_process import LoaderProcess
 from ebpf.loader_protocol import ITERATOR, KernelFunction, KernelParts, Member
 from ebpf.privileges import Privileges
 from ebpf.programs import Programs
@@ -61,12 +62,18 @@ class StatisticsSession:
     """Keeps the program loaded until close(). Not for use by two threads at once."""
 
     def __init__(
-        self, *, counts: int = 1, capacity: int = CAPACITY, sys_root: Path = Path("/sys")
+        self,
+        *,
+        counts: int = 1,
+        capacity: int = CAPACITY,
+        sys_root: Path = Path("/sys"),
+        loader: LoaderProcess | None = None,
     ) -> None:
         """Compile the program for this kernel and load it.
 
-        counts is how many counts of a vCPU are wanted at most, capacity how many vCPUs. Raises
-        BpfUnavailableError when that fails; nothing stays loaded then.
+        counts is how many counts of a vCPU are wanted at most, capacity how many vCPUs. loader
+        compiles; None: a process of its own. Raises BpfUnavailableError when that fails; nothing
+        stays loaded then.
         """
         if Privileges(sys_root=sys_root).lockdown() == CONFIDENTIALITY:
             raise BpfUnavailableError(
@@ -92,6 +99,7 @@ class StatisticsSession:
                 loadable=[(_PROGRAM, ITERATOR)],
                 sys_root=sys_root,
                 kernel=_KERNEL,
+                loader=loader,
             )
             opened.callback(programs.close)
             self._link = programs.iterate(_PROGRAM, _ELEMENTS)

@@ -6,10 +6,10 @@ not know what is done with a session.
 """
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ebpf.errors import BpfUnavailableError
+from ebpf.loader_process import LoaderProcess
 from ebpf.privileges import in_initial_pid_namespace
 from ebpf.session import Session
 from ebpf.statistics.session import StatisticsSession
@@ -45,42 +45,33 @@ class Sessions:
 def open_sessions(settings: NodeSettings) -> Sessions:
     """Load the programs. What cannot be loaded is left out, and the log says why.
 
-    Both texts are compiled at the same time. The second one saves time at each refresh, but takes
-    longer than one refresh does, so a command that refreshes once does without it.
+    The second text saves time at each refresh, but takes longer than one refresh does, so a command
+    that refreshes once does without it.
     """
-    if settings.refreshes_once:
-        ledger, error = _open_ledger(settings)
-        return Sessions(ledger=ledger, error=error, statistics=None)
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        loading = beside.submit(_open_statistics, settings)
-        ledger, error = _open_ledger(settings)
-        # Its log comes second, because without a ledger more is missing.
-        return Sessions(ledger=ledger, error=error, statistics=_logged(loading.result()))
+    with LoaderProcess() as loader:
+        ledger, error = _open_ledger(settings, loader)
+        statistics = None if settings.refreshes_once else _open_statistics(settings, loader)
+    return Sessions(ledger=ledger, error=error, statistics=statistics)
 
 
-def _open_statistics(settings: NodeSettings) -> StatisticsSession | BpfUnavailableError:
-    """Load the program that reads KVM's statistics in memory, or return why that is impossible."""
+def _open_statistics(settings: NodeSettings, loader: LoaderProcess) -> StatisticsSession | None:
+    """Load the program that reads KVM's statistics in memory; None: that is impossible."""
     try:
         _require_initial_pid_namespace()
-        return StatisticsSession(
+        session = StatisticsSession(
             counts=1 + len(STATISTICS) * settings.reads_vcpu_statistics,
             sys_root=settings.sys_root,
+            loader=loader,
         )
     except BpfUnavailableError as err:
-        return err
-
-
-def _logged(statistics: StatisticsSession | BpfUnavailableError) -> StatisticsSession | None:
-    """Log how statistics are read; return the session, if there is one."""
-    if isinstance(statistics, BpfUnavailableError):
-        log.info("KVM's statistics are read through copies of descriptors: %s", statistics)
+        log.info("KVM's statistics are read through copies of descriptors: %s", err)
         return None
     log.info(
         "KVM's statistics are read in the kernel's memory: room for %d vCPUs, %.1f MiB",
-        statistics.capacity,
-        statistics.memory_bytes / (1 << 20),
+        session.capacity,
+        session.memory_bytes / (1 << 20),
     )
-    return statistics
+    return session
 
 
 def _require_initial_pid_namespace() -> None:
@@ -93,11 +84,13 @@ def _require_initial_pid_namespace() -> None:
 
 
 def _open_ledger(
-    settings: NodeSettings,
+    settings: NodeSettings, loader: LoaderProcess
 ) -> tuple[Session | None, BpfUnavailableError | None]:
     try:
         _require_initial_pid_namespace()
-        session = Session(capacity=settings.ledger_capacity, sys_root=settings.sys_root)
+        session = Session(
+            capacity=settings.ledger_capacity, sys_root=settings.sys_root, loader=loader
+        )
     except BpfUnavailableError as err:
         log.warning("%s: %s", WITHOUT_BPF, err)
         return None, err

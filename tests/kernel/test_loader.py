@@ -206,7 +206,7 @@ def test_an_interpreter_that_cannot_start(
     nothing_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loader that ends before it answers is reported with its last output."""
-    monkeypatch.setattr("ebpf.programs._MAIN", "import no_such_module")
+    monkeypatch.setattr("ebpf.loader_process._MAIN", "import no_such_module")
     with pytest.raises(BpfUnavailableError, match=r"the process that compiles them ended with"):
         Programs((), (), maps=(), loadable=(), sys_root=Path("/sys"))
 
@@ -214,8 +214,8 @@ def test_an_interpreter_that_cannot_start(
 @pytest.mark.host_only
 def test_a_loader_that_never_answers(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loader is killed, and the error says what to do."""
-    monkeypatch.setattr("ebpf.programs.LOADING_S", 0.2)
-    monkeypatch.setattr("ebpf.programs._MAIN", "import time; time.sleep(600)")
+    monkeypatch.setattr("ebpf.loader_process.LOADING_S", 0.2)
+    monkeypatch.setattr("ebpf.loader_process._MAIN", "import time; time.sleep(600)")
     # A unit test may have left another one.
     monkeypatch.setattr(psutil, "PROCFS_PATH", "/proc")
     # A guest of vmtest may run beside this test.

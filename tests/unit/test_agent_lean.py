@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PRINT_WHEN_SERVING = """
 import gc, json, sys
-from ebpf import programs
+from ebpf import loader_process
 from probes.command import agent
 from probes.command import cli
 
-programs._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){programs._MAIN}"
+loader_process._MAIN = f"import sys; sys.path.insert(0, {sys.argv[2]!r}){loader_process._MAIN}"
 
 async def serve(settings, refresh):
     refresh()

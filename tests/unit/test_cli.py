@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import programs
+from ebpf import loader_process
 from probes.command.cli import main
 from probes.command.inputs import check
 from probes.command.settings import parse
@@ -33,8 +33,8 @@ def no_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
     (folder / "bcc.py").write_text('"""Body-centred cubic."""\n')
-    source = f"import sys\nsys.path.insert(0, {str(folder)!r})\n{programs._MAIN}"
-    monkeypatch.setattr(programs, "_MAIN", source)
+    source = f"import sys\nsys.path.insert(0, {str(folder)!r})\n{loader_process._MAIN}"
+    monkeypatch.setattr(loader_process, "_MAIN", source)
     return folder
 
 

@@ -46,7 +46,7 @@ def refused(
 ) -> AttachError:
     """The error of attaching on a node whose kernel refuses to load the program."""
     loaded = Loaded(failures={("on_event", point.kind): failure})
-    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    monkeypatch.setattr("ebpf.programs._load", lambda *_: loaded)
     programs = Programs(
         (),
         (),
@@ -111,7 +111,7 @@ def test_a_refusal_has_its_cause(
 
 def test_a_tracepoint_is_looked_up_in_tracefs(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracepoint with an id in tracefs is reachable; one without an id is not."""
-    monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded())
+    monkeypatch.setattr("ebpf.programs._load", lambda *_: Loaded())
     sys_root = node / "sys"
     programs = Programs((), (), maps=(), loadable=(), sys_root=sys_root, proc_root=node / "proc")
     with pytest.raises(AttachError) as caught:
@@ -132,7 +132,7 @@ def test_without_any_program_the_error_names_the_refusal(
     If the loader does not know of a refusal, the kernel is asked.
     """
     loaded = Loaded(error=Failure(detail="bpf: no", code=code))
-    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    monkeypatch.setattr("ebpf.programs._load", lambda *_: loaded)
     monkeypatch.setattr("ebpf.programs.bpf_is_refused", lambda: refused)
     with pytest.raises(BpfUnavailableError, match=r"not permitted here \(bpf: no\): the seccomp"):
         Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
@@ -141,7 +141,7 @@ def test_without_any_program_the_error_names_the_refusal(
 def test_a_failure_to_compile_is_no_refusal(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where maps can be made, the error is that of the compiler."""
     loaded = Loaded(error=Failure(detail="unknown type name", code=0))
-    monkeypatch.setattr("ebpf.programs._load", lambda _: loaded)
+    monkeypatch.setattr("ebpf.programs._load", lambda *_: loaded)
     monkeypatch.setattr("ebpf.programs.bpf_is_refused", lambda: False)
     with pytest.raises(BpfUnavailableError, match=r"prepare the BPF programs: unknown type name"):
         Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
@@ -154,7 +154,7 @@ def counting(
 
     Returns them with nothing that may be closed.
     """
-    monkeypatch.setattr("ebpf.programs._load", lambda _: Loaded(programs=loaded))
+    monkeypatch.setattr("ebpf.programs._load", lambda *_: Loaded(programs=loaded))
     monkeypatch.setattr("ebpf.skipped_runs.counts_skipped_runs", lambda _: btf)
     (node / "proc/self/fdinfo").mkdir()
     return Programs((), (), maps=(), loadable=(), sys_root=node / "sys", proc_root=node / "proc")
