@@ -4,6 +4,7 @@
 from typing import Self
 
 from ebpf.hooks import KVM_EXIT, Hook
+from ebpf.loader_process import LoaderProcess
 from ebpf.session import Session
 from probes.host.accelerators import Accelerators
 from probes.host.device_age import DeviceAge
@@ -23,9 +24,10 @@ class Node:
 
     def __init__(self, *, vcpu_statistics: bool = False, in_memory: bool = True) -> None:
         """in_memory says whether statistics may be read in the kernel's memory."""
-        self.session = Session()
         counts = 1 + len(STATISTICS) * vcpu_statistics
-        self.statistics = open_statistics(counts=counts) if in_memory else None
+        with LoaderProcess() as loader:
+            self.session = Session(loader=loader)
+            self.statistics = open_statistics(counts=counts, loader=loader) if in_memory else None
         self.collector = NodeCollector(
             node="test",
             version="test",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ebpf.errors import BpfUnavailableError
+from ebpf.loader_process import LoaderProcess
 from ebpf.statistics.session import StatisticsSession
 
 FIRST_KERNEL = (6, 2)
@@ -13,7 +14,9 @@ FIRST_KERNEL = (6, 2)
 _TYPES = Path("/sys/kernel/btf/vmlinux")
 
 
-def open_statistics(*, counts: int = 1, capacity: int = 64) -> StatisticsSession | None:
+def open_statistics(
+    *, counts: int = 1, capacity: int = 64, loader: LoaderProcess | None = None
+) -> StatisticsSession | None:
     """Load the program; None: this kernel does not have what it needs, and is not expected to.
 
     Raises BpfUnavailableError on a kernel that must have it.
@@ -21,7 +24,7 @@ def open_statistics(*, counts: int = 1, capacity: int = 64) -> StatisticsSession
     version = re.match(r"(\d+)\.(\d+)", os.uname().release)
     assert version is not None
     try:
-        return StatisticsSession(counts=counts, capacity=capacity)
+        return StatisticsSession(counts=counts, capacity=capacity, loader=loader)
     except BpfUnavailableError:
         if _TYPES.exists() and (int(version[1]), int(version[2])) >= FIRST_KERNEL:
             raise
