@@ -248,7 +248,8 @@ class StatisticsReader:
             if not alive:
                 ended.add(tgid)
                 return
-            if kept.list_descriptors(folder, follow_threads=follow_threads):
+            changed = kept.list_descriptors(folder, follow_threads=follow_threads)
+            if changed or kept.span is None:  # None: also where time was over before it was read
                 kept.span = self._span(kept, folder)
             kept.vcpus_created = created
 

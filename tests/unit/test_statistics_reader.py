@@ -349,6 +349,21 @@ def test_no_more_processes_are_kept_than_allowed(
     assert world.read()[beyond.vmm.tgid] == StatisticsReading(NO_STATISTICS, None)
 
 
+def test_a_listing_that_is_cut_off_is_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if time is over after the descriptors are listed and before one is read."""
+    guest = world.guest(5)
+
+    def out_of_time(*_: object) -> bytes:
+        raise OutOfTimeError
+
+    with monkeypatch.context() as slow:
+        slow.setattr(Files, "_read_one", out_of_time)
+        assert world.read()[guest.vmm.tgid].counts is None
+    assert world.exits(guest) == [5]
+
+
 def test_malformed_statistics_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that hvprobe does not understand are a failed reading."""
     guest = world.guest(5)
