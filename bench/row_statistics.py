@@ -24,6 +24,7 @@ from probes.host.reader import Host
 ORDER = 47
 TIMES = 10
 PROOFS = 3
+"""Readings before those that count: some that prove, and one that releases what proofs needed."""
 TRIES = 4
 """How many readings are tried for each that is wanted."""
 GROWTH = 11.0
@@ -94,7 +95,7 @@ def _reading_rows(vms: int, way: Way, some: Spread, many: Spread) -> Iterator[Ro
 
 
 def _reading_ms(vms: int, readings: int) -> dict[Way, list[float]]:
-    """CPU time of each reading of so many VMs, both ways by turns, once all are known."""
+    """CPU time of each reading of so many VMs, both ways in one run, once all are known."""
     with (
         contextlib.ExitStack() as opened,
         Fleet(vms, State.HALTED, statistics=True) as fleet,

@@ -60,10 +60,9 @@ class LoaderProcess:
         if self._failed is not None:
             raise self._failed
         try:
-            if self._peer is None:
-                self._peer = self._started()
-            request.send(self._peer)
-            return Loaded.received(self._peer)
+            peer = self._peer or self._started()
+            request.send(peer)
+            return Loaded.received(peer)
         except (EOFError, ConnectionError) as err:  # the process has ended or is about to
             self._failed = BpfUnavailableError(self._why_ended())
             raise self._failed from err
@@ -92,7 +91,8 @@ class LoaderProcess:
         """Start the process; return the socket to it."""
         isolated = ("-I", "-B") if sys.dont_write_bytecode else ("-I",)
         tree = str(Path(__file__).parents[1])
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._peer, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._peer.settimeout(LOADING_S)
         with its:
             self._words = os.memfd_create("bpf-loader-stderr", os.MFD_CLOEXEC)
             self._process = subprocess.Popen(
@@ -108,8 +108,7 @@ class LoaderProcess:
                 stdout=self._words,
                 stderr=self._words,
             )
-        ours.settimeout(LOADING_S)
-        return ours
+        return self._peer
 
     def _why_ended(self) -> str:
         status = 0 if self._process is None else self._process.wait()

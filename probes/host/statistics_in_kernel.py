@@ -84,6 +84,7 @@ class StatisticsInKernel:
                 known = self._prepared(process)
             if known is None:
                 continue
+            known.process = process  # its pidfd may be another one by now
             self._known[process.tgid] = known
             vcpus = len(process.listing.fds)
             if known.proven is not False and begin + vcpus <= self._memory.capacity:

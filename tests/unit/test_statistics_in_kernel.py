@@ -7,14 +7,16 @@ tests/support/statistics_world.py says what the processes are.
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from probes.host import statistics_pass
-from probes.host.kvm_stats import EXITS, Measure
+from probes.host.kvm_stats import EXITS, Measure, StatisticsReading
 from probes.host.process import VmmId
+from probes.host.statistics_in_kernel import StatisticsInKernel
+from probes.host.statistics_listing import ReadableProcess
 from tests.support.statistics_world import START_TICKS, STATISTICS, World
 
 COPIES_OF_A_PROOF = 3
@@ -262,3 +264,22 @@ def test_a_process_whose_copies_block_is_still_read(
         found = world.read()
         assert found[guest.vmm.tgid].counts == ((6,),)
         assert found[late.vmm.tgid].failed
+
+
+def test_a_proof_copies_by_the_present_pidfd(world: World) -> None:
+    """A pidfd that was closed may be any other descriptor by now."""
+    guest = world.guest(5)
+    reading = world.read()[guest.vmm.tgid]
+    (process,) = world.reader._todo()
+    reader = StatisticsInKernel(world.memory)
+    reader.place([process._replace(pidfd=-1)])
+    reader.place([process])
+    asked: list[ReadableProcess] = []
+
+    def read_copies(processes: Sequence[ReadableProcess]) -> dict[int, StatisticsReading]:
+        asked.extend(processes)
+        return {guest.vmm.tgid: reading}
+
+    reader.prove({guest.vmm.tgid: reading}, read_copies)
+    assert asked == [process]
+    assert reader.read() == {guest.vmm.tgid: reading}
